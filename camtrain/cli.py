@@ -1,0 +1,75 @@
+"""The front door of the command line: lists the verbs, imports nothing heavy, hands over."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from camtrain.errors import CamtrainError
+
+
+class Verb(NamedTuple):
+    """A verb: the module whose ``main(args)`` runs it, and what it does."""
+
+    module: str
+    text: str
+
+
+VERBS = {
+    "fit": Verb(
+        "camtrain.training.main", "train a CAM network, watch it, test it, write the bundle"
+    ),
+    "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
+    "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+}
+
+USAGE = """\
+camtrain VERB ... converts CNN classifiers into class activation mapping (CAM) networks.
+
+{verbs}
+
+Examples:
+  camtrain fit --config configs/quickstart.yaml
+  camtrain fit --model.backbone torchvision/resnet18 --data.root photos --trainer.max_epochs 5
+  camtrain test --ckpt_path runs/quickstart/checkpoints/best.ckpt
+
+camtrain VERB --help lists the options of a verb."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; exit status 0, 2 for what the caller can mend, 130 for Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        import camtrain
+
+        print(f"camtrain {camtrain.__version__}")
+        return 0
+    if args[0] not in VERBS:
+        near = difflib.get_close_matches(args[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return _complain(f"The verb must be one of {', '.join(VERBS)}, got {args[0]!r}{hint}")
+    try:
+        importlib.import_module(VERBS[args[0]].module).main(args)
+    except CamtrainError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """What ``camtrain`` without arguments prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.text}" for name, verb in VERBS.items())
+    return USAGE.format(verbs=verbs)
+
+
+def _complain(message: str) -> int:
+    print(f"camtrain: error: {message}", file=sys.stderr)
+    return 2

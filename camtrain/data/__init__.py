@@ -1,0 +1,46 @@
+"""From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets."""
+
+from camtrain.data.augmentations import AUGMENTATIONS, augmentation
+from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate
+from camtrain.data.decoding import read_image, to_rgb
+from camtrain.data.digits import ClutteredDigits
+from camtrain.data.folder import ImageFolder, available_splits
+from camtrain.data.source import Picture, Source
+from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
+from camtrain.data.split import Split
+from camtrain.data.transforms import (
+    boxes_to_input,
+    fit_channels,
+    maps_on_picture,
+    normalize,
+    prepare,
+    resize,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "SOURCES",
+    "Batch",
+    "ClutteredDigits",
+    "EpochSampler",
+    "ImageFolder",
+    "Picture",
+    "PreparedDataset",
+    "Sample",
+    "Source",
+    "SourceOptions",
+    "Split",
+    "augmentation",
+    "available_splits",
+    "boxes_to_input",
+    "collate",
+    "fit_channels",
+    "make_source",
+    "maps_on_picture",
+    "normalize",
+    "prepare",
+    "read_image",
+    "resize",
+    "source_splits",
+    "to_rgb",
+]

@@ -1,0 +1,42 @@
+"""What every source of labelled pictures looks like to the rest of the project."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Picture(NamedTuple):
+    """One labelled picture as it lies on disk, after its EXIF orientation is applied.
+
+    Attributes:
+        image: (C, H, W) uint8.
+        label: Index into the source's ``class_names``.
+        boxes_xyxy: (n, 4) int64, half-open, in pixels of ``image``: boxes of the labelled class.
+            None known: (0, 4).
+        path: Where the picture came from, for messages and reports.
+    """
+
+    image: Tensor
+    label: int
+    boxes_xyxy: Tensor
+    path: str
+
+
+class Source(Protocol):
+    """Labelled pictures: labels are known without reading, pictures are read one by one."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the labels."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of every picture."""
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+
+    def read(self, index: int) -> Picture:
+        """The picture at ``index``."""

@@ -1,0 +1,157 @@
+"""Pictures into the network's input, boxes with them, and class maps back onto the picture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from camtrain.errors import CamtrainValueError
+from camtrain.preprocessing import Placement, Preprocessing
+
+# exact: a pixel covers [i, i + 1), as in Placement; torch's plain "nearest" is off by half a pixel
+INTERPOLATIONS = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+}
+
+
+def fit_channels(image: Tensor, channels: int) -> Tensor:
+    """A gray picture repeated to ``channels``, or a colour picture reduced to its luma.
+
+    Args:
+        image: (C, H, W), uint8 or float.
+        channels: What the network expects.
+
+    Returns:
+        (channels, H, W) of the same type.
+
+    Raises:
+        CamtrainValueError: The numbers of channels cannot be reconciled.
+    """
+    if image.shape[0] == channels:
+        return image
+    if image.shape[0] == 1:
+        return image.expand(channels, -1, -1)
+    if image.shape[0] == 3 and channels == 1:
+        gray: Tensor = TF.rgb_to_grayscale(image)
+        return gray
+    raise CamtrainValueError(
+        f"image must be (C, H, W) with 1, 3 or {channels} channels for a network of {channels}, "
+        f"got shape {tuple(image.shape)}; pass another image, or a mean and std of its channels."
+    )
+
+
+def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The picture at the size of the network's input, placed as ``preprocessing.placement`` says.
+
+    Args:
+        image: (C, H, W), uint8, or float in [0, 1].
+        preprocessing: Size, resize mode and interpolation.
+
+    Returns:
+        (len(mean), h, w) of the same type, h x w being ``preprocessing.size``.
+    """
+    image = fit_channels(image, len(preprocessing.mean))
+    image_hw = (image.shape[-2], image.shape[-1])
+    resized: Tensor = TF.resize(
+        image,
+        list(preprocessing.resized_hw(image_hw)),
+        interpolation=INTERPOLATIONS[preprocessing.interpolation],
+        antialias=True,
+    )
+    if preprocessing.resize_mode == "squash":
+        return resized
+    placement = preprocessing.placement(image_hw)
+    top, left = int(placement.offset_y), int(placement.offset_x)
+    height, width = preprocessing.size
+    if preprocessing.resize_mode == "crop":
+        return resized[:, -top : height - top, -left : width - left]
+    canvas = _mean_colour(preprocessing, image.dtype).expand(-1, height, width).clone()
+    canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized
+    return canvas
+
+
+def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``(image - mean) / std``, per channel.
+
+    Args:
+        image: (..., C, h, w), uint8, or float in [0, 1].
+        preprocessing: Its mean and std are in units of [0, 1].
+
+    Returns:
+        The same shape, float32.
+    """
+    pixels: Tensor = TF.to_dtype(image, torch.float32, scale=True)
+    normalized: Tensor = TF.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
+    return normalized
+
+
+def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Resize, then normalize: (C, H, W) uint8 or float in [0, 1] -> input, float32 (C, h, w)."""
+    return normalize(resize(image, preprocessing), preprocessing)
+
+
+def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Boxes of a picture in pixels of the network's input; they may reach over its border.
+
+    Args:
+        boxes_xyxy: (n, 4), half-open, in pixels of the picture.
+        placement: Where the picture lies in the input.
+
+    Returns:
+        (n, 4) float32, half-open, in pixels of the input.
+
+    Example:
+        >>> boxes_to_input(torch.tensor([[2, 4, 6, 8]]), Placement(0.5, 2.0, 1, -3))
+        tensor([[1., 3., 9., 5.]])
+    """
+    scale = boxes_xyxy.new_tensor([placement.scale_x, placement.scale_y] * 2, dtype=torch.float32)
+    offset = boxes_xyxy.new_tensor(
+        [placement.offset_x, placement.offset_y] * 2, dtype=torch.float32
+    )
+    return boxes_xyxy * scale + offset
+
+
+def maps_on_picture(
+    maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Maps that cover the network's input, resampled (bilinear) to cover the whole picture.
+
+    The part of the picture that ``crop`` cut away gets 0, since the network saw nothing of it; the
+    border that ``pad`` added is left out.
+
+    Args:
+        maps: (k, h, w) float.
+        preprocessing: How the picture came into the input.
+        image_hw: (H, W) of the original picture, in pixels.
+        size: (H, W) of the result; ``image_hw`` for one value per pixel of the picture.
+
+    Returns:
+        (k, *size) of the type of ``maps``.
+    """
+    if preprocessing.resize_mode == "squash":
+        return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    place = preprocessing.placement(image_hw)
+    height, width = preprocessing.size
+    ys = _sampling(size[0], image_hw[0] * place.scale_y / height, place.offset_y / height)
+    xs = _sampling(size[1], image_hw[1] * place.scale_x / width, place.offset_x / width)
+    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).to(maps)  # (H, W, xy)
+    resampled = F.grid_sample(maps[None], grid[None], padding_mode="border", align_corners=False)[0]
+    seen = (grid.abs() <= 1).all(dim=-1)
+    return torch.where(seen, resampled, torch.zeros_like(resampled))
+
+
+def _sampling(length: int, scale: float, offset: float) -> Tensor:
+    """(length,) centres of the result's pixels along a side of the input, from -1 to 1."""
+    centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+    return 2 * (centres * scale + offset) - 1
+
+
+def _mean_colour(preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
+    """(C, 1, 1) mean in units of ``dtype``; normalized, it is 0 to the rounding of a pixel."""
+    mean = torch.tensor(preprocessing.mean)[:, None, None]
+    return mean.to(dtype) if dtype.is_floating_point else (mean * 255).round().to(dtype)

@@ -1,0 +1,53 @@
+"""What the metrics are fed: checked once, and reduced to the pictures that have boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+
+
+def pictures_with_boxes(
+    boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
+) -> list[tuple[int, Tensor, tuple[int, int]]]:
+    """The pictures of a batch that count: index, boxes (n, 4) on the CPU with n > 0, size (H, W).
+
+    Raises:
+        CamtrainValueError: ``sizes_hw`` is not (B, 2) for B entries of ``boxes_xyxy``.
+        CamtrainValueError: The boxes of a picture are not (n, 4).
+    """
+    check_batch("sizes_hw", sizes_hw, "B 2", len(boxes_xyxy))
+    pictures = []
+    for index, (boxes, (height, width)) in enumerate(
+        zip(boxes_xyxy, sizes_hw.tolist(), strict=True)
+    ):
+        if len(boxes) == 0:
+            continue
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise CamtrainValueError(
+                f"boxes_xyxy[{index}] must be (n, 4), got {tuple(boxes.shape)}."
+            )
+        pictures.append((index, boxes.cpu(), (height, width)))
+    return pictures
+
+
+def check_batch(name: str, tensor: Tensor, shape: str, batch_size: int) -> None:
+    """Raise CamtrainValueError unless a tensor has the shape, such as "B h w", for B pictures."""
+    letters, known = shape.split(), {"B": batch_size, "2": 2}
+    expected = [
+        known.get(letter, side) for letter, side in zip(letters, tensor.shape, strict=False)
+    ]
+    if tensor.ndim != len(letters) or list(tensor.shape) != expected:
+        raise CamtrainValueError(
+            f"{name} must be ({', '.join(letters)}) with B = {batch_size}, one entry per picture "
+            f"as in boxes_xyxy, got {tuple(tensor.shape)}."
+        )
+
+
+def check_iou_threshold(iou_threshold: float) -> float:
+    """The threshold itself; raise CamtrainValueError unless it lies in (0, 1]."""
+    if not 0 < iou_threshold <= 1:
+        raise CamtrainValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}.")
+    return iou_threshold

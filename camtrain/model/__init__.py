@@ -1,0 +1,1 @@
+"""Pure torch: map arithmetic, the CAM network, backbones and their cuts."""

@@ -1,0 +1,260 @@
+"""Networks by name: which library has one, how to build it, which weights are published for it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.model.weights import read_weights
+from camtrain.preprocessing import Preprocessing
+
+BUILT_IN = ("digits",)
+
+# Where the paper cuts and the rule of `cut.default_cut` differ, or where the library ends in class
+# scores.
+CUTS = {
+    "torchvision/googlenet": "inception4e",
+    "torchvision/squeezenet1_0": "features",
+    "torchvision/squeezenet1_1": "features",
+}
+# With its published weights torchvision renormalizes the input of these inside the network.
+_RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights and what their publisher says about them.
+
+    Attributes:
+        tensors: By the names of the original classifier.
+        source: A weight name or a path, for messages.
+        class_names: K names, or None where the publisher gives none.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    class_names: tuple[str, ...] | None = None
+
+
+def full_name(name: str) -> str:
+    """``library/model`` of a name with or without its library; torchvision wins where both have it.
+
+    Raises:
+        CamtrainValueError: No library has it; names the nearest.
+    """
+    library, _, model = name.rpartition("/")
+    known = {"camtrain": BUILT_IN, "torchvision": tuple(tv.list_models(module=tv))}
+    for candidate in ("camtrain", "torchvision"):
+        if library in ("", candidate) and model in known[candidate]:
+            return f"{candidate}/{model}"
+    import timm  # late: it takes a second and imports wandb
+
+    if library in ("", "timm") and timm.is_model(model):
+        return f"timm/{model}"
+    every = [f"{lib}/{m}" for lib, models in known.items() for m in models]
+    every += [f"timm/{m}" for m in timm.list_models()]
+    near = difflib.get_close_matches(name, every, n=4, cutoff=0.3)
+    if not library:
+        near += [
+            m
+            for m in difflib.get_close_matches(name, [m.rpartition("/")[2] for m in every], n=4)
+            if m not in near
+        ]
+    raise CamtrainValueError(
+        f"backbone must be the name of a network in torchvision, timm or camtrain, got {name!r}; "
+        f"the nearest are {', '.join(near[:6])}."
+    )
+
+
+def build_classifier(
+    name: str, *, num_classes: int | None, in_chans: int, backbone_args: dict[str, Any]
+) -> nn.Module:
+    """The library's own classifier with random weights.
+
+    Args:
+        name: ``torchvision/...`` or ``timm/...``.
+        num_classes: None for the library's default, usually the 1,000 of ImageNet.
+        in_chans: Channels of the images.
+        backbone_args: Further arguments of the library's builder.
+    """
+    library, model = name.split("/")
+    arguments = dict(backbone_args)
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        if library == "timm":
+            import timm
+
+            network: nn.Module = timm.create_model(model, in_chans=in_chans, **arguments)
+            return network
+        if model in ("googlenet", "inception_v3"):
+            arguments = {"init_weights": True, **arguments}  # the default warns that it will change
+        network = tv.get_model(model, weights=None, **arguments)
+    except TypeError as error:
+        raise CamtrainValueError(
+            f"backbone_args do not fit {name}: {error}; got {backbone_args}."
+        ) from error
+    if in_chans != 3:
+        _change_in_chans(network, in_chans)
+    return network
+
+
+def published_weights(name: str, weights: str) -> Weights:
+    """Weights that the library offers by name; ``DEFAULT`` is its recommendation.
+
+    Raises:
+        CamtrainValueError: The library has no such weights for this network; lists those it has.
+        CamtrainFileNotFoundError: The download failed; names the file and where to put it.
+    """
+    library, model = name.split("/")
+    if library == "torchvision":
+        entries = {entry.name: entry for entry in tv.get_model_weights(model)}
+        entries = {"DEFAULT": tv.get_model_weights(model).DEFAULT, **entries}
+        entry = _known(name, weights, entries)
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        try:
+            tensors = entry.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise CamtrainFileNotFoundError(
+                f"The weights of {name} could not be downloaded ({error}); fetch {entry.url} and "
+                "put it into "
+                f"{folder}, or pass the file with weights=."
+            ) from error
+        return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
+    if library == "timm":
+        import timm
+
+        tags = {cfg.tag: cfg for cfg in _timm_configs(model)}
+        config = _known(name, weights, {"DEFAULT": timm.get_pretrained_cfg(model), **tags})
+        try:
+            network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
+        except OSError as error:
+            where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
+            raise CamtrainFileNotFoundError(
+                f"The weights of {name} could not be downloaded ({str(error).splitlines()[0]}); "
+                f"fetch {where} "
+                "and pass the file with weights=."
+            ) from error
+        return Weights(network.state_dict(), f"{name} {weights}")
+    raise CamtrainValueError(
+        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
+        f"{weights!r}."
+    )
+
+
+def find_weights(name: str, weights: str | Path | None) -> Weights | None:
+    """Weights by name or from a file; a value with a suffix or a folder in it is a file.
+
+    Raises:
+        CamtrainValueError: See ``published_weights`` and ``camtrain.model.weights.read_weights``.
+        CamtrainFileNotFoundError: The same.
+    """
+    if weights is None or (name.startswith("camtrain/") and weights == "DEFAULT"):
+        return None
+    is_file = (
+        isinstance(weights, Path)
+        or Path(weights).suffix
+        or "/" in weights
+        or Path(weights).exists()
+    )
+    if is_file:
+        return Weights(read_weights(weights), str(weights))
+    return published_weights(name, str(weights))
+
+
+def backbone_args_for(
+    name: str, weights: str | Path | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """``given``, and what the published weights of a network need beside it."""
+    if name in _RENORMALIZED and weights is not None:
+        return {"transform_input": True, **given}
+    return dict(given)
+
+
+def usual_preprocessing(name: str, in_chans: int) -> Preprocessing:
+    """What the library does to the pictures of this network."""
+    library, model = name.split("/")
+    if library == "camtrain" or in_chans != 3:
+        grey = (0.5,) * in_chans
+        side = 64 if name == "camtrain/digits" else 224
+        return Preprocessing(size=(side, side), mean=grey, std=grey)
+    if library == "timm":
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(model)
+        return Preprocessing(
+            size=tuple(config.input_size[1:]),
+            mean=tuple(config.mean),
+            std=tuple(config.std),
+            interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+            resize_mode="crop",
+            crop_pct=config.crop_pct,
+        )
+    preset = tv.get_model_weights(model).DEFAULT.transforms()
+    side = preset.crop_size[0]
+    return Preprocessing(
+        size=(side, side),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        resize_mode="crop",
+        crop_pct=min(1.0, side / preset.resize_size[0]),
+    )
+
+
+def adapt_in_chans(
+    classifier: nn.Module, weights: dict[str, Tensor], in_chans: int
+) -> dict[str, Tensor]:
+    """Weights of colour pictures fitted to ``in_chans`` by timm's rule: sum or repeat."""
+    first = _first_conv(classifier)
+    tensor = weights.get(f"{first}.weight")
+    if in_chans == 3 or tensor is None or tensor.shape[1] == in_chans:
+        return weights
+    from timm.models import adapt_input_conv
+
+    return {**weights, f"{first}.weight": adapt_input_conv(in_chans, tensor)}
+
+
+def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: ANN401  an entry of either library
+    if weights not in offered:
+        raise CamtrainValueError(
+            f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "
+            f"{weights!r}."
+        )
+    return offered[weights]
+
+
+def _timm_configs(model: str) -> list[Any]:
+    import timm
+
+    tags = timm.list_pretrained(f"{model}.*")
+    return [timm.get_pretrained_cfg(tag) for tag in tags]
+
+
+def _first_conv(network: nn.Module) -> str:
+    names: list[str] = [
+        name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    ]
+    return names[0]
+
+
+def _change_in_chans(network: nn.Module, in_chans: int) -> None:
+    name = _first_conv(network)
+    old = network.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    new = nn.Conv2d(
+        in_chans,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]  # always a pair once built
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    network.set_submodule(name, new)

@@ -1,0 +1,144 @@
+"""The arithmetic of class activation maps: pure functions on tensors.
+
+Source: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016 (arXiv
+    1512.04150), section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camtrain.errors import CamtrainValueError
+
+PoolName = Literal["avg", "max", "lse", "gmp"]
+HeatmapMethod = Literal["minmax", "max", "ivr"]
+
+LSE_SHARPNESS = 4.0
+IVR_PERCENTILE = 0.45
+
+
+class CAMOutput(NamedTuple):
+    """What a CAM network says and where it looks.
+
+    Attributes:
+        logits: (B, K), every class.
+        maps: (B, k, h, w), the class maps of ``classes``: signed, unnormalized, without the bias.
+        classes: (B, k), int64.
+    """
+
+    logits: Tensor
+    maps: Tensor
+    classes: Tensor
+
+
+def project(features: Tensor, weight: Tensor) -> Tensor:
+    """Class maps of every class: M_k(y, x) = sum_c w_kc f_c(y, x), equation 2 of the paper.
+
+    Args:
+        features: (B, C, h, w).
+        weight: (K, C), of the linear head.
+
+    Returns:
+        (B, K, h, w).
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]]]])  # (1, 2, 1, 3)
+        >>> project(features, torch.tensor([[1.0, -2.0]])).tolist()
+        [[[[1.0, 0.0, 3.0]]]]
+    """
+    return F.conv2d(features, weight[:, :, None, None])
+
+
+def project_classes(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    """Class maps of chosen classes only, which costs k / K of ``project``.
+
+    Args:
+        features: (B, C, h, w).
+        weight: (K, C), of the linear head.
+        classes: (B, k), int64.
+
+    Returns:
+        (B, k, h, w).
+    """
+    maps = weight[classes] @ features.flatten(2)  # (B, k, C) @ (B, C, h * w)
+    return maps.reshape(*classes.shape, *features.shape[2:])
+
+
+def pool_maps(maps: Tensor, pool: PoolName) -> Tensor:
+    """One number per map: what the head's bias is added to.
+
+    Args:
+        maps: (B, k, h, w), class maps; features for ``gmp``, whose maximum the paper's GMP takes
+            before the head.
+        pool: ``avg``, the mean (the paper's GAP); ``max`` and ``gmp``, the maximum; ``lse``,
+            log(mean(exp(r m))) / r with r = 4 (Pinheiro and Collobert, arXiv 1411.6228, equation
+            6).
+
+    Returns:
+        (B, k).
+
+    Example:
+        >>> maps = torch.tensor([[[[0.0, 1.0]]]])
+        >>> [round(pool_maps(maps, pool).item(), 4) for pool in ("avg", "max", "lse")]
+        [0.5, 1.0, 0.8313]
+    """
+    if pool == "avg":
+        return maps.mean((-2, -1))
+    if pool == "lse":
+        total = torch.logsumexp(LSE_SHARPNESS * maps, (-2, -1))
+        return (total - math.log(maps.shape[-2] * maps.shape[-1])) / LSE_SHARPNESS
+    return maps.amax((-2, -1))
+
+
+def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "minmax") -> Tensor:
+    """Class maps as people look at them: upsampled to the picture, normalized to [0, 1] one by one.
+
+    Args:
+        maps: (B, k, h, w), class maps.
+        size: (H, W) of the picture, in pixels; bilinear with ``align_corners=False``.
+        method: ``minmax``: (m - min) / (max - min). ``max``: max(m, 0) / max. ``ivr``: subtract the
+            percentile 0.45, then as ``max`` (Kim et al., ICCV 2021, arXiv 2104.02888, section 3).
+
+    Returns:
+        (B, k, H, W), float32. A map that is constant, or holds NaN or infinity, becomes zeros.
+
+    Raises:
+        CamtrainValueError: ``maps`` is not 4-D, or ``method`` is unknown.
+
+    Example:
+        >>> heatmaps(torch.tensor([[[[-1.0, 0.0, 3.0]]]]), size=(1, 3)).tolist()
+        [[[[0.0, 0.25, 1.0]]]]
+    """
+    if maps.ndim != 4:
+        raise CamtrainValueError(
+            f"maps must have the shape (B, k, h, w), got {tuple(maps.shape)}; add the missing axes "
+            "with maps[None]."
+        )
+    if method not in get_args(HeatmapMethod):
+        raise CamtrainValueError(
+            f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
+        )
+    maps = maps.float()
+    # Judged before the upsampling, whose rounding would be blown up to a full heatmap.
+    low, high = torch.aminmax(maps.flatten(2), dim=2)
+    is_flat = ~torch.isfinite(high - low) | (high == low)
+    heat = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    heat = heat.masked_fill(is_flat[:, :, None, None], 0.0)
+    if method == "minmax":
+        heat = heat - heat.amin((-2, -1), keepdim=True)
+    elif method == "ivr":
+        heat = heat - _percentile(heat, IVR_PERCENTILE)
+    heat = heat.clamp_min(0.0)
+    peak = heat.amax((-2, -1), keepdim=True)
+    return torch.where(peak > 0, heat / peak, 0.0)
+
+
+def _percentile(heat: Tensor, q: float) -> Tensor:
+    """The q-quantile of each map, (B, k, 1, 1); singly, since torch.quantile limits its input."""
+    values = [torch.quantile(one, q) for one in heat.flatten(2).flatten(0, 1)]
+    return torch.stack(values).reshape(*heat.shape[:2], 1, 1)

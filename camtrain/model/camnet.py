@@ -1,0 +1,149 @@
+"""The CAM network: backbone, neck, pool, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.cam import CAMOutput, PoolName, pool_maps, project, project_classes
+from camtrain.preprocessing import Preprocessing
+
+
+class CAMNet(nn.Module):
+    """A classifier whose linear head, applied before the pooling, gives a map per class.
+
+    ``pool(maps) + head.bias == logits`` for every class, whatever the size of the images (with
+    ``pool="gmp"`` the features are pooled before the head, as in the paper's GMP, and the law does
+    not hold).
+
+    Attributes:
+        backbone: (B, in_chans, H, W) to a feature map, the trunk of a known network up to its cut.
+        neck: The convolutions that the conversion adds; identity without any.
+        head: The linear classifier, weight (K, C), bias (K).
+        pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
+        class_names: K names, or None.
+        preprocessing: What the network expects to be done to its pictures, or None where nobody has
+            said it.
+        recipe: The arguments that build this architecture again, or None for a network that
+            camtrain cannot name.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Linear,
+        *,
+        neck: nn.Module | None = None,
+        pool: PoolName = "avg",
+        dropout: float = 0.0,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Identity() if neck is None else neck
+        self.dropout = nn.Dropout(dropout)
+        self.head = head
+        self.pool: PoolName = pool
+        self.preprocessing = preprocessing
+        self.recipe = recipe
+        self.class_names: tuple[str, ...] | None = None
+        if class_names is not None:
+            self.name_classes(class_names)
+
+    def name_classes(self, class_names: Sequence[str]) -> None:
+        """Give the K classes their names.
+
+        Raises:
+            CamtrainValueError: The number of names is not K.
+        """
+        if len(class_names) != self.head.out_features:
+            raise CamtrainValueError(
+                f"class_names must hold one name for each of the {self.head.out_features} classes, "
+                f"got {len(class_names)}."
+            )
+        self.class_names = tuple(class_names)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature map that the class maps are made of, (B, C, h, w)."""
+        features: Tensor = self.neck(self.backbone(images))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K), float32, of images (B, in_chans, H, W)."""
+        return self.classify(self.features(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of a feature map (B, C, h, w): pool and head, in float32, autocast off."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            if self.pool in ("avg", "gmp"):
+                # The mean commutes with the head, so pooling the features first is the same and K /
+                # C cheaper.
+                logits: Tensor = self.head(self.dropout(pool_maps(features, self.pool)))
+                return logits
+            maps = project(self.dropout(features), self.head.weight)
+            return pool_maps(maps, self.pool) + self.head.bias
+
+    def class_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """Logits and class maps of one forward pass.
+
+        Args:
+            images: (B, in_chans, H, W).
+            top: Maps of the ``top`` best classes of each image, best first; min(top, K) of them.
+            classes: (B,) or (B, k), int64: maps of these classes. By default all K, in order.
+
+        Returns:
+            logits (B, K), maps (B, k, h, w), classes (B, k).
+
+        Raises:
+            CamtrainValueError: Both ``top`` and ``classes`` are given, ``top`` is below 1, or
+                ``classes`` does not fit the batch or the K classes.
+        """
+        self._check_request(len(images), top, classes)
+        features = self.features(images)
+        return self.maps_of(features, top=top, classes=classes)
+
+    def maps_of(
+        self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """``class_maps`` of a feature map (B, C, h, w) instead of images, unchecked."""
+        logits = self.classify(features)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            weight = self.head.weight
+            if top is None and classes is None:
+                every = torch.arange(self.head.out_features, device=features.device)
+                return CAMOutput(logits, project(features, weight), every.expand(len(features), -1))
+            if classes is None:
+                assert top is not None
+                classes = logits.topk(min(top, self.head.out_features)).indices
+            chosen = classes.reshape(len(features), -1).to(features.device)
+            return CAMOutput(logits, project_classes(features, weight, chosen), chosen)
+
+    def _check_request(self, batch: int, top: int | None, classes: Tensor | None) -> None:
+        if top is not None and classes is not None:
+            raise CamtrainValueError("top and classes exclude each other; give one of them.")
+        if top is not None and top < 1:
+            raise CamtrainValueError(f"top must be at least 1, got {top}.")
+        if classes is None:
+            return
+        if classes.ndim not in (1, 2) or len(classes) != batch:
+            raise CamtrainValueError(
+                f"classes must have the shape (B,) or (B, k) with B = {batch}, got "
+                f"{tuple(classes.shape)}."
+            )
+        if torch.compiler.is_compiling() or classes.is_meta or not classes.numel():
+            return
+        last = self.head.out_features - 1
+        if int(classes.min()) < 0 or int(classes.max()) > last:
+            raise CamtrainValueError(
+                f"classes must lie in 0..{last}, got {int(classes.min())}..{int(classes.max())}."
+            )

@@ -1,0 +1,260 @@
+"""Building a CAM network by the name of its backbone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.backbones import (
+    CUTS,
+    Weights,
+    adapt_in_chans,
+    backbone_args_for,
+    build_classifier,
+    find_weights,
+    full_name,
+    usual_preprocessing,
+)
+from camtrain.model.cam import PoolName
+from camtrain.model.camnet import CAMNet
+from camtrain.model.convert import NotCamReadyError, convert
+from camtrain.model.cut import (
+    GraphBackbone,
+    TimmBackbone,
+    check_cut,
+    default_cut,
+    drop_unused,
+    probe,
+    trace,
+)
+from camtrain.model.digits import digits_trunk
+from camtrain.model.stride import set_stride
+from camtrain.model.weights import load_weights
+
+NormName = Literal["batch"]
+
+
+def create_model(
+    backbone: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | Path | None = "DEFAULT",
+    cut: str | None = None,
+    stride: int | None = None,
+    neck: Sequence[int] = (1024,),
+    neck_kernel: int = 3,
+    neck_groups: int = 1,
+    neck_norm: NormName | None = None,
+    pool: PoolName = "avg",
+    dropout: float = 0.0,
+    in_chans: int = 3,
+    backbone_args: dict[str, Any] | None = None,
+) -> CAMNet:
+    """A CAM network on the trunk of a known CNN: backbone, neck, pool, linear head.
+
+    The defaults are the paper's: its cut for VGG16, AlexNet and GoogLeNet, the last feature map for
+    every other network; one 3x3 convolution of 1024 channels with ReLU; global average pooling.
+
+    Args:
+        backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``; the library may be left
+            out.
+        num_classes: K. None means the classes of the weights.
+        weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
+        cut: The layer after which the network is cut off.
+        stride: Pixels of the image per pixel of the map, smaller than the backbone's own; by
+            dilation.
+        neck: Output channels of each added convolution; empty for none.
+        neck_kernel: Their kernel size, odd; the size of the map is kept.
+        neck_groups: Their groups.
+        neck_norm: ``batch``, or None for a bias instead.
+        pool: How a class map becomes its logit: ``avg``, ``max``, ``lse``, ``gmp``.
+        dropout: Probability, before the head.
+        in_chans: Channels of the images.
+        backbone_args: Further arguments of the library's builder, such as ``{"pad_type": "same"}``.
+
+    Returns:
+        The network, in training mode. Where the backbone is cam-ready, ``neck`` is empty and K is
+        that of the weights, the original head is kept, so that nothing needs training.
+
+    Raises:
+        CamtrainValueError: An argument cannot work; the message says which, and the next step.
+        CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
+    """
+    _check_arguments(neck, neck_kernel, neck_groups, neck_norm, pool, dropout)
+    name = full_name(backbone)
+    found = find_weights(name, weights)
+    backbone_args = backbone_args_for(name, weights, backbone_args or {})
+    own_classes = _classes_of(name, found, in_chans, backbone_args)
+    num_classes = own_classes if num_classes is None else num_classes
+    if num_classes is None or num_classes < 1:
+        raise CamtrainValueError(
+            f"num_classes must be at least 1 where the weights do not say it, got {num_classes} "
+            f"for {name} with weights={weights!r}."
+        )
+    recipe = {
+        "backbone": name,
+        "num_classes": num_classes,
+        "cut": cut,
+        "stride": stride,
+        "neck": list(neck),
+        "neck_kernel": neck_kernel,
+        "neck_groups": neck_groups,
+        "neck_norm": neck_norm,
+        "pool": pool,
+        "dropout": dropout,
+        "in_chans": in_chans,
+        "backbone_args": backbone_args,
+    }
+    net = None
+    if not neck and cut is None and num_classes == own_classes:
+        with suppress(NotCamReadyError):
+            net = _with_own_head(recipe, found)
+    if net is None:
+        net = _with_new_head(recipe, found)
+    if found is not None and num_classes == own_classes and found.class_names:
+        net.name_classes(found.class_names)
+    return net
+
+
+def from_recipe(recipe: dict[str, Any]) -> CAMNet:
+    """The architecture that ``CAMNet.recipe`` describes, with random weights."""
+    build = _with_own_head if recipe.get("own_head") else _with_new_head
+    return build(recipe, None)
+
+
+def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
+    """A cam-ready classifier as it is."""
+    classifier = build_classifier(
+        recipe["backbone"],
+        num_classes=recipe["num_classes"],
+        in_chans=recipe["in_chans"],
+        backbone_args=recipe["backbone_args"],
+    )
+    if found is not None:
+        tensors = adapt_in_chans(classifier, found.tensors, recipe["in_chans"])
+        load_weights(classifier, tensors, source=found.source)
+    net = convert(classifier, stride=recipe["stride"])
+    net.dropout.p = recipe["dropout"]
+    net.pool = recipe["pool"]
+    net.recipe = {**recipe, "own_head": True}
+    net.preprocessing = usual_preprocessing(recipe["backbone"], recipe["in_chans"])
+    return net
+
+
+def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
+    """A trunk with a new neck and a new head."""
+    name, in_chans = recipe["backbone"], recipe["in_chans"]
+    preprocessing = usual_preprocessing(name, in_chans)
+    backbone = _trunk(name, recipe["cut"], in_chans, recipe["backbone_args"], preprocessing.size)
+    if found is not None:
+        inside = backbone.get_submodule("trunk") if hasattr(backbone, "trunk") else backbone
+        tensors = adapt_in_chans(inside, found.tensors, in_chans)
+        load_weights(inside, tensors, source=found.source)
+    if recipe["stride"] is not None:
+        set_stride(backbone, recipe["stride"], in_chans)
+    shape = probe(backbone, in_chans, preprocessing.size).shape
+    if len(shape) != 4:
+        raise CamtrainValueError(
+            f"cut must give a feature map (B, C, h, w), {name} gives the shape {shape} there; "
+            "choose an earlier cut."
+        )
+    neck, channels = _neck(shape[1], recipe)
+    return CAMNet(
+        backbone,
+        nn.Linear(channels, recipe["num_classes"]),
+        neck=neck,
+        pool=recipe["pool"],
+        dropout=recipe["dropout"],
+        preprocessing=preprocessing,
+        recipe={**recipe, "own_head": False},
+    )
+
+
+def _trunk(
+    name: str,
+    cut: str | None,
+    in_chans: int,
+    backbone_args: dict[str, Any],
+    size_hw: tuple[int, int],
+) -> nn.Module:
+    if name == "camtrain/digits":
+        return digits_trunk(in_chans=in_chans, **backbone_args)
+    network = build_classifier(
+        name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
+    )
+    if cut is None and name.startswith("timm/"):
+        backbone = TimmBackbone(network)
+        drop_unused(backbone, probe(backbone, in_chans, size_hw).layers)
+        return backbone
+    if cut is None:
+        return GraphBackbone(network, CUTS.get(name) or default_cut(trace(network)))
+    check_cut(network, cut, in_chans, size_hw)
+    return GraphBackbone(network, cut)
+
+
+def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, int]:
+    """The added convolutions, and how many channels come out of them."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels, kernel, norm = in_channels, recipe["neck_kernel"], recipe["neck_norm"]
+    for number, out in enumerate(recipe["neck"], start=1):
+        layers[f"conv{number}"] = nn.Conv2d(
+            channels,
+            out,
+            kernel,
+            padding=kernel // 2,
+            groups=recipe["neck_groups"],
+            bias=norm is None,
+        )
+        if norm is not None:
+            layers[f"norm{number}"] = nn.BatchNorm2d(out)
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+        channels = out
+    return (nn.Sequential(layers) if layers else None), channels
+
+
+def _classes_of(
+    name: str, found: Weights | None, in_chans: int, backbone_args: dict[str, Any]
+) -> int | None:
+    """How many classes the weights tell apart: the rows of the classifier's last weight."""
+    if found is None or name.startswith("camtrain/"):
+        return None
+    with torch.device("meta"):
+        skeleton = build_classifier(
+            name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
+        )
+    last = [key for key in skeleton.state_dict() if key.endswith(".weight")][-1]
+    return len(found.tensors[last]) if last in found.tensors else None
+
+
+def _check_arguments(
+    neck: Sequence[int],
+    neck_kernel: int,
+    neck_groups: int,
+    neck_norm: str | None,
+    pool: str,
+    dropout: float,
+) -> None:
+    if any(channels < 1 or channels % neck_groups for channels in neck):
+        raise CamtrainValueError(
+            f"neck must hold channel counts that neck_groups={neck_groups} divides, got "
+            f"{tuple(neck)}."
+        )
+    if neck_kernel < 1 or neck_kernel % 2 == 0:
+        raise CamtrainValueError(
+            f"neck_kernel must be odd, so that the map keeps its size, got {neck_kernel}."
+        )
+    if neck_norm not in (None, *get_args(NormName)):
+        raise CamtrainValueError(f"neck_norm must be batch or None, got {neck_norm!r}.")
+    if pool not in get_args(PoolName):
+        raise CamtrainValueError(
+            f"pool must be one of {', '.join(get_args(PoolName))}, got {pool!r}."
+        )
+    if not 0 <= dropout < 1:
+        raise CamtrainValueError(f"dropout must lie in [0, 1), got {dropout}.")

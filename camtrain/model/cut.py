@@ -1,0 +1,267 @@
+"""Cutting a network: its graph, the trunk up to one of its layers, and the trunk's shapes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+
+from camtrain.errors import CamtrainValueError
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_CHANGES_NOTHING = (nn.Flatten, nn.Dropout, nn.Identity)
+
+
+class GraphBackbone(nn.Module):
+    """A network traced up to its cut; names are kept under ``trunk.``."""
+
+    def __init__(self, network: nn.Module, cut: str) -> None:
+        super().__init__()
+        self.trunk = create_feature_extractor(
+            network,
+            {cut: "features"},
+            tracer_kwargs={"leaf_modules": _leaf_types(network)},
+            suppress_diff_warning=True,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to (B, C, h, w)."""
+        features: Tensor = self.trunk(images)["features"]
+        return features
+
+
+class TimmBackbone(nn.Module):
+    """A timm network up to the map that its head would pool; names are kept under ``trunk.``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.trunk = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to (B, C, h, w)."""
+        run: Callable[[Tensor], Tensor] = self.trunk.forward_features  # type: ignore[assignment]  # timm's interface
+        features = run(images)
+        return features
+
+
+class TracedGraph(NamedTuple):
+    """The operations of a network in evaluation mode, and the layer each one belongs to."""
+
+    network: nn.Module
+    graph: fx.Graph
+    names: dict[fx.Node, str]
+
+    def output(self) -> fx.Node:
+        """The operation that makes the network's result."""
+        (result,) = next(n for n in self.graph.nodes if n.op == "output").args
+        return _first(result)
+
+    def before(self, node: fx.Node) -> fx.Node:
+        """The operation whose result goes into ``node``."""
+        return _first(node.args[0])
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The layer that ``node`` calls, or None for a function."""
+        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def is_layer(self, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+        """Whether ``node`` calls a layer of one of these types."""
+        return isinstance(self.module(node), kinds)
+
+    def skip_reshapes(self, node: fx.Node) -> fx.Node:
+        """The nearest operation, from ``node`` backwards, that is no reshape and no dropout."""
+        while node.args and (
+            self.is_layer(node, *_CHANGES_NOTHING)
+            or _calls(node, "flatten", "view", "reshape", "squeeze", "dropout")
+        ):
+            node = self.before(node)
+        return node
+
+    def is_average(self, node: fx.Node) -> bool:
+        """Whether ``node`` averages over space, to one pixel or to a few."""
+        if self.is_layer(node, nn.AdaptiveAvgPool2d) or _calls(node, "adaptive_avg_pool2d"):
+            return True
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        return _calls(node, "mean") and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
+
+    def is_global_average(self, node: fx.Node) -> bool:
+        """Whether ``node`` is a global average pooling: one pixel is left."""
+        if not self.is_average(node) or _calls(node, "mean"):
+            return self.is_average(node)
+        module = self.module(node)
+        size = module.output_size if module is not None else node.args[1]
+        return size in (1, (1, 1), [1, 1])
+
+
+def trace(network: nn.Module) -> TracedGraph:
+    """The graph of a network in evaluation mode.
+
+    Raises:
+        CamtrainValueError: The forward pass branches on the values of its input, so it has no one
+            graph.
+    """
+    tracer = NodePathTracer(leaf_modules=_leaf_types(network))
+    with evaluating(network):
+        try:
+            graph = tracer.trace(network)
+        except Exception as error:  # what user code raises under tracing cannot be known
+            raise CamtrainValueError(
+                f"The forward pass of {type(network).__name__} cannot be read as a graph "
+                f"({error}); "
+                "build the network with camtrain.create_model and its default cut."
+            ) from error
+    return TracedGraph(network, graph, dict(tracer.node_to_qualname))
+
+
+def default_cut(traced: TracedGraph) -> str:
+    """The last feature map: what the network averages, before a trailing max pooling."""
+    node = traced.output()
+    while node.args and not traced.is_average(node):
+        node = traced.before(node)
+    if not node.args:
+        raise CamtrainValueError(
+            f"{type(traced.network).__name__} does not average a feature map; name the layer to "
+            "cut after with cut=."
+        )
+    node = traced.before(node)
+    while traced.is_layer(node, nn.MaxPool2d):
+        node = traced.before(node)
+    return traced.names[node]
+
+
+def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, int]) -> None:
+    """Refuse a cut that the network does not have, and list those it has.
+
+    Raises:
+        CamtrainValueError: No layer of that name gives a feature map.
+    """
+    names = set(trace(network).names.values())
+    if any(name == cut or name.startswith(f"{cut}.") for name in names):
+        return
+    layers = probe(network, in_chans, size_hw).layers
+    blocks = {
+        _block(layer.name): size_hw[0] // max(1, layer.out_hw[0])
+        for layer in layers
+        if layer.out_hw[0] > 1
+    }
+    listed = ", ".join(f"{name} (stride {stride})" for name, stride in blocks.items())
+    near = difflib.get_close_matches(cut, [layer.name for layer in layers], n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise CamtrainValueError(
+        f"cut must name a layer of {type(network).__name__}, got {cut!r}.{hint} Its blocks are: "
+        f"{listed}."
+    )
+
+
+class Layer(NamedTuple):
+    """One layer as a forward pass met it; sizes are (H, W), (1, 1) for what is not a map."""
+
+    name: str
+    module: nn.Module
+    in_hw: tuple[int, int]
+    out_hw: tuple[int, int]
+
+
+class Probe(NamedTuple):
+    """What a forward pass without arithmetic tells: the result's shape, the layers in order."""
+
+    shape: tuple[int, ...]
+    layers: list[Layer]
+
+
+def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
+    """Shapes of a forward pass on the meta device: nothing is computed or changed."""
+    layers: list[Layer] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            layers.append(Layer(name, module, _hw(inputs[0]), _hw(output)))
+
+        return hook
+
+    tensors = chain(network.named_parameters(), network.named_buffers())
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    leaves = [(name, module) for name, module in network.named_modules() if _is_leaf(module)]
+    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    try:
+        with evaluating(network), torch.no_grad(), torch.device("meta"):
+            images = torch.empty(1, in_chans, *size_hw)
+            result = torch.func.functional_call(network, on_meta, (images,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Probe(tuple(result.shape), layers)
+
+
+def drop_unused(backbone: nn.Module, layers: list[Layer]) -> None:
+    """Take out what the forward pass never reaches (the old head) and a last max pooling."""
+    used = {id(layer.module) for layer in layers}
+    if isinstance(layers[-1].module, nn.MaxPool2d):
+        used.discard(id(layers[-1].module))
+    for parent in list(backbone.modules()):
+        for name, child in parent.named_children():
+            if not any(id(module) in used for module in child.modules()):
+                setattr(parent, name, nn.Identity())
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module returns to the mode it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    # timm's norms hold their activation as a child, but their forward branches on tensors.
+    return isinstance(module, _NORMS) or not any(True for _ in module.children())
+
+
+def _leaf_types(network: nn.Module) -> list[type[nn.Module]]:
+    # torchvision's extractor never looks into torchvision.ops, so neither may `trace`.
+    return list(
+        {
+            type(module)
+            for module in network.modules()
+            if _is_leaf(module) or type(module).__module__.startswith("torchvision.ops")
+        }
+    )
+
+
+def _first(value: object) -> fx.Node:
+    while isinstance(value, (tuple, list)):
+        value = value[0]
+    if not isinstance(value, fx.Node):
+        raise CamtrainValueError(
+            f"Expected a network that computes one tensor from its images, got {value!r}."
+        )
+    return value
+
+
+def _calls(node: fx.Node, *names: str) -> bool:
+    if node.op == "call_method":
+        return node.target in names
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in names
+
+
+def _hw(value: object) -> tuple[int, int]:
+    if isinstance(value, Tensor) and value.ndim == 4:
+        return value.shape[2], value.shape[3]
+    return 1, 1
+
+
+def _block(layer_name: str) -> str:
+    """``layer3`` of ``layer3.0.conv1``, ``features.17`` of ``features.17.conv.2``."""
+    parts = layer_name.split(".")
+    end = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: end + 1] if parts[0] in ("features", "blocks", "stages") else parts[:1])

@@ -1,0 +1,106 @@
+"""Weights from a file: reading them without running code from it, and fitting them to a network."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "net.", "backbone.trunk.")
+_SHOWN = 4
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by parameter name.
+
+    Reads ``.safetensors`` (also a camtrain bundle) and everything ``torch.load(weights_only=True)``
+    reads. A wrapping ``state_dict``, ``model_state_dict`` or ``model`` and prefixes that all keys
+    share are taken off.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: The file is no weights file, or holds more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
+            "exist "
+            f"(looked at {path.absolute()})."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
+        raise CamtrainValueError(
+            f"{path} is not a weights file that can be read safely: {str(error).splitlines()[0]}"
+        ) from error
+    tensors = _unwrap(content)
+    if not tensors:
+        raise CamtrainValueError(
+            f"{path} holds no tensors by name; expected the state_dict of a network."
+        )
+    return tensors
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        return {}
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), dict):
+            return _unwrap(content[key])
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        # A CAM network also has a neck and a head beside its backbone; other prefixes are shared by
+        # all.
+        if inside and (len(inside) == len(tensors) or prefix == "backbone.trunk."):
+            tensors = inside
+    return tensors
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
+    """Copy weights into a network in place; keys that the network does not have are ignored.
+
+    Args:
+        network: Every one of its parameters and buffers must be among ``weights``, in the same
+            shape.
+        weights: By the network's names.
+        source: Where the weights come from, for the error.
+
+    Raises:
+        CamtrainValueError: Keys are missing or have other shapes; names them.
+    """
+    wanted = network.state_dict()
+    # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
+    missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
+    unequal = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
+    if missing or unequal:
+        told = [f"{n} is missing, {tuple(wanted[n].shape)} expected" for n in missing]
+        told += [
+            f"{n} is {tuple(weights[n].shape)}, {tuple(wanted[n].shape)} expected" for n in unequal
+        ]
+        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        raise CamtrainValueError(
+            f"{source} holds weights of another architecture: {len(told)} of {len(wanted)} tensors "
+            "do not fit: "
+            f"{'; '.join(told[:_SHOWN])}{more}. Its own keys begin with "
+            f"{', '.join(list(weights)[:2])}."
+        )
+    network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)

@@ -1,0 +1,103 @@
+"""What happens to a picture on its way into the network, as plain values that travel with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from camtrain.errors import CamtrainValueError
+
+ResizeMode = Literal["squash", "crop", "pad"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in the network's input: ``input = scale * picture + offset``, in pixels.
+
+    Coordinates are continuous, with pixel i covering [i, i + 1). A negative offset means that a
+    border of the picture was cropped away, a positive one that the input was padded.
+    """
+
+    scale_y: float
+    scale_x: float
+    offset_y: float
+    offset_x: float
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resizing and normalization of pictures, the same in training, evaluation and inference.
+
+    Attributes:
+        size: (H, W) of the network's input, in pixels.
+        mean: Per channel, in units of [0, 1] pixels, subtracted.
+        std: Per channel, in units of [0, 1] pixels, divided by.
+        interpolation: Filter of the resize; antialiased when shrinking.
+        resize_mode: ``squash`` warps the whole picture to ``size``; ``crop`` keeps the aspect and
+            cuts the centre; ``pad`` keeps the aspect and fills up with the mean colour.
+        crop_pct: Only for ``crop``: the part of the resized short side that the cut keeps
+            (0.875 is the usual 256 -> 224).
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Interpolation = "bilinear"
+    resize_mode: ResizeMode = "squash"
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every value once, at the door."""
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise CamtrainValueError(f"size must be two positive numbers (H, W), got {self.size}.")
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise CamtrainValueError(
+                "mean and std must have one number per channel, std above 0, "
+                f"got mean={self.mean} and std={self.std}."
+            )
+        for name, kind in (("interpolation", Interpolation), ("resize_mode", ResizeMode)):
+            if getattr(self, name) not in get_args(kind):
+                raise CamtrainValueError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, got "
+                    f"{getattr(self, name)!r}."
+                )
+        if not 0 < self.crop_pct <= 1:
+            raise CamtrainValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}.")
+
+    def resized_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of a picture after the resize, before the crop or the padding."""
+        if self.resize_mode == "squash":
+            return self.size
+        ratios = (self.size[0] / image_hw[0], self.size[1] / image_hw[1])
+        ratio = max(ratios) / self.crop_pct if self.resize_mode == "crop" else min(ratios)
+        height, width = (max(1, round(side * ratio)) for side in image_hw)
+        return height, width
+
+    def placement(self, image_hw: tuple[int, int]) -> Placement:
+        """Where a picture of ``image_hw`` lies in the network's input."""
+        height, width = self.resized_hw(image_hw)
+        return Placement(
+            scale_y=height / image_hw[0],
+            scale_x=width / image_hw[1],
+            offset_y=(self.size[0] - height) // 2,
+            offset_x=(self.size[1] - width) // 2,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values, for JSON and for checkpoints."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of ``to_dict``."""
+        plain: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
+        }
+        return cls(**plain)

@@ -1,0 +1,7 @@
+"""Training with Lightning: the only room that imports Lightning and wandb."""
+
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.module import CAMModule
+from camtrain.training.watching import CAMLogger
+
+__all__ = ["CAMDataModule", "CAMLogger", "CAMModule"]

@@ -1,0 +1,93 @@
+"""Everything measured on a split: loss, accuracy, and localization where pictures have boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from camtrain.data import Batch
+from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.inference.heatmap import whole_picture_maps
+from camtrain.localization import CentreBoxAcc, LocalizationAccuracy, MaxBoxAcc
+from camtrain.preprocessing import Preprocessing
+
+# Cropped or padded maps are moved onto the picture at the resolution of the WSOL benchmark.
+_MOVED_SIZE = (224, 224)
+
+
+class Evaluation(nn.Module):
+    """The metrics of one split, under the names they are logged with."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric().set_dtype(torch.float64)
+        self.acc1 = MulticlassAccuracy(num_classes, average="micro")
+        # The five best of five classes are always right.
+        self.acc5 = (
+            MulticlassAccuracy(num_classes, top_k=5, average="micro") if num_classes > 5 else None
+        )
+        self.localization = LocalizationAccuracy(threshold=DEFAULT_THRESHOLD)
+        self.max_box_acc = MaxBoxAcc()
+        self.centre_box_acc = CentreBoxAcc()
+
+    def update(
+        self,
+        logits: Tensor,
+        maps: Tensor,
+        labels: Tensor,
+        batch: Batch | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            logits: (B, K).
+            maps: (B, h, w), the class map of each picture's true class, covering the network's
+                input.
+            labels: (B,), int64.
+            batch: Where the boxes are, if there are any.
+            preprocessing: How the pictures became the input; only the pictures of a batch need it.
+        """
+        self.loss.update(F.cross_entropy(logits, labels, reduction="none").double())
+        self.acc1.update(logits, labels)
+        if self.acc5 is not None:
+            self.acc5.update(logits, labels)
+        if batch is None or preprocessing is None or not any(map(len, batch.boxes_xyxy)):
+            return
+        boxes, sizes_hw = batch.boxes_xyxy, batch.sizes_hw
+        if preprocessing.resize_mode != "squash":
+            sizes = [(height, width) for height, width in sizes_hw.tolist()]
+            moved = [
+                whole_picture_maps(one[None], preprocessing, size_hw, _MOVED_SIZE)[0]
+                for one, size_hw in zip(maps, sizes, strict=True)
+            ]
+            maps = torch.stack(moved)
+        self.localization.update(maps, logits, labels, boxes, sizes_hw)
+        self.max_box_acc.update(maps, boxes, sizes_hw)
+        self.centre_box_acc.update(boxes, sizes_hw)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores by name, of all processes; localization only where a picture had boxes."""
+        scores = {"loss": self.loss.compute(), "acc1": self.acc1.compute()}
+        if self.acc5 is not None:
+            scores["acc5"] = self.acc5.compute()
+        max_box_acc = self.max_box_acc.compute()
+        if not max_box_acc.isnan():
+            found = self.localization.compute()
+            scores |= {f"loc_{name}": value for name, value in found.items()}
+            scores["max_box_acc"] = max_box_acc
+            scores["centre_box_acc"] = self.centre_box_acc.compute()
+        return scores
+
+    def best_threshold(self) -> float:
+        """The map threshold that gave ``max_box_acc``; 0.2 where no picture had boxes."""
+        best = self.max_box_acc.best_threshold()
+        return DEFAULT_THRESHOLD if best != best else best  # NaN: nothing was counted
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        for metric in self.children():
+            metric.reset()  # type: ignore[operator]  # every child is a Metric

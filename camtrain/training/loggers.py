@@ -1,0 +1,69 @@
+"""The loggers of a run by name; W&B without an account, without a prompt, without a stop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from camtrain.errors import CamtrainValueError
+
+LoggerName = Literal["wandb", "tensorboard", "none"]
+
+
+def make_loggers(kind: LoggerName, folder: Path, project: str) -> list[Logger]:
+    """The loggers of a run, which write into its folder.
+
+    Args:
+        kind: ``wandb``, ``tensorboard``, or ``none`` (``metrics.csv`` and ``cams/`` are written
+            anyway).
+        folder: Of the run; its name is the run's name.
+        project: The W&B project.
+
+    Raises:
+        CamtrainValueError: TensorBoard is not installed.
+    """
+    if kind == "tensorboard":
+        if find_spec("tensorboard") is None:
+            raise CamtrainValueError(
+                "--logger tensorboard needs the package tensorboard; run: pip install tensorboard"
+            )
+        return [TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)]
+    if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where it is, once
+        return [
+            WandbLogger(
+                name=folder.name, project=project, save_dir=folder, offline=not _is_online()
+            )
+        ]
+    return []
+
+
+def sync_hint(loggers: Sequence[Logger]) -> str | None:
+    """Where a W&B run is to be seen, or how to upload it; None without one."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            return run.url or f"offline; upload with: wandb sync {Path(run.dir).parent}"
+    return None
+
+
+def finish_loggers(loggers: Sequence[Logger]) -> None:
+    """End the W&B run, so that another one can begin in the same process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def _is_online() -> bool:
+    """Whether W&B has credentials; asks nobody."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))

@@ -1,0 +1,219 @@
+"""The verbs that train and measure: fit, validate, test, as a LightningCLI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
+from camtrain.training.module import CAMModule
+from camtrain.training.precision import best_precision
+from camtrain.training.run import RunFolder, RunWriter, SaveConfig
+from camtrain.training.summary import print_header, print_scores, print_written
+from camtrain.training.watching import CAMLogger
+
+_TRAINER_DEFAULTS = {"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False}
+
+
+class CamtrainCLI(LightningCLI):
+    """LightningCLI with a folder for the run, watched pictures, and classes taken from the data."""
+
+    model: CAMModule
+    datamodule: CAMDataModule
+    folder: RunFolder | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what there is beside model, data and trainer."""
+        run = parser.add_argument_group("The run")
+
+        def add(name: str, kind: Any, default: Any, text: str) -> None:  # noqa: ANN401  any type
+            run.add_argument(name, type=kind, default=default, help=text)
+
+        add("--name", str | None, None, "None means the config's file name, else the backbone.")
+        add("--runs_dir", str, "runs", "Folder with one folder per run.")
+        add("--overwrite", bool, False, "Replace an earlier run of the same name.")
+        add("--monitor", str, "val/acc1", "Score of the best epoch; a loss is minimized.")
+        add("--logger", LoggerName, "wandb", "Where curves and heatmaps go, beside the run folder.")
+        add("--project", str, "camtrain", "W&B project.")
+        parser.add_lightning_class_args(CAMLogger, "cams")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, once data and network are known to be good; writes nothing yet."""
+        settings = self.config[self.subcommand]
+        trainer = settings["trainer"]
+        if trainer["precision"] is None:
+            kwargs["precision"] = best_precision()
+        callbacks: list[Callback] = [RichProgressBar()]
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+            self.save_config_callback = None
+        elif trainer["fast_dev_run"]:
+            kwargs["logger"] = False
+        else:
+            self.folder = RunFolder(Path(settings["runs_dir"]) / _run_name(settings))
+            self.folder.claim(
+                continues=settings["ckpt_path"] == "last", overwrite=settings["overwrite"]
+            )
+            if trainer["logger"] in (None, True):
+                kwargs["logger"] = make_loggers(
+                    settings["logger"], self.folder.path, settings["project"]
+                )
+            kwargs["default_root_dir"] = self.folder.path
+            callbacks += self._writers(self.folder, settings["monitor"])
+        kwargs["callbacks"] = [*(trainer["callbacks"] or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _writers(self, folder: RunFolder, monitor: str) -> list[Callback]:
+        """What fills the run folder; pictures go there unless told otherwise."""
+        if "val" not in self.datamodule.sources:
+            raise CamtrainValueError(
+                "fit chooses the best epoch on a val split, and the data has none; add the folder "
+                "val/CLASS, or "
+                "give --data.val_fraction above 0."
+            )
+        watcher = self.config_init[self.subcommand]["cams"]
+        watcher.dirpath = watcher.dirpath or folder.cams
+        mode = "min" if "loss" in monitor else "max"
+        checkpoint = ModelCheckpoint(
+            folder.checkpoints,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        return [RunWriter(folder, monitor, mode), checkpoint]
+
+    def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, test the best epoch if there is a test split, say where everything is."""
+        if ckpt_path == "last" and self.folder is not None:
+            ckpt_path = str(self.folder.checkpoints / "last.ckpt")
+        print_header(self.model, self.datamodule, self.trainer)
+        try:
+            self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
+        except SystemExit:
+            # Lightning turns Ctrl-C into a clean end with status 1; 130 is what shells expect.
+            if self.trainer.interrupted:
+                print_written(self.folder, self.trainer.loggers)
+                sys.exit(130)
+            raise
+        if self.folder is None:
+            return
+        if "test" in self.datamodule.sources:
+            best = str(self.folder.checkpoints / "best.ckpt")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
+            print_scores("test", self.trainer)
+        print_written(self.folder, self.trainer.loggers)
+        finish_loggers(self.trainer.loggers)
+
+    def validate(
+        self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any
+    ) -> None:
+        """Measure on the val split."""
+        kwargs["verbose"] = False
+        self.trainer.validate(model, datamodule, **kwargs)
+        print_scores("val", self.trainer)
+
+    def test(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Measure on the test split."""
+        kwargs["verbose"] = False
+        self.trainer.test(model, datamodule, **kwargs)
+        print_scores("test", self.trainer)
+
+
+def main(args: Sequence[str]) -> None:
+    """Run a verb: ``main(["fit", "--config", "configs/quickstart.yaml"])``.
+
+    Raises:
+        CamtrainError: Something the caller can mend.
+        SystemExit: Arguments that cannot be parsed (2), or an interrupt (130).
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Advice about the number of workers, which the data module has already decided.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    with _checkpoint_defaults(args) as parser_kwargs:
+        CamtrainCLI(
+            CAMModule,
+            CAMDataModule,
+            args=list(args),
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            auto_configure_optimizers=False,
+            parser_kwargs=parser_kwargs,
+        )
+
+
+@contextmanager
+def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Parser settings: the defaults of ``validate`` and ``test`` are those of their checkpoint."""
+    path = _value_of("--ckpt_path", args)
+    if not args or args[0] not in ("validate", "test") or path is None:
+        yield {}
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(_settings_of(Path(path)), file)  # JSON is YAML too
+        file.flush()
+        yield {args[0]: {"default_config_files": [file.name]}}
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """Network and data of a checkpoint, as a config."""
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"--ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; {path} "
+            "does not exist."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model, own = dict(checkpoint["hyper_parameters"]), checkpoint["camtrain"]
+    except Exception as error:  # what a damaged file makes torch raise cannot be known
+        raise CamtrainValueError(
+            f"{path} is not a camtrain checkpoint that can be read safely "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
+    for name in ("num_classes", "_instantiator"):
+        model.pop(name, None)
+    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    data.pop("_instantiator", None)
+    data.update(class_names=own["class_names"])
+    data.update({name: own["preprocessing"][name] for name in ("mean", "std")})
+    return {"model": model, "data": data}
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    for place, arg in enumerate(args):
+        if arg == option and place + 1 < len(args):
+            return args[place + 1]
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _run_name(settings: Any) -> str:  # noqa: ANN401  jsonargparse's Namespace
+    if settings["name"]:
+        return str(settings["name"])
+    configs = settings["config"] or []
+    if configs:
+        return Path(str(configs[-1])).stem
+    return str(settings["model"]["backbone"]).rpartition("/")[2]

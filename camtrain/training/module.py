@@ -1,0 +1,235 @@
+"""The Lightning side of a CAM network: loss, optimizer, metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from camtrain.data import Batch
+from camtrain.errors import CamtrainValueError
+from camtrain.model.cam import PoolName
+from camtrain.model.create import NormName, create_model, from_recipe
+from camtrain.training.evaluation import Evaluation
+from camtrain.training.freezing import freeze, keep_in_eval
+
+
+class CAMModule(LightningModule):
+    """Trains a CAM network; takes batches of (images, labels, ...) from any LightningDataModule.
+
+    With batches of ``CAMDataModule`` it also measures localization wherever the pictures have
+    boxes. Evaluation computes in float32 whatever the precision of the training, as the shipped
+    network does.
+
+    Attributes:
+        net: The ``CAMNet``.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "torchvision/vgg16",
+        num_classes: int | None = None,
+        *,
+        weights: str | Path | None = "DEFAULT",
+        cut: str | None = None,
+        stride: int | None = None,
+        neck: Sequence[int] = (1024,),
+        neck_kernel: int = 3,
+        neck_groups: int = 1,
+        neck_norm: NormName | None = None,
+        pool: PoolName = "avg",
+        dropout: float = 0.0,
+        in_chans: int = 3,
+        backbone_args: dict[str, Any] | None = None,
+        freeze_backbone: bool = False,
+        optimizer: Literal["sgd", "adamw"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        warmup_epochs: float = 1.0,
+    ) -> None:
+        """Build the network and remember the settings.
+
+        Args:
+            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
+            num_classes: Number of classes; None means those of the weights.
+            weights: ``DEFAULT`` or another name the library publishes, a file, or None (random).
+            cut: Layer after which the network is cut off.
+            stride: Pixels of the image per pixel of the map, smaller than the backbone's own.
+            neck: Output channels of each added convolution; empty for none.
+            neck_kernel: Their kernel size, odd.
+            neck_groups: Their groups.
+            neck_norm: ``batch``, or None for a bias instead.
+            pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
+            dropout: Probability, before the head.
+            in_chans: Channels of the images.
+            backbone_args: Further arguments of the library's builder.
+            freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
+            optimizer: ``sgd`` or ``adamw``.
+            lr: Learning rate after the warm-up; it falls to 0 along a cosine.
+            weight_decay: Of weights, not of biases and norms.
+            momentum: Only for ``sgd``.
+            warmup_epochs: Epochs, or parts of one, over which the learning rate rises linearly.
+        """
+        super().__init__()
+        if optimizer not in ("sgd", "adamw"):
+            raise CamtrainValueError(f"optimizer must be sgd or adamw, got {optimizer!r}.")
+        if lr <= 0 or weight_decay < 0 or warmup_epochs < 0:
+            raise CamtrainValueError(
+                "lr must be above 0, weight_decay and warmup_epochs at least 0, "
+                f"got {lr}, {weight_decay}, {warmup_epochs}."
+            )
+        # Checkpoints hold plain values.
+        weights = str(weights) if isinstance(weights, Path) else weights
+        neck = list(neck)
+        self.save_hyperparameters()
+        self.net = create_model(
+            backbone,
+            num_classes,
+            weights=weights,
+            cut=cut,
+            stride=stride,
+            neck=neck,
+            neck_kernel=neck_kernel,
+            neck_groups=neck_groups,
+            neck_norm=neck_norm,
+            pool=pool,
+            dropout=dropout,
+            in_chans=in_chans,
+            backbone_args=backbone_args,
+        ).to(memory_format=torch.channels_last)
+        self.evaluations = nn.ModuleDict(
+            {split: Evaluation(self.net.head.out_features) for split in ("val", "test")}
+        )
+        if freeze_backbone:
+            freeze(self.net.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        logits: Tensor = self.net(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def train(self, mode: bool = True) -> CAMModule:
+        """Change the mode of everything that is not frozen."""
+        super().train(mode)
+        keep_in_eval(self.net.backbone, self.hparams["freeze_backbone"])
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Take class names and preprocessing from the data, if it knows them."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None)
+        if names is not None:
+            self.net.name_classes(names)
+        self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels = batch[0], batch[1]
+        loss = F.cross_entropy(self(images), labels)
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
+        )
+        return loss
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Measure one batch of the validation split."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Measure one batch of the test split."""
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation split gave."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test split gave."""
+        self._log_evaluation("test")
+
+    def _evaluate(self, split: str, batch: Sequence[Any]) -> None:
+        images, labels = batch[0], batch[1]
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float().contiguous(memory_format=torch.channels_last)
+            output = self.net.class_maps(images, classes=labels)
+        self._evaluation(split).update(
+            output.logits,
+            output.maps[:, 0],
+            labels,
+            batch if isinstance(batch, Batch) else None,
+            self.net.preprocessing,
+        )
+
+    def _log_evaluation(self, split: str) -> None:
+        evaluation = self._evaluation(split)
+        shown = ("loss", "acc1", "max_box_acc")
+        for name, value in evaluation.compute().items():
+            self.log(f"{split}/{name}", value, prog_bar=name in shown)
+        if split == "val":
+            self.map_threshold = evaluation.best_threshold()
+        evaluation.reset()
+
+    def _evaluation(self, split: str) -> Evaluation:
+        evaluation = self.evaluations[split]
+        assert isinstance(evaluation, Evaluation)
+        return evaluation
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with linear warm-up and cosine decay, step by step."""
+        hparams = self.hparams
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer: torch.optim.Optimizer
+        if hparams["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        warmup = round(total * min(1.0, hparams["warmup_epochs"] / epochs))
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint whole: it needs neither the weights file nor the data to be loaded."""
+        net = self.net
+        checkpoint["hyper_parameters"].update(weights=None, num_classes=net.head.out_features)
+        checkpoint["camtrain"] = {
+            "architecture": net.recipe,
+            "class_names": list(net.class_names) if net.class_names else None,
+            "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
+            "map_threshold": getattr(self, "map_threshold", None),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the architecture of the checkpoint; building it needed weights, now gone."""
+        recipe = checkpoint["camtrain"]["architecture"]
+        if self.net.recipe != recipe:
+            self.net = from_recipe(recipe).to(self.device).to(memory_format=torch.channels_last)
+            if self.hparams["freeze_backbone"]:
+                freeze(self.net.backbone)
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the learning rate: rises linearly to 1, then falls to 0 along a half cosine.
+
+    Example:
+        >>> [round(warmup_cosine(step, 2, 6), 3) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,218 @@
+"""Watching a network learn to look: heatmaps of the same pictures, every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from camtrain.data import PreparedDataset
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
+from camtrain.inference.heatmap import picture_heatmaps
+from camtrain.localization import boxes_from_heatmap
+from camtrain.model.camnet import CAMNet
+from camtrain.model.cut import evaluating
+from camtrain.preprocessing import Preprocessing
+from camtrain.visualize import WatchedPicture, contact_sheet, panel
+
+MOST_IMAGES = 48
+_LABELS_READ = 512
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A validation picture: as people see it, and as the network does."""
+
+    shown: Tensor  # (C, H, W), uint8
+    image: Tensor  # (C, h, w), normalized
+    label: int
+    boxes_xyxy: Tensor  # (n, 4), in pixels of `shown`
+    preprocessing: Preprocessing
+
+
+class CAMLogger(Callback):
+    """Shows the same class-stratified validation pictures after every epoch, and before the first.
+
+    Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
+    names and scores. The sheets go to ``DIRPATH/epoch_000.jpg``, ... and to the W&B and TensorBoard
+    loggers of the trainer, under ``val/cams``. Works with any module whose ``.net`` is a
+    ``CAMNet``.
+    """
+
+    def __init__(
+        self,
+        num_images: int = 16,
+        *,
+        dirpath: str | Path | None = None,
+        colormap: str = "viridis",
+        tile: int = 256,
+        seed: int = 0,
+    ) -> None:
+        """Nothing is written before the training starts.
+
+        Args:
+            num_images: Pictures to watch, 1 to 48.
+            dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
+            colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
+            tile: Longer side of each picture on the sheets, in pixels.
+            seed: Of the choice of pictures.
+        """
+        if not 1 <= num_images <= MOST_IMAGES:
+            raise CamtrainValueError(f"num_images must lie in 1..{MOST_IMAGES}, got {num_images}.")
+        self.num_images = num_images
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.colormap = colormap
+        self.tile = tile
+        self.seed = seed
+        self._indices: list[int] = []
+        self._watched: list[_Watched] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chosen pictures, so that a resumed training watches the same ones."""
+        return {"indices": self._indices}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        self._indices = list(state_dict["indices"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the pictures, and show them as the untrained network sees them."""
+        net = getattr(pl_module, "net", None)
+        if not isinstance(net, CAMNet):
+            raise CamtrainTypeError(
+                f"CAMLogger needs a module whose .net is a CAMNet, got {type(pl_module).__name__} "
+                "with "
+                f"{type(net).__name__}; use camtrain.training.CAMModule."
+            )
+        dataset = _validation_dataset(trainer)
+        if dataset is None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        if not self._indices or max(self._indices) >= len(dataset):
+            self._indices = stratified(_labels(dataset), self.num_images, self.seed)
+        self._watched = [_read(dataset, index, net) for index in self._indices]
+        if trainer.global_step == 0:
+            self._show(trainer, net, epoch=0)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the pictures as the network sees them now."""
+        if self._watched and not trainer.sanity_checking:
+            net = pl_module.net
+            assert isinstance(net, CAMNet)
+            self._show(trainer, net, epoch=trainer.current_epoch + 1)
+
+    def _show(self, trainer: Trainer, net: CAMNet, epoch: int) -> None:
+        rows = _rows(self._watched, net, _class_names(trainer, net))
+        right = sum(row.is_right for row in rows)
+        title = f"epoch {epoch}  ·  {right} of {len(rows)} right"
+        sheet = contact_sheet(rows, title=title, colormap=self.colormap, tile=self.tile)
+        folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"epoch_{epoch:03d}.jpg", quality=90)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                panels = [panel(row, colormap=self.colormap, tile=self.tile) for row in rows]
+                captions = [caption(row) for row in rows]
+                logger.log_image("val/cams", panels, trainer.global_step, caption=captions)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(
+                    "val/cams", np.asarray(sheet), trainer.global_step, dataformats="HWC"
+                )
+
+
+def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
+    """Places of ``count`` items, one of every class in turn, each class in a random order of its own.
+
+    Example:
+        >>> [[0, 0, 0, 0, 1, 2][i] for i in stratified([0, 0, 0, 0, 1, 2], 4, seed=0)]
+        [0, 1, 2, 0]
+    """
+    generator = np.random.default_rng(seed)
+    turns = []
+    for label in sorted(set(labels)):
+        places = generator.permutation([i for i, other in enumerate(labels) if other == label])
+        turns += [(turn, label, int(place)) for turn, place in enumerate(places[:count])]
+    return [place for _, _, place in sorted(turns)[:count]]
+
+
+def caption(row: WatchedPicture) -> str:
+    """Names and scores of a picture in one line."""
+    verdict = "right" if row.is_right else "wrong"
+    return (
+        f"true: {row.true_name} {row.true_score:.2f} | "
+        f"predicted: {row.predicted_name} {row.predicted_score:.2f} ({verdict})"
+    )
+
+
+def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[WatchedPicture]:
+    device = net.head.weight.device
+    images = torch.stack([one.image for one in watched]).to(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.tensor([one.label for one in watched], device=device)
+    with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        features = net.features(images)
+        logits = net.classify(features)
+        classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
+        maps = net.maps_of(features, classes=classes).maps.cpu()
+        scores = logits.softmax(1).gather(1, classes).tolist()
+    rows = []
+    for one, pair, both, score in zip(watched, maps, classes.tolist(), scores, strict=True):
+        size_hw = (one.shown.shape[1], one.shown.shape[2])
+        heat = picture_heatmaps(pair, one.preprocessing, size_hw)
+        row = WatchedPicture(
+            image=one.shown,
+            true_heatmap=heat[0],
+            predicted_heatmap=heat[1],
+            true_boxes_xyxy=one.boxes_xyxy,
+            predicted_boxes_xyxy=boxes_from_heatmap(heat[0], DEFAULT_THRESHOLD)[:1],
+            true_name=names[both[0]],
+            predicted_name=names[both[1]],
+            true_score=score[0],
+            predicted_score=score[1],
+            is_right=both[0] == both[1],
+        )
+        rows.append(row)
+    return rows
+
+
+def _read(dataset: Any, index: int, net: CAMNet) -> _Watched:  # noqa: ANN401  anybody's data set
+    if isinstance(dataset, PreparedDataset):
+        sample, picture = dataset[index], dataset.source.read(dataset.indices[index])
+        return _Watched(
+            picture.image, sample.image, sample.label, sample.boxes_xyxy, dataset.preprocessing
+        )
+    image, label = dataset[index][:2]
+    preprocessing = net.preprocessing or Preprocessing()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    shown = ((image * std + mean).clamp(0, 1) * 255).round().byte()
+    squash = Preprocessing(
+        size=tuple(image.shape[1:]), mean=preprocessing.mean, std=preprocessing.std
+    )
+    return _Watched(shown, image, int(label), torch.zeros(0, 4, dtype=torch.int64), squash)
+
+
+def _labels(dataset: Any) -> list[int]:  # noqa: ANN401  anybody's data set
+    """The labels, without reading the pictures where the data set knows them."""
+    for name in ("labels", "targets"):
+        if hasattr(dataset, name):
+            return [int(label) for label in getattr(dataset, name)]
+    return [int(dataset[i][1]) for i in range(min(len(dataset), _LABELS_READ))]
+
+
+def _class_names(trainer: Trainer, net: CAMNet) -> Sequence[str]:
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return net.class_names or names or names_of(net)
+
+
+def _validation_dataset(trainer: Trainer) -> Any | None:  # noqa: ANN401  anybody's data set
+    loaders = trainer.val_dataloaders
+    first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
+    return first.dataset if isinstance(first, DataLoader) else None

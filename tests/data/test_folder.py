@@ -1,0 +1,191 @@
+"""Image folders: splits, classes, errors."""
+
+import re
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from camtrain.data import ImageFolder, Split, available_splits
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+
+
+def fill(root: Path, files: Sequence[str]) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        if file.endswith("/"):
+            (root / file).mkdir(exist_ok=True)
+        else:
+            Image.new("RGB", (9, 5), "red").save(root / file, format="PNG")
+    return root
+
+
+def flat(root: Path, counts: dict[str, int]) -> Path:
+    return fill(
+        root, [f"{name}/{i:03d}.png" for name, count in counts.items() for i in range(count)]
+    )
+
+
+THREE_SPLITS = [f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in "ab"]
+
+
+def test_splits_on_disk_are_read_with_labels_boxes_and_paths(tmp_path: Path) -> None:
+    root = fill(tmp_path, [*THREE_SPLITS, "train/b/0.JPG", "masks/train/1.png"])
+    (root / "boxes.csv").write_text("path,xmin,ymin,xmax,ymax,class\ntrain/b/1.png,1,2,3,4,b\n")
+    assert available_splits(root) == ("train", "val", "test")
+    train = ImageFolder(root, "train")
+    assert train.class_names == ("a", "b")
+    assert train.paths == ["train/a/1.png", "train/b/0.JPG", "train/b/1.png"]
+    assert train.labels == [0, 1, 1]
+    picture = train.read(2)
+    assert picture.image.shape == (3, 5, 9)
+    assert picture.label == 1
+    assert picture.boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+    assert picture.path == str(root / "train/b/1.png")
+    assert train.read(0).boxes_xyxy.shape == (0, 4)
+
+
+def test_a_flat_folder_is_divided_stratified_disjoint_and_by_the_seed(tmp_path: Path) -> None:
+    root = flat(tmp_path, {"a": 40, "b": 20})
+    assert available_splits(root) == ("train", "val", "test")
+    parts = {split: ImageFolder(root, split) for split in available_splits(root)}
+    assert {
+        split: (part.labels.count(0), part.labels.count(1)) for split, part in parts.items()
+    } == {
+        "train": (28, 14),
+        "val": (6, 3),
+        "test": (6, 3),
+    }
+    assert all(
+        not set(one.paths) & set(other.paths) for one, other in combinations(parts.values(), 2)
+    )
+    assert ImageFolder(root, "val").paths == parts["val"].paths
+    assert ImageFolder(root, "val", seed=1).paths != parts["val"].paths
+    assert available_splits(root, test_fraction=0.0) == ("train", "val")
+
+
+def test_val_is_split_off_train_where_it_is_missing(tmp_path: Path) -> None:
+    root = flat(tmp_path / "train", {"a": 10, "b": 10}).parent
+    fill(root, ["test/a/1.png", "test/b/1.png"])
+    assert available_splits(root) == ("train", "val", "test")
+    train, val = (ImageFolder(root, split, val_fraction=0.3) for split in ("train", "val"))
+    assert (len(train), len(val)) == (14, 6)
+    assert not set(train.paths) & set(val.paths)
+    assert ImageFolder(root, "test").paths == ["test/a/1.png", "test/b/1.png"]
+
+
+def test_a_test_split_alone_can_be_evaluated(tmp_path: Path) -> None:
+    root = fill(tmp_path, ["test/b/1.png", "test/c/1.png"])
+    assert available_splits(root) == ("test",)
+    assert ImageFolder(root, "test").class_names == ("b", "c")
+    given = ImageFolder(root, "test", class_names=["a", "b", "c"])
+    assert given.class_names == ("a", "b", "c")
+    assert given.labels == [1, 2]
+    with pytest.raises(CamtrainFileNotFoundError, match="has no train split, it has test; add"):
+        ImageFolder(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [(["10", "9", "1"], ("1", "9", "10")), (["10", "9", "b"], ("10", "9", "b"))],
+)
+def test_purely_numeric_class_names_sort_as_numbers(
+    tmp_path: Path, names: list[str], ordered: tuple[str, ...]
+) -> None:
+    assert ImageFolder(flat(tmp_path, dict.fromkeys(names, 3)), "train").class_names == ordered
+
+
+def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
+    root = fill(tmp_path, [*THREE_SPLITS, "train/a/.2.png", "train/.cache/1.png", "val/.b/1.png"])
+    (root / "train/a/notes.txt").write_text("no picture")
+    assert ImageFolder(root, "train").paths == ["train/a/1.png", "train/b/1.png"]
+
+
+def test_a_class_named_like_a_split_is_a_class(tmp_path: Path) -> None:
+    """root/train/*.png is a folder of trains, not a split."""
+    assert ImageFolder(flat(tmp_path, {"boat": 4, "train": 4}), "train").class_names == (
+        "boat",
+        "train",
+    )
+
+
+BAD: list[tuple[list[str], Split, type[CamtrainError], str]] = [
+    ([], "train", CamtrainFileNotFoundError, "holds no images; expected train/CLASS"),
+    (["train/a/", "train/b/"], "train", CamtrainFileNotFoundError, "holds no images"),
+    (["1.png"], "train", CamtrainFileNotFoundError, "holds no images"),
+    ([*THREE_SPLITS, "train/c/"], "train", CamtrainValueError, "class c has no image in the train"),
+    (["a/1.png", "b/1.png", "c/"], "train", CamtrainValueError, "class c has no image"),
+    (
+        [*THREE_SPLITS, "val/x/1.png"],
+        "val",
+        CamtrainValueError,
+        "class x, unknown to train, which has a, b",
+    ),
+    ([*THREE_SPLITS, "test/x/1.png"], "test", CamtrainValueError, "test split of .* class x"),
+    (["train/a/1.png", "val/a/1.png"], "val", CamtrainValueError, "at least 2 classes.*one, 'a'"),
+    (
+        ["train/a/1.png", "train/b/1.png", "val/a/"],
+        "val",
+        CamtrainFileNotFoundError,
+        "The val split",
+    ),
+    (["a/1.png", "b/1.png"], "val", CamtrainFileNotFoundError, "no val split, it has train"),
+]
+
+
+@pytest.mark.parametrize(("files", "split", "error", "message"), BAD)
+def test_bad_folders_get_one_clear_sentence(
+    tmp_path: Path, files: list[str], split: Split, error: type[CamtrainError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        ImageFolder(fill(tmp_path, files), split)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_folder_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = re.escape(str(tmp_path / "nowhere"))
+    with pytest.raises(
+        CamtrainFileNotFoundError, match=f"{where} does not exist; point --data.root"
+    ):
+        ImageFolder("nowhere", "train")
+    with pytest.raises(CamtrainFileNotFoundError, match=where):
+        available_splits("nowhere")
+
+
+def test_a_class_missing_from_val_is_a_warning(tmp_path: Path) -> None:
+    root = fill(tmp_path, [*THREE_SPLITS, "train/c/1.png"])
+    with pytest.warns(UserWarning, match="val split of .* has no image of the class c"):
+        assert ImageFolder(root, "val").class_names == ("a", "b", "c")
+
+
+def test_a_given_class_list_must_hold_every_class_of_the_data(tmp_path: Path) -> None:
+    with pytest.raises(CamtrainValueError, match="class b, unknown to class_names, which has a, z"):
+        ImageFolder(fill(tmp_path, THREE_SPLITS), "test", class_names=["a", "z"])
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the photographs of {SHARED}")
+@pytest.mark.parametrize(
+    ("name", "sizes", "classes"),
+    [
+        ("animals3", {"train": 330, "val": 81, "test": 135}, 3),
+        ("person", {"train": 128, "val": 36, "test": 68}, 2),
+        ("imagenet_val300", {"test": 300}, 261),
+    ],
+)
+def test_the_shared_photographs(name: str, sizes: dict[Split, int], classes: int) -> None:
+    assert available_splits(SHARED / name) == tuple(sizes)
+    for split, size in sizes.items():
+        folder = ImageFolder(SHARED / name, split)
+        assert (len(folder), len(folder.class_names)) == (size, classes)
+    picture = folder.read(len(folder) - 1)
+    height, width = picture.image.shape[-2:]
+    assert len(picture.boxes_xyxy) >= 1
+    assert (picture.boxes_xyxy <= picture.boxes_xyxy.new_tensor([width, height] * 2)).all()

@@ -1,0 +1,134 @@
+"""Boxes and maps agree with the pixels in every resize mode."""
+
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from camtrain.data import boxes_to_input, fit_channels, maps_on_picture, normalize, prepare, resize
+from camtrain.errors import CamtrainValueError
+from camtrain.preprocessing import Preprocessing, ResizeMode
+
+SIZES = st.tuples(st.integers(16, 80), st.integers(16, 80))
+
+
+@st.composite
+def preprocessings(draw: st.DrawFn) -> Preprocessing:
+    return Preprocessing(
+        size=draw(SIZES),
+        resize_mode=draw(st.sampled_from(get_args(ResizeMode))),
+        interpolation=draw(st.sampled_from(["nearest", "bilinear", "bicubic"])),
+        crop_pct=draw(st.sampled_from([1.0, 0.875, 0.6])),
+    )
+
+
+def extent(seen: torch.Tensor) -> torch.Tensor:
+    """The tight xyxy box of the true pixels."""
+    ys, xs = seen.nonzero(as_tuple=True)
+    return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+
+
+@given(preprocessing=preprocessings(), image_hw=SIZES, corners=st.tuples(*[st.floats(0, 1)] * 4))
+def test_a_box_drawn_on_the_picture_lies_on_the_object_in_the_input(
+    preprocessing: Preprocessing, image_hw: tuple[int, int], corners: tuple[float, ...]
+) -> None:
+    (y0, y1), (x0, x1) = (
+        sorted(round(corner * side) for corner in pair)
+        for pair, side in zip((corners[:2], corners[2:]), image_hw, strict=True)
+    )
+    assume(y1 - y0 >= 3)
+    assume(x1 - x0 >= 3)
+    image = torch.zeros(3, *image_hw, dtype=torch.uint8)
+    image[:, y0:y1, x0:x1] = 255
+    placement = preprocessing.placement(image_hw)
+    box = boxes_to_input(torch.tensor([[x0, y0, x1, y1]]), placement)[0]
+    width, height = preprocessing.size[1], preprocessing.size[0]
+    box = box.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    assume(min(box[2] - box[0], box[3] - box[1]) >= 3)
+    resized = resize(image, preprocessing)
+    assert resized.shape == (3, *preprocessing.size)
+    assert resized.dtype == torch.uint8
+    assert (extent(resized[0] > 127) - box).abs().max() <= 1
+
+
+def test_crop_and_pad_of_equal_scale_move_pixels_only() -> None:
+    image = torch.arange(4 * 7, dtype=torch.uint8).reshape(1, 4, 7)
+    gray = {"mean": (0.5,), "std": (1.0,)}
+    cropped = resize(image, Preprocessing(size=(4, 4), resize_mode="crop", **gray))
+    assert torch.equal(cropped, image[:, :, 2:6])
+    padded = resize(image, Preprocessing(size=(8, 7), resize_mode="pad", **gray))
+    assert torch.equal(padded[:, 2:6], image)
+    assert padded[:, :2].eq(128).all()
+    assert padded[:, 6:].eq(128).all()
+
+
+def test_padding_is_nearly_zero_after_normalization() -> None:
+    preprocessing = Preprocessing(size=(30, 20), resize_mode="pad")
+    ready = prepare(torch.full((3, 8, 16), 255, dtype=torch.uint8), preprocessing)
+    assert ready.dtype == torch.float32
+    assert ready[:, 0].abs().max() < 0.5 / 255 / min(preprocessing.std) + 1e-6
+
+
+def test_bytes_and_unit_floats_are_the_same_pixels() -> None:
+    image = torch.randint(0, 256, (3, 24, 36), dtype=torch.uint8)
+    preprocessing = Preprocessing(size=(24, 36))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    expected = (image / 255 - mean) / std
+    torch.testing.assert_close(normalize(image, preprocessing), expected)
+    torch.testing.assert_close(prepare(image / 255, preprocessing), expected)
+
+
+def test_gray_meets_colour() -> None:
+    gray = torch.randint(0, 256, (1, 5, 6), dtype=torch.uint8)
+    assert torch.equal(fit_channels(gray, 3), gray.repeat(3, 1, 1))
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 5, 6)
+    assert fit_channels(red, 1).unique().tolist() == [76]  # 0.299 * 255, the luma of red
+    with pytest.raises(CamtrainValueError, match=r"1, 3 or 3 channels.*\(2, 5, 6\)"):
+        fit_channels(gray.expand(2, -1, -1), 3)
+
+
+@given(preprocessing=preprocessings(), image_hw=SIZES, grid=st.tuples(*[st.integers(4, 12)] * 2))
+def test_a_map_of_positions_comes_back_as_the_positions_on_the_picture(
+    preprocessing: Preprocessing, image_hw: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """The map's value is the place on the picture that its cell looks at; bilinear keeps it."""
+    place = preprocessing.placement(image_hw)
+    cells = [
+        ((torch.arange(count) + 0.5) * (side / count) - offset) / scale
+        for count, side, offset, scale in zip(
+            grid,
+            preprocessing.size,
+            (place.offset_y, place.offset_x),
+            (place.scale_y, place.scale_x),
+            strict=True,
+        )
+    ]
+    maps = torch.stack(torch.meshgrid(*cells, indexing="ij"))
+    found = maps_on_picture(maps, preprocessing, image_hw, image_hw)
+    ys, xs = torch.arange(image_hw[0]) + 0.5, torch.arange(image_hw[1]) + 0.5
+    rows = (ys >= cells[0][0]) & (ys <= cells[0][-1])  # beyond the outermost centres maps are flat
+    columns = (xs >= cells[1][0]) & (xs <= cells[1][-1])
+    expected = torch.stack(torch.meshgrid(ys, xs, indexing="ij"))
+    inside = rows[:, None] & columns
+    torch.testing.assert_close(found[:, inside], expected[:, inside], rtol=0, atol=2e-3)
+
+
+def test_squash_is_plain_interpolation_and_the_other_modes_agree_with_it() -> None:
+    maps = torch.randn(2, 5, 7)
+    expected = F.interpolate(maps[None], size=(40, 90), mode="bilinear", align_corners=False)[0]
+    for mode in get_args(ResizeMode):  # 60 x 90 fits 20 x 30 without a border
+        found = maps_on_picture(
+            maps, Preprocessing(size=(20, 30), resize_mode=mode), (60, 90), (40, 90)
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=0 if mode == "squash" else 1e-5)
+
+
+def test_what_crop_cut_away_is_zero() -> None:
+    preprocessing = Preprocessing(size=(20, 20), resize_mode="crop")
+    found = maps_on_picture(torch.ones(1, 5, 5), preprocessing, (40, 60), (40, 60))
+    torch.testing.assert_close(found[:, :, 10:50], torch.ones(1, 40, 40))
+    assert found[:, :, :10].eq(0).all()
+    assert found[:, :, 50:].eq(0).all()

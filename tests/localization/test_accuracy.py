@@ -1,0 +1,209 @@
+"""LocalizationAccuracy and CentreBoxAcc: exact values by hand, law 7, and known baselines."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchmetrics import Metric
+
+from camtrain.errors import CamtrainValueError
+from camtrain.localization import CentreBoxAcc, LocalizationAccuracy
+from camtrain.localization.accuracy import _heatmap, ranks_of_labels
+from camtrain.model.cam import heatmaps
+
+BatchOf = Callable[[list[int]], dict[str, Any]]
+SIZE = torch.tensor([[10, 16]])
+
+
+def scores(
+    class_map: Tensor,
+    truth: list[list[int]],
+    logits: tuple[float, ...] = (0.0, 1.0),
+    label: int = 1,
+    size_hw: Tensor = SIZE,
+    **thresholds: float,
+) -> tuple[float, ...]:
+    """The three scores of one picture."""
+    metric = LocalizationAccuracy(**thresholds)
+    boxes_xyxy = [torch.tensor(truth)]
+    metric.update(
+        class_map[None], torch.tensor([logits]), torch.tensor([label]), boxes_xyxy, size_hw
+    )
+    return tuple(score.item() for score in metric.compute().values())
+
+
+def planted(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    """A signed map at the picture's size, so that the box is exact."""
+    class_map = torch.full((10, 16), -3.0)
+    class_map[y0:y1, x0:x1] = 2.0
+    return class_map
+
+
+@pytest.mark.parametrize(
+    ("truth", "is_right"),
+    [
+        ([[2, 1, 10, 5]], True),
+        ([[2, 1, 6, 5]], True),  # IoU exactly 0.5
+        ([[2, 1, 6, 4]], False),
+        ([[1, 2, 5, 10]], False),  # x and y swapped
+        ([[12, 6, 16, 10], [2, 1, 10, 5]], True),  # any truth box will do
+        ([[2, 1, 6, 3], [6, 3, 10, 5]], False),  # two boxes of IoU 0.25 are not one of 0.5
+    ],
+)
+def test_a_planted_rectangle_by_hand(truth: list[list[int]], is_right: bool) -> None:
+    assert scores(planted(2, 1, 10, 5), truth) == (is_right,) * 3
+
+
+def test_only_the_largest_component_counts() -> None:
+    class_map = torch.maximum(planted(0, 0, 5, 5), planted(8, 6, 16, 10))
+    assert scores(class_map, [[8, 6, 16, 10]])[0] == 1.0
+    assert scores(class_map, [[0, 0, 5, 5]])[0] == 0.0
+
+
+def test_the_threshold_is_a_part_of_the_range_of_the_map() -> None:
+    class_map = planted(2, 1, 10, 5)
+    class_map[1:5, 10:15] = -1.5  # 0.3 of the way from the least to the largest value
+    truth = [[2, 1, 15, 5]]
+    assert scores(class_map, truth, iou_threshold=1.0)[0] == 1.0
+    assert scores(class_map, truth, iou_threshold=1.0, threshold=0.35)[0] == 0.0
+
+
+def test_a_map_is_stretched_over_the_picture() -> None:
+    class_map = torch.zeros(3, 4)
+    class_map[0, 3] = 1.0
+    truth, size_hw = [[300, 0, 400, 150]], torch.tensor([[300, 400]])
+    assert scores(class_map, truth, size_hw=size_hw)[0] == 1.0
+    assert scores(class_map, truth, size_hw=size_hw.flip(1))[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "expected"),
+    [
+        ((5.0, 4.0, 3.0, 2.0, 1.0, 0.0), 0, (1.0, 1.0, 1.0)),
+        ((5.0, 4.0, 3.0, 2.0, 1.0, 0.0), 4, (1.0, 0.0, 1.0)),
+        ((5.0, 4.0, 3.0, 2.0, 1.0, 0.0), 5, (1.0, 0.0, 0.0)),
+        ((5.0, 4.0, 3.0), 2, (1.0, 0.0, 1.0)),  # top 5 of 3 classes are all 3
+        ((torch.nan,) * 3, 0, (1.0, 0.0, 0.0)),
+    ],
+)
+def test_a_guess_needs_the_label_and_the_box(
+    logits: tuple[float, ...], label: int, expected: tuple[float, ...]
+) -> None:
+    class_map = planted(2, 1, 10, 5)
+    assert scores(class_map, [[2, 1, 10, 5]], logits, label) == expected
+    assert scores(class_map, [[12, 6, 16, 10]], logits, label) == (0.0, 0.0, 0.0)
+
+
+def test_ranks_agree_with_a_stable_sort() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(4, (50, 7), generator=generator).float()  # many ties
+    labels = torch.randint(7, (50,), generator=generator)
+    guesses = logits.argsort(dim=1, descending=True, stable=True)
+    assert torch.equal(
+        ranks_of_labels(logits, labels), (guesses == labels[:, None]).int().argmax(1)
+    )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.3, -7.1])
+def test_a_map_without_foreground_is_counted_and_wrong(value: float) -> None:
+    for shape in ((1, 1), (5, 8)):
+        assert scores(torch.full(shape, value), [[0, 0, 16, 10]]) == (0.0, 0.0, 0.0)
+
+
+def test_one_pixel_and_the_frame_are_found() -> None:
+    assert scores(planted(15, 9, 16, 10), [[15, 9, 16, 10]])[0] == 1.0
+    assert scores(planted(0, 0, 16, 9), [[0, 0, 16, 9]], iou_threshold=1.0)[0] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_heatmap_is_the_one_that_people_look_at(batch_of: BatchOf, dtype: torch.dtype) -> None:
+    maps = batch_of(list(range(24)))["maps"].to(dtype)
+    expected = heatmaps(maps[:, None], size=(37, 50))[:, 0]
+    for class_map, heatmap in zip(maps, expected, strict=True):
+        torch.testing.assert_close(_heatmap(class_map, (37, 50)), heatmap, rtol=0, atol=1e-6)
+
+
+def test_the_value_depends_neither_on_batches_nor_order_nor_processes(batch_of: BatchOf) -> None:
+    def metric_of(*batches: list[int]) -> LocalizationAccuracy:
+        metric = LocalizationAccuracy(iou_threshold=0.2)
+        for batch in batches:
+            metric.update(**batch_of(batch))
+        return metric
+
+    order = list(range(24))
+    whole = metric_of(order)
+    expected = whole.compute()
+    assert whole.count.item() == 18  # every fourth picture has no box
+    assert 0 < expected["top1"] < expected["top5"] < expected["gt_known"] < 1
+    merged = metric_of(order[:5])
+    merged.merge_state(metric_of(order[5:]))
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(1)).tolist()
+    for other in (metric_of(*[[i] for i in order]), metric_of(shuffled[:7], shuffled[7:]), merged):
+        assert other.compute() == expected
+
+
+def test_pictures_without_boxes_are_not_counted() -> None:
+    assert str(scores(planted(2, 1, 10, 5), [])) == "(nan, nan, nan)"
+
+
+BOXES = [torch.tensor([[0, 0, 4, 4]])]
+
+
+@pytest.mark.parametrize(
+    ("maps", "logits", "labels", "message"),
+    [
+        (torch.rand(1, 1, 5, 8), torch.rand(1, 3), torch.tensor([0]), "maps must be (B, h, w)"),
+        (torch.rand(1, 5, 8), torch.rand(3), torch.tensor([0]), "logits must be (B, K)"),
+        (torch.rand(1, 5, 8), torch.rand(1, 3), torch.tensor([0, 1]), "labels must be (B)"),
+    ],
+)
+def test_bad_batches_are_named(maps: Tensor, logits: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(CamtrainValueError) as error:
+        LocalizationAccuracy().update(maps, logits, labels, BOXES, SIZE)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "arguments"),
+    [
+        (LocalizationAccuracy, {"threshold": 1.0}),
+        (LocalizationAccuracy, {"iou_threshold": 0.0}),
+        (CentreBoxAcc, {"side": 0.0}),
+        (CentreBoxAcc, {"iou_threshold": 1.5}),
+    ],
+)
+def test_bad_settings_are_named(metric: type[Metric], arguments: dict[str, float]) -> None:
+    with pytest.raises(CamtrainValueError, match=f"{next(iter(arguments))} must lie in"):
+        metric(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "expected"), [("animals3", 0.600), ("imagenet_val300", 0.583)]
+)
+def test_the_centre_box_scores_what_is_known_of_it(
+    shared: Path, data_set: str, expected: float
+) -> None:
+    boxes_of_path = defaultdict(list)
+    with (shared / "data" / data_set / "boxes.csv").open() as file:
+        for row in csv.DictReader(file):
+            box = [int(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            if row["path"].startswith("test/"):
+                boxes_of_path[row["path"]].append(box)
+    metric = CentreBoxAcc()
+    for path, boxes in boxes_of_path.items():
+        with Image.open(shared / "data" / data_set / path) as image:
+            metric.update([torch.tensor(boxes)], torch.tensor([[image.height, image.width]]))
+    assert round(metric.compute().item(), 3) == expected
+
+
+def test_the_centre_box_by_hand() -> None:
+    metric = CentreBoxAcc(side=0.5)
+    boxes_xyxy = [torch.tensor([[25, 10, 75, 30]]), torch.tensor([[10, 25, 30, 75]])]
+    metric.update(boxes_xyxy, torch.tensor([[40, 100], [40, 100]]))
+    assert metric.compute().item() == 0.5

@@ -1,0 +1,13 @@
+"""The examples in the docstrings print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["accuracy", "boxes", "max_box_acc", "wsol"])
+def test_examples_print_what_they_say(module: str) -> None:
+    failed, attempted = doctest.testmod(importlib.import_module(f"camtrain.localization.{module}"))
+    assert attempted > 0
+    assert failed == 0

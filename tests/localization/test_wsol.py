@@ -1,0 +1,121 @@
+"""The benchmark's protocol: against its own evaluator's numbers, and against the plain loop."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from camtrain.localization.wsol import (
+    contours_at_levels,
+    inclusive_boxes,
+    largest_contour_boxes,
+    levels_of_thresholds,
+    quantized,
+    score_map,
+)
+
+LEVELS = hnp.arrays(
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=16),
+    elements=st.sampled_from([0, 1, 7, 254, 255]),
+)
+
+
+def plain_contours(levels: NDArray[np.uint8], level: int) -> list[NDArray[np.int32]]:
+    _, foreground = cv2.threshold(levels, level, 255, cv2.THRESH_BINARY)
+    return cv2.findContours(foreground, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "oracles" / "wsol_metrics"
+
+
+def test_boxes_are_those_of_the_benchmark_at_every_threshold(folder: Path) -> None:
+    scores = np.load(folder / "inputs.npz")["scoremaps_u16"] / 65535
+    expected = np.load(folder / "expected.npz")["box_0.001"]  # (61, 1000, 4)
+    for one, boxes in zip(scores, expected, strict=True):
+        levels = quantized(one)
+        found = largest_contour_boxes(levels)[levels_of_thresholds(levels)]
+        np.testing.assert_array_equal(found, boxes)
+
+
+def test_truth_boxes_are_scaled_as_in_the_benchmark(folder: Path) -> None:
+    inputs = np.load(folder / "inputs.npz")
+    original = torch.from_numpy(inputs["boxes_imgidx_x0y0x1y1"])
+    for (index, *box), (_, *expected) in zip(
+        original.tolist(), inputs["boxes224_imgidx_x0y0x1y1"].tolist(), strict=True
+    ):
+        width, height = inputs["image_sizes_wh"][index].tolist()
+        half_open = torch.tensor([box]) + torch.tensor([0, 0, 1, 1])
+        assert inclusive_boxes(half_open, (height, width)).tolist() == [expected]
+
+
+@given(levels=LEVELS)
+def test_contours_and_their_order_are_those_of_the_plain_loop(levels: NDArray[np.uint8]) -> None:
+    contours_of_level = {level: () for level in range(256)}
+    for same_foreground, contours in contours_at_levels(levels):
+        contours_of_level |= dict.fromkeys(
+            range(same_foreground.start, same_foreground.stop), contours
+        )
+    for level in (0, 1, 6, 7, 253, 254, 255):
+        plain = plain_contours(levels, level)
+        assert len(contours_of_level[level]) == len(plain)
+        for found, expected in zip(contours_of_level[level], plain, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_first_contour_wins_a_tie_and_the_box_stops_at_the_last_pixel() -> None:
+    levels = np.zeros((20, 30), dtype=np.uint8)
+    levels[2:6, 2:6] = levels[16:20, 26:30] = 9
+    assert largest_contour_boxes(levels)[[0, 8, 9]].tolist() == [[26, 16, 29, 19]] * 2 + [[0] * 4]
+
+
+def test_scores_are_truncated_to_levels() -> None:
+    assert quantized(np.array([0, 0.9999, 1 / 255, 0.5, 1.0])).tolist() == [0, 254, 1, 127, 255]
+
+
+def test_thresholds_become_integer_levels_of_the_maximum() -> None:
+    levels = levels_of_thresholds(np.array([[0, 200]], dtype=np.uint8))
+    assert levels.shape == (1000,)
+    assert levels[[0, 4, 5, 500, 999]].tolist() == [0, 0, 1, 100, 199]
+
+
+def test_a_score_map_is_the_bicubic_resize_min_max_normalized() -> None:
+    class_map = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = class_map.clone()
+    expected = cv2.resize(class_map.numpy(), (224, 224), interpolation=cv2.INTER_CUBIC)
+    expected = (expected - expected.min()) / (expected - expected.min()).max()
+    np.testing.assert_array_equal(score_map(class_map), expected)
+    np.testing.assert_array_equal(score_map(class_map.T), score_map(class_map.T.contiguous()))
+    assert torch.equal(class_map, before)
+
+
+def test_a_score_map_of_the_benchmark_s_size_is_not_resized() -> None:
+    class_map = torch.rand(224, 224, dtype=torch.float64)
+    class_map[3, 5], class_map[9, 2] = 0, 1
+    np.testing.assert_array_equal(score_map(class_map), class_map)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_maps_are_read_exactly(dtype: torch.dtype) -> None:
+    class_map = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    np.testing.assert_array_equal(score_map(class_map), score_map(class_map.double()))
+
+
+@pytest.mark.parametrize("value", [0.0, 1 / 3, -7.1, torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (300, 224)])
+def test_constant_and_non_finite_maps_are_zeros(value: float, shape: tuple[int, int]) -> None:
+    assert not score_map(torch.full(shape, value)).any()
+
+
+def test_one_bad_pixel_is_enough_to_be_non_finite() -> None:
+    class_map = torch.rand(300, 300)
+    class_map[150, 1] = torch.nan
+    assert not score_map(class_map).any()
