@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import camtrain
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.localization.boxes import check_threshold
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
 from camtrain.preprocessing import Preprocessing
@@ -56,18 +56,22 @@ def write_bundle(
         scores: What these weights reached, by logged name.
 
     Raises:
-        CamtrainValueError: The network cannot be described, or the file would not be a
-            ``.safetensors``.
+        CamtrainFileNotFoundError: The folder does not exist.
+        CamtrainValueError: The network cannot be described, the threshold lies outside [0, 1), or
+            the file would not be a ``.safetensors``.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CamtrainValueError(f"A bundle is a .safetensors file, got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise CamtrainFileNotFoundError(
+            f"The folder of the bundle {path.absolute()} does not exist; create it first."
+        )
     if net.recipe is None or net.preprocessing is None:
         raise CamtrainValueError(
-            "This network cannot be described in a bundle, since it was converted from a module "
-            "that only your "
-            "code can build; build it with camtrain.create_model(NAME, neck=()), which converts it "
-            "by name."
+            "This network cannot be described in a bundle, since only your code can build the "
+            "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
+            "which converts it by name."
         )
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -75,20 +79,20 @@ def write_bundle(
         "architecture": net.recipe,
         "class_names": list(names_of(net)),
         "preprocessing": net.preprocessing.to_dict(),
-        "map_threshold": threshold,
+        "map_threshold": check_threshold(threshold),
         "scores": dict(scores or {}),
     }
     # Laid out anew: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.part")
     try:
+        temporary.touch()
+        usual_mode = temporary.stat().st_mode
         save_file(tensors, temporary, {METADATA_KEY: json.dumps(metadata)})
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.chmod(usual_mode)  # safetensors 0.8 lets only the owner read its files
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -115,14 +119,13 @@ def read_bundle(path: str | Path) -> Bundle:
         net.load_state_dict(tensors)
         net.name_classes(metadata["class_names"])
         net.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-        threshold, scores = float(metadata["map_threshold"]), dict(metadata["scores"])
-    except CamtrainError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        threshold = check_threshold(float(metadata["map_threshold"]))
+        scores = {name: float(score) for name, score in metadata["scores"].items()}
+    except Exception as error:  # what damaged values make torch raise cannot be known
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CamtrainValueError(
-            f"{path} is a damaged bundle: its tensors and its metadata do not fit "
-            f"({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); take it from its source again."
+            f"{path} is a bundle whose tensors and metadata do not fit ({reason:.400}); take it "
+            "from its source again."
         ) from error
     return Bundle(net.eval(), threshold, scores)
 
@@ -140,21 +143,16 @@ def _metadata(path: Path, header: dict[str, str] | None) -> dict[str, Any]:
             "as weights=."
         )
     try:
-        metadata = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
         version = int(metadata["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CamtrainValueError(f"{path} has unreadable camtrain metadata ({error}).") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise CamtrainValueError(
+            f"{path} has unreadable camtrain metadata ({type(error).__name__}: {error}); take it "
+            "from its source again."
+        ) from error
     if version > FORMAT_VERSION:
         raise CamtrainValueError(
             f"{path} has bundle format version {version}, this camtrain ({camtrain.__version__}) "
-            "reads up to "
-            f"{FORMAT_VERSION}; install a newer camtrain."
+            f"reads up to {FORMAT_VERSION}; install a newer camtrain."
         )
-    assert isinstance(metadata, dict)
     return metadata
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

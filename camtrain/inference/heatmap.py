@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from camtrain.data import maps_on_picture
@@ -35,7 +36,10 @@ def picture_heatmaps(
     *,
     method: HeatmapMethod = "minmax",
 ) -> Tensor:
-    """Heatmaps at the size of the original picture, (k, H, W), in [0, 1].
+    """Heatmaps at the size of the original picture, (k, H, W), float32 in [0, 1].
+
+    Each is normalized over the part of the picture that the network saw; a border that was cropped
+    away is 0.
 
     Args:
         maps: (k, h, w), class maps covering the network's input.
@@ -45,5 +49,18 @@ def picture_heatmaps(
     """
     if preprocessing.resize_mode == "squash":
         return heatmaps(maps[None], size=image_hw, method=method)[0]
-    moved = whole_picture_maps(maps, preprocessing, image_hw, image_hw)
-    return heatmaps(moved[None], size=image_hw, method=method)[0]
+    maps = maps.float()
+    # A constant map has to stay constant, without the rounding of the move.
+    is_flat = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)
+    maps = maps.masked_fill(is_flat[:, None, None], 0.0)
+    seen = maps_on_picture(torch.ones_like(maps[:1]), preprocessing, image_hw, image_hw)[0] > 0
+    moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
+    inside = moved[:, _span(seen.any(1)), _span(seen.any(0))]  # a view
+    inside.copy_(heatmaps(inside[None], size=(inside.shape[1], inside.shape[2]), method=method)[0])
+    return moved
+
+
+def _span(seen: Tensor) -> slice:
+    """Where a row of flags, (n,) bool, is true: one piece."""
+    first = int(seen.int().argmax())
+    return slice(first, first + int(seen.sum()))

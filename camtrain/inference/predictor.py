@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from camtrain.data import prepare, read_image, to_rgb
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of, read_bundle, write_bundle
 from camtrain.inference.heatmap import picture_heatmaps
-from camtrain.localization import boxes_from_heatmap
+from camtrain.localization.boxes import boxes_from_heatmap, check_threshold
 from camtrain.model.cam import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
@@ -63,8 +63,9 @@ class Predictor:
     """A network ready to use: pictures in, predictions out, lazily and in order.
 
     Example:
-        >>> net = create_model("camtrain/digits", 10, in_chans=1)
-        >>> predictor = Predictor(net, threshold=0.3)
+        >>> import camtrain
+        >>> net = camtrain.create_model("camtrain/digits", 10, in_chans=1)
+        >>> predictor = camtrain.Predictor(net, threshold=0.3)
         >>> [prediction] = predictor(torch.rand(1, 3, 48, 80), top=2)
         >>> prediction.heatmaps.shape
         torch.Size([2, 48, 80])
@@ -77,6 +78,7 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         threshold: float = DEFAULT_THRESHOLD,
+        scores: Mapping[str, float] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
@@ -86,10 +88,12 @@ class Predictor:
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
+            scores: What these weights reached, by logged name; ``save`` writes them along.
             device: Where to compute.
 
         Raises:
-            CamtrainValueError: Neither the network nor the caller knows the preprocessing.
+            CamtrainValueError: Neither the network nor the caller knows the preprocessing, or the
+                threshold lies outside [0, 1).
         """
         if class_names is not None:
             net.name_classes(class_names)
@@ -102,12 +106,13 @@ class Predictor:
             )
         self.device = torch.device(device)
         self.net = net.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.threshold = threshold
+        self.threshold = check_threshold(threshold)
+        self.scores = dict(scores or {})
         self.preprocessing = net.preprocessing
 
     def save(self, path: str | Path) -> None:
         """Write the network as a bundle, see ``camtrain.inference.bundle.write_bundle``."""
-        write_bundle(path, self.net, threshold=self.threshold)
+        write_bundle(path, self.net, threshold=self.threshold, scores=self.scores)
 
     def __call__(
         self,
@@ -137,7 +142,11 @@ class Predictor:
             raise CamtrainValueError(
                 f"top and batch_size must be at least 1, got top={top}, batch_size={batch_size}."
             )
-        threshold = self.threshold if threshold is None else threshold
+        if method not in get_args(HeatmapMethod):
+            raise CamtrainValueError(
+                f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
+            )
+        threshold = self.threshold if threshold is None else check_threshold(threshold)
         # A call checks its options at once; the pictures are read one batch at a time.
         return self._predict(_pictures(inputs), top, threshold, method, batch_size)
 
@@ -164,7 +173,7 @@ class Predictor:
                     names=tuple(names[number] for number in numbers),
                     scores=tuple(scores[row].tolist()),
                     classes=numbers,
-                    heatmaps=heat.clone(),  # an ordinary tensor, not one of inference mode
+                    heatmaps=heat,
                     boxes=tuple(boxes_from_heatmap(one, threshold) for one in heat),
                     threshold=threshold,
                     size_hw=size_hw,
@@ -181,46 +190,54 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
         CamtrainValueError: Not a bundle, or one of a newer format version.
     """
     bundle = read_bundle(path)
-    return Predictor(bundle.net, threshold=bundle.threshold, device=device)
+    return Predictor(bundle.net, threshold=bundle.threshold, scores=bundle.scores, device=device)
 
 
 def _pictures(inputs: Input | Iterable[Input]) -> Iterator[tuple[Tensor, str | None]]:
-    """Each picture as (C, H, W), uint8 or float in [0, 1], with its path if it has one."""
+    """Each picture as (C, H, W), uint8 or float32 in [0, 1], with its path if it has one."""
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         inputs = list(inputs)
-    if isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)):
-        inputs = [inputs]
-    for item in inputs:
-        if isinstance(item, (str, Path)):
-            yield read_image(item), str(item)
-        elif isinstance(item, Image.Image):
-            yield torch.from_numpy(np.array(to_rgb(item))).permute(2, 0, 1), None
-        elif isinstance(item, np.ndarray) and item.ndim in (2, 3):
-            pixels = torch.from_numpy(item)
-            yield _checked(pixels[None] if item.ndim == 2 else pixels.permute(2, 0, 1)), None
-        elif isinstance(item, Tensor) and item.ndim == 3:
-            yield _checked(item), None
-        else:
-            raise CamtrainTypeError(
-                "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
-                "got "
-                f"{type(item).__name__}{getattr(item, 'shape', '')}."
-            )
+    is_one = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
+    for item in inputs if isinstance(inputs, Iterable) and not is_one else [inputs]:
+        yield _pixels(item), str(item) if isinstance(item, (str, Path)) else None
 
 
-def _checked(pixels: Tensor) -> Tensor:
-    if pixels.shape[0] not in (1, 3) or not (
-        pixels.dtype == torch.uint8 or pixels.is_floating_point()
-    ):
-        raise CamtrainValueError(
-            "Pixels must have 1 or 3 channels, uint8 0..255 or float 0..1, arrays (H, W, C) and "
-            "tensors "
-            f"(C, H, W); got (C, H, W) = {tuple(pixels.shape)}, {pixels.dtype}."
+def _pixels(item: object) -> Tensor:
+    if isinstance(item, (str, Path)):
+        return read_image(item)
+    if isinstance(item, Image.Image):
+        item = np.asarray(to_rgb(item))
+    if not isinstance(item, (np.ndarray, Tensor)):
+        raise CamtrainTypeError(
+            "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got "
+            f"{type(item).__name__}."
         )
-    if pixels.is_floating_point() and (pixels.numel() and (pixels.min() < 0 or pixels.max() > 1)):
+    pixels = item.detach().cpu() if isinstance(item, Tensor) else _from_array(item)
+    is_float = pixels.is_floating_point()
+    is_picture = pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.numel() > 0
+    if not is_picture or not (is_float or pixels.dtype == torch.uint8):
+        raise _refusal(item)
+    if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise CamtrainValueError(
             "Float pixels must lie in [0, 1], raw and never normalized, got "
-            f"{float(pixels.min()):.3g} to "
-            f"{float(pixels.max()):.3g}."
+            f"{pixels.min().item():.3g} to {pixels.max().item():.3g}."
         )
-    return pixels
+    return pixels.float() if is_float else pixels
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    """(C, H, W) of an array (H, W, C) or (H, W)."""
+    if array.ndim not in (2, 3) or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise _refusal(array)
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+    # A copy, since torch takes neither read-only memory nor the negative strides of BGR[..., ::-1].
+    pixels = torch.from_numpy(np.array(array, dtype, order="C"))
+    return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _refusal(pixels: NDArray[Any] | Tensor) -> CamtrainValueError:
+    return CamtrainValueError(
+        "Pixels must be arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (1, H, W), uint8 "
+        f"0..255 or float 0..1, got {type(pixels).__name__} of shape {tuple(pixels.shape)} and "
+        f"type {pixels.dtype}."
+    )

@@ -154,7 +154,7 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     preprocessing = usual_preprocessing(name, in_chans)
     backbone = _trunk(name, recipe["cut"], in_chans, recipe["backbone_args"], preprocessing.size)
     if found is not None:
-        inside = backbone.get_submodule("trunk") if hasattr(backbone, "trunk") else backbone
+        inside = backbone.get_submodule("trunk")
         tensors = adapt_in_chans(inside, found.tensors, in_chans)
         load_weights(inside, tensors, source=found.source)
     if recipe["stride"] is not None:

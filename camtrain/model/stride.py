@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from torch import nn
 
@@ -38,49 +39,88 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
             f"stride must be one of {', '.join(map(str, possible))} (the backbone's own is {own}), "
             f"got {stride}."
         )
+    calls = Counter(layer.name for layer in found.layers)
     for layer in found.layers:
-        _slow_down(layer, stride)
-    reached = stride_of(backbone, in_chans)
+        if _needs_change(layer, stride):
+            if calls[layer.name] > 1:
+                raise _refusal(stride, layer, "is used more than once, at different strides")
+            _slow_down(backbone, layer, stride)
+    try:
+        reached = stride_of(backbone, in_chans)
+    except RuntimeError as error:  # the sizes of branches that are added or joined differ
+        raise CamtrainValueError(
+            f"stride {stride} cannot be had: the branches of the backbone no longer fit together "
+            f"({str(error).splitlines()[0]}); choose stride {own} or an earlier cut."
+        ) from error
     if reached != stride:
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the backbone steps inside an operation that is not a "
-            "layer, "
-            f"so {reached} is what remains; choose stride {own} or an earlier cut."
+            f"layer, so {reached} is what remains; choose stride {own} or an earlier cut."
         )
 
 
-def _slow_down(layer: Layer, stride: int) -> None:
-    module = layer.module
-    before, after = _ratio(layer.in_hw[1]), _ratio(layer.out_hw[1])
-    spread = max(1, before // stride)
-    steps = after > before and after > stride
-    if layer.out_hw == (1, 1) or not (steps or spread > 1):
-        return
-    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and not (
-        isinstance(module, nn.AvgPool2d) and spread == 1
-    ):
-        if steps or isinstance(module, nn.AvgPool2d):
-            raise CamtrainValueError(
-                f"stride {stride} cannot be had: layer {layer.name} ({type(module).__name__}) can "
-                "neither lose "
-                "its stride nor be dilated; choose a larger stride or an earlier cut."
-            )
-        return
-    if steps:
-        module.stride = _like(module.stride, 1)
-    if spread > 1 and not isinstance(module, nn.AvgPool2d):
+def _needs_change(layer: Layer, stride: int) -> bool:
+    """Whether a layer steps too far, or looks at more than one pixel after one that did."""
+    steps, spread = _plan(layer, stride)
+    has_window = isinstance(layer.module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
+    return layer.out_hw != (1, 1) and (steps or (spread > 1 and has_window))
+
+
+def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
+    module, (steps, spread) = layer.module, _plan(layer, stride)
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+        if steps:
+            module.stride = (1, 1)
         module.dilation = _times(module.dilation, spread)
         if not isinstance(module.padding, str):
             module.padding = _times(module.padding, spread)
+    elif type(module) is nn.MaxPool2d:  # timm's heirs pad by themselves
+        backbone.set_submodule(layer.name, _dilated_max_pool(module, spread))
+    elif isinstance(module, nn.AvgPool2d) and spread == 1:
+        module.stride = 1
+    else:
+        raise _refusal(stride, layer, "can neither lose its stride nor be dilated")
+
+
+def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
+    """The same windows at every pixel, padded by a layer: a MaxPool2d pads half its kernel at most.
+
+    With ``ceil_mode`` the windows that reach over the right and lower edge are kept as well.
+    """
+    kernel, padding = _pair(pool.kernel_size), _pair(pool.padding)
+    dilation = _times(_pair(pool.dilation), spread)
+    sides: list[int] = []  # left, right, top, bottom
+    for axis in (1, 0):
+        before = spread * padding[axis]
+        beyond = dilation[axis] * (kernel[axis] - 1) - before
+        sides += [before, max(before, beyond) if pool.ceil_mode else before]
+    left, right, top, bottom = sides
+    return nn.Sequential(
+        nn.ConstantPad2d((left, right, top, bottom), -math.inf),
+        nn.MaxPool2d(kernel, stride=1, dilation=dilation),
+    )
+
+
+def _plan(layer: Layer, stride: int) -> tuple[bool, int]:
+    """Whether a layer steps beyond ``stride``, and how far apart its pixels lie then."""
+    before, after = _ratio(layer.in_hw[1]), _ratio(layer.out_hw[1])
+    return after > before and after > stride, max(1, before // stride)
+
+
+def _refusal(stride: int, layer: Layer, reason: str) -> CamtrainValueError:
+    return CamtrainValueError(
+        f"stride {stride} cannot be had: layer {layer.name} ({type(layer.module).__name__}) "
+        f"{reason}; choose a larger stride or an earlier cut."
+    )
 
 
 def _ratio(side: int) -> int:
     return int(2 ** round(math.log2(PROBE_HW[1] / side)))
 
 
-def _like(value: int | tuple[int, ...], number: int) -> int | tuple[int, ...]:
-    return (number,) * len(value) if isinstance(value, tuple) else number
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _times(value: int | tuple[int, ...], factor: int) -> int | tuple[int, ...]:
-    return tuple(factor * v for v in value) if isinstance(value, tuple) else factor * value
+def _times(value: tuple[int, ...], factor: int) -> tuple[int, int]:
+    return factor * value[0], factor * value[1]

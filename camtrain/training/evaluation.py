@@ -17,6 +17,17 @@ from camtrain.preprocessing import Preprocessing
 # Cropped or padded maps are moved onto the picture at the resolution of the WSOL benchmark.
 _MOVED_SIZE = (224, 224)
 
+SCORES = {
+    "loss": "cross-entropy",
+    "acc1": "accuracy, top-1",
+    "acc5": "accuracy, top-5",
+    "loc_gt_known": "GT-known localization",
+    "loc_top1": "top-1 localization",
+    "loc_top5": "top-5 localization",
+    "max_box_acc": "MaxBoxAcc, best threshold",
+    "centre_box_acc": "centre box, for comparison",
+}
+
 
 class Evaluation(nn.Module):
     """The metrics of one split, under the names they are logged with."""
@@ -55,16 +66,16 @@ class Evaluation(nn.Module):
         self.acc1.update(logits, labels)
         if self.acc5 is not None:
             self.acc5.update(logits, labels)
-        if batch is None or preprocessing is None or not any(map(len, batch.boxes_xyxy)):
-            return
-        boxes, sizes_hw = batch.boxes_xyxy, batch.sizes_hw
-        if preprocessing.resize_mode != "squash":
-            sizes = [(height, width) for height, width in sizes_hw.tolist()]
-            moved = [
-                whole_picture_maps(one[None], preprocessing, size_hw, _MOVED_SIZE)[0]
-                for one, size_hw in zip(maps, sizes, strict=True)
-            ]
-            maps = torch.stack(moved)
+        # Without boxes nothing is counted; yet every process updates, for they synchronize later.
+        boxes = [torch.zeros(0, 4)] * len(labels) if batch is None else batch.boxes_xyxy
+        sizes_hw = torch.zeros(len(labels), 2) if batch is None else batch.sizes_hw
+        if any(map(len, boxes)) and preprocessing and preprocessing.resize_mode != "squash":
+            maps = torch.stack(
+                [
+                    whole_picture_maps(one[None], preprocessing, (height, width), _MOVED_SIZE)[0]
+                    for one, (height, width) in zip(maps, sizes_hw.tolist(), strict=True)
+                ]
+            )
         self.localization.update(maps, logits, labels, boxes, sizes_hw)
         self.max_box_acc.update(maps, boxes, sizes_hw)
         self.centre_box_acc.update(boxes, sizes_hw)

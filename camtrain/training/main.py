@@ -9,16 +9,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluation import SCORES
 from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
 from camtrain.training.precision import best_precision
@@ -27,6 +29,7 @@ from camtrain.training.summary import print_header, print_scores, print_written
 from camtrain.training.watching import CAMLogger
 
 _TRAINER_DEFAULTS = {"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False}
+LOGGED = ("train/loss", *(f"val/{name}" for name in SCORES))
 
 
 class CamtrainCLI(LightningCLI):
@@ -61,9 +64,9 @@ class CamtrainCLI(LightningCLI):
         trainer = settings["trainer"]
         if trainer["precision"] is None:
             kwargs["precision"] = best_precision()
-        callbacks: list[Callback] = [RichProgressBar()]
+        callbacks: list[Callback] = []
         if self.subcommand != "fit":
-            kwargs["logger"] = False
+            kwargs.update(logger=False, enable_checkpointing=False)
             self.save_config_callback = None
         elif trainer["fast_dev_run"]:
             kwargs["logger"] = False
@@ -78,7 +81,8 @@ class CamtrainCLI(LightningCLI):
                 )
             kwargs["default_root_dir"] = self.folder.path
             callbacks += self._writers(self.folder, settings["monitor"])
-        kwargs["callbacks"] = [*(trainer["callbacks"] or []), *callbacks]
+        own = self.config_init[self.subcommand]["trainer"]["callbacks"] or []
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         return super().instantiate_trainer(**kwargs)
 
     def _writers(self, folder: RunFolder, monitor: str) -> list[Callback]:
@@ -89,19 +93,22 @@ class CamtrainCLI(LightningCLI):
                 "val/CLASS, or "
                 "give --data.val_fraction above 0."
             )
+        if monitor not in LOGGED:
+            raise CamtrainValueError(
+                f"--monitor must be one of {', '.join(LOGGED)}, got {monitor!r}."
+            )
         watcher = self.config_init[self.subcommand]["cams"]
         watcher.dirpath = watcher.dirpath or folder.cams
         mode = "min" if "loss" in monitor else "max"
-        checkpoint = ModelCheckpoint(
+        # Two, since one that keeps the best writes its `last` only together with a new best.
+        keep = partial(
+            ModelCheckpoint,
             folder.checkpoints,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        return [RunWriter(folder, monitor, mode), checkpoint]
+        best, last = keep(filename="best", monitor=monitor, mode=mode), keep(filename="last")
+        return [RunWriter(folder, monitor, mode), best, last]
 
     def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, test the best epoch if there is a test split, say where everything is."""
@@ -150,6 +157,13 @@ def main(args: Sequence[str]) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # Advice about the number of workers, which the data module has already decided.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # LightningCLI would rather read sys.argv itself; cli.py hands over what it has read.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # Meant to be: a continued run; measuring a checkpoint without its training's callbacks.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    # Lightning's, about torch's.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     with _checkpoint_defaults(args) as parser_kwargs:
         CamtrainCLI(
             CAMModule,

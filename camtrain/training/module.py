@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.model.cam import PoolName
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.training.evaluation import Evaluation
@@ -31,6 +33,7 @@ class CAMModule(LightningModule):
 
     Attributes:
         net: The ``CAMNet``.
+        map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class CAMModule(LightningModule):
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.net.head.out_features) for split in ("val", "test")}
         )
+        self.map_threshold = DEFAULT_THRESHOLD
         if freeze_backbone:
             freeze(self.net.backbone)
 
@@ -130,6 +134,9 @@ class CAMModule(LightningModule):
         if names is not None:
             self.net.name_classes(names)
         self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
+        if self.hparams["freeze_backbone"]:
+            # It is meant to be: a frozen backbone stays in evaluation mode.
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
@@ -196,21 +203,26 @@ class CAMModule(LightningModule):
             optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
         else:
             optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise CamtrainValueError(
+                "The learning rate falls to 0 at the end of the training, and this one has no end; "
+                "give --trainer.max_epochs or --trainer.max_steps."
+            )
         epochs = max(1, self.trainer.max_epochs or 1)
         warmup = round(total * min(1.0, hparams["warmup_epochs"] / epochs))
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint whole: it needs neither the weights file nor the data to be loaded."""
+        """Make the checkpoint whole: loading it needs neither weights file nor data."""
         net = self.net
         checkpoint["hyper_parameters"].update(weights=None, num_classes=net.head.out_features)
         checkpoint["camtrain"] = {
             "architecture": net.recipe,
             "class_names": list(net.class_names) if net.class_names else None,
             "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
-            "map_threshold": getattr(self, "map_threshold", None),
+            "map_threshold": self.map_threshold,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

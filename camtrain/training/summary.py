@@ -11,20 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluation import SCORES
 from camtrain.training.loggers import sync_hint
 from camtrain.training.module import CAMModule
 from camtrain.training.run import RunFolder
-
-_MEANINGS = {
-    "loss": "cross-entropy",
-    "acc1": "accuracy, top-1",
-    "acc5": "accuracy, top-5",
-    "loc_gt_known": "GT-known localization (threshold 0.2, IoU 0.5)",
-    "loc_top1": "top-1 localization",
-    "loc_top5": "top-5 localization",
-    "max_box_acc": "MaxBoxAcc (IoU 0.5, best threshold)",
-    "centre_box_acc": "centre box, for comparison",
-}
 
 
 def print_header(module: CAMModule, data: CAMDataModule, trainer: Trainer) -> None:
@@ -51,7 +41,7 @@ def print_scores(split: str, trainer: Trainer) -> None:
         prefix, _, score = name.partition("/")
         if prefix == split:
             number = f"{value:.4f}" if score == "loss" else f"{100 * value:.2f} %"
-            table.add_row(name, _MEANINGS.get(score, ""), number)
+            table.add_row(name, SCORES.get(score, ""), number)
     Console().print(table)
 
 
@@ -59,18 +49,17 @@ def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
     """Where everything was written."""
     if folder is None:
         return
-    rows = {
+    paths = {
         "bundle, for inference": folder.bundle,
         "checkpoints": folder.checkpoints,
         "heatmaps by epoch": folder.cams,
         "scores by epoch": folder.metrics,
         "settings": folder.config,
     }
-    table = Table("written", "where", box=box.SIMPLE_HEAD)
-    for what, path in rows.items():
-        if path.exists():
-            table.add_row(what, str(path))
+    rows = {what: str(path) for what, path in paths.items() if path.exists()}
     hint = sync_hint(loggers)
     if hint:
-        table.add_row("Weights & Biases", hint)
-    Console(soft_wrap=True).print(table)
+        rows["Weights & Biases"] = hint
+    width = max(map(len, rows))
+    # Plain lines, unlike a table, keep a long path whole, so that it can be copied.
+    print("\n".join(["Written:", *(f"  {what:{width}}  {where}" for what, where in rows.items())]))

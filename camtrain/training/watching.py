@@ -129,7 +129,7 @@ class CAMLogger(Callback):
 
 
 def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Places of ``count`` items, one of every class in turn, each class in a random order of its own.
+    """Places of ``count`` items: one of every class in turn, each class in its own random order.
 
     Example:
         >>> [[0, 0, 0, 0, 1, 2][i] for i in stratified([0, 0, 0, 0, 1, 2], 4, seed=0)]

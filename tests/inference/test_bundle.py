@@ -1,0 +1,329 @@
+"""The bundle keeps everything, is written whole or not at all, and is refused in one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import camtrain
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.inference import bundle
+from camtrain.inference.bundle import read_bundle, write_bundle
+from camtrain.model.camnet import CAMNet
+from camtrain.model.create import create_model, from_recipe
+from camtrain.preprocessing import Preprocessing
+
+GOLDEN = Path(__file__).parent / "golden_v1.safetensors"
+
+
+def digits_net() -> CAMNet:
+    net = create_model(
+        "camtrain/digits", 3, in_chans=1, neck=(2,), pool="lse", backbone_args={"width": 1}
+    )
+    net.name_classes(["nought", "one", "zwei drei/ü"])
+    net.preprocessing = Preprocessing((48, 40), (0.4,), (0.2,), "bicubic", "crop", 0.9)
+    with torch.no_grad():
+        net(torch.rand(2, 1, 48, 40))  # in training mode: BatchNorm's buffers leave their defaults
+    return net
+
+
+def own_head_net() -> CAMNet:
+    """A cam-ready classifier that keeps its head, here with random weights."""
+    recipe = create_model("torchvision/squeezenet1_1", 7, weights=None, neck=()).recipe
+    assert recipe is not None
+    return from_recipe({**recipe, "own_head": True})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, Any] = json.loads(file.metadata()["camtrain"])
+    return metadata
+
+
+def rewritten(path: Path, tensors: dict[str, Tensor] | None = None, **changes: object) -> Path:
+    """The bundle with other tensors or other metadata."""
+    text = json.dumps({**metadata_of(path), **changes})
+    save_file(load_file(path) if tensors is None else tensors, path, {"camtrain": text})
+    return path
+
+
+@pytest.mark.parametrize("make", [digits_net, own_head_net])
+def test_round_trip_is_bit_identical(make: Any, path: Path) -> None:  # noqa: ANN401  a function
+    torch.manual_seed(1)
+    net: CAMNet = make()
+    scores = {"val/acc1": 0.1 + 0.2, "val/loc_gt_known": 1 / 3}
+    write_bundle(path, net.to(memory_format=torch.channels_last), threshold=0.15, scores=scores)
+    found = read_bundle(path)
+    assert found.threshold == 0.15
+    assert found.scores == scores
+    assert list(found.net.class_names or ()) == list(bundle.names_of(net))
+    assert found.net.preprocessing == net.preprocessing
+    assert found.net.recipe == net.recipe
+    assert found.net.pool == net.pool
+    state, expected = found.net.state_dict(), net.state_dict()
+    assert state.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(state[name], expected[name]), name
+        assert state[name].dtype == expected[name].dtype, name
+    assert not any(module.training for module in found.net.modules())
+    images = torch.rand(1, 1 if make is digits_net else 3, 72, 64)
+    assert torch.equal(found.net(images), net.eval()(images))
+    again = path.with_name("again.safetensors")
+    write_bundle(again, found.net, threshold=found.threshold, scores=found.scores)
+    assert metadata_of(again) == metadata_of(path)
+    assert load_file(again).keys() == load_file(path).keys()
+
+
+def test_the_file_is_a_plain_safetensors_with_one_json_beside_the_weights(path: Path) -> None:
+    net = digits_net()
+    write_bundle(path, net, threshold=0.25, scores={"val/acc1": 0.5})
+    state = net.state_dict()
+    assert load_file(path).keys() == state.keys()
+    for name, tensor in load_file(path).items():
+        assert torch.equal(tensor, state[name]), name
+    assert metadata_of(path) == {
+        "format_version": 1,
+        "camtrain_version": camtrain.__version__,
+        "architecture": net.recipe,
+        "class_names": ["nought", "one", "zwei drei/ü"],
+        "preprocessing": {
+            "size": [48, 40],
+            "mean": [0.4],
+            "std": [0.2],
+            "interpolation": "bicubic",
+            "resize_mode": "crop",
+            "crop_pct": 0.9,
+        },
+        "map_threshold": 0.25,
+        "scores": {"val/acc1": 0.5},
+    }
+
+
+def test_classes_without_names_are_named_by_their_numbers(path: Path) -> None:
+    net = create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
+    write_bundle(path, net)
+    assert read_bundle(path).net.class_names == ("0", "1", "2")
+
+
+def test_a_bundle_is_also_a_weights_file(path: Path) -> None:
+    net = digits_net()
+    write_bundle(path, net)
+    copy = create_model("camtrain/digits", 5, weights=path, in_chans=1, backbone_args={"width": 1})
+    for name, tensor in net.backbone.state_dict().items():
+        assert torch.equal(copy.backbone.state_dict()[name], tensor), name
+
+
+def half_written(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    Path(path).write_bytes(b"half a file")
+    raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("has_older", [True, False])
+def test_a_failing_write_leaves_the_older_file_whole_and_nothing_else(
+    has_older: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_older:
+        write_bundle(path, digits_net(), threshold=0.11)
+    before = {one: one.read_bytes() for one in path.parent.iterdir()}
+    assert len(before) == has_older
+    monkeypatch.setattr(bundle, "save_file", half_written)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(path, digits_net(), threshold=0.22)
+    assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
+
+
+def test_a_write_replaces_the_older_file_and_leaves_nothing_else(path: Path) -> None:
+    for threshold in (0.11, 0.22):
+        write_bundle(path, digits_net(), threshold=threshold)
+    assert read_bundle(path).threshold == 0.22
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_file_may_be_read_by_whoever_may_read_other_files(path: Path) -> None:
+    write_bundle(path, digits_net())
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a readable safetensors file"),
+        (b"\x80\x02}q\x00.", "is not a readable safetensors file"),  # a pickle
+        (b"PK\x03\x04" + bytes(200), "is not a readable safetensors file"),  # a zip
+        ((2**60).to_bytes(8, "little") + b"{}", "is not a readable safetensors file"),
+    ],
+)
+def test_other_files_are_refused(content: bytes, message: str, path: Path) -> None:
+    path.write_bytes(content)
+    assert_refused(path, message)
+
+
+def assert_refused(path: Path, *parts: str) -> None:
+    """In one sentence, which names the file."""
+    with pytest.raises(CamtrainValueError) as error:
+        read_bundle(path)
+    for part in (str(path), *parts):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_bundle_is_refused(path: Path) -> None:
+    write_bundle(path, digits_net())
+    path.write_bytes(path.read_bytes()[:-4])
+    assert_refused(path, "is not a readable safetensors file")
+
+
+def test_a_missing_file_is_told_from_a_bad_one(path: Path) -> None:
+    for missing in (path, path.parent):  # a folder is no file either
+        with pytest.raises(CamtrainFileNotFoundError, match="No bundle at") as error:
+            read_bundle(missing)
+        assert str(missing) in str(error.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_weights_without_our_metadata_are_refused(
+    metadata: dict[str, str] | None, path: Path
+) -> None:
+    save_file(digits_net().state_dict(), path, metadata)
+    assert_refused(path, "is not a camtrain bundle", "camtrain.create_model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "null", '"text"', "{}", '{"format_version": Infinity}', "[" * 100_000],
+)
+def test_damaged_json_is_refused(text: str, path: Path) -> None:
+    save_file(digits_net().state_dict(), path, {"camtrain": text})
+    assert_refused(path, "has unreadable camtrain metadata")
+
+
+def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path) -> None:
+    newer = json.dumps({"format_version": 2, "architecture": "a language of the future"})
+    save_file({"x": torch.zeros(1)}, path, {"camtrain": newer})
+    assert_refused(path, "format version 2", "reads up to 1", "install a newer camtrain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["only one"]}, "class_names must hold one name for each of the 3"),
+        ({"map_threshold": 1.5}, "threshold must lie in [0, 1), got 1.5"),
+        ({"map_threshold": None}, "TypeError"),
+        ({"scores": 3}, "AttributeError"),
+        ({"preprocessing": {"size": [0, 4]}}, "size must be two positive numbers"),
+        ({"preprocessing": {"scale": 4}}, "unexpected keyword argument 'scale'"),
+        ({"architecture": []}, "AttributeError"),
+        ({"architecture": {}}, "KeyError: 'backbone'"),
+    ],
+)
+def test_metadata_that_cannot_work_is_refused(
+    changes: dict[str, Any], message: str, path: Path
+) -> None:
+    write_bundle(path, digits_net())
+    assert_refused(rewritten(path, **changes), "tensors and metadata do not fit", message)
+
+
+def test_tensors_that_do_not_fit_are_named(path: Path) -> None:
+    write_bundle(path, digits_net())
+    tensors = load_file(path)
+    without = {name: tensor for name, tensor in tensors.items() if name != "head.bias"}
+    assert_refused(rewritten(path, without), "head.bias")
+    assert_refused(rewritten(path, {**tensors, "tail.bias": torch.zeros(1)}), "tail.bias")
+    rewritten(path, {**tensors, "head.bias": torch.zeros(4)})
+    assert_refused(path, "head.bias", "torch.Size([4])", "torch.Size([3])")
+
+
+def converted_net() -> CAMNet:
+    """No recipe: only the caller's code can build the classifier again."""
+    classifier = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    return camtrain.convert(classifier, preprocessing=Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "threshold", "error", "message"),
+    [
+        ("model.safetensors", converted_net, 0.2, CamtrainValueError, "only your code can build"),
+        ("model.pt", digits_net, 0.2, CamtrainValueError, "A bundle is a .safetensors file"),
+        ("model.safetensors", digits_net, 1.0, CamtrainValueError, "threshold must lie in [0, 1)"),
+        ("a/b.safetensors", digits_net, 0.2, CamtrainFileNotFoundError, "create it first"),
+    ],
+)
+def test_what_cannot_become_a_bundle_is_refused_and_nothing_is_written(
+    name: str,
+    make: Any,  # noqa: ANN401  a function
+    threshold: float,
+    error: type[Exception],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error) as raised:
+        write_bundle(tmp_path / name, make(), threshold=threshold)
+    assert message in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def make_golden() -> CAMNet:
+    """How golden_v1.safetensors was made, once, by camtrain 0.1.0; it must never be made again.
+
+    A later format gets a file of its own beside it. In a Python shell in this folder::
+
+        write_bundle(
+            "golden_v1.safetensors", make_golden(), threshold=0.35, scores={"val/acc1": 0.75}
+        )
+    """
+    net = create_model(
+        "camtrain/digits", 3, in_chans=1, neck=(2,), backbone_args={"width": 1}
+    ).eval()
+    net.name_classes(["circle", "square", "star"])
+    net.preprocessing = Preprocessing((16, 24), (0.25,), (0.5,), "bicubic", "crop", 0.8)
+    with torch.no_grad():
+        for number, (name, tensor) in enumerate(net.state_dict().items()):
+            if tensor.is_floating_point():
+                wave = torch.sin(torch.arange(tensor.numel()) + number).reshape(tensor.shape)
+                tensor.copy_(1 + 0.5 * wave if name.endswith("running_var") else wave)
+    return net
+
+
+def golden_images() -> Tensor:
+    """(2, 1, 16, 24): two waves."""
+    return torch.sin(torch.arange(2 * 16 * 24) * 0.1).reshape(2, 1, 16, 24)
+
+
+GOLDEN_LOGITS: list[list[float]] = []
+GOLDEN_MAP: list[list[float]] = []
+
+
+def test_the_golden_bundle_of_format_version_1_loads_forever() -> None:
+    found = read_bundle(GOLDEN)
+    assert found.threshold == 0.35
+    assert found.scores == {"val/acc1": 0.75}
+    assert found.net.class_names == ("circle", "square", "star")
+    assert found.net.preprocessing == Preprocessing(
+        (16, 24), (0.25,), (0.5,), "bicubic", "crop", 0.8
+    )
+    with torch.inference_mode():
+        logits, maps, _ = found.net.class_maps(golden_images())
+    torch.testing.assert_close(logits, torch.tensor(GOLDEN_LOGITS), rtol=0, atol=1e-4)
+    assert maps.shape == (2, 3, 4, 6)
+    torch.testing.assert_close(maps[1, 2], torch.tensor(GOLDEN_MAP), rtol=0, atol=1e-4)
+
+
+def test_the_golden_bundle_holds_what_its_recipe_says() -> None:
+    """Its weights are those of the formula: the file has not been made anew by another."""
+    state = load_file(GOLDEN)
+    for name, tensor in make_golden().state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-6, msg=name)

@@ -1,0 +1,77 @@
+"""The data module: splits, preprocessing, order."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camtrain.data import Batch
+from camtrain.errors import CamtrainError
+from camtrain.training import CAMDataModule
+from tests.training.conftest import quiet_trainer, small_module
+
+
+def test_classes_come_from_the_folders(data: CAMDataModule) -> None:
+    assert data.class_names == ("blue", "red")
+    assert data.num_classes == 2
+
+
+def test_batches_hold_pictures_with_their_boxes(data: CAMDataModule) -> None:
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (8, 3, 32, 32)
+    assert batch.sizes_hw.tolist() == [[40, 56]] * 8
+    widths = [(boxes[:, 2] - boxes[:, 0]).tolist() for boxes in batch.boxes_xyxy]
+    assert widths == [[24]] * 8
+
+
+def test_mean_and_std_are_the_network_s_unless_given(photographs: Path) -> None:
+    for given, expected in ((None, (0.5, 0.5, 0.5)), ((0.1, 0.2, 0.3), (0.1, 0.2, 0.3))):
+        data = CAMDataModule(root=photographs, size=32, workers=0, mean=given, std=given)
+        quiet_trainer(max_epochs=1, limit_train_batches=1).fit(small_module(), data)
+        assert data.preprocessing.mean == expected
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(photographs: Path) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        data = CAMDataModule(root=photographs, size=32, workers=0, batch_size=4, seed=seed)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([batch.indices for batch in loader]).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert sorted(order(0, 1)) == list(range(16))
+
+
+def test_only_a_last_batch_of_one_picture_is_dropped(photographs: Path) -> None:
+    for batch_size, expected in ((5, [5, 5, 5]), (6, [6, 6, 4])):
+        data = CAMDataModule(root=photographs, size=32, workers=0, batch_size=batch_size)
+        data.setup("fit")
+        assert [len(batch.images) for batch in data.train_dataloader()] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean and std must be given together"),
+        ({"augment": "heavy"}, "heavy"),
+        ({"resize_mode": "stretch"}, "resize_mode must be one of"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(CamtrainError, match=message):
+        CAMDataModule(root=tmp_path, **settings)
+
+
+def test_a_missing_split_is_named(tmp_path: Path, photographs: Path) -> None:
+    (photographs / "test").rename(tmp_path / "elsewhere")
+    data = CAMDataModule(root=photographs, workers=0)
+    data.setup("test")
+    with pytest.raises(CamtrainError, match="has no test split, only train, val"):
+        data.test_dataloader()

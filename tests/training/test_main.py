@@ -1,0 +1,264 @@
+"""fit, validate and test from the command line: what they write, and what they refuse."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import camtrain
+from camtrain.cli import main
+from camtrain.data import PreparedDataset
+from camtrain.training import CAMDataModule
+from camtrain.training.main import main as run
+from camtrain.training.module import CAMModule
+from tests.training.wandb_file import history
+
+Arguments = Callable[..., list[str]]
+
+
+def test_a_run_writes_everything_and_the_bundle_predicts(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments("--model.lr", "0.01", "--trainer.max_epochs", "4")) == 0
+    folder = tmp_path / "runs" / "run"
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    cams = {f"cams/epoch_{epoch:03d}.jpg" for epoch in range(5)}
+    assert found == cams | {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "model.safetensors",
+    }
+    printed = capsys.readouterr().out
+    assert "test/max_box_acc" in printed
+    assert str(folder / "model.safetensors") in printed
+
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert {"train/loss", "val/loss", "val/acc1", "val/max_box_acc"} < rows[0].keys()
+
+    predictor = camtrain.load(folder / "model.safetensors")
+    [prediction] = predictor(photographs / "test" / "red" / "0.png")
+    assert set(prediction.names) == {"blue", "red"}
+    assert prediction.heatmaps.shape == (2, 40, 56)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, best["state_dict"][f"net.{name}"]), name
+
+
+def test_the_bundle_computes_what_evaluation_computed(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path
+) -> None:
+    run(fit_arguments("--data.resize_mode", "crop"))
+    predictor = camtrain.load(tmp_path / "runs" / "run" / "model.safetensors")
+    data = CAMDataModule(
+        root=photographs, size=32, resize_mode="crop", mean=[0.5] * 3, std=[0.5] * 3
+    )
+    source = data.sources["val"]
+    dataset = PreparedDataset(source, data.preprocessing)
+    for index, prediction in enumerate(predictor(source.read(i).path for i in range(len(source)))):
+        with torch.inference_mode():
+            scores = predictor.net(dataset[index].image[None]).softmax(1)[0].sort(descending=True)
+        assert prediction.scores == pytest.approx(tuple(scores.values.tolist()), abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers(fit_arguments: Arguments, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(fit_arguments("--name", name, "--data.augment", "imagenet"))
+    metrics = [(tmp_path / "runs" / name / "metrics.csv").read_text() for name in ("a", "b")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_continued_run_equals_one_never_stopped(
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--data.augment", "light", "--trainer.max_epochs", "3")
+    run(fit_arguments(*more, "--name", "whole"))
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CAMModule, "on_validation_epoch_start", stop_in_epoch(2, stop), raising=False)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(fit_arguments(*more, "--name", "cut"))
+    run(fit_arguments(*more, "--name", "cut", "--ckpt_path", "last"))
+    whole, cut = (
+        torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("whole", "cut")
+    )
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, cut["state_dict"][name]), name
+    tables = [(tmp_path / "runs" / name / "metrics.csv").read_text() for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+def stop_in_epoch(epoch: int, stop: Callable[..., None]) -> Callable[..., None]:
+    def hook(module: torch.nn.Module) -> None:
+        if module.current_epoch == epoch:
+            stop()
+
+    return hook
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_verb_takes_network_and_data_from_the_checkpoint(
+    verb: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments("--data.resize_mode", "pad"))
+    checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    fitted = capsys.readouterr().out
+    assert main([verb, "--ckpt_path", str(checkpoint), "--trainer.accelerator", "cpu"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    scores = capsys.readouterr().out
+    assert "acc1" in scores
+    if verb == "test":
+        assert table_of(scores) == table_of(fitted)
+
+
+def table_of(text: str) -> list[str]:
+    return [line.split()[-2] for line in text.splitlines() if line.strip().startswith("test/acc1")]
+
+
+def test_a_fast_run_writes_nothing(fit_arguments: Arguments, tmp_path: Path) -> None:
+    run(fit_arguments("--trainer.fast_dev_run", "true"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupt_ends_with_130_and_a_usable_run(
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = stop_in_epoch(1, interrupt)
+    monkeypatch.setattr(CAMModule, "on_validation_epoch_start", hook, raising=False)
+    with pytest.raises(SystemExit) as exit_:
+        main(fit_arguments())
+    assert exit_.value.code == 130
+    camtrain.load(tmp_path / "runs" / "run" / "model.safetensors")
+
+
+def test_wandb_runs_offline_without_a_question(
+    fit_arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(fit_arguments("--logger", "wandb"))
+    [folder] = (tmp_path / "runs" / "run" / "wandb").glob("offline-run-*")
+    assert f"wandb sync {folder}" in capsys.readouterr().out
+    assert len(list((folder / "files" / "media" / "images" / "val").glob("cams_*.png"))) > 0
+    rows = history(next(folder.glob("*.wandb")))
+    steps = [
+        row["trainer/global_step"] for row in rows if any(n.startswith("val/cams") for n in row)
+    ]
+    assert steps == ["0", "2", "4"]
+    assert {"train/loss", "val/acc1", "test/acc1"} < {name for row in rows for name in row}
+
+
+def empty(root: Path) -> None:
+    shutil.rmtree(root)
+    root.mkdir()
+
+
+def without_pictures_of_red(root: Path) -> None:
+    for path in (root / "train" / "red").iterdir():
+        path.unlink()
+
+
+def with_a_green_class_in_val(root: Path) -> None:
+    shutil.copytree(root / "val" / "red", root / "val" / "green")
+
+
+MISTAKES = {
+    "no folder": (shutil.rmtree, [], "does not exist"),
+    "no images": (empty, [], "no images"),
+    "empty class": (without_pictures_of_red, [], "red"),
+    "unknown class": (with_a_green_class_in_val, [], "green"),
+    "unknown backbone": (None, ["--model.backbone", "resnet19"], "resnet18"),
+    "unknown cut": (
+        None,
+        [
+            *("--model.backbone", "torchvision/resnet18", "--model.weights", "null"),
+            *("--model.backbone_args", "{}", "--model.cut", "layer7"),
+        ],
+        "layer4",
+    ),
+    "no weights file": (None, ["--model.weights", "nowhere.pth"], "nowhere.pth"),
+    "wrong monitor": (None, ["--monitor", "val/accuracy"], "val/acc1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    mistake: str,
+    fit_arguments: Arguments,
+    tmp_path: Path,
+    photographs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare, more, told = MISTAKES[mistake]
+    if prepare is not None:
+        prepare(photographs)
+    assert main(fit_arguments(*more)) == 2
+    error = capsys.readouterr().err
+    [line] = [line for line in error.splitlines() if line.startswith("camtrain: error: ")]
+    assert told in line
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_of_another_architecture_are_refused(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = camtrain.create_model("camtrain/digits", 2, backbone_args={"width": 2}, neck=())
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    assert main(fit_arguments("--model.weights", str(tmp_path / "other.pth"))) == 2
+    error = capsys.readouterr().err
+    assert "conv1.weight is (2, 3, 3, 3), (4, 3, 3, 3) expected" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_misspelt_key_is_named(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "typo.yaml"
+    config.write_text("model:\n  bakbone: vgg16\n")
+    with pytest.raises(SystemExit) as exit_:
+        main([*fit_arguments(), "--config", str(config)])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "bakbone" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_in_use_is_refused(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "runs" / "run" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    assert main(fit_arguments()) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert os.listdir(precious.parent) == ["precious.txt"]
+
+
+def test_a_checkpoint_of_somebody_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    assert main(["test", "--ckpt_path", str(tmp_path / "a.ckpt")]) == 2
+    assert "is not a camtrain checkpoint" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", str(tmp_path / "b.ckpt")]) == 2
+    assert "does not exist" in capsys.readouterr().err

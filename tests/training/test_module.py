@@ -1,0 +1,142 @@
+"""The module: what it trains, what it measures, what its checkpoints hold."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from camtrain.errors import CamtrainError
+from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training.module import warmup_cosine
+from tests.training.conftest import quiet_trainer, small_module
+
+
+class AnybodysData(LightningDataModule):
+    """Plain (image, label) batches, without names, boxes or preprocessing."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(12, 3, 20, 28, generator=generator)
+        self.pictures = TensorDataset(images, torch.arange(12) % num_classes)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of four."""
+        return DataLoader(self.pictures, batch_size=4)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The same pictures."""
+        return DataLoader(self.pictures, batch_size=4)
+
+
+def scores_of(module: CAMModule, data: LightningDataModule, **settings: Any) -> dict[str, float]:
+    trainer = quiet_trainer(**settings)
+    [scores] = trainer.validate(module, data, verbose=False)
+    return dict(scores)
+
+
+@pytest.mark.parametrize(("num_classes", "has_acc5"), [(5, False), (6, True)])
+def test_plain_batches_give_loss_and_accuracy_and_no_localization(
+    num_classes: int, has_acc5: bool
+) -> None:
+    module = small_module(num_classes=num_classes)
+    quiet_trainer().fit(module, AnybodysData(num_classes))
+    names = {"val/loss", "val/acc1"} | ({"val/acc5"} if has_acc5 else set())
+    assert scores_of(module, AnybodysData(num_classes)).keys() == names
+
+
+def test_scores_are_those_of_the_plain_arithmetic() -> None:
+    data, module = AnybodysData(3), small_module(num_classes=3)
+    images, labels = data.pictures.tensors
+    scores = scores_of(module, data)
+    with torch.inference_mode():
+        logits = module.eval()(images)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert scores["val/loss"] == pytest.approx(loss, rel=1e-5)
+    assert scores["val/acc1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def test_boxes_give_localization(data: CAMDataModule) -> None:
+    scores = scores_of(small_module(), data)
+    localization = ("loc_gt_known", "loc_top1", "loc_top5", "max_box_acc", "centre_box_acc")
+    assert {f"val/{name}" for name in localization} < scores.keys()
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "crop", "pad"])
+def test_scores_do_not_depend_on_the_batch_size(photographs: Path, resize_mode: str) -> None:
+    module, found = small_module(), []
+    for batch_size in (1, 3, 8):
+        data = CAMDataModule(
+            root=photographs, size=32, workers=0, batch_size=batch_size, resize_mode=resize_mode
+        )
+        found.append(scores_of(module, data))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] == pytest.approx(found[2], abs=1e-6)
+
+
+def test_evaluation_is_float32_whatever_the_training_is(data: CAMDataModule) -> None:
+    module = small_module()
+    assert scores_of(module, data, precision="bf16-mixed") == scores_of(module, data)
+
+
+def test_biases_and_norms_are_not_decayed(data: CAMDataModule) -> None:
+    module = small_module(weight_decay=0.1)
+    quiet_trainer(max_epochs=1).fit(module, data)
+    optimizer = module.optimizers()
+    decayed, kept = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert kept["weight_decay"] == 0
+    assert {p.ndim for p in kept["params"]} == {1}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [warmup_cosine(step, 4, 20) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[20] == pytest.approx(0)
+
+
+def test_a_checkpoint_holds_plain_values_and_needs_no_weights_file(
+    data: CAMDataModule, tmp_path: Path, shared: Path
+) -> None:
+    weights = shared / "weights" / "squeezenet1_1.safetensors"
+    # Without a neck and with its own classes, the network keeps its own head: another architecture.
+    module = CAMModule("squeezenet1_1", 1000, weights=weights, neck=())
+    trainer = quiet_trainer(max_epochs=0)
+    trainer.fit(module, AnybodysData(3))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["weights"] is None
+    loaded = CAMModule.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu")
+    for name, tensor in module.net.state_dict().items():
+        assert torch.equal(tensor, loaded.net.state_dict()[name]), name
+
+
+def test_class_names_and_preprocessing_come_from_the_data(data: CAMDataModule) -> None:
+    module = small_module()
+    quiet_trainer(max_epochs=1).fit(module, data)
+    assert module.net.class_names == ("blue", "red")
+    assert module.net.preprocessing == data.preprocessing
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be sgd or adamw, got 'adam'"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs at least 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CamtrainError, match=message):
+        small_module(**settings)
+
+
+def test_a_training_without_an_end_is_refused(data: CAMDataModule) -> None:
+    with pytest.raises(CamtrainError, match=r"has no end; give --trainer\.max_epochs"):
+        quiet_trainer(max_epochs=-1).fit(small_module(), data)

@@ -1,0 +1,35 @@
+"""Reads the run file of W&B, a log of protobuf records in LevelDB's framing."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, struct.Struct("<IHB")
+_FULL, _LAST = 1, 4
+
+
+def history(path: Path) -> list[dict[str, str]]:
+    """The logged rows in order: name to value in JSON."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows = []
+    for data in _records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        rows.append({i.key or "/".join(i.nested_key): i.value_json for i in record.history.item})
+    return [row for row in rows if row]
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    position, parts = _FILE_HEADER, b""
+    while position + _RECORD_HEADER.size <= len(content):
+        if _BLOCK - position % _BLOCK < _RECORD_HEADER.size:  # the rest of a block is padding
+            position += _BLOCK - position % _BLOCK
+            continue
+        _, length, kind = _RECORD_HEADER.unpack_from(content, position)
+        position += _RECORD_HEADER.size
+        parts += content[position : position + length]
+        position += length
+        if kind in (_FULL, _LAST):
+            yield parts
+            parts = b""
