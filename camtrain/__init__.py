@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from camtrain.errors import CamtrainError
+from camtrain.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from camtrain.inference.predictor import Prediction as Prediction
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from camtrain.model.convert import convert as convert
     from camtrain.model.create import create_model as create_model
     from camtrain.preprocessing import Preprocessing as Preprocessing
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CAMNet": "camtrain.model.camnet",

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-import camtrain
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.localization.boxes import check_threshold
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
 from camtrain.preprocessing import Preprocessing
+from camtrain.version import __version__
 
 FORMAT_VERSION = 1
 METADATA_KEY = "camtrain"
@@ -75,7 +77,7 @@ def write_bundle(
         )
     metadata = {
         "format_version": FORMAT_VERSION,
-        "camtrain_version": camtrain.__version__,
+        "camtrain_version": __version__,
         "architecture": net.recipe,
         "class_names": list(names_of(net)),
         "preprocessing": net.preprocessing.to_dict(),
@@ -114,18 +116,52 @@ def read_bundle(path: str | Path) -> Bundle:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CamtrainValueError(f"{path} is not a readable safetensors file: {error}.") from error
+    return _assemble(path, metadata, tensors)
+
+
+def read_checkpoint(path: str | Path) -> Bundle:
+    """Read a Lightning checkpoint of this project as a bundle, without Lightning.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: Not a checkpoint of this project, or one that holds more than plain
+            values, which is not run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"No checkpoint at {path.absolute()}; give the path of a best.ckpt or last.ckpt."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        metadata = {"scores": {}, **content["camtrain"]}
+        tensors = {
+            name.removeprefix("net."): tensor
+            for name, tensor in content["state_dict"].items()
+            if name.startswith("net.")
+        }
+    except Exception as error:  # what a damaged file makes torch raise cannot be known
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CamtrainValueError(
+            f"{path} is not a camtrain checkpoint that can be read safely ({reason:.400})."
+        ) from error
+    return _assemble(path, metadata, tensors)
+
+
+def _assemble(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     try:
         net = from_recipe(metadata["architecture"])
         net.load_state_dict(tensors)
-        net.name_classes(metadata["class_names"])
+        if metadata["class_names"] is not None:
+            net.name_classes(metadata["class_names"])
         net.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
         threshold = check_threshold(float(metadata["map_threshold"]))
         scores = {name: float(score) for name, score in metadata["scores"].items()}
     except Exception as error:  # what damaged values make torch raise cannot be known
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CamtrainValueError(
-            f"{path} is a bundle whose tensors and metadata do not fit ({reason:.400}); take it "
-            "from its source again."
+            f"{path} holds tensors and metadata that do not fit ({reason:.400}); take it from its "
+            "source again."
         ) from error
     return Bundle(net.eval(), threshold, scores)
 
@@ -152,7 +188,7 @@ def _metadata(path: Path, header: dict[str, str] | None) -> dict[str, Any]:
         ) from error
     if version > FORMAT_VERSION:
         raise CamtrainValueError(
-            f"{path} has bundle format version {version}, this camtrain ({camtrain.__version__}) "
+            f"{path} has bundle format version {version}, this camtrain ({__version__}) "
             f"reads up to {FORMAT_VERSION}; install a newer camtrain."
         )
     return metadata

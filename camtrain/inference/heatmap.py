@@ -56,7 +56,9 @@ def picture_heatmaps(
     seen = maps_on_picture(torch.ones_like(maps[:1]), preprocessing, image_hw, image_hw)[0] > 0
     moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
     inside = moved[:, _span(seen.any(1)), _span(seen.any(0))]  # a view
-    inside.copy_(heatmaps(inside[None], size=(inside.shape[1], inside.shape[2]), method=method)[0])
+    if inside.numel():  # less than a pixel may be left of a sliver
+        inside_hw = (inside.shape[1], inside.shape[2])
+        inside.copy_(heatmaps(inside[None], size=inside_hw, method=method)[0])
     return moved
 
 

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from camtrain.data import prepare, read_image, to_rgb
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of, read_bundle, write_bundle
+from camtrain.inference.bundle import (
+    DEFAULT_THRESHOLD,
+    names_of,
+    read_bundle,
+    read_checkpoint,
+    write_bundle,
+)
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization.boxes import boxes_from_heatmap, check_threshold
 from camtrain.model.cam import HeatmapMethod
@@ -183,13 +189,13 @@ class Predictor:
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
-    """The predictor of a bundle.
+    """The predictor of a bundle, or of a ``.ckpt`` of this project.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: Not a bundle, or one of a newer format version.
+        CamtrainValueError: Neither of them, or a bundle of a newer format version.
     """
-    bundle = read_bundle(path)
+    bundle = read_checkpoint(path) if Path(path).suffix == ".ckpt" else read_bundle(path)
     return Predictor(bundle.net, threshold=bundle.threshold, scores=bundle.scores, device=device)
 
 

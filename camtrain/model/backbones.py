@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.model.digits import digits_trunk
 from camtrain.model.weights import read_weights
 from camtrain.preprocessing import Preprocessing
 
@@ -26,6 +28,8 @@ CUTS = {
 }
 # With its published weights torchvision renormalizes the input of these inside the network.
 _RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
+# No connection, a broken one, and a file whose hash or content is wrong.
+_DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -58,28 +62,22 @@ def full_name(name: str) -> str:
 
     if library in ("", "timm") and timm.is_model(model):
         return f"timm/{model}"
-    every = [f"{lib}/{m}" for lib, models in known.items() for m in models]
-    every += [f"timm/{m}" for m in timm.list_models()]
-    near = difflib.get_close_matches(name, every, n=4, cutoff=0.3)
-    if not library:
-        near += [
-            m
-            for m in difflib.get_close_matches(name, [m.rpartition("/")[2] for m in every], n=4)
-            if m not in near
-        ]
+    known["timm"] = tuple(timm.list_models())
+    every = [f"{lib}/{m}" if library else m for lib, models in known.items() for m in models]
+    near = difflib.get_close_matches(name, sorted(set(every)), n=5, cutoff=0.3)
     raise CamtrainValueError(
         f"backbone must be the name of a network in torchvision, timm or camtrain, got {name!r}; "
-        f"the nearest are {', '.join(near[:6])}."
+        f"the nearest are {', '.join(near)}."
     )
 
 
 def build_classifier(
     name: str, *, num_classes: int | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> nn.Module:
-    """The library's own classifier with random weights.
+    """The library's own classifier with random weights; the trunk for ``camtrain/digits``.
 
     Args:
-        name: ``torchvision/...`` or ``timm/...``.
+        name: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
         num_classes: None for the library's default, usually the 1,000 of ImageNet.
         in_chans: Channels of the images.
         backbone_args: Further arguments of the library's builder.
@@ -94,8 +92,11 @@ def build_classifier(
 
             network: nn.Module = timm.create_model(model, in_chans=in_chans, **arguments)
             return network
+        if library == "camtrain":
+            return digits_trunk(in_chans=in_chans, **arguments)
         if model in ("googlenet", "inception_v3"):
-            arguments = {"init_weights": True, **arguments}  # the default warns that it will change
+            # Its default warns that it will change; the auxiliary heads play no part in the logits.
+            arguments = {"init_weights": True, "aux_logits": False, **arguments}
         network = tv.get_model(model, weights=None, **arguments)
     except TypeError as error:
         raise CamtrainValueError(
@@ -115,38 +116,10 @@ def published_weights(name: str, weights: str) -> Weights:
     """
     library, model = name.split("/")
     if library == "torchvision":
-        entries = {entry.name: entry for entry in tv.get_model_weights(model)}
-        entries = {"DEFAULT": tv.get_model_weights(model).DEFAULT, **entries}
-        entry = _known(name, weights, entries)
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        try:
-            tensors = entry.get_state_dict(progress=True, check_hash=True)
-        except OSError as error:
-            raise CamtrainFileNotFoundError(
-                f"The weights of {name} could not be downloaded ({error}); fetch {entry.url} and "
-                "put it into "
-                f"{folder}, or pass the file with weights=."
-            ) from error
-        return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
+        return _torchvision_weights(model, weights)
     if library == "timm":
-        import timm
-
-        tags = {cfg.tag: cfg for cfg in _timm_configs(model)}
-        config = _known(name, weights, {"DEFAULT": timm.get_pretrained_cfg(model), **tags})
-        try:
-            network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
-        except OSError as error:
-            where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
-            raise CamtrainFileNotFoundError(
-                f"The weights of {name} could not be downloaded ({str(error).splitlines()[0]}); "
-                f"fetch {where} "
-                "and pass the file with weights=."
-            ) from error
-        return Weights(network.state_dict(), f"{name} {weights}")
-    raise CamtrainValueError(
-        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
-        f"{weights!r}."
-    )
+        return _timm_weights(model, weights)
+    raise _no_published_weights(name, weights)
 
 
 def find_weights(name: str, weights: str | Path | None) -> Weights | None:
@@ -170,10 +143,10 @@ def find_weights(name: str, weights: str | Path | None) -> Weights | None:
 
 
 def backbone_args_for(
-    name: str, weights: str | Path | None, given: dict[str, Any]
+    name: str, weights: str | Path | None, in_chans: int, given: dict[str, Any]
 ) -> dict[str, Any]:
     """``given``, and what the published weights of a network need beside it."""
-    if name in _RENORMALIZED and weights is not None:
+    if name in _RENORMALIZED and weights is not None and in_chans == 3:
         return {"transform_input": True, **given}
     return dict(given)
 
@@ -222,6 +195,35 @@ def adapt_in_chans(
     return {**weights, f"{first}.weight": adapt_input_conv(in_chans, tensor)}
 
 
+def _torchvision_weights(model: str, weights: str) -> Weights:
+    name, published = f"torchvision/{model}", tv.get_model_weights(model)
+    entries = {"DEFAULT": published.DEFAULT, **{entry.name: entry for entry in published}}
+    entry = _known(name, weights, entries)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        tensors = entry.get_state_dict(progress=True, check_hash=True)
+    except _DOWNLOAD_ERRORS as error:
+        raise _not_loaded(name, error, f"{entry.url} and put it into {folder}, or") from error
+    return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
+
+
+def _timm_weights(model: str, weights: str) -> Weights:
+    import timm
+
+    name, default = f"timm/{model}", timm.get_pretrained_cfg(model)
+    if default is None or not default.has_weights:
+        raise _no_published_weights(name, weights)
+    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
+    configs = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
+    config = _known(name, weights, {"DEFAULT": default, **configs})
+    try:
+        network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
+    except _DOWNLOAD_ERRORS as error:
+        where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
+        raise _not_loaded(name, error, f"{where} and") from error
+    return Weights(network.state_dict(), f"{name} {weights}")
+
+
 def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: ANN401  an entry of either library
     if weights not in offered:
         raise CamtrainValueError(
@@ -231,11 +233,19 @@ def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: AN
     return offered[weights]
 
 
-def _timm_configs(model: str) -> list[Any]:
-    import timm
+def _not_loaded(name: str, error: Exception, fetch: str) -> CamtrainFileNotFoundError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return CamtrainFileNotFoundError(
+        f"The weights of {name} could not be loaded ({reason}); fetch {fetch} pass the file with "
+        "weights=."
+    )
 
-    tags = timm.list_pretrained(f"{model}.*")
-    return [timm.get_pretrained_cfg(tag) for tag in tags]
+
+def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
+    return CamtrainValueError(
+        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
+        f"{weights!r}."
+    )
 
 
 def _first_conv(network: nn.Module) -> str:

@@ -20,6 +20,7 @@ HeatmapMethod = Literal["minmax", "max", "ivr"]
 
 LSE_SHARPNESS = 4.0
 IVR_PERCENTILE = 0.45
+ROUNDING = 8 * torch.finfo(torch.float32).eps
 
 
 class CAMOutput(NamedTuple):
@@ -124,11 +125,11 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
             f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
         )
     maps = maps.float()
-    # Judged before the upsampling, whose rounding would be blown up to a full heatmap.
-    low, high = torch.aminmax(maps.flatten(2), dim=2)
-    is_flat = ~torch.isfinite(high - low) | (high == low)
     heat = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    heat = heat.masked_fill(is_flat[:, :, None, None], 0.0)
+    low, high = torch.aminmax(heat.flatten(2), dim=2)
+    # The rounding of a constant map must not be blown up to a heatmap; NaN compares as False.
+    has_range = high - low > ROUNDING * maps.abs().amax((-2, -1))
+    heat = heat.masked_fill(~has_range[:, :, None, None], 0.0)
     if method == "minmax":
         heat = heat - heat.amin((-2, -1), keepdim=True)
     elif method == "ivr":
@@ -139,6 +140,8 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
 
 
 def _percentile(heat: Tensor, q: float) -> Tensor:
-    """The q-quantile of each map, (B, k, 1, 1); singly, since torch.quantile limits its input."""
-    values = [torch.quantile(one, q) for one in heat.flatten(2).flatten(0, 1)]
-    return torch.stack(values).reshape(*heat.shape[:2], 1, 1)
+    """The q-quantile of each map, (B, k, 1, 1); torch.quantile limits the size of its input."""
+    ordered = heat.flatten(2).sort(dim=2).values
+    place = q * (ordered.shape[2] - 1)
+    lower, upper = ordered[:, :, math.floor(place)], ordered[:, :, math.ceil(place)]
+    return torch.lerp(lower, upper, place - math.floor(place))[:, :, None, None]

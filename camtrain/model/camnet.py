@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.cam import CAMOutput, PoolName, pool_maps, project, project_classes
 from camtrain.preprocessing import Preprocessing
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class CAMNet(nn.Module):
@@ -80,15 +84,15 @@ class CAMNet(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of a feature map (B, C, h, w): pool and head, in float32, autocast off."""
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+        with _without_autocast(features):
+            # The head as well, for a network that was cast as a whole: `net.bfloat16()`.
+            features, weight = features.float(), self.head.weight.float()
+            bias = self.head.bias.float()
             if self.pool in ("avg", "gmp"):
-                # The mean commutes with the head, so pooling the features first is the same and K /
-                # C cheaper.
-                logits: Tensor = self.head(self.dropout(pool_maps(features, self.pool)))
-                return logits
-            maps = project(self.dropout(features), self.head.weight)
-            return pool_maps(maps, self.pool) + self.head.bias
+                # The mean commutes with the head, so pooling the features first is the same and
+                # cheaper: no map is made.
+                return F.linear(self.dropout(pool_maps(features, self.pool)), weight, bias)
+            return pool_maps(project(self.dropout(features), weight), self.pool) + bias
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -106,8 +110,9 @@ class CAMNet(nn.Module):
         Raises:
             CamtrainValueError: Both ``top`` and ``classes`` are given, ``top`` is below 1, or
                 ``classes`` does not fit the batch or the K classes.
+            CamtrainTypeError: ``classes`` is not a tensor of integers.
         """
-        self._check_request(len(images), top, classes)
+        self._check_request(images.shape[0], top, classes)
         features = self.features(images)
         return self.maps_of(features, top=top, classes=classes)
 
@@ -116,16 +121,16 @@ class CAMNet(nn.Module):
     ) -> CAMOutput:
         """``class_maps`` of a feature map (B, C, h, w) instead of images, unchecked."""
         logits = self.classify(features)
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            weight = self.head.weight
+        with _without_autocast(features):
+            features, weight = features.float(), self.head.weight.float()
             if top is None and classes is None:
                 every = torch.arange(self.head.out_features, device=features.device)
-                return CAMOutput(logits, project(features, weight), every.expand(len(features), -1))
+                return CAMOutput(logits, project(features, weight), every.expand_as(logits))
             if classes is None:
                 assert top is not None
                 classes = logits.topk(min(top, self.head.out_features)).indices
-            chosen = classes.reshape(len(features), -1).to(features.device)
+            chosen = classes if classes.ndim == 2 else classes[:, None]
+            chosen = chosen.to(features.device, torch.int64)
             return CAMOutput(logits, project_classes(features, weight, chosen), chosen)
 
     def _check_request(self, batch: int, top: int | None, classes: Tensor | None) -> None:
@@ -135,7 +140,10 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
         if classes is None:
             return
-        if classes.ndim not in (1, 2) or len(classes) != batch:
+        kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+        if kind not in _INTEGERS:
+            raise CamtrainTypeError(f"classes must be a tensor of integers, got {kind}.")
+        if classes.ndim not in (1, 2) or classes.shape[0] != batch:
             raise CamtrainValueError(
                 f"classes must have the shape (B,) or (B, k) with B = {batch}, got "
                 f"{tuple(classes.shape)}."
@@ -147,3 +155,10 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(
                 f"classes must lie in 0..{last}, got {int(classes.min())}..{int(classes.max())}."
             )
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off on the device of a tensor; the meta device knows none."""
+    if tensor.is_meta:
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -42,7 +42,7 @@ def convert(
     Raises:
         CamtrainTypeError: ``classifier`` is not a ``torch.nn.Module``.
         NotCamReadyError: It does not end in global average pooling and a linear layer.
-        CamtrainValueError: The stride cannot be had.
+        CamtrainValueError: Its forward pass has no one graph, or the stride cannot be had.
     """
     if not isinstance(classifier, nn.Module):
         raise CamtrainTypeError(
@@ -52,7 +52,10 @@ def convert(
     traced = trace(copy.deepcopy(classifier))
     cut, head = _split(traced)
     backbone = GraphBackbone(traced.network, cut)
-    in_chans = next(m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    if not convs:
+        raise _refusal(traced, "it has no convolution")
+    in_chans = convs[0].in_channels
     if stride is not None:
         set_stride(backbone, stride, in_chans)
     if head is None:
@@ -68,12 +71,12 @@ def _split(traced: TracedGraph) -> tuple[str, nn.Linear | None]:
         return traced.names[traced.skip_reshapes(traced.before(node))], None
     linear = traced.module(node)
     if not isinstance(linear, nn.Linear):
-        raise _refusal(traced, f"its last operation is {traced.names[node]}, not a linear layer")
+        raise _refusal(traced, f"its last operation is {traced.names[node]}, not a torch.nn.Linear")
     pool = traced.skip_reshapes(traced.before(node))
     if not traced.is_global_average(pool):
         raise _refusal(
             traced,
-            f"{traced.names[pool]} stands between the global average pooling and the linear layer",
+            f"its linear layer follows {traced.names[pool]}, not a global average pooling",
         )
     return traced.names[traced.before(pool)], _with_bias(linear)
 
@@ -95,6 +98,5 @@ def _with_bias(linear: nn.Linear) -> nn.Linear:
 def _refusal(traced: TracedGraph, reason: str) -> NotCamReadyError:
     return NotCamReadyError(
         f"{type(traced.network).__name__} is not cam-ready: {reason}. To cut it, add a new head "
-        "and train that, use "
-        'camtrain.create_model("LIBRARY/NAME", num_classes=...).'
+        'and train that, use camtrain.create_model("LIBRARY/NAME", num_classes=...).'
     )

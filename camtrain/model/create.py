@@ -27,6 +27,7 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import (
     GraphBackbone,
+    NoGraphError,
     TimmBackbone,
     check_cut,
     default_cut,
@@ -34,7 +35,6 @@ from camtrain.model.cut import (
     probe,
     trace,
 )
-from camtrain.model.digits import digits_trunk
 from camtrain.model.stride import set_stride
 from camtrain.model.weights import load_weights
 
@@ -90,7 +90,7 @@ def create_model(
     _check_arguments(neck, neck_kernel, neck_groups, neck_norm, pool, dropout)
     name = full_name(backbone)
     found = find_weights(name, weights)
-    backbone_args = backbone_args_for(name, weights, backbone_args or {})
+    backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
     own_classes = _classes_of(name, found, in_chans, backbone_args)
     num_classes = own_classes if num_classes is None else num_classes
     if num_classes is None or num_classes < 1:
@@ -114,7 +114,7 @@ def create_model(
     }
     net = None
     if not neck and cut is None and num_classes == own_classes:
-        with suppress(NotCamReadyError):
+        with suppress(NotCamReadyError, NoGraphError):
             net = _with_own_head(recipe, found)
     if net is None:
         net = _with_new_head(recipe, found)
@@ -184,11 +184,11 @@ def _trunk(
     backbone_args: dict[str, Any],
     size_hw: tuple[int, int],
 ) -> nn.Module:
-    if name == "camtrain/digits":
-        return digits_trunk(in_chans=in_chans, **backbone_args)
     network = build_classifier(
         name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
     )
+    if cut is None and name.startswith("camtrain/"):
+        return nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
     if cut is None and name.startswith("timm/"):
         backbone = TimmBackbone(network)
         drop_unused(backbone, probe(backbone, in_chans, size_hw).layers)
@@ -203,6 +203,11 @@ def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, i
     """The added convolutions, and how many channels come out of them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, kernel, norm = in_channels, recipe["neck_kernel"], recipe["neck_norm"]
+    if recipe["neck"] and channels % recipe["neck_groups"]:
+        raise CamtrainValueError(
+            f"neck_groups must divide the {channels} channels of the backbone, got "
+            f"{recipe['neck_groups']}."
+        )
     for number, out in enumerate(recipe["neck"], start=1):
         layers[f"conv{number}"] = nn.Conv2d(
             channels,
@@ -241,7 +246,7 @@ def _check_arguments(
     pool: str,
     dropout: float,
 ) -> None:
-    if any(channels < 1 or channels % neck_groups for channels in neck):
+    if neck_groups < 1 or any(channels < 1 or channels % neck_groups for channels in neck):
         raise CamtrainValueError(
             f"neck must hold channel counts that neck_groups={neck_groups} divides, got "
             f"{tuple(neck)}."

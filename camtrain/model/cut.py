@@ -50,6 +50,10 @@ class TimmBackbone(nn.Module):
         return features
 
 
+class NoGraphError(CamtrainValueError):
+    """The forward pass of a network branches on the values of its input."""
+
+
 class TracedGraph(NamedTuple):
     """The operations of a network in evaluation mode, and the layer each one belongs to."""
 
@@ -64,7 +68,7 @@ class TracedGraph(NamedTuple):
 
     def before(self, node: fx.Node) -> fx.Node:
         """The operation whose result goes into ``node``."""
-        return _first(node.args[0])
+        return node.all_input_nodes[0]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The layer that ``node`` calls, or None for a function."""
@@ -76,7 +80,7 @@ class TracedGraph(NamedTuple):
 
     def skip_reshapes(self, node: fx.Node) -> fx.Node:
         """The nearest operation, from ``node`` backwards, that is no reshape and no dropout."""
-        while node.args and (
+        while node.all_input_nodes and (
             self.is_layer(node, *_CHANGES_NOTHING)
             or _calls(node, "flatten", "view", "reshape", "squeeze", "dropout")
         ):
@@ -103,18 +107,16 @@ def trace(network: nn.Module) -> TracedGraph:
     """The graph of a network in evaluation mode.
 
     Raises:
-        CamtrainValueError: The forward pass branches on the values of its input, so it has no one
-            graph.
+        NoGraphError: The forward pass branches on the values of its input, so it has no one graph.
     """
     tracer = NodePathTracer(leaf_modules=_leaf_types(network))
     with evaluating(network):
         try:
             graph = tracer.trace(network)
         except Exception as error:  # what user code raises under tracing cannot be known
-            raise CamtrainValueError(
+            raise NoGraphError(
                 f"The forward pass of {type(network).__name__} cannot be read as a graph "
-                f"({error}); "
-                "build the network with camtrain.create_model and its default cut."
+                f"({error}); build the network with camtrain.create_model and its default cut."
             ) from error
     return TracedGraph(network, graph, dict(tracer.node_to_qualname))
 
@@ -122,9 +124,9 @@ def trace(network: nn.Module) -> TracedGraph:
 def default_cut(traced: TracedGraph) -> str:
     """The last feature map: what the network averages, before a trailing max pooling."""
     node = traced.output()
-    while node.args and not traced.is_average(node):
+    while node.all_input_nodes and not traced.is_average(node):
         node = traced.before(node)
-    if not node.args:
+    if not node.all_input_nodes:
         raise CamtrainValueError(
             f"{type(traced.network).__name__} does not average a feature map; name the layer to "
             "cut after with cut=."
@@ -228,12 +230,14 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _leaf_types(network: nn.Module) -> list[type[nn.Module]]:
-    # torchvision's extractor never looks into torchvision.ops, so neither may `trace`.
+    # torchvision's extractor never looks into torchvision.ops, so neither may `trace`. An empty
+    # nn.Sequential (the usual identity shortcut) must not make leaves of those with layers.
     return list(
         {
             type(module)
             for module in network.modules()
-            if _is_leaf(module) or type(module).__module__.startswith("torchvision.ops")
+            if (_is_leaf(module) and not isinstance(module, nn.Sequential))
+            or type(module).__module__.startswith("torchvision.ops")
         }
     )
 

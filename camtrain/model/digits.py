@@ -25,4 +25,4 @@ def digits_trunk(*, in_chans: int = 3, width: int = 32) -> nn.Sequential:
         if is_pooled:
             layers[f"pool{number}"] = nn.MaxPool2d(2)
         channels = factor * width
-    return nn.Sequential(OrderedDict(trunk=nn.Sequential(layers)))  # named like every backbone
+    return nn.Sequential(layers)

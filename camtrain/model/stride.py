@@ -85,15 +85,15 @@ def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
 def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
     """The same windows at every pixel, padded by a layer: a MaxPool2d pads half its kernel at most.
 
-    With ``ceil_mode`` the windows that reach over the right and lower edge are kept as well.
+    Rounding the size up (``ceil_mode``) is what stride - 1 more pixels on the far side do.
     """
     kernel, padding = _pair(pool.kernel_size), _pair(pool.padding)
     dilation = _times(_pair(pool.dilation), spread)
     sides: list[int] = []  # left, right, top, bottom
     for axis in (1, 0):
-        before = spread * padding[axis]
-        beyond = dilation[axis] * (kernel[axis] - 1) - before
-        sides += [before, max(before, beyond) if pool.ceil_mode else before]
+        near = spread * padding[axis]
+        more = min(_pair(pool.stride)[axis], kernel[axis]) - 1 if pool.ceil_mode else 0
+        sides += [near, near + spread * more]
     left, right, top, bottom = sides
     return nn.Sequential(
         nn.ConstantPad2d((left, right, top, bottom), -math.inf),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import re
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "net.", "backbone.trunk.")
+# torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 _SHOWN = 4
 
 
@@ -33,23 +34,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CamtrainFileNotFoundError(
             f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
-            "exist "
-            f"(looked at {path.absolute()})."
+            f"exist (looked at {path.absolute()})."
         )
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as error:
+    except Exception as error:  # what a damaged file makes the readers raise cannot be known
         raise CamtrainValueError(
-            f"{path} is not a weights file that can be read safely: {str(error).splitlines()[0]}"
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds "
+            "more than plain tensors, whose reading would run code from it; expected the "
+            "state_dict of a network."
         ) from error
     tensors = _unwrap(content)
     if not tensors:
@@ -87,6 +83,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str)
     Raises:
         CamtrainValueError: Keys are missing or have other shapes; names them.
     """
+    weights = {_OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.items()}
     wanted = network.state_dict()
     # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
     missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
@@ -99,8 +96,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str)
         more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
         raise CamtrainValueError(
             f"{source} holds weights of another architecture: {len(told)} of {len(wanted)} tensors "
-            "do not fit: "
-            f"{'; '.join(told[:_SHOWN])}{more}. Its own keys begin with "
+            f"do not fit: {'; '.join(told[:_SHOWN])}{more}. Its own keys begin with "
             f"{', '.join(list(weights)[:2])}."
         )
     network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)

@@ -23,6 +23,7 @@ from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import SCORES
 from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
+from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
 from camtrain.training.run import RunFolder, RunWriter, SaveConfig
 from camtrain.training.summary import print_header, print_scores, print_written
@@ -38,6 +39,12 @@ class CamtrainCLI(LightningCLI):
     model: CAMModule
     datamodule: CAMDataModule
     folder: RunFolder | None = None
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As in LightningCLI, with errors of one line."""
+        parser = OneLineParser(**kwargs)
+        parser.add_argument("--config", action="config", help="YAML file of these options.")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what there is beside model, data and trainer."""
@@ -154,7 +161,8 @@ def main(args: Sequence[str]) -> None:
         CamtrainError: Something the caller can mend.
         SystemExit: Arguments that cannot be parsed (2), or an interrupt (130).
     """
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Advice about the number of workers, which the data module has already decided.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # LightningCLI would rather read sys.argv itself; cli.py hands over what it has read.

@@ -25,8 +25,7 @@ def print_header(module: CAMModule, data: CAMDataModule, trainer: Trainer) -> No
     total = sum(p.numel() for p in module.net.parameters())
     pictures = ", ".join(f"{len(source)} {split}" for split, source in data.sources.items())
     Console(soft_wrap=True, highlight=False).print(
-        f"{module.hparams['backbone']}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M "
-        "trained; "
+        f"{module.hparams['backbone']}: {total:,} parameters, {trained:,} of them trained; "
         f"{data.num_classes} classes; pictures: {pictures}; {trainer.precision}"
     )
 

@@ -1,20 +1,10 @@
-"""What the tests of this room share: the oracles, and a stream of random pictures."""
+"""What the tests of this room share: a stream of random pictures."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of data and oracles beside the repository."""
-    path = Path(__file__).parents[3] / "shared"
-    if not path.is_dir():
-        pytest.skip(f"the shared oracles and data are not here: {path}")
-    return path
 
 
 @pytest.fixture(scope="session")

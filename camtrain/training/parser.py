@@ -1,0 +1,42 @@
+"""The argument parser: what it cannot understand becomes one line with the nearest option."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+
+class OneLineParser(LightningArgumentParser):
+    """LightningArgumentParser without the page of usage before an error."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with status 2."""
+        told = " ".join(message.split())
+        options = list(dict.fromkeys(_options(self)))
+        print(f"camtrain: error: {told}{_hint(told, options)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _hint(message: str, options: list[str]) -> str:
+    """The options nearest to the one that a message is about."""
+    about = re.search(r"(?:option '|arguments: -*|[Kk]ey '?\"?)([\w.]+)", message)
+    if about is None or about[1] in options:
+        return "; camtrain VERB --help lists the options"
+    near = difflib.get_close_matches(about[1], options, n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else "; camtrain VERB --help lists them"
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The names of the options of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+        else:
+            yield action.dest

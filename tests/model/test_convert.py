@@ -1,0 +1,244 @@
+"""Law 2: a classifier that is cam-ready keeps its logits, and is left as it was."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
+from camtrain.model.convert import NotCamReadyError, convert
+from camtrain.preprocessing import Preprocessing
+
+Enliven = Callable[[nn.Module], nn.Module]
+
+
+class Functional(nn.Module):
+    """A classifier whose pooling is whatever function it is given."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 5, bias=bias)
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.dropout(F.relu(self.conv(images)), 0.5, self.training)
+        return self.fc(self.pool(features))
+
+
+class Shortcut(nn.Module):
+    """An empty nn.Sequential for the identity, as in many ResNets, and a head in another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.shortcut = nn.Sequential()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.conv(images))
+        return self.head(features + self.shortcut(features))
+
+
+class Branching(nn.Module):
+    """Its forward pass depends on the values of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images if images.mean() > 0 else -images)
+
+
+def sequential() -> nn.Module:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.AdaptiveAvgPool2d((1, 1)),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 5),
+    )
+
+
+def torchvision_model(name: str, **arguments: Any) -> Callable[[], nn.Module]:  # noqa: ANN401  of any builder
+    return lambda: torchvision.models.get_model(name, weights=None, **arguments)
+
+
+def timm_model(name: str, **arguments: Any) -> Callable[[], nn.Module]:  # noqa: ANN401  of any builder
+    return lambda: timm.create_model(name, **arguments)
+
+
+CAM_READY = {
+    "resnet18": torchvision_model("resnet18"),
+    "densenet121": torchvision_model("densenet121"),
+    "googlenet": torchvision_model("googlenet", init_weights=False, transform_input=True),
+    "squeezenet1_1": torchvision_model("squeezenet1_1"),
+    "mobilenet_v2": torchvision_model("mobilenet_v2"),
+    "timm/resnet18": timm_model("resnet18"),
+    "timm/mobilenetv2_100": timm_model("mobilenetv2_100", pad_type="same"),
+    "timm/efficientnet_b0": timm_model("efficientnet_b0"),
+    "timm/test_resnet": timm_model("test_resnet"),
+    "nn.Sequential": sequential,
+    "empty shortcut": Shortcut,
+    "mean": lambda: Functional(lambda x: x.mean((2, 3))),
+    "mean, no bias": lambda: Functional(lambda x: x.mean([-2, -1]), bias=False),
+    "mean by keywords": lambda: Functional(lambda x: torch.mean(input=x, dim=(2, 3))),
+    "mean with its axes": lambda: Functional(lambda x: x.mean((2, 3), keepdim=True).flatten(1)),
+    "function": lambda: Functional(lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
+    "function by keywords": lambda: Functional(
+        lambda x: F.adaptive_avg_pool2d(x, output_size=(1, 1)).reshape(x.shape[0], x.shape[1])
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CAM_READY)
+def classifier(request: pytest.FixtureRequest, enliven: Enliven) -> nn.Module:
+    torch.manual_seed(0)
+    return enliven(CAM_READY[request.param]())
+
+
+@torch.inference_mode()
+def test_law_2_logits_stay_and_law_1_holds(classifier: nn.Module) -> None:
+    images, net = torch.randn(2, 3, 64, 96), convert(classifier)
+    logits, maps, _ = net.class_maps(images)
+    # Without the bias, which says nothing about the picture.
+    expected = classifier(images) - net.head.bias
+    scale = maps.abs().max().item()
+    assert expected.std() > 1e-4 * scale
+    torch.testing.assert_close(logits - net.head.bias, expected, atol=2e-6 * scale, rtol=0)
+    assert maps.shape[2] < maps.shape[3]
+    torch.testing.assert_close(maps.mean((-2, -1)), expected, atol=1e-5 * scale, rtol=0)
+
+
+def test_the_classifier_is_left_as_it_was(classifier: nn.Module) -> None:
+    classifier = copy.deepcopy(classifier).train()
+    next(classifier.children()).eval()  # a part in another mode
+    modes = [module.training for module in classifier.modules()]
+    before = copy.deepcopy(classifier.state_dict())
+    net = convert(classifier)
+    assert net.training
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.zero_()
+    after = classifier.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [module.training for module in classifier.modules()] == modes
+
+
+def test_an_evaluated_classifier_gives_an_evaluating_network() -> None:
+    assert not convert(sequential().eval()).training
+
+
+def test_training_mode_trains_as_the_classifier_does(enliven: Enliven) -> None:
+    """BatchNorm counts, functional dropout drops; both stop in evaluation."""
+    classifier = torchvision.models.resnet18()
+    enliven(classifier).train()
+    net, images = convert(classifier), torch.randn(4, 3, 64, 96)
+    torch.testing.assert_close(net(images), classifier(images))
+    for name in ("bn1", "layer4.1.bn2"):
+        found = net.backbone.get_submodule(f"trunk.{name}").running_mean
+        torch.testing.assert_close(found, classifier.get_submodule(name).running_mean)
+
+
+def test_functional_dropout_follows_the_mode_also_in_a_copy() -> None:
+    net = copy.deepcopy(convert(Functional(lambda x: x.mean((2, 3)))))
+    images = torch.randn(2, 3, 16, 24)
+    assert not torch.equal(net.train()(images), net(images))
+    assert torch.equal(net.eval()(images), net(images))
+    assert not torch.equal(net.train()(images), net(images))
+
+
+def test_without_a_bias_the_new_one_is_zero() -> None:
+    net = convert(Functional(lambda x: x.mean((2, 3)), bias=False))
+    assert net.head.bias.shape == (5,)
+    assert not net.head.bias.any()
+
+
+def test_a_convolutional_classifier_gets_the_identity_as_its_head() -> None:
+    net = convert(torchvision.models.squeezenet1_1(num_classes=5))
+    assert torch.equal(net.head.weight, torch.eye(5))
+    assert not net.head.bias.any()
+    assert net.class_maps(torch.randn(1, 3, 64, 96)).maps.min() >= 0  # its last layer is a ReLU
+
+
+def test_googlenet_keeps_its_hidden_normalization_and_drops_its_auxiliary_heads(
+    enliven: Enliven,
+) -> None:
+    classifier = enliven(CAM_READY["googlenet"]())
+    net = convert(classifier)
+    assert not [name for name in net.state_dict() if "aux" in name]
+    plain = copy.deepcopy(classifier)
+    plain.transform_input = False
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert not torch.allclose(convert(plain)(images), net(images), atol=1e-4)
+
+
+def test_names_and_preprocessing_travel_with_the_network() -> None:
+    how = Preprocessing(size=(64, 96), mean=(0.5,), std=(0.5,))
+    net = convert(sequential(), class_names="abcde", preprocessing=how)
+    assert net.class_names == ("a", "b", "c", "d", "e")
+    assert net.preprocessing == how
+    assert net.recipe is None
+
+
+REFUSED = [
+    (torchvision_model("vgg16"), "VGG is not cam-ready: its linear layer follows classifier.4"),
+    (torchvision_model("alexnet"), "AlexNet is not cam-ready: its linear layer follows"),
+    (torchvision_model("mobilenet_v3_small"), "its linear layer follows classifier.1"),
+    (timm_model("convnext_atto"), "its linear layer follows head.norm"),
+    (Branching, "The forward pass of Branching cannot be read as a graph"),
+    (
+        lambda: nn.Sequential(sequential(), nn.Softmax(1)),
+        "its last operation is 1, not a torch.nn.",
+    ),
+    (lambda: Functional(lambda x: F.adaptive_avg_pool2d(x, 2).flatten(1)), "not a global average"),
+    (lambda: nn.Linear(3, 5), "its last operation is linear, not a torch.nn.Linear"),
+    (
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
+        "it has no convolution",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), REFUSED)
+def test_what_is_not_cam_ready_is_refused_with_the_reason_and_the_way_out(
+    make: Callable[[], nn.Module], reason: str
+) -> None:
+    with torch.device("meta"):
+        classifier = make()
+    with pytest.raises(CamtrainValueError) as error:
+        convert(classifier)
+    assert reason in str(error.value)
+    assert "camtrain.create_model" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (("resnet18", {}), CamtrainTypeError, "must be a torch.nn.Module, got str; to build a"),
+        (
+            (sequential(), {"class_names": ["a"]}),
+            CamtrainValueError,
+            "each of the 5 classes, got 1",
+        ),
+        ((sequential(), {"stride": 3}), CamtrainValueError, "stride must be one of 1, 2 (the"),
+        ((sequential(), {"stride": 4}), CamtrainValueError, "backbone's own is 2), got 4"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: tuple[Any, dict[str, Any]], kind: type[CamtrainError], message: str
+) -> None:
+    classifier, options = arguments
+    with pytest.raises(kind) as error:
+        convert(classifier, **options)
+    assert message in str(error.value)
+    assert not isinstance(error.value, NotCamReadyError)

@@ -1,0 +1,205 @@
+"""Smaller strides are exact: every pixel of the old map is found again in the new, larger one."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.convert import convert
+from camtrain.model.create import create_model
+from camtrain.model.stride import set_stride, stride_of
+
+Enliven = Callable[[nn.Module], nn.Module]
+
+
+def slowed(backbone: nn.Module, stride: int) -> nn.Module:
+    slow = copy.deepcopy(backbone)
+    set_stride(slow, stride, in_chans=3)
+    return slow
+
+
+def assert_found_again(
+    backbone: nn.Module, stride: int, *, own: int, images: Tensor, first: int = 0
+) -> None:
+    """Every ``own / stride``-th pixel of the larger map is a pixel of the map there was."""
+    slow, step = slowed(backbone, stride), own // stride
+    assert (stride_of(backbone, 3), stride_of(slow, 3)) == (own, stride)
+    with torch.inference_mode():
+        expected, larger = backbone(images), slow(images)
+    found = larger[..., first::step, first::step]
+    assert found.shape == expected.shape
+    scale = expected.abs().max().item()
+    assert expected.std() > 1e-3 * scale
+    torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=0)
+
+
+EXACT = [  # name, stride, the backbone's own
+    ("torchvision/resnet18", 16, 32),
+    ("torchvision/resnet18", 4, 32),
+    ("torchvision/resnet50", 16, 32),
+    ("torchvision/mobilenet_v2", 16, 32),
+    ("torchvision/mobilenet_v2", 8, 32),
+    ("torchvision/densenet121", 16, 32),
+    ("torchvision/googlenet", 8, 16),
+    ("torchvision/googlenet", 4, 16),
+    ("torchvision/squeezenet1_1", 8, 16),
+    ("torchvision/vgg16", 8, 16),
+    ("timm/convnext_atto", 16, 32),
+    ("camtrain/digits", 2, 4),
+    ("camtrain/digits", 1, 4),
+]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (95, 67)])
+@pytest.mark.parametrize(("name", "stride", "own"), EXACT)
+def test_dilation_is_exact(
+    name: str, stride: int, own: int, size: tuple[int, int], enliven: Enliven
+) -> None:
+    torch.manual_seed(0)
+    net = enliven(create_model(name, 2, weights=None, neck=()))
+    assert_found_again(net.backbone, stride, own=own, images=torch.randn(1, 3, *size))
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_dilation_is_exact_with_padding_at_the_end_only(stride: int, enliven: Enliven) -> None:
+    """TensorFlow's padding: the old pixels are the last of each group instead of the first."""
+    torch.manual_seed(0)
+    net = create_model(
+        "timm/mobilenetv2_100", 2, weights=None, neck=(), backbone_args={"pad_type": "same"}
+    )
+    images = torch.randn(1, 3, 64, 96)
+    first = 32 // stride - 1
+    assert_found_again(enliven(net).backbone, stride, own=32, images=images, first=first)
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_a_converted_googlenet_is_dilated_exactly(stride: int, enliven: Enliven) -> None:
+    """Its last max poolings are padded, and their padding outgrows half their kernel."""
+    torch.manual_seed(0)
+    net = convert(enliven(torchvision.models.googlenet(weights=None, init_weights=False)))
+    assert_found_again(net.backbone, stride, own=32, images=torch.randn(1, 3, 64, 96))
+
+
+@settings(max_examples=60)
+@given(
+    size=st.tuples(*[st.integers(12, 40)] * 2),
+    kernel=st.tuples(*[st.integers(1, 3)] * 2),
+    is_padded=st.booleans(),
+    ceil_mode=st.booleans(),
+    stride=st.sampled_from([1, 2]),
+)
+def test_max_poolings_of_every_kind_are_dilated_exactly(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    is_padded: bool,
+    ceil_mode: bool,
+    stride: int,
+) -> None:
+    padding = tuple(side // 2 for side in kernel) if is_padded else 0
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.MaxPool2d(kernel, 2, padding, ceil_mode=ceil_mode),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.MaxPool2d(3, 1, 1, ceil_mode=ceil_mode),
+    )
+    assert_found_again(backbone, stride, own=4, images=torch.randn(1, 3, *size))
+
+
+def test_weights_and_their_names_stay() -> None:
+    net = create_model("torchvision/googlenet", 2, weights=None)
+    slow = slowed(net.backbone, 4)
+    assert list(slow.state_dict()) == list(net.backbone.state_dict())
+    for found, expected in zip(slow.parameters(), net.backbone.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "hw"),
+    [
+        ("torchvision/resnet18", None, (7, 9)),
+        ("torchvision/resnet18", 32, (7, 9)),
+        ("torchvision/resnet18", 16, (14, 18)),
+        ("torchvision/resnet18", 8, (28, 36)),
+        ("torchvision/resnet18", 1, (224, 288)),
+        ("torchvision/vgg16", 16, (14, 18)),
+        ("timm/efficientnet_b0", 16, (14, 18)),
+        ("camtrain/digits", 4, (56, 72)),
+    ],
+)
+def test_create_model_reaches_the_stride(
+    name: str, stride: int | None, hw: tuple[int, int]
+) -> None:
+    with torch.device("meta"):
+        net = create_model(name, 5, weights=None, stride=stride)
+        assert net.class_maps(torch.empty(1, 3, 224, 288)).maps.shape == (1, 5, *hw)
+
+
+class Shared(nn.Module):
+    """One pooling layer that runs twice, at different strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.pool(F.relu(self.pool(self.conv(images)))).mean((2, 3)))
+
+
+class PooledByFunction(nn.Module):
+    """Steps inside a function, which has no stride to take away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(F.max_pool2d(self.conv(images), 2).mean((2, 3)))
+
+
+def mirrored() -> nn.Module:
+    convs = (nn.Conv2d(3, 4, 3, 2, 1, padding_mode="reflect") for _ in range(1))
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+
+IMPOSSIBLE: list[tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = [
+    (
+        torchvision.models.resnet18,
+        64,
+        ("one of 1, 2, 4, 8, 16, 32 (the backbone's own is 32)", "64"),
+    ),
+    (torchvision.models.resnet18, 12, ("got 12",)),
+    (torchvision.models.resnet18, 0, ("got 0",)),
+    (
+        torchvision.models.densenet121,
+        8,
+        ("transition3.pool (AvgPool2d) can neither", "larger stride"),
+    ),
+    (lambda: timm.create_model("resnet26d"), 16, ("branches of the backbone", "choose stride 32")),
+    (Shared, 1, ("trunk.pool (MaxPool2d) is used more than once",)),
+    (PooledByFunction, 1, ("inside an operation that is not a layer, so 2 is what remains",)),
+    (mirrored, 1, ("trunk.0 (Conv2d) can neither lose its stride nor be dilated",)),
+]
+
+
+@pytest.mark.parametrize(("make", "stride", "messages"), IMPOSSIBLE)
+def test_what_cannot_be_had_is_said(
+    make: Callable[..., Any], stride: int, messages: tuple[str, ...]
+) -> None:
+    with torch.device("meta"):
+        classifier = make()
+    with pytest.raises(CamtrainValueError) as error:
+        convert(classifier, stride=stride)
+    assert "stride" in str(error.value)
+    for message in messages:
+        assert message in str(error.value)

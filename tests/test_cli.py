@@ -1,0 +1,150 @@
+"""The front door: it lists the verbs, hands over, and turns errors into one line."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import camtrain
+from camtrain import cli
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainTypeError,
+    CamtrainValueError,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def make_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+    """Make the verb ``sing``, which calls a function."""
+
+    def make(function: Callable[..., None]) -> None:
+        module = ModuleType("a_room_that_sings")
+        module.main = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.VERBS, "sing", cli.Verb(module.__name__, "sing a song"))
+
+    return make
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_the_verbs_and_examples_are_listed(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(args) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    for name, verb in cli.VERBS.items():
+        assert any(line.split()[:1] == [name] and line.endswith(verb.text) for line in lines)
+    examples = [line.split() for line in lines[lines.index("Examples:") + 1 :]]
+    examples = [words for words in examples if words[:1] == ["camtrain"] and words[1] != "VERB"]
+    assert len(examples) >= 3
+    for words in examples:
+        assert words[1] in cli.VERBS
+    for config in [word for words in examples for word in words if word.endswith(".yaml")]:
+        assert (ROOT / config).is_file()
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"camtrain {camtrain.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"),
+    [
+        ("fitt", "; did you mean fit?"),
+        ("Validate", "; did you mean validate?"),
+        ("tset", "; did you mean test?"),
+        ("zzz", ""),
+        ("--config", ""),
+    ],
+)
+def test_an_unknown_verb_is_refused_with_the_nearest(
+    verb: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, "--name", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    names = ", ".join(cli.VERBS)
+    assert err == f"camtrain: error: The verb must be one of {names}, got '{verb}'{hint}\n"
+
+
+@pytest.mark.parametrize("args", [["sing"], ["sing", "--loud", "true"], ["sing", "--help"]])
+def test_a_verb_gets_its_arguments_as_they_are(
+    args: list[str],
+    make_verb: Callable[[Callable[..., None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[Sequence[str]] = []
+    make_verb(heard.append)
+    assert cli.main(args) == 0
+    monkeypatch.setattr(sys, "argv", ["camtrain", *args])
+    assert cli.main() == 0
+    assert heard == [args, args]
+
+
+@pytest.mark.parametrize(
+    "kind", [CamtrainError, CamtrainValueError, CamtrainTypeError, CamtrainFileNotFoundError]
+)
+def test_our_own_errors_become_one_line(
+    kind: type[CamtrainError],
+    make_verb: Callable[[Callable[..., None]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def sing(args: Sequence[str]) -> None:
+        raise kind("There is no song; give --song.")
+
+    make_verb(sing)
+    assert cli.main(["sing"]) == 2
+    assert capsys.readouterr() == ("", "camtrain: error: There is no song; give --song.\n")
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, RuntimeError, SystemExit])
+def test_other_errors_are_left_alone(
+    kind: type[BaseException], make_verb: Callable[[Callable[..., None]], None]
+) -> None:
+    def sing(args: Sequence[str]) -> None:
+        raise kind("out of tune")
+
+    make_verb(sing)
+    with pytest.raises(kind, match="out of tune"):
+        cli.main(["sing"])
+
+
+def test_an_interrupt_ends_with_130(make_verb: Callable[[Callable[..., None]], None]) -> None:
+    def sing(args: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    make_verb(sing)
+    assert cli.main(["sing"]) == 130
+
+
+def test_every_verb_has_its_module() -> None:
+    for verb in cli.VERBS.values():
+        path = ROOT.joinpath(*verb.module.split(".")).with_suffix(".py")
+        assert "\ndef main(args: Sequence[str])" in path.read_text(), path
+
+
+def test_train_py_is_the_same_program() -> None:
+    for args, status in (([], 0), (["--version"], 0), (["nothing"], 2)):
+        program, module = (
+            subprocess.run(
+                [sys.executable, *call, *args],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for call in (["train.py"], ["-c", "import sys, camtrain.cli as c; sys.exit(c.main())"])
+        )
+        assert program.returncode == module.returncode == status
+        assert (program.stdout, program.stderr) == (module.stdout, module.stderr)

@@ -1,0 +1,162 @@
+"""What an import costs, who may import whom, and that the checkers have nothing to say."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import camtrain
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "camtrain"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Which rooms the modules of a room may import, beside itself. "camtrain" is the front page.
+LOW = {"errors", "preprocessing"}
+MIDDLE = {"model", "data", "localization", "visualize"}
+ROOMS = {
+    "errors": set(),
+    "version": set(),
+    "preprocessing": {"errors"},
+    "model": LOW,
+    "data": LOW,
+    "localization": LOW,
+    "visualize": LOW,
+    "inference": LOW | MIDDLE | {"version"},
+    "training": LOW | MIDDLE | {"version", "inference"},
+    "cli": {"errors", "camtrain"},
+    "camtrain": LOW | MIDDLE | {"version", "inference"},
+}
+
+
+def loaded_by(code: str, *names: str) -> set[str]:
+    """Which of the packages are loaded in a fresh process after ``code``."""
+    code += f"\nimport json, sys; print(json.dumps([n for n in {names} if n in sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_camtrain_or_its_front_door_loads_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "PIL", "torchvision", "timm", "pytorch_lightning", "wandb")
+    assert loaded_by("import camtrain", *heavy) == set()
+    assert loaded_by("import camtrain.cli; camtrain.cli.main(['--help'])", *heavy) == set()
+    assert loaded_by("import camtrain; dir(camtrain)", *heavy) == set()
+
+
+def test_using_a_trained_network_loads_neither_lightning_nor_wandb_nor_timm(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.safetensors"
+    net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
+    camtrain.Predictor(net).save(path)
+    code = f"""
+import importlib, pkgutil
+import camtrain.inference, torch
+for module in pkgutil.iter_modules(camtrain.inference.__path__):
+    importlib.import_module(f"camtrain.inference.{{module.name}}")
+[prediction] = camtrain.load({str(path)!r})(torch.rand(3, 20, 30), top=3)
+assert prediction.overlay(rank=2).size == (30, 20)
+"""
+    heavy = ("pytorch_lightning", "lightning", "lightning_fabric", "wandb", "timm", "jsonargparse")
+    assert loaded_by(code, "torch", "camtrain.training", *heavy) == {"torch"}
+
+
+def test_every_public_name_resolves_and_is_listed() -> None:
+    assert sorted(camtrain.__all__) == list(camtrain.__all__) == dir(camtrain)
+    for name in camtrain.__all__:
+        assert getattr(camtrain, name).__name__ == name
+        assert getattr(camtrain, name).__doc__
+
+
+def test_every_lazy_name_is_known_to_type_checkers() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    [only_for_checkers] = [node for node in tree.body if isinstance(node, ast.If)]
+    named = {
+        f"{node.module}.{alias.asname}"
+        for node in only_for_checkers.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert named == {f"{home}.{name}" for name, home in camtrain._HOMES.items()}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'camtrain' has no attribute 'creat_model'"):
+        _ = camtrain.creat_model
+    assert not hasattr(camtrain, "training_")
+
+
+def test_the_version_stands_in_one_place() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert config["project"]["dynamic"] == ["version"]
+    assert config["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "camtrain.version.__version__"
+    }
+    written = [path for path in FILES if f'"{camtrain.__version__}"' in path.read_text()]
+    assert written == [PACKAGE / "version.py"]
+
+
+def room_of(path: Path) -> str:
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "camtrain" if name == "__init__" else name
+
+
+def imports_of(path: Path, *, also_inside: bool = True) -> Iterator[str]:
+    """Full names of the modules that a file imports; inside functions too unless told otherwise."""
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree) if also_inside else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_what_lies_below_them(path: Path) -> None:
+    room = room_of(path)
+    for name in imports_of(path):
+        package, *inside = name.split(".")
+        if package == "camtrain":
+            imported = inside[0] if inside else "camtrain"
+            assert imported in ROOMS[room] | {room}, f"{path} imports {name}"
+        if package in ("pytorch_lightning", "lightning", "wandb", "jsonargparse"):
+            assert room == "training", f"{path} imports {name}"
+        if package == "timm":
+            assert room == "model", f"{path} imports {name}"
+    assert not any(name.startswith("timm") for name in imports_of(path, also_inside=False))
+
+
+def test_only_the_front_door_names_the_room_of_training() -> None:
+    names = {room_of(path) for path in FILES if "camtrain.training" in path.read_text()}
+    assert names <= {"cli", "training"}
+
+
+def findings(*args: str) -> str:
+    """What a checker says about the project; empty where it is content."""
+    if importlib.util.find_spec(args[0]) is None:
+        pytest.skip(f"{args[0]} is not installed; pip install -e '.[test]' brings it")
+    done = subprocess.run(
+        [sys.executable, "-m", *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("args", [("check", "."), ("format", "--check", ".")], ids=lambda a: a[0])
+def test_ruff_is_content(args: tuple[str, ...]) -> None:
+    assert findings("ruff", *args) == ""
+
+
+@pytest.mark.slow
+def test_mypy_is_content() -> None:
+    assert findings("mypy") == ""

@@ -1,0 +1,49 @@
+"""The figures that the README states, on real photographs and on the quickstart's digits."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from camtrain.cli import main
+from tests.benchmarks.imagenet_val300 import evaluate
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def fit(config: str, runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """The test scores that ``fit`` prints, as fractions."""
+    arguments = ["--logger", "none", "--trainer.accelerator", "cpu"]
+    main(["fit", "--config", f"configs/{config}.yaml", "--runs_dir", str(runs_dir), *arguments])
+    printed = capsys.readouterr().out
+    return {n: float(v) / 100 for n, v in re.findall(r"test/(\w+) .* ([\d.]+) %", printed)}
+
+
+def test_quickstart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scores = fit("quickstart", tmp_path, capsys)
+    assert scores["acc1"] >= 0.99
+    assert scores["max_box_acc"] >= 0.90
+
+
+def test_a_head_on_a_frozen_pretrained_backbone(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Path,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scores = fit("animals3", tmp_path, capsys)
+    assert scores["acc1"] >= 0.98
+    assert scores["max_box_acc"] >= 0.66
+    assert scores["centre_box_acc"] == pytest.approx(0.60)
+
+
+def test_a_converted_classifier_without_any_training(shared: Path) -> None:
+    scores = evaluate(shared, stride=16)
+    assert scores["acc1"] >= 0.79
+    assert scores["max_box_acc"] >= 0.63
