@@ -126,17 +126,16 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
         )
     maps = maps.float()
     heat = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    low, high = torch.aminmax(heat.flatten(2), dim=2)
-    # The rounding of a constant map must not be blown up to a heatmap; NaN compares as False.
-    has_range = high - low > ROUNDING * maps.abs().amax((-2, -1))
-    heat = heat.masked_fill(~has_range[:, :, None, None], 0.0)
+    # Rounding must not be blown up to a heatmap. NaN and infinity compare as False.
+    rounding = ROUNDING * maps.abs().amax((-2, -1), keepdim=True)
+    has_range = heat.amax((-2, -1), keepdim=True) - heat.amin((-2, -1), keepdim=True) > rounding
     if method == "minmax":
         heat = heat - heat.amin((-2, -1), keepdim=True)
     elif method == "ivr":
         heat = heat - _percentile(heat, IVR_PERCENTILE)
     heat = heat.clamp_min(0.0)
     peak = heat.amax((-2, -1), keepdim=True)
-    return torch.where(peak > 0, heat / peak, 0.0)
+    return torch.where(has_range & (peak > rounding), heat / peak, 0.0)
 
 
 def _percentile(heat: Tensor, q: float) -> Tensor:

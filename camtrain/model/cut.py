@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,8 +33,23 @@ class GraphBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, C, h, w)."""
+        # The trunk has a graph per mode and changes it in `train`, but Lightning restores modes by
+        # setting `training`.
+        graph = self.trunk.train_graph if self.trunk.training else self.trunk.eval_graph
+        if not torch.compiler.is_compiling() and self.trunk.graph is not graph:
+            self.trunk.graph = graph
         features: Tensor = self.trunk(images)["features"]
         return features
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphBackbone:
+        """A copy in the same modes: alone, the trunk would copy itself into training mode."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        inside = dict(copied.named_modules())
+        for name, module in self.named_modules():
+            inside[name].training = module.training
+        return copied
 
 
 class TimmBackbone(nn.Module):

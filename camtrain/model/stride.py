@@ -85,15 +85,17 @@ def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
 def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
     """The same windows at every pixel, padded by a layer: a MaxPool2d pads half its kernel at most.
 
-    Rounding the size up (``ceil_mode``) is what stride - 1 more pixels on the far side do.
+    Rounding the size up (``ceil_mode``) is what stride - 1 more pixels on the far side do, except
+    that no window starts in them.
     """
-    kernel, padding = _pair(pool.kernel_size), _pair(pool.padding)
+    kernel, padding, steps = _pair(pool.kernel_size), _pair(pool.padding), _pair(pool.stride)
     dilation = _times(_pair(pool.dilation), spread)
     sides: list[int] = []  # left, right, top, bottom
     for axis in (1, 0):
-        near = spread * padding[axis]
-        more = min(_pair(pool.stride)[axis], kernel[axis]) - 1 if pool.ceil_mode else 0
-        sides += [near, near + spread * more]
+        near = far = spread * padding[axis]
+        if pool.ceil_mode:
+            far = min(far + spread * (steps[axis] - 1), dilation[axis] * (kernel[axis] - 1))
+        sides += [near, far]
     left, right, top, bottom = sides
     return nn.Sequential(
         nn.ConstantPad2d((left, right, top, bottom), -math.inf),

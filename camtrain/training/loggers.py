@@ -14,6 +14,8 @@ from camtrain.errors import CamtrainValueError
 
 LoggerName = Literal["wandb", "tensorboard", "none"]
 
+_LONGEST_START = 20  # seconds that W&B may take to start a run
+
 
 def make_loggers(kind: LoggerName, folder: Path, project: str) -> list[Logger]:
     """The loggers of a run, which write into its folder.
@@ -36,11 +38,7 @@ def make_loggers(kind: LoggerName, folder: Path, project: str) -> list[Logger]:
     if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where it is, once
-        return [
-            WandbLogger(
-                name=folder.name, project=project, save_dir=folder, offline=not _is_online()
-            )
-        ]
+        return [_wandb_logger(folder, project)]
     return []
 
 
@@ -60,10 +58,25 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
             logger.experiment.finish()
 
 
-def _is_online() -> bool:
-    """Whether W&B has credentials; asks nobody."""
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
+def _wandb_logger(folder: Path, project: str) -> WandbLogger:
+    """A started W&B run: online with credentials and a network, offline otherwise."""
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    def logger(mode: Literal["online", "offline"]) -> WandbLogger:
+        settings = wandb.Settings(init_timeout=_LONGEST_START)
+        made = WandbLogger(
+            name=folder.name, project=project, save_dir=folder, mode=mode, settings=settings
+        )
+        made._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
+        return made
+
+    is_asked = os.environ.get("WANDB_MODE", "online") == "online"
+    if is_asked and wandb.login(prompt=False, verify=False):
+        online = logger("online")
+        try:
+            assert online.experiment is not None  # starts the run
+            return online
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+            print(f"W&B cannot be reached, so this run is logged offline ({reason}).")
+    return logger("offline")

@@ -1,30 +1,34 @@
-"""What the tests of this room share: real weights, and random networks whose maps say something."""
+"""What the tests of this room share: random networks whose maps say something."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import nn
 
 
-@pytest.fixture(scope="session")
-def shared_weights() -> Path:
-    """The folder of pretrained weights beside the repository."""
-    path = Path(__file__).parents[3] / "shared" / "weights"
-    if not path.is_dir():
-        pytest.skip(f"the shared weights are not here: {path}")
-    return path
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small to share: waiting threads cost more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def enliven() -> Callable[[nn.Module], nn.Module]:
-    """Give BatchNorm layers random statistics, so that they count; returns the network in eval."""
+    """Random weights through which a picture is seen to the end, in evaluation mode.
+
+    The usual ones let it fade, and fresh BatchNorm layers change nothing.
+    """
 
     def make(network: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, generator=generator)
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     for tensor in (module.bias, module.running_mean):
                         tensor.normal_(0, 0.2, generator=generator)

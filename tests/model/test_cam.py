@@ -126,6 +126,12 @@ def test_a_constant_map_gives_zeros(method: HeatmapMethod, value: float) -> None
         assert not heatmaps(torch.full((1, 1, *hw), value), size=size, method=method).any()
 
 
+def test_rounding_on_a_plateau_is_not_blown_up() -> None:
+    """More than 55 % of the pixels at the maximum: the percentile is the maximum."""
+    maps = torch.tensor([[[[0.0, 0.0, 0.125, 0.125, 0.125]]]])
+    assert not heatmaps(maps, size=(14, 3), method="ivr").any()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_one_broken_pixel_empties_its_map_and_no_other(method: HeatmapMethod, value: float) -> None:
