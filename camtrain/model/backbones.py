@@ -81,7 +81,16 @@ def build_classifier(
         num_classes: None for the library's default, usually the 1,000 of ImageNet.
         in_chans: Channels of the images.
         backbone_args: Further arguments of the library's builder.
+
+    Raises:
+        CamtrainValueError: ``backbone_args`` do not fit, or would load weights: a bundle, which
+            carries them, must reach for nothing beyond itself.
     """
+    loading = [a for a in backbone_args if a.startswith(("pretrained", "checkpoint", "weights"))]
+    if loading:
+        raise CamtrainValueError(
+            f"backbone_args must not load weights, got {', '.join(loading)}; use weights= instead."
+        )
     library, model = name.split("/")
     arguments = dict(backbone_args)
     if num_classes is not None:
@@ -224,7 +233,7 @@ def _timm_weights(model: str, weights: str) -> Weights:
     return Weights(network.state_dict(), f"{name} {weights}")
 
 
-def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: ANN401  an entry of either library
+def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: ANN401
     if weights not in offered:
         raise CamtrainValueError(
             f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "

@@ -10,7 +10,8 @@ from torch import nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.camnet import CAMNet
-from camtrain.model.cut import GraphBackbone, TracedGraph, probe, trace
+from camtrain.model.cut import GraphBackbone, TracedGraph, trace
+from camtrain.model.probe import probe
 from camtrain.model.stride import PROBE_HW, set_stride
 from camtrain.preprocessing import Preprocessing
 

@@ -31,10 +31,9 @@ from camtrain.model.cut import (
     TimmBackbone,
     check_cut,
     default_cut,
-    drop_unused,
-    probe,
     trace,
 )
+from camtrain.model.probe import drop_unused, probe
 from camtrain.model.stride import set_stride
 from camtrain.model.weights import load_weights
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +12,8 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.probe import evaluating, is_leaf, probe
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _CHANGES_NOTHING = (nn.Flatten, nn.Dropout, nn.Identity)
 
 
@@ -177,74 +175,6 @@ def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, i
     )
 
 
-class Layer(NamedTuple):
-    """One layer as a forward pass met it; sizes are (H, W), (1, 1) for what is not a map."""
-
-    name: str
-    module: nn.Module
-    in_hw: tuple[int, int]
-    out_hw: tuple[int, int]
-
-
-class Probe(NamedTuple):
-    """What a forward pass without arithmetic tells: the result's shape, the layers in order."""
-
-    shape: tuple[int, ...]
-    layers: list[Layer]
-
-
-def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
-    """Shapes of a forward pass on the meta device: nothing is computed or changed."""
-    layers: list[Layer] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layers.append(Layer(name, module, _hw(inputs[0]), _hw(output)))
-
-        return hook
-
-    tensors = chain(network.named_parameters(), network.named_buffers())
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    leaves = [(name, module) for name, module in network.named_modules() if _is_leaf(module)]
-    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
-    try:
-        with evaluating(network), torch.no_grad(), torch.device("meta"):
-            images = torch.empty(1, in_chans, *size_hw)
-            result = torch.func.functional_call(network, on_meta, (images,))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Probe(tuple(result.shape), layers)
-
-
-def drop_unused(backbone: nn.Module, layers: list[Layer]) -> None:
-    """Take out what the forward pass never reaches (the old head) and a last max pooling."""
-    used = {id(layer.module) for layer in layers}
-    if isinstance(layers[-1].module, nn.MaxPool2d):
-        used.discard(id(layers[-1].module))
-    for parent in list(backbone.modules()):
-        for name, child in parent.named_children():
-            if not any(id(module) in used for module in child.modules()):
-                setattr(parent, name, nn.Identity())
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module returns to the mode it had."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    # timm's norms hold their activation as a child, but their forward branches on tensors.
-    return isinstance(module, _NORMS) or not any(True for _ in module.children())
-
-
 def _leaf_types(network: nn.Module) -> list[type[nn.Module]]:
     # torchvision's extractor never looks into torchvision.ops, so neither may `trace`. An empty
     # nn.Sequential (the usual identity shortcut) must not make leaves of those with layers.
@@ -252,7 +182,7 @@ def _leaf_types(network: nn.Module) -> list[type[nn.Module]]:
         {
             type(module)
             for module in network.modules()
-            if (_is_leaf(module) and not isinstance(module, nn.Sequential))
+            if (is_leaf(module) and not isinstance(module, nn.Sequential))
             or type(module).__module__.startswith("torchvision.ops")
         }
     )
@@ -272,12 +202,6 @@ def _calls(node: fx.Node, *names: str) -> bool:
     if node.op == "call_method":
         return node.target in names
     return node.op == "call_function" and getattr(node.target, "__name__", "") in names
-
-
-def _hw(value: object) -> tuple[int, int]:
-    if isinstance(value, Tensor) and value.ndim == 4:
-        return value.shape[2], value.shape[3]
-    return 1, 1
 
 
 def _block(layer_name: str) -> str:

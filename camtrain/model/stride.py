@@ -8,7 +8,7 @@ from collections import Counter
 from torch import nn
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.cut import Layer, probe
+from camtrain.model.probe import Layer, probe
 
 # Large enough that unpadded layers do not disturb the ratio of sizes; the meta device computes
 # nothing.

@@ -20,7 +20,7 @@ from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
-from camtrain.model.cut import evaluating
+from camtrain.model.probe import evaluating
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import WatchedPicture, contact_sheet, panel
 

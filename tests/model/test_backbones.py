@@ -283,3 +283,11 @@ def test_pictures_are_prepared_as_the_publisher_says(
     name: str, in_chans: int, expected: Preprocessing
 ) -> None:
     assert usual_preprocessing(name, in_chans) == expected
+
+
+@pytest.mark.parametrize("argument", ["pretrained", "checkpoint_path", "weights"])
+def test_backbone_args_cannot_load_weights(argument: str) -> None:
+    with pytest.raises(CamtrainValueError, match=f"must not load weights, got {argument}; use"):
+        build_classifier(
+            "timm/resnet18", num_classes=None, in_chans=3, backbone_args={argument: "evil.pth"}
+        )

@@ -1,10 +1,9 @@
-"""Graphs, cuts and shapes: what is found, and that looking changes nothing."""
+"""Graphs and cuts: what is found, and what is refused."""
 
 import copy
 import io
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -14,14 +13,11 @@ from camtrain.errors import CamtrainValueError
 from camtrain.model.cut import (
     GraphBackbone,
     NoGraphError,
-    TimmBackbone,
     check_cut,
     default_cut,
-    drop_unused,
-    evaluating,
-    probe,
     trace,
 )
+from camtrain.model.probe import evaluating
 
 
 class Dropping(nn.Module):
@@ -131,41 +127,6 @@ def test_a_trunk_cut_earlier_has_the_values_and_no_later_layers() -> None:
         assert torch.equal(backbone(images), expected)
     kept = {name.split(".")[1] for name in backbone.state_dict()}
     assert kept == {"conv1", "bn1", "layer1", "layer2", "layer3"}
-
-
-def test_probing_tells_sizes_in_order_and_changes_nothing() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Dropout())
-    network[2].eval()
-    before = copy.deepcopy(network.state_dict())
-    found = probe(network, 3, (17, 33))
-    assert found.shape == (1, 4, 8, 16)
-    assert [layer.name for layer in found.layers] == ["0", "1", "2"]
-    assert (found.layers[0].in_hw, found.layers[0].out_hw) == ((17, 33), (8, 16))
-    assert [module.training for module in network.modules()] == [True, True, True, False]
-    assert all(torch.equal(after, before[name]) for name, after in network.state_dict().items())
-    assert not network[0]._forward_hooks
-
-
-def test_modes_return_even_after_an_error() -> None:
-    network = nn.Sequential(nn.Dropout(), nn.Dropout())
-    network[1].eval()
-
-    def fail() -> None:
-        with evaluating(network):
-            assert not any(module.training for module in network.modules())
-            raise RuntimeError("in the midst of it")
-
-    with pytest.raises(RuntimeError, match="in the midst of it"):
-        fail()
-    assert [module.training for module in network.modules()] == [True, True, False]
-
-
-def test_unused_layers_and_a_last_max_pooling_are_taken_out() -> None:
-    with torch.device("meta"):
-        backbone = TimmBackbone(timm.create_model("vgg16"))
-    drop_unused(backbone, probe(backbone, 3, (64, 96)).layers)
-    assert probe(backbone, 3, (64, 96)).shape == (1, 512, 4, 6)
-    assert {name.split(".")[1] for name in backbone.state_dict()} == {"features"}
 
 
 @pytest.mark.parametrize(

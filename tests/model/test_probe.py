@@ -1,0 +1,46 @@
+"""Probing: shapes and layers are found, and looking changes nothing."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from camtrain.model.cut import TimmBackbone
+from camtrain.model.probe import drop_unused, evaluating, probe
+
+
+def test_probing_tells_sizes_in_order_and_changes_nothing() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Dropout())
+    network[2].eval()
+    before = copy.deepcopy(network.state_dict())
+    found = probe(network, 3, (17, 33))
+    assert found.shape == (1, 4, 8, 16)
+    assert [layer.name for layer in found.layers] == ["0", "1", "2"]
+    assert (found.layers[0].in_hw, found.layers[0].out_hw) == ((17, 33), (8, 16))
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+    assert all(torch.equal(after, before[name]) for name, after in network.state_dict().items())
+    assert not network[0]._forward_hooks
+
+
+def test_modes_return_even_after_an_error() -> None:
+    network = nn.Sequential(nn.Dropout(), nn.Dropout())
+    network[1].eval()
+
+    def fail() -> None:
+        with evaluating(network):
+            assert not any(module.training for module in network.modules())
+            raise RuntimeError("in the midst of it")
+
+    with pytest.raises(RuntimeError, match="in the midst of it"):
+        fail()
+    assert [module.training for module in network.modules()] == [True, True, False]
+
+
+def test_unused_layers_and_a_last_max_pooling_are_taken_out() -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone(timm.create_model("vgg16"))
+    drop_unused(backbone, probe(backbone, 3, (64, 96)).layers)
+    assert probe(backbone, 3, (64, 96)).shape == (1, 512, 4, 6)
+    assert {name.split(".")[1] for name in backbone.state_dict()} == {"features"}
