@@ -39,6 +39,7 @@ class CamtrainCLI(LightningCLI):
     model: CAMModule
     datamodule: CAMDataModule
     folder: RunFolder | None = None
+    _makes_loggers = False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As in LightningCLI, with errors of one line."""
@@ -78,27 +79,27 @@ class CamtrainCLI(LightningCLI):
         elif trainer["fast_dev_run"]:
             kwargs["logger"] = False
         else:
-            self.folder = RunFolder(Path(settings["runs_dir"]) / _run_name(settings))
-            self.folder.claim(
-                continues=settings["ckpt_path"] == "last", overwrite=settings["overwrite"]
-            )
-            if trainer["logger"] in (None, True):
-                kwargs["logger"] = make_loggers(
-                    settings["logger"], self.folder.path, settings["project"]
-                )
+            settings["name"] = _run_name(settings)
+            self.folder = RunFolder(Path(settings["runs_dir"]) / settings["name"])
+            callbacks = self._writers(self.folder, settings["monitor"])
+            self._makes_loggers = trainer["logger"] in (None, True)
+            if self._makes_loggers:
+                kwargs["logger"] = False
             kwargs["default_root_dir"] = self.folder.path
-            callbacks += self._writers(self.folder, settings["monitor"])
         own = self.config_init[self.subcommand]["trainer"]["callbacks"] or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if self.folder is not None and made.is_global_zero:  # the others come to a run begun
+            continues = settings["ckpt_path"] == "last"
+            self.folder.check_free(continues=continues, overwrite=settings["overwrite"])
+        return made
 
     def _writers(self, folder: RunFolder, monitor: str) -> list[Callback]:
         """What fills the run folder; pictures go there unless told otherwise."""
         if "val" not in self.datamodule.sources:
             raise CamtrainValueError(
                 "fit chooses the best epoch on a val split, and the data has none; add the folder "
-                "val/CLASS, or "
-                "give --data.val_fraction above 0."
+                "val/CLASS, or give --data.val_fraction above 0."
             )
         if monitor not in LOGGED:
             raise CamtrainValueError(
@@ -119,8 +120,8 @@ class CamtrainCLI(LightningCLI):
 
     def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, test the best epoch if there is a test split, say where everything is."""
-        if ckpt_path == "last" and self.folder is not None:
-            ckpt_path = str(self.folder.checkpoints / "last.ckpt")
+        if self.folder is not None:
+            ckpt_path = self._begin(self.folder, ckpt_path)
         print_header(self.model, self.datamodule, self.trainer)
         try:
             self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
@@ -138,6 +139,17 @@ class CamtrainCLI(LightningCLI):
             print_scores("test", self.trainer)
         print_written(self.folder, self.trainer.loggers)
         finish_loggers(self.trainer.loggers)
+
+    def _begin(self, folder: RunFolder, ckpt_path: str | None) -> str | None:
+        """Make room, start the loggers, and return the checkpoint to go on from, if any."""
+        settings = self.config[self.subcommand]
+        if ckpt_path != "last" and self.trainer.is_global_zero:
+            folder.clear()
+        if self._makes_loggers:
+            self.trainer.loggers = make_loggers(
+                settings["logger"], folder.path, settings["project"]
+            )
+        return str(folder.checkpoints / "last.ckpt") if ckpt_path == "last" else ckpt_path
 
     def validate(
         self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any

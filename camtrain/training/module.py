@@ -20,6 +20,7 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.model.cam import PoolName
 from camtrain.model.create import NormName, create_model, from_recipe
+from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
 
@@ -226,12 +227,18 @@ class CAMModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the architecture of the checkpoint; building it needed weights, now gone."""
-        recipe = checkpoint["camtrain"]["architecture"]
+        """Take what ``on_save_checkpoint`` kept; building it again could need weights long gone."""
+        own = checkpoint["camtrain"]
+        recipe = own["architecture"]
         if self.net.recipe != recipe:
             self.net = from_recipe(recipe).to(self.device).to(memory_format=torch.channels_last)
             if self.hparams["freeze_backbone"]:
                 freeze(self.net.backbone)
+        if own["class_names"] is not None:
+            self.net.name_classes(own["class_names"])
+        if own["preprocessing"] is not None:
+            self.net.preprocessing = Preprocessing.from_dict(own["preprocessing"])
+        self.map_threshold = own["map_threshold"]
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

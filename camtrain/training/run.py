@@ -50,8 +50,8 @@ class RunFolder:
         """The heatmap sheets."""
         return self.path / "cams"
 
-    def claim(self, *, continues: bool, overwrite: bool) -> None:
-        """Make sure that a new run loses nothing; writes nothing itself.
+    def check_free(self, *, continues: bool, overwrite: bool) -> None:
+        """Make sure that a new run loses nothing; changes nothing itself.
 
         Args:
             continues: The run goes on from its last checkpoint.
@@ -81,6 +81,10 @@ class RunFolder:
                     "config.yaml); "
                     "choose another --name, or delete the folder yourself."
                 )
+
+    def clear(self) -> None:
+        """Delete an earlier run, which ``check_free`` has found to be one that may be replaced."""
+        if self.path.exists():
             shutil.rmtree(self.path)
 
 

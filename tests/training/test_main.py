@@ -273,6 +273,25 @@ def test_a_run_folder_in_use_is_refused(
     assert os.listdir(precious.parent) == ["precious.txt"]
 
 
+def test_overwriting_waits_until_the_new_run_can_begin(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    run(fit_arguments())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(fit_arguments("--overwrite", "true", "--monitor", "val/accuracy")) == 2
+    assert main(fit_arguments("--overwrite", "true", "--model.backbone", "resnet19")) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_the_config_of_a_run_repeats_it(fit_arguments: Arguments, tmp_path: Path) -> None:
+    run(fit_arguments())
+    folder = tmp_path / "runs" / "run"
+    before = (folder / "metrics.csv").read_text()
+    config = (folder / "config.yaml").rename(tmp_path / "again.yaml")
+    assert main(["fit", "--config", str(config), "--runs_dir", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "run" / "metrics.csv").read_text() == before
+
+
 def test_a_checkpoint_of_somebody_else_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

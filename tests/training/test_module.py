@@ -117,11 +117,16 @@ def test_a_checkpoint_holds_plain_values_and_needs_no_weights_file(
         assert torch.equal(tensor, loaded.net.state_dict()[name]), name
 
 
-def test_class_names_and_preprocessing_come_from_the_data(data: CAMDataModule) -> None:
-    module = small_module()
-    quiet_trainer(max_epochs=1).fit(module, data)
-    assert module.net.class_names == ("blue", "red")
-    assert module.net.preprocessing == data.preprocessing
+def test_class_names_and_preprocessing_come_from_the_data_and_stay(
+    data: CAMDataModule, tmp_path: Path
+) -> None:
+    module, trainer = small_module(), quiet_trainer(max_epochs=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for one in (module, CAMModule.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu")):
+        assert one.net.class_names == ("blue", "red")
+        assert one.net.preprocessing == data.preprocessing
+        assert one.map_threshold == module.map_threshold
 
 
 @pytest.mark.parametrize(

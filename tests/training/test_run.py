@@ -17,38 +17,40 @@ def earlier_run(path: Path) -> RunFolder:
 
 
 def test_an_empty_or_missing_folder_is_free(tmp_path: Path) -> None:
-    RunFolder(tmp_path).claim(continues=False, overwrite=False)
-    RunFolder(tmp_path / "new").claim(continues=False, overwrite=False)
+    RunFolder(tmp_path).check_free(continues=False, overwrite=False)
+    RunFolder(tmp_path / "new").check_free(continues=False, overwrite=False)
     assert not (tmp_path / "new").exists()
 
 
 def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
     with pytest.raises(CamtrainError, match=r"not empty; continue it with --ckpt_path last, repl"):
-        folder.claim(continues=False, overwrite=False)
-    folder.claim(continues=True, overwrite=False)
+        folder.check_free(continues=False, overwrite=False)
+    folder.check_free(continues=True, overwrite=False)
     assert folder.config.is_file()
 
 
 def test_overwrite_replaces_runs_and_nothing_else(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
-    folder.claim(continues=False, overwrite=True)
+    folder.check_free(continues=False, overwrite=True)
+    assert folder.config.is_file()
+    folder.clear()
     assert not folder.path.exists()
     (tmp_path / "precious.txt").touch()
     with pytest.raises(CamtrainError, match="replaces only an earlier run"):
-        RunFolder(tmp_path).claim(continues=False, overwrite=True)
+        RunFolder(tmp_path).check_free(continues=False, overwrite=True)
     assert (tmp_path / "precious.txt").is_file()
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(CamtrainError, match="is not empty"):
-        RunFolder(tmp_path / "run").claim(continues=False, overwrite=False)
+        RunFolder(tmp_path / "run").check_free(continues=False, overwrite=False)
 
 
 def test_without_a_checkpoint_nothing_can_be_continued(tmp_path: Path) -> None:
     with pytest.raises(CamtrainError, match=r"holds no checkpoints/last\.ckpt"):
-        RunFolder(tmp_path).claim(continues=True, overwrite=False)
+        RunFolder(tmp_path).check_free(continues=True, overwrite=False)
 
 
 def test_a_table_has_the_columns_of_all_its_rows() -> None:
