@@ -6,7 +6,7 @@ The public names load on first use, so that ``import camtrain`` costs millisecon
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from camtrain.errors import CamtrainError
 from camtrain.version import __version__ as __version__
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  what a name holds is known to its home only
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'camtrain' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

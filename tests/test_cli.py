@@ -26,7 +26,7 @@ def make_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]]
 
     def make(function: Callable[..., None]) -> None:
         module = ModuleType("a_room_that_sings")
-        module.main = function  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "main", function, raising=False)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(cli.VERBS, "sing", cli.Verb(module.__name__, "sing a song"))
 

@@ -113,7 +113,8 @@ def read_bundle(path: str | Path) -> Bundle:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = _metadata(path, file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names: list[str] = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CamtrainValueError(f"{path} is not a readable safetensors file: {error}.") from error
     return _assemble(path, metadata, tensors)

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision.models as tv
@@ -16,6 +16,8 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.digits import digits_trunk
 from camtrain.model.weights import read_weights
 from camtrain.preprocessing import Preprocessing
+
+Entry = TypeVar("Entry")
 
 BUILT_IN = ("digits",)
 
@@ -223,7 +225,7 @@ def _timm_weights(model: str, weights: str) -> Weights:
     if default is None or not default.has_weights:
         raise _no_published_weights(name, weights)
     tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
-    configs = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
+    configs: dict[str, Any] = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
     config = _known(name, weights, {"DEFAULT": default, **configs})
     try:
         network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
@@ -233,7 +235,7 @@ def _timm_weights(model: str, weights: str) -> Weights:
     return Weights(network.state_dict(), f"{name} {weights}")
 
 
-def _known(name: str, weights: str, offered: dict[str, Any]) -> Any:  # noqa: ANN401
+def _known(name: str, weights: str, offered: dict[str, Entry]) -> Entry:
     if weights not in offered:
         raise CamtrainValueError(
             f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "
@@ -265,15 +267,8 @@ def _first_conv(network: nn.Module) -> str:
 
 
 def _change_in_chans(network: nn.Module, in_chans: int) -> None:
-    name = _first_conv(network)
-    old = network.get_submodule(name)
-    assert isinstance(old, nn.Conv2d)
-    new = nn.Conv2d(
-        in_chans,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]  # always a pair once built
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
-    network.set_submodule(name, new)
+    conv = network.get_submodule(_first_conv(network))
+    assert isinstance(conv, nn.Conv2d)
+    conv.in_channels = in_chans
+    conv.weight = nn.Parameter(conv.weight.new_empty(len(conv.weight), in_chans, *conv.kernel_size))
+    conv.reset_parameters()

@@ -91,6 +91,7 @@ def create_model(
     found = find_weights(name, weights)
     backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
     own_classes = _classes_of(name, found, in_chans, backbone_args)
+    keeps_classes = num_classes is None
     num_classes = own_classes if num_classes is None else num_classes
     if num_classes is None or num_classes < 1:
         raise CamtrainValueError(
@@ -115,9 +116,10 @@ def create_model(
     if not neck and cut is None and num_classes == own_classes:
         with suppress(NotCamReadyError, NoGraphError):
             net = _with_own_head(recipe, found)
+            keeps_classes = True
     if net is None:
         net = _with_new_head(recipe, found)
-    if found is not None and num_classes == own_classes and found.class_names:
+    if found is not None and found.class_names and keeps_classes:
         net.name_classes(found.class_names)
     return net
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,9 +59,8 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, C, h, w)."""
-        run: Callable[[Tensor], Tensor] = self.trunk.forward_features  # type: ignore[assignment]  # timm's interface
-        features = run(images)
-        return features
+        run = cast("Callable[[Tensor], Tensor]", self.trunk.forward_features)
+        return run(images)
 
 
 class NoGraphError(CamtrainValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from camtrain.data import Batch
@@ -101,4 +101,5 @@ class Evaluation(nn.Module):
     def reset(self) -> None:
         """Forget what was counted."""
         for metric in self.children():
-            metric.reset()  # type: ignore[operator]  # every child is a Metric
+            assert isinstance(metric, Metric)
+            metric.reset()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -51,7 +52,7 @@ class CamtrainCLI(LightningCLI):
         """Add what there is beside model, data and trainer."""
         run = parser.add_argument_group("The run")
 
-        def add(name: str, kind: Any, default: Any, text: str) -> None:  # noqa: ANN401  any type
+        def add(name: str, kind: object, default: object, text: str) -> None:
             run.add_argument(name, type=kind, default=default, help=text)
 
         add("--name", str | None, None, "None means the config's file name, else the backbone.")
@@ -244,7 +245,7 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
     return None
 
 
-def _run_name(settings: Any) -> str:  # noqa: ANN401  jsonargparse's Namespace
+def _run_name(settings: Namespace) -> str:
     if settings["name"]:
         return str(settings["name"])
     configs = settings["config"] or []

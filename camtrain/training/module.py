@@ -156,6 +156,15 @@ class CAMModule(LightningModule):
         """Measure one batch of the test split."""
         self._evaluate("test", batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before."""
+        # Not at its end: what `validate` makes in inference mode, a later `fit` cannot add to.
+        self._evaluation("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget an earlier test."""
+        self._evaluation("test").reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log what the validation split gave."""
         self._log_evaluation("val")
@@ -184,7 +193,6 @@ class CAMModule(LightningModule):
             self.log(f"{split}/{name}", value, prog_bar=name in shown)
         if split == "val":
             self.map_threshold = evaluation.best_threshold()
-        evaluation.reset()
 
     def _evaluation(self, split: str) -> Evaluation:
         evaluation = self.evaluations[split]

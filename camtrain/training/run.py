@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -93,7 +93,8 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it into the folder of the run."""
-        writer = next(c for c in trainer.callbacks if isinstance(c, RunWriter))  # type: ignore[attr-defined]
+        callbacks: list[Callback] = cast("Any", trainer).callbacks
+        writer = next(c for c in callbacks if isinstance(c, RunWriter))
         writer.folder.path.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
         write_text(writer.folder.config, text)

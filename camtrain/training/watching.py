@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[Wa
     return rows
 
 
-def _read(dataset: Any, index: int, net: CAMNet) -> _Watched:  # noqa: ANN401  anybody's data set
+def _read(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched:
     if isinstance(dataset, PreparedDataset):
         sample, picture = dataset[index], dataset.source.read(dataset.indices[index])
         return _Watched(
@@ -199,7 +199,7 @@ def _read(dataset: Any, index: int, net: CAMNet) -> _Watched:  # noqa: ANN401  a
     return _Watched(shown, image, int(label), torch.zeros(0, 4, dtype=torch.int64), squash)
 
 
-def _labels(dataset: Any) -> list[int]:  # noqa: ANN401  anybody's data set
+def _labels(dataset: Sequence[Any]) -> list[int]:
     """The labels, without reading the pictures where the data set knows them."""
     for name in ("labels", "targets"):
         if hasattr(dataset, name):
@@ -212,7 +212,7 @@ def _class_names(trainer: Trainer, net: CAMNet) -> Sequence[str]:
     return net.class_names or names or names_of(net)
 
 
-def _validation_dataset(trainer: Trainer) -> Any | None:  # noqa: ANN401  anybody's data set
+def _validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
     loaders = trainer.val_dataloaders
     first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
-    return first.dataset if isinstance(first, DataLoader) else None
+    return cast("Sequence[Any]", first.dataset) if isinstance(first, DataLoader) else None

@@ -1,6 +1,7 @@
 """The bundle keeps everything, is written whole or not at all, and is refused in one sentence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def rewritten(path: Path, tensors: dict[str, Tensor] | None = None, **changes: o
 
 
 @pytest.mark.parametrize("make", [digits_net, own_head_net])
-def test_round_trip_is_bit_identical(make: Any, path: Path) -> None:  # noqa: ANN401  a function
+def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> None:
     torch.manual_seed(1)
     net: CAMNet = make().to(memory_format=torch.channels_last)
     scores = {"val/acc1": 0.1 + 0.2, "val/loc_gt_known": 1 / 3}
@@ -265,7 +266,7 @@ def converted_net() -> CAMNet:
 )
 def test_what_cannot_become_a_bundle_is_refused_and_nothing_is_written(
     name: str,
-    make: Any,  # noqa: ANN401  a function
+    make: Callable[[], CAMNet],
     threshold: float,
     error: type[Exception],
     message: str,

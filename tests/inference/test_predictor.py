@@ -274,7 +274,7 @@ def test_options_are_checked_at_once(
     ],
 )
 def test_bad_inputs_are_named(
-    bad: Any,  # noqa: ANN401  it is wrong
+    bad: object,
     error: type[CamtrainError],
     message: str,
     predictor: Predictor,

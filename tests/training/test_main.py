@@ -90,7 +90,7 @@ def test_a_continued_run_equals_one_never_stopped(
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(CAMModule, "on_validation_epoch_start", stop_in_epoch(2, stop), raising=False)
+        patch.setattr(CAMModule, "on_train_batch_start", stop_in_epoch(2, stop))
         with pytest.raises(RuntimeError, match="power cut"):
             run(fit_arguments(*more, "--name", "cut"))
     run(fit_arguments(*more, "--name", "cut", "--ckpt_path", "last"))
@@ -105,8 +105,8 @@ def test_a_continued_run_equals_one_never_stopped(
 
 
 def stop_in_epoch(epoch: int, stop: Callable[..., None]) -> Callable[..., None]:
-    def hook(module: torch.nn.Module) -> None:
-        if module.current_epoch == epoch:
+    def hook(module: CAMModule, batch: object, batch_idx: int) -> None:
+        if module.current_epoch == epoch and batch_idx == 1:
             stop()
 
     return hook
@@ -144,7 +144,7 @@ def test_an_interrupt_ends_with_130_and_a_usable_run(
         raise KeyboardInterrupt
 
     hook = stop_in_epoch(1, interrupt)
-    monkeypatch.setattr(CAMModule, "on_validation_epoch_start", hook, raising=False)
+    monkeypatch.setattr(CAMModule, "on_train_batch_start", hook)
     with pytest.raises(SystemExit) as exit_:
         main(fit_arguments())
     assert exit_.value.code == 130

@@ -94,6 +94,15 @@ def test_biases_and_norms_are_not_decayed(data: CAMDataModule) -> None:
     assert {p.ndim for p in kept["params"]} == {1}
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_both_optimizers_learn(optimizer: str, data: CAMDataModule) -> None:
+    torch.manual_seed(0)
+    module = small_module(optimizer=optimizer, lr=0.02)
+    before = scores_of(module, data)["val/loss"]
+    quiet_trainer(max_epochs=8).fit(module, data)
+    assert scores_of(module, data)["val/loss"] < 0.9 * before
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     rates = [warmup_cosine(step, 4, 20) for step in range(21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
