@@ -1,7 +1,7 @@
 """From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets."""
 
 from camtrain.data.augmentations import AUGMENTATIONS, augmentation
-from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate
+from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.folder import ImageFolder, available_splits
@@ -41,6 +41,7 @@ __all__ = [
     "prepare",
     "read_image",
     "resize",
+    "seed_of",
     "source_splits",
     "to_rgb",
 ]

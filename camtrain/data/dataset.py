@@ -109,7 +109,7 @@ class PreparedDataset(Dataset[Sample]):
         picture = self.source.read(self.indices[index])
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed, which would seed the GPU's random numbers too
-            torch.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             image = self._augment(picture.image)
         return Sample(
             image=normalize(image, self.preprocessing),
@@ -148,7 +148,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """The keys of one epoch."""
         order = torch.arange(self.length)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(_seed_of(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator)
         return iter([(self.epoch, index) for index in order.tolist()])
 
@@ -164,6 +164,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _seed_of(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """A well mixed 64-bit seed from a few numbers, the same everywhere."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -43,11 +43,13 @@ def make_loggers(kind: LoggerName, folder: Path, project: str) -> list[Logger]:
 
 
 def sync_hint(loggers: Sequence[Logger]) -> str | None:
-    """Where a W&B run is to be seen, or how to upload it; None without one."""
+    """Where the curves are to be seen, or how to upload them; None without a logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             run = logger.experiment
             return run.url or f"offline; upload with: wandb sync {Path(run.dir).parent}"
+        if isinstance(logger, TensorBoardLogger):
+            return f"see with: tensorboard --logdir {Path(logger.log_dir)}"
     return None
 
 

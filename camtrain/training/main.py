@@ -9,14 +9,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -26,11 +24,16 @@ from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
-from camtrain.training.run import RunFolder, RunWriter, SaveConfig
+from camtrain.training.run import KeptCheckpoint, RunFolder, RunWriter, SaveConfig
 from camtrain.training.summary import print_header, print_scores, print_written
 from camtrain.training.watching import CAMLogger
 
-_TRAINER_DEFAULTS = {"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False}
+_TRAINER_DEFAULTS = {
+    "max_epochs": 20,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,  # everything is logged by epoch; Lightning warns about short ones
+}
 LOGGED = ("train/loss", *(f"val/{name}" for name in SCORES))
 
 
@@ -53,7 +56,8 @@ class CamtrainCLI(LightningCLI):
         run = parser.add_argument_group("The run")
 
         def add(name: str, kind: object, default: object, text: str) -> None:
-            run.add_argument(name, type=kind, default=default, help=text)
+            bare: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+            run.add_argument(name, type=kind, default=default, help=text, **bare)
 
         add("--name", str | None, None, "None means the config's file name, else the backbone.")
         add("--runs_dir", str, "runs", "Folder with one folder per run.")
@@ -83,6 +87,7 @@ class CamtrainCLI(LightningCLI):
             settings["name"] = _run_name(settings)
             self.folder = RunFolder(Path(settings["runs_dir"]) / settings["name"])
             callbacks = self._writers(self.folder, settings["monitor"])
+            _check_checkpoint(settings["ckpt_path"], self.folder, settings["overwrite"])
             self._makes_loggers = trainer["logger"] in (None, True)
             if self._makes_loggers:
                 kwargs["logger"] = False
@@ -102,44 +107,44 @@ class CamtrainCLI(LightningCLI):
                 "fit chooses the best epoch on a val split, and the data has none; add the folder "
                 "val/CLASS, or give --data.val_fraction above 0."
             )
-        if monitor not in LOGGED:
+        if monitor not in LOGGED or (monitor == "val/acc5" and self.datamodule.num_classes <= 5):
             raise CamtrainValueError(
                 f"--monitor must be one of {', '.join(LOGGED)}, got {monitor!r}."
             )
         watcher = self.config_init[self.subcommand]["cams"]
         watcher.dirpath = watcher.dirpath or folder.cams
-        mode = "min" if "loss" in monitor else "max"
         # Two, since one that keeps the best writes its `last` only together with a new best.
-        keep = partial(
-            ModelCheckpoint,
-            folder.checkpoints,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        best, last = keep(filename="best", monitor=monitor, mode=mode), keep(filename="last")
-        return [RunWriter(folder, monitor, mode), best, last]
+        every = self.config[self.subcommand]["trainer"]["check_val_every_n_epoch"] or 1
+        best = KeptCheckpoint(folder, "best", monitor=monitor, every=every)
+        return [RunWriter(folder, best), best, KeptCheckpoint(folder, "last")]
 
     def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, test the best epoch if there is a test split, say where everything is."""
         if self.folder is not None:
             ckpt_path = self._begin(self.folder, ckpt_path)
         print_header(self.model, self.datamodule, self.trainer)
-        try:
+        with self._ending_cleanly():
             self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
-        except SystemExit:
-            # Lightning turns Ctrl-C into a clean end with status 1; 130 is what shells expect.
-            if self.trainer.interrupted:
-                print_written(self.folder, self.trainer.loggers)
-                sys.exit(130)
-            raise
         if self.folder is None:
             return
         if "test" in self.datamodule.sources:
             best = str(self.folder.checkpoints / "best.ckpt")
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
+            with self._ending_cleanly():
+                self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
             print_scores("test", self.trainer)
         print_written(self.folder, self.trainer.loggers)
         finish_loggers(self.trainer.loggers)
+
+    @contextmanager
+    def _ending_cleanly(self) -> Iterator[None]:
+        """Exit with 130 after Ctrl-C, as shells expect, where Lightning would with 1."""
+        try:
+            yield
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            print_written(self.folder, self.trainer.loggers)
+            sys.exit(130)
 
     def _begin(self, folder: RunFolder, ckpt_path: str | None) -> str | None:
         """Make room, start the loggers, and return the checkpoint to go on from, if any."""
@@ -157,13 +162,15 @@ class CamtrainCLI(LightningCLI):
     ) -> None:
         """Measure on the val split."""
         kwargs["verbose"] = False
-        self.trainer.validate(model, datamodule, **kwargs)
+        with self._ending_cleanly():
+            self.trainer.validate(model, datamodule, **kwargs)
         print_scores("val", self.trainer)
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Measure on the test split."""
         kwargs["verbose"] = False
-        self.trainer.test(model, datamodule, **kwargs)
+        with self._ending_cleanly():
+            self.trainer.test(model, datamodule, **kwargs)
         print_scores("test", self.trainer)
 
 
@@ -203,22 +210,44 @@ def main(args: Sequence[str]) -> None:
 def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Parser settings: the defaults of ``validate`` and ``test`` are those of their checkpoint."""
     path = _value_of("--ckpt_path", args)
-    if not args or args[0] not in ("validate", "test") or path is None:
+    if args[0] == "fit" or {"-h", "--help", "--print_config"} & set(args):
         yield {}
         return
+    if path is None:
+        raise CamtrainValueError(
+            f"camtrain {args[0]} measures a checkpoint; give --ckpt_path "
+            "runs/NAME/checkpoints/best.ckpt."
+        )
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         json.dump(_settings_of(Path(path)), file)  # JSON is YAML too
         file.flush()
         yield {args[0]: {"default_config_files": [file.name]}}
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
-    """Network and data of a checkpoint, as a config."""
+def _check_checkpoint(ckpt_path: str | None, folder: RunFolder, overwrite: bool) -> None:
+    """Refuse to start from a checkpoint that is not there, or not there for long."""
+    if ckpt_path in (None, "last"):
+        return
+    path = Path(str(ckpt_path))
+    _check_is_file(path)
+    if overwrite and folder.path.resolve() in path.resolve().parents:
+        raise CamtrainValueError(
+            f"--overwrite would delete {path} before the run starts from it; choose another "
+            "--name, or continue the run with --ckpt_path last."
+        )
+
+
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise CamtrainFileNotFoundError(
-            f"--ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; {path} "
-            "does not exist."
+            "--ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; "
+            f"{path} does not exist."
         )
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """Network and data of a checkpoint, as a config."""
+    _check_is_file(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model, own = dict(checkpoint["hyper_parameters"]), checkpoint["camtrain"]

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from camtrain.data import Batch
+from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.model.cam import PoolName
@@ -114,6 +115,7 @@ class CAMModule(LightningModule):
             {split: Evaluation(self.net.head.out_features) for split in ("val", "test")}
         )
         self.map_threshold = DEFAULT_THRESHOLD
+        self._seed = 0
         if freeze_backbone:
             freeze(self.net.backbone)
 
@@ -130,17 +132,28 @@ class CAMModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data, if it knows them."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise CamtrainValueError(
+                f"Maps and logits are computed in float32, got precision {self.trainer.precision}; "
+                "choose bf16-mixed or 16-mixed."
+            )
+        self._seed = torch.initial_seed()
+        self._take_from_data()
+        if self.hparams["freeze_backbone"]:
+            # It is meant to be: a frozen backbone stays in evaluation mode.
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+
+    def _take_from_data(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
         if names is not None:
             self.net.name_classes(names)
         self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
-        if self.hparams["freeze_backbone"]:
-            # It is meant to be: a frozen backbone stays in evaluation mode.
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """Cross-entropy of one batch; its randomness depends on seed, epoch and step alone."""
+        step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
         loss = F.cross_entropy(self(images), labels)
         self.log(
@@ -218,8 +231,8 @@ class CAMModule(LightningModule):
                 "The learning rate falls to 0 at the end of the training, and this one has no end; "
                 "give --trainer.max_epochs or --trainer.max_steps."
             )
-        epochs = max(1, self.trainer.max_epochs or 1)
-        warmup = round(total * min(1.0, hparams["warmup_epochs"] / epochs))
+        epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        warmup = min(int(total), round(hparams["warmup_epochs"] * epoch))
         schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -232,12 +245,16 @@ class CAMModule(LightningModule):
             "class_names": list(net.class_names) if net.class_names else None,
             "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
             "map_threshold": self.map_threshold,
+            "seed": self._seed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what ``on_save_checkpoint`` kept; building it again could need weights long gone."""
         own = checkpoint["camtrain"]
         recipe = own["architecture"]
+        if self._is_resuming():
+            self._check_same("network", self.net.recipe, recipe)
+            self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])
         if self.net.recipe != recipe:
             self.net = from_recipe(recipe).to(self.device).to(memory_format=torch.channels_last)
             if self.hparams["freeze_backbone"]:
@@ -247,6 +264,19 @@ class CAMModule(LightningModule):
         if own["preprocessing"] is not None:
             self.net.preprocessing = Preprocessing.from_dict(own["preprocessing"])
         self.map_threshold = own["map_threshold"]
+        self._seed = own["seed"]
+        if self._trainer is not None:  # what the pictures go through now, not what they did then
+            self._take_from_data()
+
+    def _is_resuming(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+
+    def _check_same(self, what: str, now: object, then: object) -> None:
+        if now != then:
+            raise CamtrainValueError(
+                f"A training is continued with the {what} it began with, {then}, got {now}; give "
+                "the same settings, or start a new run with --model.weights."
+            )
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -28,8 +28,8 @@ def _hint(message: str, options: list[str]) -> str:
     about = re.search(r"(?:option '|arguments: -*|[Kk]ey '?\"?)([\w.]+)", message)
     if about is None or about[1] in options:
         return "; camtrain VERB --help lists the options"
-    near = difflib.get_close_matches(about[1], options, n=2)
-    return f"; did you mean {' or '.join(near)}?" if near else "; camtrain VERB --help lists them"
+    near = difflib.get_close_matches(about[1], options, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else "; camtrain VERB --help lists them"
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

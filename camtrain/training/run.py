@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -100,14 +100,53 @@ class SaveConfig(SaveConfigCallback):
         write_text(writer.folder.config, text)
 
 
+class KeptCheckpoint(ModelCheckpoint):
+    """``checkpoints/NAME.ckpt`` of a run, written at the end of an epoch, wherever the run lies."""
+
+    def __init__(
+        self, folder: RunFolder, name: str, *, monitor: str | None = None, every: int = 1
+    ) -> None:
+        super().__init__(
+            folder.checkpoints,
+            filename=name,
+            monitor=monitor,
+            mode=mode_of(monitor or ""),
+            every_n_epochs=every,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Another than that of a ModelCheckpoint that somebody adds."""
+        return f"camtrain.{self.filename}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in this folder, should the run have been moved."""
+        here = str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return str(Path(here) / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        rebased = {name: moved(state_dict[name]) for name in paths}
+        super().load_state_dict({**state_dict, **rebased, "dirpath": here, "best_k_models": best})
+
+
+def mode_of(monitor: str) -> Literal["min", "max"]:
+    """Which way a score gets better."""
+    return "min" if "loss" in monitor else "max"
+
+
 class RunWriter(Callback):
     """Keeps ``metrics.csv`` and the bundle of the best epoch up to date, after every epoch."""
 
-    def __init__(self, folder: RunFolder, monitor: str, mode: str) -> None:
+    def __init__(self, folder: RunFolder, best: KeptCheckpoint) -> None:
         self.folder = folder
-        self.monitor = monitor
-        self.mode = mode
+        self.best = best
         self.rows: list[dict[str, float]] = []
+        self._has_validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """The lines so far: a resumed run neither loses nor doubles one."""
@@ -117,32 +156,41 @@ class RunWriter(Callback):
         """See ``state_dict``."""
         self.rows = list(state_dict["rows"])
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has scores of its own."""
+        self._has_validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's line; write the bundle if this epoch is the best so far."""
         assert isinstance(pl_module, CAMModule)
-        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        scores = {
+            name: value.item()
+            for name, value in trainer.callback_metrics.items()
+            if self._has_validated or not name.startswith("val/")  # left over from before
+        }
         self.rows.append(
             {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores}
         )
         if not trainer.is_global_zero:
             return
         write_text(self.folder.metrics, as_csv(self.rows))
-        if self._is_best(trainer):
+        is_best, self._has_validated = self._has_validated and self._is_best(scores), False
+        if is_best:
             threshold = pl_module.map_threshold
             write_bundle(self.folder.bundle, pl_module.net, threshold=threshold, scores=scores)
 
-    def _is_best(self, trainer: Trainer) -> bool:
-        # Checkpoint callbacks run last, so theirs is still the best of the epochs before.
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
+    def _is_best(self, scores: dict[str, float]) -> bool:
+        monitor = str(self.best.monitor)
+        if monitor not in scores:
             raise CamtrainValueError(
-                f"--monitor must be one of the logged scores, got {self.monitor!r}; logged are "
-                f"{known}."
+                f"--monitor must be one of the logged scores, got {monitor!r}; logged are "
+                f"{', '.join(sorted(scores))}."
             )
-        checkpoint = trainer.checkpoint_callback
-        assert isinstance(checkpoint, ModelCheckpoint)
-        best, now = checkpoint.best_model_score, trainer.callback_metrics[self.monitor]
-        return best is None or bool(now > best if self.mode == "max" else now < best)
+        # Checkpoint callbacks run last, so theirs is still the best of the epochs before.
+        before, now = self.best.best_model_score, scores[monitor]
+        if before is None:
+            return True
+        return now > before.item() if self.best.mode == "max" else now < before.item()
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:

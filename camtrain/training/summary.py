@@ -58,7 +58,7 @@ def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
     rows = {what: str(path) for what, path in paths.items() if path.exists()}
     hint = sync_hint(loggers)
     if hint:
-        rows["Weights & Biases"] = hint
+        rows["curves"] = hint
     width = max(map(len, rows))
     # Plain lines, unlike a table, keep a long path whole, so that it can be copied.
     print("\n".join(["Written:", *(f"  {what:{width}}  {where}" for what, where in rows.items())]))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
@@ -119,13 +120,24 @@ class CAMLogger(Callback):
         sheet.save(folder / f"epoch_{epoch:03d}.jpg", quality=90)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                panels = [panel(row, colormap=self.colormap, tile=self.tile) for row in rows]
+                panels = _of_one_size(
+                    [panel(row, colormap=self.colormap, tile=self.tile) for row in rows]
+                )
                 captions = [caption(row) for row in rows]
                 logger.log_image("val/cams", panels, trainer.global_step, caption=captions)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(
                     "val/cams", np.asarray(sheet), trainer.global_step, dataformats="HWC"
                 )
+
+
+def _of_one_size(panels: list[Image.Image]) -> list[Image.Image]:
+    """Panels filled up with white at the bottom, since W&B wants pictures of one size."""
+    size = (max(one.width for one in panels), max(one.height for one in panels))
+    filled = [Image.new("RGB", size, "white") for _ in panels]
+    for canvas, one in zip(filled, panels, strict=True):
+        canvas.paste(one, (0, 0))
+    return filled
 
 
 def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:

@@ -21,7 +21,7 @@ def test_tensorboard_writes_into_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     [logger] = make_loggers("tensorboard", tmp_path, "project")
     assert isinstance(logger, TensorBoardLogger)
     assert Path(logger.log_dir) == tmp_path / "tensorboard"
-    assert sync_hint([logger]) is None
+    assert sync_hint([logger]) == f"see with: tensorboard --logdir {tmp_path / 'tensorboard'}"
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(CamtrainError, match="run: pip install tensorboard"):
         make_loggers("tensorboard", tmp_path, "project")

@@ -16,6 +16,8 @@ from camtrain.data import PreparedDataset
 from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
+from camtrain.training.run import RunWriter
+from tests.training.conftest import quiet_trainer
 from tests.training.wandb_file import history
 
 Arguments = Callable[..., list[str]]
@@ -83,7 +85,7 @@ def test_the_same_seed_gives_the_same_numbers(fit_arguments: Arguments, tmp_path
 def test_a_continued_run_equals_one_never_stopped(
     fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ("--data.augment", "light", "--trainer.max_epochs", "3")
+    more = ("--data.augment", "light", "--model.dropout", "0.5", "--trainer.max_epochs", "3")
     run(fit_arguments(*more, "--name", "whole"))
 
     def stop(*_: object) -> None:
@@ -128,8 +130,10 @@ def test_a_verb_takes_network_and_data_from_the_checkpoint(
         assert table_of(scores) == table_of(fitted)
 
 
-def table_of(text: str) -> list[str]:
-    return [line.split()[-2] for line in text.splitlines() if line.strip().startswith("test/acc1")]
+def table_of(text: str) -> list[list[str]]:
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("test/")]
+    assert len(rows) == 7
+    return rows
 
 
 def test_a_fast_run_writes_nothing(fit_arguments: Arguments, tmp_path: Path) -> None:
@@ -278,9 +282,100 @@ def test_overwriting_waits_until_the_new_run_can_begin(
 ) -> None:
     run(fit_arguments())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert main(fit_arguments("--overwrite", "true", "--monitor", "val/accuracy")) == 2
+    assert main(fit_arguments("--overwrite", "--monitor", "val/accuracy")) == 2
     assert main(fit_arguments("--overwrite", "true", "--model.backbone", "resnet19")) == 2
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_overwriting_keeps_the_checkpoint_it_is_told_to_start_from(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments())
+    checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
+    assert main(fit_arguments("--overwrite", "--ckpt_path", str(checkpoint))) == 2
+    assert "--overwrite would delete" in capsys.readouterr().err
+    assert checkpoint.is_file()
+    assert main(fit_arguments("--overwrite", "--ckpt_path", "nowhere.ckpt")) == 2
+    assert "nowhere.ckpt does not exist" in capsys.readouterr().err
+    assert main(fit_arguments("--overwrite")) == 0
+
+
+def test_what_a_verb_is_told_goes_before_the_checkpoint(
+    fit_arguments: Arguments,
+    tmp_path: Path,
+    photographs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(fit_arguments())
+    checkpoint = str(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
+    told = ("--data.resize_mode", "crop", "--trainer.accelerator", "cpu")
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", checkpoint, *told]) == 0
+    printed = {row[0]: row[-2:] for row in table_of(capsys.readouterr().out)}
+
+    module = CAMModule.load_from_checkpoint(checkpoint, map_location="cpu")
+    grey = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    data = CAMDataModule(root=photographs, size=32, workers=0, resize_mode="crop", **grey)
+    [scores] = quiet_trainer().test(module, data, verbose=False)
+    for name in ("test/acc1", "test/loc_gt_known", "test/max_box_acc"):
+        assert printed[name] == [f"{100 * scores[name]:.2f}", "%"]
+
+
+def test_a_training_is_continued_as_it_began(
+    fit_arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments())
+    capsys.readouterr()
+    assert main(fit_arguments("--ckpt_path", "last", "--model.neck", "[4]")) == 2
+    assert "continued with the network it began with" in capsys.readouterr().err
+
+
+def test_a_moved_run_goes_on_with_its_best_epoch(
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fit_arguments("--model.lr", "0.01", "--trainer.max_epochs", "4"))
+    shutil.move(tmp_path / "runs" / "run", tmp_path / "runs" / "moved")
+    bundle = tmp_path / "runs" / "moved" / "model.safetensors"
+    before = bundle.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "_is_best", lambda self, scores: best_is_known(self))
+        more = ("--name", "moved", "--ckpt_path", "last", "--trainer.max_epochs", "5")
+        run(fit_arguments("--model.lr", "0.01", *more))
+    assert bundle.read_bytes() == before
+
+
+def best_is_known(writer: RunWriter) -> bool:
+    assert writer.best.best_model_score is not None
+    return False
+
+
+def test_somebody_s_own_checkpoints_do_not_choose_the_bundle(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yaml"
+    kind = "pytorch_lightning.callbacks.ModelCheckpoint"
+    own = f"{{class_path: {kind}, init_args: {{dirpath: {tmp_path / 'own'}}}}}"
+    config.write_text(f"trainer:\n  callbacks: [{own}]\n")
+    run(
+        [*fit_arguments("--model.lr", "0.01", "--trainer.max_epochs", "4"), "--config", str(config)]
+    )
+    folder = tmp_path / "runs" / "run"
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, best["state_dict"][f"net.{name}"]), name
+
+
+def test_validating_every_other_epoch_is_enough(fit_arguments: Arguments, tmp_path: Path) -> None:
+    more = ("--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "4")
+    assert main(fit_arguments(*more)) == 0
+    with open(tmp_path / "runs" / "run" / "metrics.csv") as file:
+        assert [row["val/acc1"] != "" for row in csv.DictReader(file)] == [False, True] * 2
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_measuring_needs_a_checkpoint(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb]) == 2
+    assert "give --ckpt_path runs/NAME/checkpoints/best.ckpt" in capsys.readouterr().err
 
 
 def test_the_config_of_a_run_repeats_it(fit_arguments: Arguments, tmp_path: Path) -> None:
