@@ -89,15 +89,28 @@ class RunFolder:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the run's ``config.yaml``, and again when the run is continued."""
+    """Writes the run's ``config.yaml``; that of a continued run only once it really goes on."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it at once where there is none."""
+        if not _folder_of(trainer).config.exists():
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace it: the checkpoint has been found to fit these settings."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it into the folder of the run."""
-        callbacks: list[Callback] = cast("Any", trainer).callbacks
-        writer = next(c for c in callbacks if isinstance(c, RunWriter))
-        writer.folder.path.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
-        write_text(writer.folder.config, text)
+        folder = _folder_of(trainer)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.config, self.parser.dump(self.config, skip_none=False))
+
+
+def _folder_of(trainer: Trainer) -> RunFolder:
+    callbacks: list[Callback] = cast("Any", trainer).callbacks
+    return next(c for c in callbacks if isinstance(c, RunWriter)).folder
 
 
 class KeptCheckpoint(ModelCheckpoint):

@@ -322,12 +322,14 @@ def test_what_a_verb_is_told_goes_before_the_checkpoint(
 
 
 def test_a_training_is_continued_as_it_began(
-    fit_arguments: Arguments, capsys: pytest.CaptureFixture[str]
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(fit_arguments())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(fit_arguments("--ckpt_path", "last", "--model.neck", "[4]")) == 2
     assert "continued with the network it began with" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_moved_run_goes_on_with_its_best_epoch(
