@@ -24,6 +24,7 @@ VERBS = {
     ),
     "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
     "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+    "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
 }
 
 USAGE = """\

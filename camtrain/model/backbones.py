@@ -27,6 +27,12 @@ CUTS = {
     "torchvision/googlenet": "inception4e",
     "torchvision/squeezenet1_0": "features",
     "torchvision/squeezenet1_1": "features",
+    # Its forward_features ends in the class token.
+    **{f"timm/pit_{size}_224": "transformers.2.reshape" for size in ("b", "s", "ti", "xs")},
+    **{
+        f"timm/pit_{size}_distilled_224": "transformers.2.reshape"
+        for size in ("b", "s", "ti", "xs")
+    },
 }
 # With its published weights torchvision renormalizes the input of these inside the network.
 _RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
@@ -71,6 +77,15 @@ def full_name(name: str) -> str:
         f"backbone must be the name of a network in torchvision, timm or camtrain, got {name!r}; "
         f"the nearest are {', '.join(near)}."
     )
+
+
+def every_name() -> list[str]:
+    """``library/model`` of every network there is."""
+    import timm
+
+    known = {"camtrain": BUILT_IN, "torchvision": tv.list_models(module=tv)}
+    known["timm"] = timm.list_models()
+    return [f"{library}/{model}" for library, models in known.items() for model in models]
 
 
 def build_classifier(

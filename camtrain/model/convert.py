@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+import torchvision.models as tv
+from torch import Tensor, fx, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
-from camtrain.model.cut import GraphBackbone, TracedGraph, trace
-from camtrain.model.probe import probe
+from camtrain.model.cut import TracedGraph, trace
+from camtrain.model.layout import Layout
+from camtrain.model.probe import drop_unused, probe
+from camtrain.model.readout import Readout, find_readout
 from camtrain.model.stride import PROBE_HW, set_stride
+from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
 from camtrain.preprocessing import Preprocessing
 
 
 class NotCamReadyError(CamtrainValueError):
-    """A classifier does not end in global average pooling and a linear layer."""
+    """The logits of a classifier are no linear function of an averaged feature map."""
 
 
 def convert(
@@ -30,8 +36,16 @@ def convert(
     """The CAM network that a classifier ending in global average pooling and a linear layer is.
 
     The logits stay as they were, to float32 rounding, at the classifier's own stride; nothing is
-    retrained. Where the last layer is a convolution before the pooling (SqueezeNet), its outputs
-    are the class maps and the head is the identity.
+    retrained. What lies between the average and the logits may be
+
+    * nothing: the last layer is a convolution before the pooling (SqueezeNet). Its outputs are the
+      class maps and the head is the identity;
+    * a linear layer, or several layers that are linear together in evaluation mode (BatchNorm, the
+      average of two heads): they become one head;
+    * a LayerNorm or RMSNorm before the linear layer (ConvNeXt): see ``PooledNorm``, which becomes
+      the neck.
+
+    The average may be that of a map, of a map with its channels last, or of the tokens of patches.
 
     Args:
         classifier: (B, in_chans, H, W) to (B, K). Left as it is: the CAM network holds a copy.
@@ -42,7 +56,8 @@ def convert(
 
     Raises:
         CamtrainTypeError: ``classifier`` is not a ``torch.nn.Module``.
-        NotCamReadyError: It does not end in global average pooling and a linear layer.
+        NotCamReadyError: Its logits are no linear function of an average; says what they are, and
+            which call of ``create_model`` would convert it.
         CamtrainValueError: Its forward pass has no one graph, or the stride cannot be had.
     """
     if not isinstance(classifier, nn.Module):
@@ -50,36 +65,66 @@ def convert(
             f"classifier must be a torch.nn.Module, got {type(classifier).__name__}; "
             "to build a network by name use camtrain.create_model."
         )
-    traced = trace(copy.deepcopy(classifier))
-    cut, head = _split(traced)
-    backbone = GraphBackbone(traced.network, cut)
-    convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
-    if not convs:
-        raise _refusal(traced, "it has no convolution")
-    in_chans = convs[0].in_channels
+    network = copy.deepcopy(classifier)
+    in_chans, cut, readout = find_maps(network)
+    backbone: Backbone
+    if cut is None:
+        backbone = _timm_backbone(network, in_chans, readout.layout)
+    else:
+        backbone = GraphBackbone(network, cut)
+        backbone.layout = readout.layout
     if stride is not None:
         set_stride(backbone, stride, in_chans)
-    if head is None:
-        head = _identity_head(probe(backbone, in_chans, PROBE_HW).shape[1])
-    net = CAMNet(backbone, head, class_names=class_names, preprocessing=preprocessing)
+    net = CAMNet(
+        backbone,
+        readout.head or _identity_head(probe(backbone, in_chans, PROBE_HW).shape[1]),
+        neck=readout.norm,
+        dropout=readout.dropout,
+        class_names=class_names,
+        preprocessing=preprocessing,
+    )
     return net.train(classifier.training)
 
 
-def _split(traced: TracedGraph) -> tuple[str, nn.Linear | None]:
-    """The layer before the global average pooling, and the linear layer after it, if any."""
-    node = traced.skip_reshapes(traced.output())
-    if traced.is_global_average(node):
-        return traced.names[traced.skip_reshapes(traced.before(node))], None
-    linear = traced.module(node)
-    if not isinstance(linear, nn.Linear):
-        raise _refusal(traced, f"its last operation is {traced.names[node]}, not a torch.nn.Linear")
-    pool = traced.skip_reshapes(traced.before(node))
-    if not traced.is_global_average(pool):
-        raise _refusal(
-            traced,
-            f"its linear layer follows {traced.names[pool]}, not a global average pooling",
-        )
-    return traced.names[traced.before(pool)], _with_bias(linear)
+def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
+    """Channels of the images, the layer that gives the maps, and how the logits are read off them.
+
+    The layer is None for what ``forward_features`` of a timm network gives.
+
+    Raises:
+        NotCamReadyError: See ``convert``.
+    """
+    in_chans = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    if in_chans is None:
+        raise NotCamReadyError(_refusal(network, "it has no convolution"))
+    is_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    traced = trace(_TimmHead(network) if is_timm else network)
+    readout = find_readout(traced, may_be_input=is_timm)
+    if readout is None or (is_timm and readout.features.op != "placeholder"):
+        raise NotCamReadyError(_refusal(network, _what_it_reads(traced)))
+    return in_chans, None if is_timm else traced.names[readout.features], readout
+
+
+class _TimmHead(nn.Module):
+    """What a timm network does to its features; they alone can be traced where the trunk cannot."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits."""
+        run = cast("Callable[[Tensor], Tensor]", self.network.forward_head)
+        return run(features)
+
+
+def _timm_backbone(network: nn.Module, in_chans: int, layout: Layout) -> TimmBackbone:
+    backbone = TimmBackbone(network)
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (in_chans, *PROBE_HW))
+    drop_unused(backbone, backbone.find_layout(in_chans, (height, width)))
+    backbone.layout = layout
+    return backbone
 
 
 def _identity_head(classes: int) -> nn.Linear:
@@ -90,14 +135,45 @@ def _identity_head(classes: int) -> nn.Linear:
     return head
 
 
-def _with_bias(linear: nn.Linear) -> nn.Linear:
-    if linear.bias is None:
-        linear.bias = nn.Parameter(torch.zeros_like(linear.weight[:, 0]))
-    return linear
+def _what_it_reads(traced: TracedGraph) -> str:
+    """Why a classifier is not cam-ready, by its last layers."""
+    node = traced.skip_reshapes(traced.output())
+    if not isinstance(traced.module(node), (nn.Linear, nn.Conv2d)):
+        return f"its last operation is {_name(traced, node)}, not a torch.nn.Linear"
+    before = traced.skip_reshapes(traced.before(node))
+    if traced.is_class_token(before):
+        return "its linear layer reads the class token"
+    return f"its linear layer follows {_name(traced, before)}, not a global average pooling"
 
 
-def _refusal(traced: TracedGraph, reason: str) -> NotCamReadyError:
-    return NotCamReadyError(
-        f"{type(traced.network).__name__} is not cam-ready: {reason}. To cut it, add a new head "
-        'and train that, use camtrain.create_model("LIBRARY/NAME", num_classes=...).'
+def _name(traced: TracedGraph, node: fx.Node) -> str:
+    return traced.names[node].removeprefix("network.")
+
+
+def _refusal(network: nn.Module, reason: str) -> str:
+    return (
+        f"{type(network).__name__} is not cam-ready: {reason}. To cut it, add a new head and train "
+        f'that, use camtrain.create_model("{_library_name(network)}", num_classes=...).'
     )
+
+
+def _library_name(network: nn.Module) -> str:
+    """The name that ``create_model`` knows a network by, found by the shapes of its weights."""
+    config: Any = getattr(network, "pretrained_cfg", None)
+    if config:
+        return f"timm/{config['architecture']}"
+    home, own = type(network).__module__, _shapes(network)
+    for name in tv.list_models(module=tv):
+        if tv.get_model_builder(name).__module__ == home:
+            with torch.device("meta"):
+                candidate = build_classifier(
+                    f"torchvision/{name}", num_classes=None, in_chans=3, backbone_args={}
+                )
+            if _shapes(candidate) == own:
+                return f"torchvision/{name}"
+    return "LIBRARY/NAME"
+
+
+def _shapes(network: nn.Module) -> list[tuple[int, ...]]:
+    """Of all weights but those of the last layer, whose classes may have been changed."""
+    return [tuple(tensor.shape) for tensor in network.parameters()][:-2]

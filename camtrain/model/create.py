@@ -25,16 +25,10 @@ from camtrain.model.backbones import (
 from camtrain.model.cam import PoolName
 from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, convert
-from camtrain.model.cut import (
-    GraphBackbone,
-    NoGraphError,
-    TimmBackbone,
-    check_cut,
-    default_cut,
-    trace,
-)
+from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
 from camtrain.model.probe import drop_unused, probe
 from camtrain.model.stride import set_stride
+from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
 from camtrain.model.weights import load_weights
 
 NormName = Literal["batch"]
@@ -153,20 +147,17 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     """A trunk with a new neck and a new head."""
     name, in_chans = recipe["backbone"], recipe["in_chans"]
     preprocessing = usual_preprocessing(name, in_chans)
-    backbone = _trunk(name, recipe["cut"], in_chans, recipe["backbone_args"], preprocessing.size)
+    network = build_classifier(
+        name, num_classes=None, in_chans=in_chans, backbone_args=recipe["backbone_args"]
+    )
+    backbone = trunk_of(network, name, recipe["cut"], in_chans, preprocessing.size)
     if found is not None:
         inside = backbone.get_submodule("trunk")
         tensors = adapt_in_chans(inside, found.tensors, in_chans)
         load_weights(inside, tensors, source=found.source)
     if recipe["stride"] is not None:
         set_stride(backbone, recipe["stride"], in_chans)
-    shape = probe(backbone, in_chans, preprocessing.size).shape
-    if len(shape) != 4:
-        raise CamtrainValueError(
-            f"cut must give a feature map (B, C, h, w), {name} gives the shape {shape} there; "
-            "choose an earlier cut."
-        )
-    neck, channels = _neck(shape[1], recipe)
+    neck, channels = _neck(probe(backbone, in_chans, preprocessing.size).shape[1], recipe)
     return CAMNet(
         backbone,
         nn.Linear(channels, recipe["num_classes"]),
@@ -178,26 +169,44 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     )
 
 
-def _trunk(
-    name: str,
-    cut: str | None,
-    in_chans: int,
-    backbone_args: dict[str, Any],
-    size_hw: tuple[int, int],
+def trunk_of(
+    network: nn.Module, name: str, cut: str | None, in_chans: int, size_hw: tuple[int, int]
 ) -> nn.Module:
-    network = build_classifier(
-        name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
-    )
+    """The backbone that a library's classifier becomes; the classifier is used up.
+
+    Args:
+        network: As ``build_classifier`` makes it.
+        name: The name it was built by.
+        cut: The layer after which it is cut off; None for the usual one.
+        in_chans: Channels of the images.
+        size_hw: (H, W) of the images it is built for.
+
+    Raises:
+        CamtrainValueError: It has no such layer, or no feature map there.
+    """
     if cut is None and name.startswith("camtrain/"):
         return nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
-    if cut is None and name.startswith("timm/"):
+    backbone: Backbone
+    if cut is not None:
+        check_cut(network, cut, in_chans, size_hw)
+        backbone = GraphBackbone(network, cut)
+    elif name in CUTS:
+        backbone = GraphBackbone(network, CUTS[name])
+    elif name.startswith("timm/"):
         backbone = TimmBackbone(network)
-        drop_unused(backbone, probe(backbone, in_chans, size_hw).layers)
-        return backbone
-    if cut is None:
-        return GraphBackbone(network, CUTS.get(name) or default_cut(trace(network)))
-    check_cut(network, cut, in_chans, size_hw)
-    return GraphBackbone(network, cut)
+    else:
+        backbone = GraphBackbone(network, default_cut(trace(network)))
+    probed = backbone.find_layout(
+        in_chans,
+        size_hw,
+        channels=getattr(network, "num_features", None),
+        prefix=getattr(network, "num_prefix_tokens", None),
+    )
+    if isinstance(backbone, TimmBackbone):  # the others hold nothing that they do not use
+        if isinstance(probed.layers[-1].module, nn.MaxPool2d):
+            probed.layers.pop()
+        drop_unused(backbone, probed)
+    return backbone
 
 
 def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, int]:
@@ -235,8 +244,12 @@ def _classes_of(
         skeleton = build_classifier(
             name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
         )
-    last = [key for key in skeleton.state_dict() if key.endswith(".weight")][-1]
-    return len(found.tensors[last]) if last in found.tensors else None
+    # timm says it; in torchvision it is the last.
+    config: Any = getattr(skeleton, "pretrained_cfg", {})
+    layer = config.get("classifier") or list(skeleton.state_dict())[-1].rpartition(".")[0]
+    layer = layer if isinstance(layer, str) else layer[0]
+    weight = found.tensors.get(f"{layer}.weight")
+    return None if weight is None else len(weight)
 
 
 def _check_arguments(

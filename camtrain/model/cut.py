@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torch import fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.probe import evaluating, is_leaf, probe
 
 _CHANGES_NOTHING = (nn.Flatten, nn.Dropout, nn.Identity)
-
-
-class GraphBackbone(nn.Module):
-    """A network traced up to its cut; names are kept under ``trunk.``."""
-
-    def __init__(self, network: nn.Module, cut: str) -> None:
-        super().__init__()
-        self.trunk = create_feature_extractor(
-            network,
-            {cut: "features"},
-            tracer_kwargs={"leaf_modules": _leaf_types(network)},
-            suppress_diff_warning=True,
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, C, h, w)."""
-        # The trunk has a graph per mode and changes it in `train`, but Lightning restores modes by
-        # setting `training`.
-        graph = self.trunk.train_graph if self.trunk.training else self.trunk.eval_graph
-        if not torch.compiler.is_compiling() and self.trunk.graph is not graph:
-            self.trunk.graph = graph
-        features: Tensor = self.trunk(images)["features"]
-        return features
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GraphBackbone:
-        """A copy in the same modes: alone, the trunk would copy itself into training mode."""
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        inside = dict(copied.named_modules())
-        for name, module in self.named_modules():
-            inside[name].training = module.training
-        return copied
-
-
-class TimmBackbone(nn.Module):
-    """A timm network up to the map that its head would pool; names are kept under ``trunk.``."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.trunk = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to (B, C, h, w)."""
-        run = cast("Callable[[Tensor], Tensor]", self.trunk.forward_features)
-        return run(images)
 
 
 class NoGraphError(CamtrainValueError):
@@ -107,13 +58,9 @@ class TracedGraph(NamedTuple):
         dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         return _calls(node, "mean") and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
 
-    def is_global_average(self, node: fx.Node) -> bool:
-        """Whether ``node`` is a global average pooling: one pixel is left."""
-        if not self.is_average(node) or _calls(node, "mean"):
-            return self.is_average(node)
-        module = self.module(node)
-        size = module.output_size if module is not None else node.args[1]
-        return size in (1, (1, 1), [1, 1])
+    def is_class_token(self, node: fx.Node) -> bool:
+        """Whether ``node`` takes the first token of (B, L, C)."""
+        return _calls(node, "getitem") and node.args[1] == (slice(None), 0)
 
 
 def trace(network: nn.Module) -> TracedGraph:
@@ -122,7 +69,7 @@ def trace(network: nn.Module) -> TracedGraph:
     Raises:
         NoGraphError: The forward pass branches on the values of its input, so it has no one graph.
     """
-    tracer = NodePathTracer(leaf_modules=_leaf_types(network))
+    tracer = NodePathTracer(leaf_modules=leaf_types(network))
     with evaluating(network):
         try:
             graph = tracer.trace(network)
@@ -135,9 +82,12 @@ def trace(network: nn.Module) -> TracedGraph:
 
 
 def default_cut(traced: TracedGraph) -> str:
-    """The last feature map: what the network averages, before a trailing max pooling."""
+    """The last features: what the network averages, before a trailing max pooling.
+
+    In a transformer that reads its class token they are all tokens.
+    """
     node = traced.output()
-    while node.all_input_nodes and not traced.is_average(node):
+    while node.all_input_nodes and not (traced.is_average(node) or traced.is_class_token(node)):
         node = traced.before(node)
     if not node.all_input_nodes:
         raise CamtrainValueError(
@@ -161,7 +111,7 @@ def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, i
         return
     layers = probe(network, in_chans, size_hw).layers
     blocks = {
-        _block(layer.name): size_hw[0] // max(1, layer.out_hw[0])
+        block_of(layer.name): size_hw[0] // max(1, layer.out_hw[0])
         for layer in layers
         if layer.out_hw[0] > 1
     }
@@ -174,7 +124,8 @@ def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, i
     )
 
 
-def _leaf_types(network: nn.Module) -> list[type[nn.Module]]:
+def leaf_types(network: nn.Module) -> list[type[nn.Module]]:
+    """The layers that are not looked into when a network is traced."""
     # torchvision's extractor never looks into torchvision.ops, so neither may `trace`. An empty
     # nn.Sequential (the usual identity shortcut) must not make leaves of those with layers.
     return list(
@@ -203,7 +154,7 @@ def _calls(node: fx.Node, *names: str) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") in names
 
 
-def _block(layer_name: str) -> str:
+def block_of(layer_name: str) -> str:
     """``layer3`` of ``layer3.0.conv1``, ``features.17`` of ``features.17.conv.2``."""
     parts = layer_name.split(".")
     end = next((i for i, part in enumerate(parts) if part.isdigit()), 0)

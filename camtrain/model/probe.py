@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from camtrain.model.layout import last_of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -23,10 +27,17 @@ class Layer(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a forward pass without arithmetic tells: the result's shape, the layers in order."""
+    """What a forward pass without arithmetic tells.
+
+    Attributes:
+        shape: Of the result.
+        layers: In the order of their calls.
+        weights: Names of the parameters and buffers that something was computed with.
+    """
 
     shape: tuple[int, ...]
     layers: list[Layer]
+    weights: set[str]
 
 
 def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
@@ -35,33 +46,72 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layers.append(Layer(name, module, _hw(inputs[0]), _hw(output)))
+            layers.append(Layer(name, module, _hw(inputs[0] if inputs else None), _hw(output)))
 
         return hook
 
-    tensors = chain(network.named_parameters(), network.named_buffers())
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    tensors = {
+        f"{name}.{key}" if name else key: tensor
+        for name, module in network.named_modules()
+        for key, tensor in chain(
+            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+        )
+    }
+    # A tensor that several layers share stays one.
+    once = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
+    on_meta = {name: once[id(tensor)] for name, tensor in tensors.items()}
     leaves = [(name, module) for name, module in network.named_modules() if is_leaf(module)]
     handles = [module.register_forward_hook(note(name)) for name, module in leaves]
     try:
-        with evaluating(network), torch.no_grad(), torch.device("meta"):
+        with evaluating(network), torch.no_grad(), torch.device("meta"), _Operands() as operands:
             images = torch.empty(1, in_chans, *size_hw)
-            result = torch.func.functional_call(network, on_meta, (images,))
+            result = torch.func.functional_call(network, on_meta, (images,), tie_weights=False)
     finally:
         for handle in handles:
             handle.remove()
-    return Probe(tuple(result.shape), layers)
+    weights = {name for name, tensor in on_meta.items() if id(tensor) in operands.found}
+    return Probe(tuple(last_of(result).shape), layers, weights)
 
 
-def drop_unused(backbone: nn.Module, layers: list[Layer]) -> None:
-    """Take out what the forward pass never reaches (the old head) and a last max pooling."""
-    used = {id(layer.module) for layer in layers}
-    if isinstance(layers[-1].module, nn.MaxPool2d):
-        used.discard(id(layers[-1].module))
-    for parent in list(backbone.modules()):
-        for name, child in parent.named_children():
-            if not any(id(module) in used for module in child.modules()):
-                setattr(parent, name, nn.Identity())
+def takes(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> bool:
+    """Whether a network has a result for images of this size."""
+    try:
+        probe(network, in_chans, size_hw)
+    except Exception:  # each network complains in its own way
+        return False
+    return True
+
+
+def drop_unused(backbone: nn.Module, probed: Probe) -> None:
+    """Take out what ``probed`` neither called nor computed with, such as the old head."""
+    used = {layer.name for layer in probed.layers} | probed.weights
+    names = {name[:end] for name in used for end in _ends_of_parts(name)}
+    # By identity: some networks use a layer under several names.
+    needed = {id(module) for name, module in backbone.named_modules() if name in names}
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if id(child) not in needed:
+                setattr(module, name, nn.Identity())
+
+
+class _Operands(TorchFunctionMode):
+    """Notes which tensors anything is computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run a function as it is."""
+        if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
+            self.found |= {id(leaf) for leaf in tree_leaves((args, kwargs))}
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -80,6 +130,11 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether nothing inside a module is looked at on its own."""
     # timm's norms hold their activation as a child, but their forward branches on tensors.
     return isinstance(module, _NORMS) or not any(True for _ in module.children())
+
+
+def _ends_of_parts(name: str) -> list[int]:
+    """Where ``a``, ``a.b`` and ``a.b.c`` end in ``a.b.c``."""
+    return [*(i for i, letter in enumerate(name) if letter == "."), len(name)]
 
 
 def _hw(value: object) -> tuple[int, int]:

@@ -5,14 +5,49 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.probe import Layer, probe
+from camtrain.model.probe import Layer, probe, takes
 
 # Large enough that unpadded layers do not disturb the ratio of sizes; the meta device computes
 # nothing.
 PROBE_HW = (512, 512)
+
+
+class DilatedAvgPool2d(nn.Module):
+    """The averages of an ``nn.AvgPool2d`` at every pixel, over pixels that lie apart.
+
+    The result has the size of the input: windows that reach over the far border, which the pooling
+    with its stride leaves out or cuts short, average what is inside.
+    """
+
+    def __init__(self, pool: nn.AvgPool2d, spread: int) -> None:
+        """Take the window of ``pool``; its pixels will lie ``spread`` apart."""
+        super().__init__()
+        self.kernel = _pair(pool.kernel_size)
+        self.padding = _times(_pair(pool.padding), spread)
+        self.spread = spread
+        self.counts_padding = pool.count_include_pad
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h, w)."""
+        near_y, near_x = self.padding
+        far_y, far_x = (
+            self.spread * (side - 1) - near
+            for side, near in zip(self.kernel, self.padding, strict=True)
+        )
+        inside = features.new_ones(1, 1, *features.shape[2:])
+        border = 1.0 if self.counts_padding else 0.0
+        inside = F.pad(inside, (near_x, near_x, near_y, near_y), value=border)
+        inside = F.pad(inside, (0, far_x - near_x, 0, far_y - near_y))
+        features = F.pad(features, (near_x, far_x, near_y, far_y))
+        return self._sums(features) / self._sums(inside)
+
+    def _sums(self, maps: Tensor) -> Tensor:
+        window = maps.new_ones(maps.shape[1], 1, *self.kernel)
+        return F.conv2d(maps, window, dilation=self.spread, groups=maps.shape[1])
 
 
 def stride_of(backbone: nn.Module, in_chans: int) -> int:
@@ -31,6 +66,11 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
         CamtrainValueError: ``stride`` is not 1, 2, 4, ... up to the backbone's own, or a layer
             cannot be dilated.
     """
+    if not takes(backbone, in_chans, PROBE_HW):
+        raise CamtrainValueError(
+            f"stride {stride} cannot be had: the backbone takes images of one size, so that it has "
+            "one stride; leave stride out, or choose another backbone (see `camtrain models`)."
+        )
     found = probe(backbone, in_chans, PROBE_HW)
     own = _ratio(found.shape[-1])
     possible = [2**i for i in range(int(math.log2(own)) + 1)]
@@ -62,8 +102,10 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
 def _needs_change(layer: Layer, stride: int) -> bool:
     """Whether a layer steps too far, or looks at more than one pixel after one that did."""
     steps, spread = _plan(layer, stride)
+    if layer.out_hw == (1, 1):
+        return False
     has_window = isinstance(layer.module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
-    return layer.out_hw != (1, 1) and (steps or (spread > 1 and has_window))
+    return steps or (spread > 1 and has_window)
 
 
 def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
@@ -76,8 +118,8 @@ def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
             module.padding = _times(module.padding, spread)
     elif type(module) is nn.MaxPool2d:  # timm's heirs pad by themselves
         backbone.set_submodule(layer.name, _dilated_max_pool(module, spread))
-    elif isinstance(module, nn.AvgPool2d) and spread == 1:
-        module.stride = 1
+    elif type(module) is nn.AvgPool2d:
+        backbone.set_submodule(layer.name, DilatedAvgPool2d(module, spread))
     else:
         raise _refusal(stride, layer, "can neither lose its stride nor be dilated")
 
@@ -106,7 +148,9 @@ def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
 def _plan(layer: Layer, stride: int) -> tuple[bool, int]:
     """Whether a layer steps beyond ``stride``, and how far apart its pixels lie then."""
     before, after = _ratio(layer.in_hw[1]), _ratio(layer.out_hw[1])
-    return after > before and after > stride, max(1, before // stride)
+    # Where only the last axis changes, it holds channels.
+    has_stepped = after > before and layer.out_hw[0] < layer.in_hw[0]
+    return has_stepped and after > stride, max(1, before // stride)
 
 
 def _refusal(stride: int, layer: Layer, reason: str) -> CamtrainValueError:

@@ -21,16 +21,31 @@ Enliven = Callable[[nn.Module], nn.Module]
 class Functional(nn.Module):
     """A classifier whose pooling is whatever function it is given."""
 
-    def __init__(self, pool: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        pool: Callable[[Tensor], Tensor],
+        *,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.Identity() if norm is None else norm
         self.fc = nn.Linear(8, 5, bias=bias)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
         features = F.dropout(F.relu(self.conv(images)), 0.5, self.training)
-        return self.fc(self.pool(features))
+        return self.fc(self.norm(self.pool(features)))
+
+
+class GlobalAverage(nn.Module):
+    """A pooling layer as people write it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C)."""
+        return features.view(features.size(0), features.size(1), -1).mean(dim=2)
 
 
 class Shortcut(nn.Module):
@@ -88,12 +103,25 @@ CAM_READY = {
     "timm/mobilenetv2_100": timm_model("mobilenetv2_100", pad_type="same"),
     "timm/efficientnet_b0": timm_model("efficientnet_b0"),
     "timm/test_resnet": timm_model("test_resnet"),
+    "convnext_tiny": torchvision_model("convnext_tiny"),  # LayerNorm between pool and linear
+    "swin_t": torchvision_model("swin_t"),  # channels last
+    "timm/convnext_atto": timm_model("convnext_atto"),
+    "timm/convnext_atto_rms": timm_model("convnext_atto_rms"),
+    "timm/dla34": timm_model("dla34"),  # a 1x1 convolution after the pooling
+    "timm/test_convnext2": timm_model("test_convnext2"),
+    "timm/levit_128s": timm_model("levit_128s"),  # BatchNorm, and two heads whose mean counts
     "nn.Sequential": sequential,
     "empty shortcut": Shortcut,
     "mean": lambda: Functional(lambda x: x.mean((2, 3))),
     "mean, no bias": lambda: Functional(lambda x: x.mean([-2, -1]), bias=False),
     "mean by keywords": lambda: Functional(lambda x: torch.mean(input=x, dim=(2, 3))),
     "mean with its axes": lambda: Functional(lambda x: x.mean((2, 3), keepdim=True).flatten(1)),
+    "mean, columns first": lambda: Functional(lambda x: x.mean(3).mean(2)),
+    "mean of flat pixels": lambda: Functional(lambda x: x.flatten(2).mean(-1)),
+    "channels last": lambda: Functional(lambda x: x.permute(0, 2, 3, 1).mean((1, 2))),
+    "layer norm": lambda: Functional(lambda x: x.mean((2, 3)), norm=nn.LayerNorm(8)),
+    "batch norm": lambda: Functional(lambda x: x.mean((2, 3)), norm=nn.BatchNorm1d(8)),
+    "a module of its own": lambda: Functional(GlobalAverage()),
     "function": lambda: Functional(lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
     "function by keywords": lambda: Functional(
         lambda x: F.adaptive_avg_pool2d(x, output_size=(1, 1)).reshape(x.shape[0], x.shape[1])
@@ -107,15 +135,20 @@ def classifier(request: pytest.FixtureRequest, enliven: Enliven) -> nn.Module:
     return enliven(CAM_READY[request.param]())
 
 
+def size_of(classifier: nn.Module) -> tuple[int, int]:
+    """(H, W) of its images."""
+    return (224, 224) if "Levit" in type(classifier).__name__ else (64, 96)
+
+
 @torch.inference_mode()
 def test_law_2_logits_stay_and_law_1_holds(classifier: nn.Module) -> None:
-    images, net = torch.randn(2, 3, 64, 96), convert(classifier)
+    images, net = torch.randn(2, 3, *size_of(classifier)), convert(classifier)
     logits, maps, _ = net.class_maps(images)
     expected = classifier(images) - net.head.bias  # which says nothing about the picture
     scale = maps.abs().max().item()
     assert expected.diff(dim=0).abs().max() > 1e-3 * scale
     torch.testing.assert_close(logits - net.head.bias, expected, atol=2e-6 * scale, rtol=0)
-    assert maps.shape[2] < maps.shape[3]
+    assert maps.shape[2] < maps.shape[3] or images.shape[2] == images.shape[3]
     torch.testing.assert_close(maps.mean((-2, -1)), expected, atol=1e-5 * scale, rtol=0)
 
 
@@ -196,17 +229,23 @@ REFUSED = [
     (torchvision_model("vgg16"), "VGG is not cam-ready: its linear layer follows classifier.4"),
     (torchvision_model("alexnet"), "AlexNet is not cam-ready: its linear layer follows"),
     (torchvision_model("mobilenet_v3_small"), "its linear layer follows classifier.1"),
-    (timm_model("convnext_atto"), "its linear layer follows head.norm"),
+    (timm_model("convnext_large_mlp"), "ConvNeXt is not cam-ready: its linear layer follows head."),
+    (timm_model("mobilenetv3_small_050"), '("timm/mobilenetv3_small_050", num_classes=...)'),
+    (timm_model("vit_tiny_patch16_224"), "its linear layer reads the class token"),
+    (torchvision_model("vgg13", num_classes=7), 'create_model("torchvision/vgg13", num_cl'),
+    (torchvision_model("vit_b_16"), "its linear layer reads the class token"),
     (Branching, "The forward pass of Branching cannot be read as a graph"),
     (
         lambda: nn.Sequential(sequential(), nn.Softmax(1)),
         "its last operation is 1, not a torch.nn.",
     ),
     (lambda: Functional(lambda x: F.adaptive_avg_pool2d(x, 2).flatten(1)), "not a global average"),
-    (lambda: nn.Linear(3, 5), "its last operation is linear, not a torch.nn.Linear"),
+    (lambda: nn.Linear(3, 5), "it has no convolution"),
     (
-        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
-        "it has no convolution",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        ),
+        "its linear layer follows 1, not a global average",
     ),
 ]
 

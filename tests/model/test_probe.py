@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from camtrain.model.cut import TimmBackbone
 from camtrain.model.probe import drop_unused, evaluating, probe
+from camtrain.model.trunk import TimmBackbone
 
 
 def test_probing_tells_sizes_in_order_and_changes_nothing() -> None:
@@ -38,9 +38,11 @@ def test_modes_return_even_after_an_error() -> None:
     assert [module.training for module in network.modules()] == [True, True, False]
 
 
-def test_unused_layers_and_a_last_max_pooling_are_taken_out() -> None:
+def test_unused_layers_are_taken_out() -> None:
     with torch.device("meta"):
         backbone = TimmBackbone(timm.create_model("vgg16"))
-    drop_unused(backbone, probe(backbone, 3, (64, 96)).layers)
+    probed = probe(backbone, 3, (64, 96))
+    probed.layers.pop()  # the last pooling
+    drop_unused(backbone, probed)
     assert probe(backbone, 3, (64, 96)).shape == (1, 512, 4, 6)
     assert {name.split(".")[1] for name in backbone.state_dict()} == {"features"}

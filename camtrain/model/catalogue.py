@@ -1,0 +1,208 @@
+"""``camtrain models``: what every network of torchvision and timm becomes when it is cut."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
+from camtrain.model.convert import find_maps
+from camtrain.model.create import trunk_of
+from camtrain.model.cut import block_of
+from camtrain.model.probe import Layer, probe, takes
+from camtrain.model.trunk import GraphBackbone
+
+_LIBRARIES = ("torch", "torchvision", "timm")
+# Starting a process costs as much as looking at some 20 networks.
+_FEW = 40
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a network becomes.
+
+    Attributes:
+        name: ``library/model``.
+        cut: The layer it ends after.
+        channels: Of its feature map.
+        stride: Pixels of the image per pixel of the map.
+        map_hw: (h, w) of the map for an image of ``size_hw``.
+        size_hw: (H, W) of the images it was made for.
+        is_fixed: It takes images of no other size.
+        is_cam_ready: Its own head gives the maps, without training.
+        parameters: Of the backbone, up to the cut.
+        reason: Why it does not convert; None for a network that does.
+    """
+
+    name: str
+    cut: str = ""
+    channels: int = 0
+    stride: int = 0
+    map_hw: tuple[int, int] = (0, 0)
+    size_hw: tuple[int, int] = (0, 0)
+    is_fixed: bool = False
+    is_cam_ready: bool = False
+    parameters: int = 0
+    reason: str | None = None
+
+
+def describe(name: str) -> Entry:
+    """What a network becomes, found on the meta device: nothing is computed or loaded."""
+    warnings.simplefilter("ignore")  # what the libraries think of their own old networks
+    size_hw = usual_preprocessing(name, 3).size
+    try:
+        with torch.device("meta"):
+            network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
+            try:
+                find_maps(network)
+                is_cam_ready = True
+            except CamtrainValueError:
+                is_cam_ready = False
+            backbone = trunk_of(network, name, None, 3, size_hw)
+        shape, layers, _ = probe(backbone, 3, size_hw)
+    except Exception as error:  # each network fails in its own way, and is reported
+        return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    return Entry(
+        name,
+        cut=backbone.cut if isinstance(backbone, GraphBackbone) else _last_block(layers),
+        channels=shape[1],
+        stride=round(size_hw[0] / shape[2]),
+        map_hw=(shape[2], shape[3]),
+        size_hw=size_hw,
+        is_fixed=not takes(backbone, 3, (2 * size_hw[0], size_hw[1])),
+        is_cam_ready=is_cam_ready,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+    )
+
+
+def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
+    """The entries of these networks; what the cache file lacks is looked at and kept there."""
+    known = _read(cache)
+    missing = [name for name in names if name not in known]
+    try:
+        for entry in (
+            track(
+                _described(missing), f"Looking at {len(missing)} networks, once", total=len(missing)
+            )
+            if missing
+            else ()
+        ):
+            known[entry.name] = entry
+    finally:  # Ctrl-C loses nothing
+        if missing:
+            _write(cache, known)
+    return [known[name] for name in names]
+
+
+def cache_file() -> Path:
+    """Where the entries are kept: a file in the user's cache folder for these very libraries."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    versions = [f"{library}-{version(library)}" for library in _LIBRARIES]
+    own = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    key = "_".join([*versions, hashlib.sha256(own).hexdigest()[:12]])
+    return Path(root) / "camtrain" / f"models_{key}.json"
+
+
+def matching(names: Sequence[str], pattern: str) -> list[str]:
+    """The names that hold ``pattern``, or fit it where it has wildcards.
+
+    Raises:
+        CamtrainValueError: There is none.
+    """
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise CamtrainValueError(
+            f"FILTER must be part of the name of a network, or a pattern such as 'timm/resnet*', "
+            f"got {pattern.strip('*')!r}, which none of {len(names)} names has."
+        )
+    return found
+
+
+def main(args: Sequence[str]) -> None:
+    """``camtrain models [FILTER]``."""
+    parser = argparse.ArgumentParser(
+        prog="camtrain models",
+        description="What every network of torchvision and timm becomes when it is cut for CAM.",
+        epilog="The first call looks at every network that it lists, without weights, and keeps "
+        "what it finds in the user's cache folder. Example: camtrain models timm/convnext",
+    )
+    parser.add_argument(
+        "filter", nargs="?", default="*", help="part of a name, or a pattern with * and ?"
+    )
+    names = matching(every_name(), parser.parse_args(args[1:]).filter)
+    entries = catalogue(names, cache_file())
+    print(table(entries))
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """One line per network, then what does not convert, and how many do."""
+    converted = [entry for entry in entries if entry.reason is None]
+    rows = [("name", "cut", "channels", "stride", "map", "input", "cam-ready", "parameters")]
+    rows += [
+        (
+            entry.name,
+            entry.cut,
+            str(entry.channels),
+            str(entry.stride),
+            "x".join(map(str, entry.map_hw)),
+            "x".join(map(str, entry.size_hw)) + (" fixed" if entry.is_fixed else ""),
+            "yes" if entry.is_cam_ready else "no",
+            f"{entry.parameters / 1e6:.1f} M",
+        )
+        for entry in converted
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{entry.name}: {entry.reason}" for entry in entries if entry.reason is not None]
+    ready = sum(entry.is_cam_ready for entry in converted)
+    lines.append(f"{len(converted)} of {len(entries)} convert, {ready} of them are cam-ready.")
+    return "\n".join(lines)
+
+
+def _described(names: Sequence[str]) -> Iterator[Entry]:
+    if len(names) <= _FEW:
+        yield from map(describe, names)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _one_thread) as processes:
+        yield from processes.map(describe, names, chunksize=4)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _last_block(layers: Sequence[Layer]) -> str:
+    return block_of(layers[-1].name.removeprefix("trunk."))
+
+
+def _read(cache: Path) -> dict[str, Entry]:
+    if not cache.is_file():
+        return {}
+    entries = [Entry(**values) for values in json.loads(cache.read_text())]
+    return {entry.name: entry for entry in entries}
+
+
+def _write(cache: Path, entries: dict[str, Entry]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps([asdict(entry) for entry in entries.values()]))
+    part.replace(cache)

@@ -1,0 +1,121 @@
+"""Where the channels, the rows and the columns lie in what a network calls its last features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+
+Order = Literal["nchw", "nhwc", "nlc", "ncl"]
+
+# Class, distillation and register tokens stand before the tokens of the patches.
+_MOST_PREFIX_TOKENS = 16
+
+
+class Layout(NamedTuple):
+    """How a feature map is stored: as a map, channels first or last, or as a row of tokens.
+
+    Attributes:
+        order: The axes; ``l`` is h * w patches in reading order.
+        prefix: Tokens before the first patch.
+    """
+
+    order: Order = "nchw"
+    prefix: int = 0
+
+    def to_map(self, output: object, image_hw: tuple[int, int]) -> Tensor:
+        """What a network gives for images of (H, W), as a feature map (B, C, h, w).
+
+        Of several feature maps (a tuple or a list) the last is taken.
+        """
+        output = last_of(output)
+        if self.order == "nchw":
+            return output
+        if self.order == "nhwc":
+            return output.permute(0, 3, 1, 2)
+        tokens = output.transpose(1, 2) if self.order == "nlc" else output  # (B, C, L)
+        tokens = tokens[:, :, self.prefix :]
+        return tokens.reshape(*tokens.shape[:2], *grid_of(tokens.shape[2], image_hw))
+
+
+def last_of(output: object) -> Tensor:
+    """The tensor itself, or the last one of several."""
+    while isinstance(output, (tuple, list)):
+        output = output[-1]
+    assert isinstance(output, Tensor)
+    return output
+
+
+def find_layout(
+    shape: Sequence[int],
+    image_hw: tuple[int, int],
+    *,
+    channels: int | None = None,
+    prefix: int | None = None,
+) -> Layout:
+    """The layout of features of this shape, found by what has the proportions of the image.
+
+    Args:
+        shape: Of the features, with the batch.
+        image_hw: (H, W) of the images they were computed from.
+        channels: Their number where it is known; it decides where both orders are possible.
+        prefix: Tokens before the first patch where their number is known.
+
+    Raises:
+        CamtrainValueError: No axes of this shape are a map.
+
+    Example:
+        >>> find_layout((1, 197, 768), (224, 224))
+        Layout(order='nlc', prefix=1)
+        >>> find_layout((1, 7, 14, 512), (224, 448))
+        Layout(order='nhwc', prefix=0)
+    """
+    found: list[Layout] = []
+    if len(shape) == 4:
+        # Channels first where both are possible, and for pixels (1 x 1).
+        orders: tuple[tuple[Order, Sequence[int]], ...] = (("nchw", shape[2:]), ("nhwc", shape[1:]))
+        found = [Layout(order) for order, (h, w, *_) in orders if _is_grid(h, w, image_hw)]
+        if not found:  # a network that changes the proportions
+            found = [Layout()]
+    elif len(shape) == 3:
+        tried = range(_MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,)
+        rows: tuple[tuple[Order, int], ...] = (("nlc", shape[1]), ("ncl", shape[2]))
+        for row, tokens in rows:
+            fitting = [Layout(row, p) for p in tried if _fits(tokens - p, image_hw)]
+            found += fitting[:1]
+    if channels is not None and len(found) > 1:
+        axes = {"nchw": 1, "nhwc": 3, "nlc": 2, "ncl": 1}
+        found = [layout for layout in found if shape[axes[layout.order]] == channels] or found
+    if not found:
+        raise CamtrainValueError(
+            "cut must give a feature map (B, C, h, w), or the tokens of its patches, got the shape "
+            f"{tuple(shape)} for images of {image_hw[0]}x{image_hw[1]}; choose an earlier cut."
+        )
+    return found[0]
+
+
+def grid_of(patches: int, image_hw: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a row of patches that covers an image of (H, W).
+
+    Example:
+        >>> grid_of(98, (224, 448))
+        (7, 14)
+    """
+    h = max(1, round(math.sqrt(patches * image_hw[0] / image_hw[1])))
+    return h, patches // h
+
+
+def _fits(patches: int, image_hw: tuple[int, int]) -> bool:
+    if patches < 1:
+        return False
+    h, w = grid_of(patches, image_hw)
+    return h * w == patches and _is_grid(h, w, image_hw)
+
+
+def _is_grid(h: int, w: int, image_hw: tuple[int, int]) -> bool:
+    """Whether h x w has the proportions of the image, to less than a pixel of the map."""
+    return abs(h * image_hw[1] / image_hw[0] - w) < 1

@@ -1,0 +1,284 @@
+"""How a classifier reads its logits off a feature map: found by structure, proven by running it.
+
+Whether the logits are a linear layer of the *mean* of some feature map cannot be told from names:
+there are too many ways to write an average. So what follows a candidate is run on a small random
+feature map, with random numbers in place of the weights, and has to give what a CAM network gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from camtrain.model.cut import TracedGraph
+from camtrain.model.layout import Layout
+from camtrain.model.pooled_norm import NormKind, PooledNorm, normalized
+from camtrain.model.probe import evaluating
+
+# The map that is tried: of a free size, then of the sizes of networks that average a fixed window.
+_MAPS = (
+    *((Layout("nchw"), size_hw) for size_hw in ((5, 7), (7, 7), (8, 8), (6, 6), (4, 4))),
+    *((Layout("nlc", prefix), (5, 7)) for prefix in range(6)),
+    (Layout("nhwc"), (5, 7)),
+)
+_MOST_LAYERS = 6
+_TOLERANCE = 1e-8  # of float64, relative to the largest value
+
+
+class Readout(NamedTuple):
+    """What makes logits of a feature map.
+
+    Attributes:
+        features: The operation whose result is the feature map.
+        layout: How that result is stored.
+        norm: The norm between the average and the linear layer, if there is one.
+        head: The linear layer, (K, C) and (K,), with the norm's gain and bias in it; None where the
+            average is the logit.
+        dropout: Probability before the linear layer.
+    """
+
+    features: fx.Node
+    layout: Layout
+    norm: PooledNorm | None
+    head: nn.Linear | None
+    dropout: float
+
+
+def find_readout(traced: TracedGraph, *, may_be_input: bool = False) -> Readout | None:
+    """The readout of a classifier, or None where its logits are not linear in an average.
+
+    Args:
+        traced: The classifier, or what it does to its features.
+        may_be_input: The features may be what goes into the graph.
+    """
+    with evaluating(traced.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights: dict[str, Tensor] = {}
+        for node in _backwards(traced):
+            tail = _Tail(traced, node, weights)
+            if tail.is_too_much() or (node.op == "placeholder" and not may_be_input):
+                return None
+            found = _averaging_layout(tail)
+            if found is not None:
+                return _readout(tail, *found)
+    return None
+
+
+class _Tail:
+    """What a network does after one of its operations, in float64 and with random weights."""
+
+    def __init__(self, traced: TracedGraph, start: fx.Node, weights: dict[str, Tensor]) -> None:
+        self.traced, self.start, self.end = traced, start, traced.output()
+        every = list(traced.graph.nodes)
+        self.nodes = every[every.index(start) + 1 : every.index(self.end) + 1]
+        # Layers that have weights.
+        self.layers = {
+            node: layer
+            for node in self.nodes
+            if (layer := traced.module(node)) is not None and any(True for _ in layer.parameters())
+        }
+        self.random = weights
+        self.uses_random = True
+        self.results: dict[fx.Node, Tensor] = {}
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The result for ``value`` in place of what the first operation gives."""
+        self.results = {self.start: value.clone()}  # what follows may work in place
+        for node in self.nodes:
+            if all(needed in self.results for needed in node.all_input_nodes):
+                self.results[node] = self._run(node, value.device)
+        return self.results[self.end]
+
+    def _run(self, node: fx.Node, device: torch.device) -> Tensor:
+        args: Any = fx.node.map_arg(node.args, self.results.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self.results.__getitem__)
+        result: Tensor
+        if node.op == "call_module":
+            module = self.traced.network.get_submodule(str(node.target))
+            tensors = chain(module.named_parameters(), module.named_buffers())
+            weights = {n: self._weights(f"{node.target}.{n}", t, device) for n, t in tensors}
+            result = torch.func.functional_call(module, weights, args, kwargs)
+        elif node.op == "get_attr":
+            name = str(node.target)
+            result = self._weights(name, attrgetter(name)(self.traced.network), device)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            result = node.target(*args, **kwargs)
+        return result
+
+    def _weights(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        if device.type == "meta":
+            return tensor.to(device)
+        if not tensor.is_floating_point():  # a counter
+            return torch.zeros_like(tensor, device=device)
+        if not self.uses_random:
+            return tensor.detach().to(device, torch.float64)
+        if name not in self.random:
+            numbers = torch.randn(tensor.shape, dtype=torch.float64, device=device)
+            self.random[name] = numbers.abs() + 0.5 if name.endswith("var") else numbers
+        return self.random[name]
+
+    def is_too_much(self) -> bool:
+        """Whether this is no head any more: many layers, or one that sees other pixels."""
+        return len(self.layers) > _MOST_LAYERS or any(
+            getattr(layer, "kernel_size", (1, 1)) != (1, 1)
+            or isinstance(layer, nn.MultiheadAttention)
+            for layer in self.layers.values()
+        )
+
+    def dropout(self) -> float:
+        """The probability of the last dropout layer, 0 without one."""
+        layers = [self.traced.module(node) for node in self.nodes]
+        return next((layer.p for layer in reversed(layers) if isinstance(layer, nn.Dropout)), 0.0)
+
+    def channels(self) -> int:
+        """Of the feature map, as the first layer that follows takes it."""
+        for layer in self.layers.values():
+            for name in ("in_features", "in_channels", "num_features"):
+                if hasattr(layer, name):
+                    return int(getattr(layer, name))
+            return next(layer.parameters()).numel()
+        return 6  # any
+
+
+def _backwards(traced: TracedGraph) -> Iterator[fx.Node]:
+    """The operations that the logits depend on, the last first."""
+    needed = {traced.output()}
+    for node in reversed(list(traced.graph.nodes)):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+            yield node
+
+
+def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
+    """How the result of an operation is stored, if nothing but its average over space matters."""
+    channels = tail.channels()
+    for layout, size_hw in _MAPS:
+        shape = (3, channels, *size_hw)
+        try:
+            if tail(_stored(torch.empty(shape, device="meta"), layout)).ndim != 2:
+                continue
+            maps = torch.randn(shape, dtype=torch.float64, device="cpu")
+            result = tail(_stored(maps, layout))
+            of_mean = tail(_stored(_constant(maps.mean((-2, -1)), size_hw), layout))
+        except Exception:  # a wrong guess can make anything raise
+            continue
+        if result.std(0).amax() > 0 and _equal(result, of_mean):
+            return layout, size_hw
+    return None
+
+
+def _readout(tail: _Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout | None:
+    """The linear layer on the average, or on its norm; None where there is neither."""
+
+    def logits_of(pooled: Tensor) -> Tensor:
+        return tail(_stored(_constant(pooled, size_hw), layout))
+
+    channels = tail.channels()
+    pooled = torch.randn(5, channels, dtype=torch.float64, device="cpu")
+    logits = logits_of(pooled)
+    if _equal(logits, pooled):
+        return Readout(tail.start, layout, None, None, 0.0)
+    if _is_affine(logits_of, channels):
+        return Readout(tail.start, layout, None, _linear(tail, logits_of, channels), tail.dropout())
+    logits_of(pooled)
+    return _readout_after_norm(tail, layout, pooled)
+
+
+def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout | None:
+    """The linear layer on a norm of the average; ``tail`` has just run on ``pooled``."""
+    node, layer = next(iter(tail.layers.items()), (None, None))
+    if node is None or layer is None:
+        return None
+    gain, shift = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
+    result = tail.results[node]
+    found = _norm_of(layer, pooled, result.flatten(1), gain, shift)
+    after = _Tail(tail.traced, node, tail.random)
+
+    def logits_of(vectors: Tensor) -> Tensor:
+        return after(vectors.view(-1, *result.shape[1:]))
+
+    if found is None or not _is_affine(logits_of, pooled.shape[1]):
+        return None
+    linear = _linear(after, logits_of, pooled.shape[1])
+    weight, bias = linear.weight.double(), linear.bias.double()
+    if shift is not None:
+        bias = bias + weight @ layer.get_parameter("bias").to(weight).flatten()
+    if gain is not None:
+        weight = weight * layer.get_parameter("weight").to(weight).flatten()
+    return Readout(tail.start, layout, found, _as_linear(weight, bias), tail.dropout())
+
+
+def _norm_of(
+    layer: nn.Module, before: Tensor, after: Tensor, gain: Tensor | None, shift: Tensor | None
+) -> PooledNorm | None:
+    """The norm that a layer computes over channels, if it is one."""
+    eps: Any = getattr(layer, "eps", None)
+    for kind in get_args(NormKind) if isinstance(eps, float) else ():
+        expected = normalized(before, before, kind, eps)
+        expected = expected if gain is None else expected * gain.flatten()
+        expected = expected if shift is None else expected + shift.flatten()
+        if _equal(after, expected):
+            return PooledNorm(kind, eps)
+    return None
+
+
+def _linear(tail: _Tail, logits_of: Callable[[Tensor], Tensor], channels: int) -> nn.Linear:
+    """The linear layer that ``logits_of``, which is known to be affine, computes."""
+    layers = list(tail.layers.items())
+    node, only = layers[0]
+    if len(layers) == 1 and isinstance(only, (nn.Linear, nn.Conv2d)):
+        weight, bias = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
+        vectors = torch.randn(2, channels, dtype=torch.float64, device="cpu")
+        assert weight is not None
+        if _equal(logits_of(vectors), F.linear(vectors, weight.flatten(1), bias)):
+            return _as_linear(only.weight, only.bias)
+    zeros = torch.zeros(1, channels, dtype=torch.float64, device="cpu")
+    if any(tensor.is_meta for _, layer in layers for tensor in layer.parameters()):
+        return nn.Linear(channels, logits_of(zeros).shape[1], device="meta")
+    tail.uses_random = False
+    bias = logits_of(zeros)
+    weight = logits_of(torch.eye(channels, dtype=torch.float64, device="cpu")) - bias
+    return _as_linear(weight.T, bias[0])
+
+
+def _as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    weight = weight.flatten(1)  # (K, C), of a 1x1 convolution too
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    linear.weight = nn.Parameter(weight.detach().float())
+    linear.bias = nn.Parameter(bias.detach().float())
+    return linear
+
+
+def _is_affine(function: Callable[[Tensor], Tensor], channels: int) -> bool:
+    a, b = torch.randn(2, 5, channels, dtype=torch.float64, device="cpu")
+    of_a, of_b, of_zero = function(a), function(b), function(torch.zeros_like(a))
+    return _equal(function(a - 2 * b), of_a - 2 * of_b + 2 * of_zero)
+
+
+def _constant(vectors: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return vectors[..., None, None].expand(*vectors.shape, *size_hw)
+
+
+def _stored(maps: Tensor, layout: Layout) -> Tensor:
+    """Maps (B, C, h, w) as a network would give them; prefix tokens hold other numbers."""
+    if layout.order == "nchw":
+        return maps
+    if layout.order == "nhwc":
+        return maps.permute(0, 2, 3, 1)
+    tokens = maps.flatten(2).transpose(1, 2)
+    others = torch.randn(len(maps), layout.prefix, maps.shape[1]).to(maps)
+    return torch.cat((others, tokens), dim=1)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().amax() <= _TOLERANCE * a.abs().amax())

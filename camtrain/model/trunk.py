@@ -1,0 +1,135 @@
+"""The trunk of a network, up to its cut, as a module that gives feature maps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.cut import leaf_types
+from camtrain.model.layout import Layout, find_layout
+from camtrain.model.probe import Probe, probe, takes
+
+
+class Backbone(nn.Module):
+    """A network up to its cut; its names are kept under ``trunk.``.
+
+    Attributes:
+        trunk: What computes the features.
+        cut: The layer it ends after.
+        layout: How the features are stored.
+        size_hw: (H, W) of the images it was built for, in pixels; some networks take no others.
+    """
+
+    trunk: nn.Module
+
+    def __init__(
+        self, cut: str, *, layout: Layout | None = None, size_hw: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.cut = cut
+        self.layout = layout or Layout()
+        self.size_hw = size_hw
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to (B, C, h, w).
+
+        Raises:
+            CamtrainValueError: The network does not take images of this size.
+        """
+        image_hw = (images.shape[2], images.shape[3])
+        try:
+            return self.layout.to_map(self.run(images), image_hw)
+        except Exception as error:
+            if images.is_meta or torch.compiler.is_compiling():
+                raise
+            if takes(self, images.shape[1], image_hw):
+                raise
+            own = "x".join(map(str, self.size_hw)) if self.size_hw else "another size"
+            raise CamtrainValueError(
+                f"The network takes images of {own} pixels, got {image_hw[0]}x{image_hw[1]} "
+                f"({_first_line(error)}); set size accordingly."
+            ) from error
+
+    def run(self, images: Tensor) -> object:
+        """The features, as the network stores them."""
+        raise NotImplementedError
+
+    def find_layout(
+        self,
+        in_chans: int,
+        size_hw: tuple[int, int],
+        *,
+        channels: int | None = None,
+        prefix: int | None = None,
+    ) -> Probe:
+        """See how the features are stored, on images of the size that the network is built for.
+
+        Args:
+            in_chans: Channels of the images.
+            size_hw: (H, W) of the images.
+            channels: Of the features, where that is known.
+            prefix: Tokens before the first patch, where that is known.
+
+        Raises:
+            CamtrainValueError: The features are no map.
+        """
+        found = probe(self, in_chans, size_hw)
+        self.layout = find_layout(found.shape, size_hw, channels=channels, prefix=prefix)
+        self.size_hw = size_hw
+        return found
+
+
+class GraphBackbone(Backbone):
+    """A network traced up to its cut."""
+
+    def __init__(self, network: nn.Module, cut: str) -> None:
+        super().__init__(cut)
+        self.trunk = create_feature_extractor(
+            network,
+            {cut: "features"},
+            tracer_kwargs={"leaf_modules": leaf_types(network)},
+            suppress_diff_warning=True,
+        )
+
+    def run(self, images: Tensor) -> object:
+        """The result of the layer at the cut."""
+        # The trunk has a graph per mode and changes it in `train`, but Lightning restores modes by
+        # setting `training`.
+        graph = self.trunk.train_graph if self.trunk.training else self.trunk.eval_graph
+        if not torch.compiler.is_compiling() and self.trunk.graph is not graph:
+            self.trunk.graph = graph
+        features: object = self.trunk(images)["features"]
+        return features
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphBackbone:
+        """A copy in the same modes: alone, the trunk would copy itself into training mode."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        inside = dict(copied.named_modules())
+        for name, module in self.named_modules():
+            inside[name].training = module.training
+        return copied
+
+
+class TimmBackbone(Backbone):
+    """A timm network up to the features that its head would pool."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__("forward_features")
+        self.trunk = network
+
+    def run(self, images: Tensor) -> object:
+        """What ``forward_features`` gives."""
+        run = cast("Callable[[Tensor], object]", self.trunk.forward_features)
+        return run(images)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
