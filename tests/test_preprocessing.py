@@ -50,6 +50,14 @@ def test_json_round_trip() -> None:
         size=(32, 48), mean=(0.5,), std=(0.25,), interpolation="bicubic", resize_mode="pad"
     )
     assert Preprocessing.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    other = Preprocessing(channel_order="bgr")
+    assert Preprocessing.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+
+
+def test_what_was_written_before_there_was_a_channel_order_is_rgb() -> None:
+    values = Preprocessing().to_dict()
+    del values["channel_order"]
+    assert Preprocessing.from_dict(values).channel_order == "rgb"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,11 @@ def test_json_round_trip() -> None:
         ({"interpolation": "lanczos"}, "nearest, bilinear, bicubic, got 'lanczos'"),
         ({"resize_mode": "stretch"}, "squash, crop, pad, got 'stretch'"),
         ({"crop_pct": 0.0}, r"crop_pct must lie in \(0, 1\]"),
+        ({"channel_order": "gbr"}, "channel_order must be one of rgb, bgr, got 'gbr'"),
+        (
+            {"channel_order": "bgr", "mean": (0.5,), "std": (0.5,)},
+            "bgr needs a mean and std of 3 channels, got 1",
+        ),
     ],
 )
 def test_bad_values_are_refused(arguments: dict[str, Any], message: str) -> None:

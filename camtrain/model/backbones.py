@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.digits import digits_trunk
+from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
 from camtrain.model.weights import read_weights
 from camtrain.preprocessing import Preprocessing
 
 Entry = TypeVar("Entry")
 
-BUILT_IN = ("digits",)
+_TRUNKS = {
+    "digits": digits_trunk,
+    **{name.removeprefix("camtrain/"): paper.trunk for name, paper in PAPER_NETWORKS.items()},
+}
+BUILT_IN = tuple(_TRUNKS)
 
 # Where the paper cuts and the rule of `cut.default_cut` differ, or where the library ends in class
 # scores.
@@ -76,10 +81,10 @@ def full_name(name: str) -> str:
 def build_classifier(
     name: str, *, num_classes: int | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> nn.Module:
-    """The library's own classifier with random weights; the trunk for ``camtrain/digits``.
+    """The library's own classifier with random weights; the trunk for ``camtrain/...``.
 
     Args:
-        name: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
+        name: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
         num_classes: None for the library's default, usually the 1,000 of ImageNet.
         in_chans: Channels of the images.
         backbone_args: Further arguments of the library's builder.
@@ -104,7 +109,7 @@ def build_classifier(
             network: nn.Module = timm.create_model(model, in_chans=in_chans, **arguments)
             return network
         if library == "camtrain":
-            return digits_trunk(in_chans=in_chans, **arguments)
+            return _TRUNKS[model](in_chans=in_chans, **arguments)
         if model in ("googlenet", "inception_v3"):
             # Its default warns that it will change; the auxiliary heads play no part in the logits.
             arguments = {"init_weights": True, "aux_logits": False, **arguments}
@@ -164,6 +169,8 @@ def backbone_args_for(
 
 def usual_preprocessing(name: str, in_chans: int) -> Preprocessing:
     """What the library does to the pictures of this network."""
+    if name in PAPER_NETWORKS:
+        return paper_preprocessing(name, in_chans)
     library, model = name.split("/")
     if library == "camtrain" or in_chans != 3:
         grey = (0.5,) * in_chans

@@ -34,6 +34,12 @@ from camtrain.model.cut import (
     trace,
 )
 from camtrain.model.probe import drop_unused, probe
+from camtrain.model.recipes import (
+    PAPER_NETWORKS,
+    complete_paper_network,
+    has_paper_neck,
+    with_paper_defaults,
+)
 from camtrain.model.stride import set_stride
 from camtrain.model.weights import load_weights
 
@@ -61,8 +67,16 @@ def create_model(
     The defaults are the paper's: its cut for VGG16, AlexNet and GoogLeNet, the last feature map for
     every other network; one 3x3 convolution of 1024 channels with ReLU; global average pooling.
 
+    ``camtrain/vgg16-cam``, ``camtrain/googlenet-cam`` and ``camtrain/alexnet-plus-cam`` are the
+    paper's networks as released: there the four neck arguments, all left as they are, mean the
+    authors' CAM convolutions (3x3, 2 groups, 1024 outputs; two of 512 in AlexNet+), and a dropout
+    of 0 theirs (0.5 in VGG16 and AlexNet+, except for the 205 classes of Places205; set
+    ``net.dropout.p`` for none). Other values are taken as given. Without a file their weights are
+    random; a ``.caffemodel`` also fills the CAM convolutions, and the head where K is its own.
+    ``backbone_args={"width": 0.125}`` builds a miniature.
+
     Args:
-        backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``; the library may be left
+        backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/...``; the library may be left
             out.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
@@ -112,8 +126,9 @@ def create_model(
         "in_chans": in_chans,
         "backbone_args": backbone_args,
     }
+    recipe = with_paper_defaults(recipe)
     net = None
-    if not neck and cut is None and num_classes == own_classes:
+    if not neck and cut is None and num_classes == own_classes and name not in PAPER_NETWORKS:
         with suppress(NotCamReadyError, NoGraphError):
             net = _with_own_head(recipe, found)
             keeps_classes = True
@@ -167,7 +182,7 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
             "choose an earlier cut."
         )
     neck, channels = _neck(shape[1], recipe)
-    return CAMNet(
+    net = CAMNet(
         backbone,
         nn.Linear(channels, recipe["num_classes"]),
         neck=neck,
@@ -176,6 +191,10 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
         preprocessing=preprocessing,
         recipe={**recipe, "own_head": False},
     )
+    if has_paper_neck(recipe):
+        tensors, source = (found.tensors, found.source) if found else ({}, "")
+        complete_paper_network(net, tensors, source=source)
+    return net
 
 
 def _trunk(
@@ -229,8 +248,11 @@ def _classes_of(
     name: str, found: Weights | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> int | None:
     """How many classes the weights tell apart: the rows of the classifier's last weight."""
-    if found is None or name.startswith("camtrain/"):
+    if found is None:
         return None
+    if name.startswith("camtrain/"):
+        head = found.tensors.get("head.weight") if name in PAPER_NETWORKS else None
+        return None if head is None else len(head)
     with torch.device("meta"):
         skeleton = build_classifier(
             name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
