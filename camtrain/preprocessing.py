@@ -102,11 +102,18 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values, for JSON and for checkpoints."""
-        return {
+        """The plain values, for JSON and for checkpoints.
+
+        The usual channel order is left out: readers from before there was another know no such
+        value, and so they still read what they can use and refuse what they cannot.
+        """
+        values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+        if self.channel_order == "rgb":
+            del values["channel_order"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

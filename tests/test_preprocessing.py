@@ -54,10 +54,11 @@ def test_json_round_trip() -> None:
     assert Preprocessing.from_dict(json.loads(json.dumps(other.to_dict()))) == other
 
 
-def test_what_was_written_before_there_was_a_channel_order_is_rgb() -> None:
+def test_rgb_is_written_as_it_was_before_there_was_a_channel_order() -> None:
     values = Preprocessing().to_dict()
-    del values["channel_order"]
+    assert "channel_order" not in values
     assert Preprocessing.from_dict(values).channel_order == "rgb"
+    assert Preprocessing(channel_order="bgr").to_dict()["channel_order"] == "bgr"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.preprocessing import Preprocessing
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import SCORES
 from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
@@ -262,7 +261,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
     data.update(class_names=own["class_names"])
-    preprocessing = Preprocessing.from_dict(own["preprocessing"]).to_dict()
+    preprocessing = {"channel_order": "rgb", **own["preprocessing"]}
     data.update({name: preprocessing[name] for name in ("mean", "std", "channel_order")})
     return {"model": model, "data": data}
 
