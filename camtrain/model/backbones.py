@@ -13,8 +13,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.model.caffemodel import caffe_weights
 from camtrain.model.digits import digits_trunk
-from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
+from camtrain.model.recipes import PAPER_NETWORKS, caffe_layers, paper_preprocessing
 from camtrain.model.weights import read_weights
 from camtrain.preprocessing import Preprocessing
 
@@ -153,6 +154,8 @@ def find_weights(name: str, weights: str | Path | None) -> Weights | None:
         or "/" in weights
         or Path(weights).exists()
     )
+    if is_file and Path(weights).suffix == ".caffemodel":
+        return Weights(caffe_weights(weights, caffe_layers(name), name), str(weights))
     if is_file:
         return Weights(read_weights(weights), str(weights))
     return published_weights(name, str(weights))

@@ -1,12 +1,12 @@
-"""The trunks of the paper's networks, layer for layer, each layer under its Caffe name.
+"""The trunks of the paper's networks, layer for layer; ``caffe_name`` tells the layers' names.
 
-A ``/`` of a Caffe name is a step into a module here: ``inception_3a/1x1`` is ``inception_3a.1x1``.
 Max pools round their size up, as all of Caffe's do.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -59,6 +59,17 @@ def scaled(channels: int, width: float) -> int:
     return int(channels * width)
 
 
+def caffe_name(path: str) -> str:
+    """The name that the authors gave to a layer of a trunk.
+
+    Example:
+        >>> caffe_name("conv2.3x3_reduce"), caffe_name("block4.conv3"), caffe_name("pool5")
+        ('conv2/3x3_reduce', 'conv4_3', 'pool5')
+    """
+    # Not conv4_3 itself: torchvision's tracer takes a number after "_" for its own and counts anew.
+    return re.sub(r"block(\d)\.(\w+)(\d)", r"\2\1_\3", path).replace(".", "/")
+
+
 def fill(layer: nn.Conv2d | nn.Linear, *, bias: float, std: float | None = None) -> None:
     """First values as a Caffe file asks for them: one bias, gaussian or "xavier" weights.
 
@@ -86,12 +97,14 @@ def vgg16_trunk(*, in_chans: int = 3, width: float = 1.0) -> nn.Sequential:
     channels = in_chans
     for block, (channels_at_full_width, count) in enumerate(blocks, start=1):
         out = scaled(channels_at_full_width, width)
+        inside: dict[str, nn.Module] = {}
         for number in range(1, count + 1):
             conv = nn.Conv2d(channels, out, 3, padding=1)
             fill(conv, bias=0.0, std=math.sqrt(2 / (9 * out)))
-            layers[f"conv{block}_{number}"] = conv
-            layers[f"relu{block}_{number}"] = nn.ReLU(inplace=True)
+            inside[f"conv{number}"] = conv
+            inside[f"relu{number}"] = nn.ReLU(inplace=True)
             channels = out
+        layers[f"block{block}"] = _named(inside)
         if block < len(blocks):
             layers[f"pool{block}"] = _max_pool(2, stride=2)
     return nn.Sequential(layers)

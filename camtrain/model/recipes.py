@@ -13,11 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
 from camtrain.model.paper_trunks import (
     alexnet_plus_trunk,
+    caffe_name,
     fill,
     googlenet_trunk,
     scaled,
@@ -150,6 +153,28 @@ def complete_paper_network(net: CAMNet, tensors: dict[str, Tensor], *, source: s
             continue
         if own:
             load_weights(part, own, source=f"The {name} of {source}")
+
+
+def caffe_layers(name: str) -> dict[str, str]:
+    """The layers of a network of the paper that have weights: Caffe's name and ours.
+
+    Ours are those of ``CAMNet`` without ``backbone.trunk.``.
+
+    Raises:
+        CamtrainValueError: ``name`` is none of the paper's networks.
+    """
+    if name not in PAPER_NETWORKS:
+        raise CamtrainValueError(
+            f"A .caffemodel fits the paper's networks, {', '.join(PAPER_NETWORKS)}, not {name}; "
+            "choose one of them as the backbone, or other weights."
+        )
+    paper = PAPER_NETWORKS[name]
+    with torch.device("meta"):
+        trunk = paper.trunk()
+    convs = [path for path, layer in trunk.named_modules() if isinstance(layer, nn.Conv2d)]
+    layers = {caffe_name(path): path for path in convs}
+    layers |= {layer: f"neck.conv{n}" for n, layer in enumerate(paper.neck_layers, start=1)}
+    return {**layers, paper.head_layer: "head"}
 
 
 def paper_preprocessing(name: str, in_chans: int) -> Preprocessing:

@@ -31,11 +31,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CamtrainValueError: The file is no weights file, or holds more than plain tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CamtrainFileNotFoundError(
-            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
-            f"exist (looked at {path.absolute()})."
-        )
+    check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
@@ -53,6 +49,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds no tensors by name; expected the state_dict of a network."
         )
     return tensors
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse weights that are not there.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file; says where it was looked for.
+    """
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
+            f"exist (looked at {path.absolute()})."
+        )
 
 
 def _unwrap(content: object) -> dict[str, Tensor]:

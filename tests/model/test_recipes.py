@@ -1,5 +1,6 @@
 """The paper's networks: the authors' layer tables, first values, and how arguments combine."""
 
+import doctest
 import inspect
 import json
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model import paper_trunks
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
-from camtrain.model.paper_trunks import Inception
+from camtrain.model.paper_trunks import Inception, caffe_name
 from camtrain.model.recipes import PAPER_NETWORKS, USUAL_NECK
 from camtrain.model.stride import stride_of
 
@@ -33,6 +35,12 @@ def meta(name: str, num_classes: int = 1000, **arguments: Any) -> CAMNet:
 def small(name: str, num_classes: int = 5, **arguments: Any) -> CAMNet:
     arguments = {"weights": None, "backbone_args": {"width": 0.125}, **arguments}
     return create_model(name, num_classes, **arguments)
+
+
+def test_the_examples_hold() -> None:
+    failed, attempted = doctest.testmod(paper_trunks)
+    assert attempted > 0
+    assert failed == 0
 
 
 @pytest.mark.parametrize(
@@ -66,11 +74,11 @@ def layers_of(prototxt: str, shared: Path) -> Table:
     return [layer for layer in layers if layer["type"] not in left_out]
 
 
-def caffe_name(path: str, name: str) -> str:
+def authors_name(path: str, name: str) -> str:
     """The authors' name of a layer of ours."""
     paper = PAPER_NETWORKS[name]
     if path.startswith("backbone.trunk."):
-        return path.removeprefix("backbone.trunk.").replace(".", "/")
+        return caffe_name(path.removeprefix("backbone.trunk."))
     kind, number = path.removeprefix("neck.").rstrip("12"), int(path[-1])
     return paper.neck_layers[number - 1].replace("conv", kind)
 
@@ -83,7 +91,7 @@ def met_layers(net: CAMNet, name: str, images: Tensor) -> Table:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             met.append(
                 {
-                    "name": caffe_name(path, name),
+                    "name": authors_name(path, name),
                     "output_shape": list(output.shape[1:]),
                     **described(module),
                 }
@@ -157,7 +165,7 @@ def test_first_values_are_those_the_authors_asked_for(
     ours: dict[str, nn.Module] = {paper.head_layer: net.head}
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            ours[caffe_name(path, name)] = module
+            ours[authors_name(path, name)] = module
     layers = {layer["name"]: layer for layer in layers_of(prototxt, shared) if "params" in layer}
     assert ours.keys() == layers.keys()
     for layer_name, layer in layers.items():
@@ -292,6 +300,31 @@ def test_the_cam_convolutions_are_dilated_with_the_trunk(name: str) -> None:
     images = torch.empty(1, 3, 320, 416, device="meta")
     coarse_hw, fine_hw = usual.features(images).shape[2:], finer.features(images).shape[2:]
     assert all(fine >= 2 * coarse - 1 for fine, coarse in zip(fine_hw, coarse_hw, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "shape"),
+    [
+        (VGG, "block4.conv2", (64, 12, 16)),
+        (VGG, "block3", (32, 24, 32)),
+        (GOOGLENET, "inception_4b", (64, 6, 8)),
+        (GOOGLENET, "inception_3a.3x3", (16, 12, 16)),
+        (ALEXNET, "relu4", (48, 5, 7)),
+    ],
+)
+@torch.inference_mode()
+def test_a_network_is_cut_where_asked(name: str, cut: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    whole = small(name).eval()
+    torch.manual_seed(0)
+    net = small(name, cut=cut, neck=()).eval()
+    met: list[Tensor] = []
+    layer = whole.backbone.get_submodule(f"trunk.{cut}")
+    layer.register_forward_hook(lambda *call: met.append(call[2].clone()))
+    images = 50 * torch.randn(2, 3, 96, 128)
+    whole(images)
+    assert net.features(images).shape == (2, *shape)
+    torch.testing.assert_close(net.features(images), met[0])
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
