@@ -16,7 +16,7 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.caffemodel import caffe_weights
 from camtrain.model.digits import digits_trunk
 from camtrain.model.recipes import PAPER_NETWORKS, caffe_layers, paper_preprocessing
-from camtrain.model.weights import read_weights
+from camtrain.model.weights import read_weights, renamed
 from camtrain.preprocessing import Preprocessing
 
 Entry = TypeVar("Entry")
@@ -208,6 +208,7 @@ def adapt_in_chans(
 ) -> dict[str, Tensor]:
     """Weights of colour pictures fitted to ``in_chans`` by timm's rule: sum or repeat."""
     first = _first_conv(classifier)
+    weights = renamed(weights, classifier.state_dict())
     tensor = weights.get(f"{first}.weight")
     if in_chans == 3 or tensor is None or tensor.shape[1] == in_chans:
         return weights

@@ -41,7 +41,7 @@ from camtrain.model.recipes import (
     with_paper_defaults,
 )
 from camtrain.model.stride import set_stride
-from camtrain.model.weights import load_weights
+from camtrain.model.weights import load_weights, renamed
 
 NormName = Literal["batch"]
 
@@ -257,8 +257,10 @@ def _classes_of(
         skeleton = build_classifier(
             name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
         )
-    last = [key for key in skeleton.state_dict() if key.endswith(".weight")][-1]
-    return len(found.tensors[last]) if last in found.tensors else None
+    wanted = skeleton.state_dict()
+    last = [key for key in wanted if key.endswith(".weight")][-1]
+    tensors = renamed(found.tensors, wanted)
+    return len(tensors[last]) if last in tensors else None
 
 
 def _check_arguments(

@@ -64,7 +64,7 @@ class CAMModule(LightningModule):
         """Build the network and remember the settings.
 
         Args:
-            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
+            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
             num_classes: Number of classes; None means those of the weights.
             weights: ``DEFAULT`` or another name the library publishes, a file, or None (random).
             cut: Layer after which the network is cut off.
