@@ -59,7 +59,7 @@ def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> 
     """
     found = read_caffemodel(path)
     told = [f"layer {name} is missing" for name in layers if name not in found]
-    told += [f"layer {_shown(name)} is too much" for name in found if name not in layers]
+    told += [f"layer {_shown(name)} is extra" for name in found if name not in layers]
     told += [
         f"layer {name} has {len(found[name])} arrays, not weight and bias"
         for name in layers

@@ -149,9 +149,9 @@ def complete_paper_network(net: CAMNet, tensors: dict[str, Tensor], *, source: s
     for name, part in (("neck", net.neck), ("head", net.head)):
         prefix = f"{name}."
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        if part is net.head and own and len(own["weight"]) != net.head.out_features:
-            continue
-        if own:
+        rows = own["weight"].shape[:1] if "weight" in own else None
+        is_other_head = part is net.head and rows != net.head.weight.shape[:1]
+        if own and not is_other_head:
             load_weights(part, own, source=f"The {name} of {source}")
 
 
