@@ -9,6 +9,7 @@ from camtrain.errors import CamtrainValueError
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+ChannelOrder = Literal["rgb", "bgr"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,13 +35,15 @@ class Preprocessing:
 
     Attributes:
         size: (H, W) of the network's input, in pixels.
-        mean: Per channel, in units of [0, 1] pixels, subtracted.
-        std: Per channel, in units of [0, 1] pixels, divided by.
+        mean: Per channel of the network's input, in units of [0, 1] pixels, subtracted.
+        std: Per channel of the network's input, in units of [0, 1] pixels, divided by.
         interpolation: Filter of the resize; antialiased when shrinking.
         resize_mode: ``squash`` warps the whole picture to ``size``; ``crop`` keeps the aspect and
             cuts the centre; ``pad`` keeps the aspect and fills up with the mean colour.
         crop_pct: Only for ``crop``: the part of the resized short side that the cut keeps
             (0.875 is the usual 256 -> 224).
+        channel_order: Of the network's input, and so of ``mean`` and ``std``. Pictures are always
+            ``rgb``; for ``bgr`` their channels are turned around.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -49,6 +52,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     resize_mode: ResizeMode = "squash"
     crop_pct: float = 1.0
+    channel_order: ChannelOrder = "rgb"
 
     def __post_init__(self) -> None:
         """Check every value once, at the door."""
@@ -59,7 +63,12 @@ class Preprocessing:
                 "mean and std must have one number per channel, std above 0, "
                 f"got mean={self.mean} and std={self.std}."
             )
-        for name, kind in (("interpolation", Interpolation), ("resize_mode", ResizeMode)):
+        kinds = {
+            "interpolation": Interpolation,
+            "resize_mode": ResizeMode,
+            "channel_order": ChannelOrder,
+        }
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise CamtrainValueError(
                     f"{name} must be one of {', '.join(get_args(kind))}, got "
@@ -67,6 +76,11 @@ class Preprocessing:
                 )
         if not 0 < self.crop_pct <= 1:
             raise CamtrainValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}.")
+        if self.channel_order == "bgr" and len(self.mean) != 3:
+            raise CamtrainValueError(
+                f"channel_order bgr needs a mean and std of 3 channels, got {len(self.mean)}; use "
+                "rgb."
+            )
 
     def resized_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of a picture after the resize, before the crop or the padding."""
@@ -88,11 +102,18 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values, for JSON and for checkpoints."""
-        return {
+        """The plain values, for JSON and for checkpoints.
+
+        The usual channel order is left out: readers from before there was another know no such
+        value, and so they still read what they can use and refuse what they cannot.
+        """
+        values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+        if self.channel_order == "rgb":
+            del values["channel_order"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

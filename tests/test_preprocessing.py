@@ -50,6 +50,15 @@ def test_json_round_trip() -> None:
         size=(32, 48), mean=(0.5,), std=(0.25,), interpolation="bicubic", resize_mode="pad"
     )
     assert Preprocessing.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    other = Preprocessing(channel_order="bgr")
+    assert Preprocessing.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+
+
+def test_rgb_is_written_as_it_was_before_there_was_a_channel_order() -> None:
+    values = Preprocessing().to_dict()
+    assert "channel_order" not in values
+    assert Preprocessing.from_dict(values).channel_order == "rgb"
+    assert Preprocessing(channel_order="bgr").to_dict()["channel_order"] == "bgr"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,11 @@ def test_json_round_trip() -> None:
         ({"interpolation": "lanczos"}, "nearest, bilinear, bicubic, got 'lanczos'"),
         ({"resize_mode": "stretch"}, "squash, crop, pad, got 'stretch'"),
         ({"crop_pct": 0.0}, r"crop_pct must lie in \(0, 1\]"),
+        ({"channel_order": "gbr"}, "channel_order must be one of rgb, bgr, got 'gbr'"),
+        (
+            {"channel_order": "bgr", "mean": (0.5,), "std": (0.5,)},
+            "bgr needs a mean and std of 3 channels, got 1",
+        ),
     ],
 )
 def test_bad_values_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from camtrain.data.transforms import (
     normalize,
     prepare,
     resize,
+    to_pixels,
 )
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "resize",
     "seed_of",
     "source_splits",
+    "to_pixels",
     "to_rgb",
 ]

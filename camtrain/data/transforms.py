@@ -76,18 +76,33 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """``(image - mean) / std``, per channel.
+    """``(image - mean) / std``, per channel, in the order of channels that the network takes.
 
     Args:
-        image: (..., C, h, w), uint8, or float in [0, 1].
+        image: (..., C, h, w), uint8, or float in [0, 1]; colours in the order RGB.
         preprocessing: Its mean and std are in units of [0, 1].
 
     Returns:
         The same shape, float32.
     """
-    pixels: Tensor = TF.to_dtype(image, torch.float32, scale=True)
+    pixels: Tensor = TF.to_dtype(_reordered(image, preprocessing), torch.float32, scale=True)
     normalized: Tensor = TF.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
     return normalized
+
+
+def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The inverse of ``normalize``, to the rounding of a pixel.
+
+    Args:
+        normalized: (..., C, h, w), float.
+        preprocessing: What ``normalize`` was given.
+
+    Returns:
+        The same shape, uint8; colours in the order RGB.
+    """
+    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    pixels = _reordered(normalized * std + mean, preprocessing)
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -151,7 +166,12 @@ def _sampling(length: int, scale: float, offset: float) -> Tensor:
     return 2 * (centres * scale + offset) - 1
 
 
+def _reordered(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The channels (..., C, h, w) of a picture in the network's order, or the other way round."""
+    return image.flip(-3) if preprocessing.channel_order == "bgr" else image
+
+
 def _mean_colour(preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
-    """(C, 1, 1) mean in units of ``dtype``; normalized, it is 0 to the rounding of a pixel."""
-    mean = torch.tensor(preprocessing.mean)[:, None, None]
+    """(C, 1, 1) mean of a picture in units of ``dtype``; normalized, it is 0 but for rounding."""
+    mean = _reordered(torch.tensor(preprocessing.mean)[:, None, None], preprocessing)
     return mean.to(dtype) if dtype.is_floating_point else (mean * 255).round().to(dtype)

@@ -13,13 +13,19 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.model.caffemodel import caffe_weights
 from camtrain.model.digits import digits_trunk
-from camtrain.model.weights import read_weights
+from camtrain.model.recipes import PAPER_NETWORKS, caffe_layers, paper_preprocessing
+from camtrain.model.weights import read_weights, renamed
 from camtrain.preprocessing import Preprocessing
 
 Entry = TypeVar("Entry")
 
-BUILT_IN = ("digits",)
+_TRUNKS = {
+    "digits": digits_trunk,
+    **{name.removeprefix("camtrain/"): paper.trunk for name, paper in PAPER_NETWORKS.items()},
+}
+BUILT_IN = tuple(_TRUNKS)
 
 # Where the paper cuts and the rule of `cut.default_cut` differ, or where the library ends in class
 # scores.
@@ -91,10 +97,10 @@ def every_name() -> list[str]:
 def build_classifier(
     name: str, *, num_classes: int | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> nn.Module:
-    """The library's own classifier with random weights; the trunk for ``camtrain/digits``.
+    """The library's own classifier with random weights; the trunk for ``camtrain/...``.
 
     Args:
-        name: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
+        name: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
         num_classes: None for the library's default, usually the 1,000 of ImageNet.
         in_chans: Channels of the images.
         backbone_args: Further arguments of the library's builder.
@@ -119,7 +125,7 @@ def build_classifier(
             network: nn.Module = timm.create_model(model, in_chans=in_chans, **arguments)
             return network
         if library == "camtrain":
-            return digits_trunk(in_chans=in_chans, **arguments)
+            return _TRUNKS[model](in_chans=in_chans, **arguments)
         if model in ("googlenet", "inception_v3"):
             # Its default warns that it will change; the auxiliary heads play no part in the logits.
             arguments = {"init_weights": True, "aux_logits": False, **arguments}
@@ -163,6 +169,8 @@ def find_weights(name: str, weights: str | Path | None) -> Weights | None:
         or "/" in weights
         or Path(weights).exists()
     )
+    if is_file and Path(weights).suffix == ".caffemodel":
+        return Weights(caffe_weights(weights, caffe_layers(name), name), str(weights))
     if is_file:
         return Weights(read_weights(weights), str(weights))
     return published_weights(name, str(weights))
@@ -179,6 +187,8 @@ def backbone_args_for(
 
 def usual_preprocessing(name: str, in_chans: int) -> Preprocessing:
     """What the library does to the pictures of this network."""
+    if name in PAPER_NETWORKS:
+        return paper_preprocessing(name, in_chans)
     library, model = name.split("/")
     if library == "camtrain" or in_chans != 3:
         grey = (0.5,) * in_chans
@@ -213,6 +223,7 @@ def adapt_in_chans(
 ) -> dict[str, Tensor]:
     """Weights of colour pictures fitted to ``in_chans`` by timm's rule: sum or repeat."""
     first = _first_conv(classifier)
+    weights = renamed(weights, classifier.state_dict())
     tensor = weights.get(f"{first}.weight")
     if in_chans == 3 or tensor is None or tensor.shape[1] == in_chans:
         return weights

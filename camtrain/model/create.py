@@ -27,9 +27,15 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
 from camtrain.model.probe import drop_unused, probe
+from camtrain.model.recipes import (
+    PAPER_NETWORKS,
+    complete_paper_network,
+    has_paper_neck,
+    with_paper_defaults,
+)
 from camtrain.model.stride import set_stride
 from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
-from camtrain.model.weights import load_weights
+from camtrain.model.weights import load_weights, renamed
 
 NormName = Literal["batch"]
 
@@ -55,8 +61,16 @@ def create_model(
     The defaults are the paper's: its cut for VGG16, AlexNet and GoogLeNet, the last feature map for
     every other network; one 3x3 convolution of 1024 channels with ReLU; global average pooling.
 
+    ``camtrain/vgg16-cam``, ``camtrain/googlenet-cam`` and ``camtrain/alexnet-plus-cam`` are the
+    paper's networks as released: there the four neck arguments, all left as they are, mean the
+    authors' CAM convolutions (3x3, 2 groups, 1024 outputs; two of 512 in AlexNet+), and a dropout
+    of 0 theirs (0.5 in VGG16 and AlexNet+, except for the 205 classes of Places205; set
+    ``net.dropout.p`` for none). Other values are taken as given. Without a file their weights are
+    random; a ``.caffemodel`` also fills the CAM convolutions, and the head where K is its own.
+    ``backbone_args={"width": 0.125}`` builds a miniature.
+
     Args:
-        backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``; the library may be left
+        backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/...``; the library may be left
             out.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
@@ -106,8 +120,9 @@ def create_model(
         "in_chans": in_chans,
         "backbone_args": backbone_args,
     }
+    recipe = with_paper_defaults(recipe)
     net = None
-    if not neck and cut is None and num_classes == own_classes:
+    if not neck and cut is None and num_classes == own_classes and name not in PAPER_NETWORKS:
         with suppress(NotCamReadyError, NoGraphError):
             net = _with_own_head(recipe, found)
             keeps_classes = True
@@ -158,7 +173,7 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     if recipe["stride"] is not None:
         set_stride(backbone, recipe["stride"], in_chans)
     neck, channels = _neck(probe(backbone, in_chans, preprocessing.size).shape[1], recipe)
-    return CAMNet(
+    net = CAMNet(
         backbone,
         nn.Linear(channels, recipe["num_classes"]),
         neck=neck,
@@ -167,6 +182,10 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
         preprocessing=preprocessing,
         recipe={**recipe, "own_head": False},
     )
+    if has_paper_neck(recipe):
+        tensors, source = (found.tensors, found.source) if found else ({}, "")
+        complete_paper_network(net, tensors, source=source)
+    return net
 
 
 def trunk_of(
@@ -238,17 +257,21 @@ def _classes_of(
     name: str, found: Weights | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> int | None:
     """How many classes the weights tell apart: the rows of the classifier's last weight."""
-    if found is None or name.startswith("camtrain/"):
+    if found is None:
         return None
+    if name.startswith("camtrain/"):
+        head = found.tensors.get("head.weight") if name in PAPER_NETWORKS else None
+        return None if head is None else len(head)
     with torch.device("meta"):
         skeleton = build_classifier(
             name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
         )
+    wanted = skeleton.state_dict()
     # timm says it; in torchvision it is the last.
     config: Any = getattr(skeleton, "pretrained_cfg", {})
-    layer = config.get("classifier") or list(skeleton.state_dict())[-1].rpartition(".")[0]
+    layer = config.get("classifier") or list(wanted)[-1].rpartition(".")[0]
     layer = layer if isinstance(layer, str) else layer[0]
-    weight = found.tensors.get(f"{layer}.weight")
+    weight = renamed(found.tensors, wanted).get(f"{layer}.weight")
     return None if weight is None else len(weight)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "net.", "backbone.trunk.")
 # torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+# Where only a part was trained in parallel, as in Places365's AlexNet: `features.module.0.bias`.
+_PARALLEL_PART = re.compile(r"^([^.]+)\.module\.")
 _SHOWN = 4
 
 
@@ -31,11 +34,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CamtrainValueError: The file is no weights file, or holds more than plain tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CamtrainFileNotFoundError(
-            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
-            f"exist (looked at {path.absolute()})."
-        )
+    check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
@@ -55,6 +54,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def check_is_file(path: Path) -> None:
+    """Refuse weights that are not there.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file; says where it was looked for.
+    """
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
+            f"exist (looked at {path.absolute()})."
+        )
+
+
 def _unwrap(content: object) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         return {}
@@ -71,6 +83,20 @@ def _unwrap(content: object) -> dict[str, Tensor]:
     return tensors
 
 
+def renamed(weights: dict[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
+    """Weights under a network's own names, where the way they were saved changed these.
+
+    Args:
+        weights: By the names in the file.
+        wanted: The network's names; a name that it has, or that no rule leads to, stays.
+    """
+    named = {}
+    for name, tensor in weights.items():
+        own = _PARALLEL_PART.sub(r"\1.", _OLD_DENSENET.sub(r"\1", name))
+        named[own if name not in wanted and own in wanted else name] = tensor
+    return named
+
+
 def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
     """Copy weights into a network in place; keys that the network does not have are ignored.
 
@@ -83,8 +109,8 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str)
     Raises:
         CamtrainValueError: Keys are missing or have other shapes; names them.
     """
-    weights = {_OLD_DENSENET.sub(r"\1", name): tensor for name, tensor in weights.items()}
     wanted = network.state_dict()
+    weights = renamed(weights, wanted)
     # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
     missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
     unequal = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]

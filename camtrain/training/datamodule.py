@@ -27,6 +27,7 @@ from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ChannelOrder,
     Interpolation,
     Preprocessing,
     ResizeMode,
@@ -48,6 +49,7 @@ class CAMDataModule(LightningDataModule):
         interpolation: Interpolation = "bilinear",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        channel_order: ChannelOrder | None = None,
         augment: str = "light",
         workers: int = 2,
         seed: int = 0,
@@ -70,6 +72,8 @@ class CAMDataModule(LightningDataModule):
             interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
             mean: Per channel, in units of [0, 1]; None means the network's own.
             std: Likewise.
+            channel_order: Of the network's input, and so of ``mean`` and ``std``: ``rgb``, ``bgr``,
+                or None for the network's own.
             augment: Of the training pictures: ``none``, ``flip``, ``light``, ``imagenet``,
                 ``paper``.
             workers: Processes that prepare batches; 0 means the training process itself.
@@ -99,7 +103,7 @@ class CAMDataModule(LightningDataModule):
             lengths=lengths,
             class_names=class_names,
         )
-        # The network's mean and std take their place once a trainer brings it.
+        # The network's mean, std and channel order take their place once a trainer brings it.
         self._preprocessing = Preprocessing(
             size=(size, size) if isinstance(size, int) else (size[0], size[1]),
             mean=IMAGENET_MEAN if mean is None else tuple(mean),
@@ -107,6 +111,7 @@ class CAMDataModule(LightningDataModule):
             interpolation=interpolation,
             resize_mode=resize_mode,
             crop_pct=crop_pct,
+            channel_order=channel_order or "rgb",
         )
         augmentation(augment, self._preprocessing)
         self._datasets: dict[str, PreparedDataset] = {}
@@ -132,12 +137,14 @@ class CAMDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What happens to every picture; mean and std are the network's where none were given."""
+        """What happens to every picture; the network's mean, std, order where none were given."""
         net = getattr(getattr(self.trainer, "lightning_module", None), "net", None)
         own = getattr(net, "preprocessing", None)
-        if self.hparams["mean"] is not None or own is None:
+        if own is None:
             return self._preprocessing
-        return replace(self._preprocessing, mean=own.mean, std=own.std)
+        names = ("mean", "std", "channel_order")
+        taken = {name: getattr(own, name) for name in names if self.hparams[name] is None}
+        return replace(self._preprocessing, **taken)
 
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""

@@ -261,7 +261,8 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
     data.update(class_names=own["class_names"])
-    data.update({name: own["preprocessing"][name] for name in ("mean", "std")})
+    preprocessing = {"channel_order": "rgb", **own["preprocessing"]}
+    data.update({name: preprocessing[name] for name in ("mean", "std", "channel_order")})
     return {"model": model, "data": data}
 
 

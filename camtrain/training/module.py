@@ -64,17 +64,18 @@ class CAMModule(LightningModule):
         """Build the network and remember the settings.
 
         Args:
-            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/digits``.
+            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
             num_classes: Number of classes; None means those of the weights.
             weights: ``DEFAULT`` or another name the library publishes, a file, or None (random).
             cut: Layer after which the network is cut off.
             stride: Pixels of the image per pixel of the map, smaller than the backbone's own.
-            neck: Output channels of each added convolution; empty for none.
+            neck: Output channels of each added convolution; empty for none. Its defaults mean the
+                authors' own neck where the backbone is one of the paper's networks.
             neck_kernel: Their kernel size, odd.
             neck_groups: Their groups.
             neck_norm: ``batch``, or None for a bias instead.
             pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
-            dropout: Probability, before the head.
+            dropout: Probability, before the head; 0 means the authors' own likewise.
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
             freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.

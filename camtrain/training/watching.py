@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from camtrain.data import PreparedDataset
+from camtrain.data import PreparedDataset, to_pixels
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.heatmap import picture_heatmaps
@@ -203,11 +203,8 @@ def _read(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched:
         )
     image, label = dataset[index][:2]
     preprocessing = net.preprocessing or Preprocessing()
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-    shown = ((image * std + mean).clamp(0, 1) * 255).round().byte()
-    squash = Preprocessing(
-        size=tuple(image.shape[1:]), mean=preprocessing.mean, std=preprocessing.std
-    )
+    shown = to_pixels(image, preprocessing)
+    squash = replace(preprocessing, size=tuple(image.shape[1:]), resize_mode="squash")
     return _Watched(shown, image, int(label), torch.zeros(0, 4, dtype=torch.int64), squash)
 
 

@@ -8,9 +8,17 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from camtrain.data import boxes_to_input, fit_channels, maps_on_picture, normalize, prepare, resize
+from camtrain.data import (
+    boxes_to_input,
+    fit_channels,
+    maps_on_picture,
+    normalize,
+    prepare,
+    resize,
+    to_pixels,
+)
 from camtrain.errors import CamtrainValueError
-from camtrain.preprocessing import Preprocessing, ResizeMode
+from camtrain.preprocessing import ChannelOrder, Preprocessing, ResizeMode
 
 SIZES = st.tuples(st.integers(16, 80), st.integers(16, 80))
 
@@ -79,6 +87,44 @@ def test_bytes_and_unit_floats_are_the_same_pixels() -> None:
     expected = (image / 255 - mean) / std
     torch.testing.assert_close(normalize(image, preprocessing), expected)
     torch.testing.assert_close(prepare(image / 255, preprocessing), expected)
+
+
+def test_bgr_turns_the_channels_around_before_mean_and_std() -> None:
+    """Caffe's input by hand: pixels 0..255, blue first, minus 104, 117, 123."""
+    orange = torch.tensor([255, 128, 10], dtype=torch.uint8)[:, None, None].expand(3, 5, 7)
+    caffe = Preprocessing(
+        size=(5, 7),
+        mean=(104 / 255, 117 / 255, 123 / 255),
+        std=(1 / 255,) * 3,
+        channel_order="bgr",
+    )
+    for image in (orange, orange / 255):
+        ready = prepare(image, caffe)
+        expected = torch.tensor([10.0 - 104, 128.0 - 117, 255.0 - 123])
+        torch.testing.assert_close(
+            ready, expected[:, None, None].expand(3, 5, 7), rtol=0, atol=1e-4
+        )
+    batch = torch.stack([orange, 255 - orange])
+    assert torch.equal(normalize(batch, caffe)[0], normalize(orange, caffe))
+
+
+@pytest.mark.parametrize("order", get_args(ChannelOrder))
+def test_padding_is_the_mean_colour_in_either_order(order: ChannelOrder) -> None:
+    mean = (0.0, 0.4, 1.0)
+    preprocessing = Preprocessing(
+        size=(30, 20), mean=mean, std=(1.0,) * 3, resize_mode="pad", channel_order=order
+    )
+    image = torch.zeros(3, 8, 16, dtype=torch.uint8)
+    assert resize(image, preprocessing)[0, 0, 0] == (255 if order == "bgr" else 0)  # red
+    for picture in (image, image / 255):
+        assert prepare(picture, preprocessing)[:, 0].abs().max() < 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("order", get_args(ChannelOrder))
+def test_pixels_come_back_from_the_input(order: ChannelOrder) -> None:
+    image = torch.randint(0, 256, (2, 3, 24, 36), dtype=torch.uint8)
+    preprocessing = Preprocessing(channel_order=order)
+    assert torch.equal(to_pixels(normalize(image, preprocessing), preprocessing), image)
 
 
 def test_gray_meets_colour() -> None:

@@ -40,6 +40,12 @@ def own_head_net() -> CAMNet:
     return from_recipe({**recipe, "own_head": True})
 
 
+def paper_net() -> CAMNet:
+    return create_model(
+        "camtrain/googlenet-cam", 3, weights=None, stride=8, backbone_args={"width": 0.125}
+    )
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
@@ -58,7 +64,7 @@ def rewritten(path: Path, tensors: dict[str, Tensor] | None = None, **changes: o
     return path
 
 
-@pytest.mark.parametrize("make", [digits_net, own_head_net])
+@pytest.mark.parametrize("make", [digits_net, own_head_net, paper_net])
 def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> None:
     torch.manual_seed(1)
     net: CAMNet = make().to(memory_format=torch.channels_last)

@@ -41,6 +41,8 @@ URL = f"https://download.pytorch.org/models/{FILE}"
         ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
         ("digits", "camtrain/digits"),
         ("camtrain/digits", "camtrain/digits"),
+        ("vgg16-cam", "camtrain/vgg16-cam"),
+        ("camtrain/googlenet-cam", "camtrain/googlenet-cam"),
     ],
 )
 def test_names_are_completed(name: str, expected: str) -> None:
@@ -51,6 +53,8 @@ def test_names_are_completed(name: str, expected: str) -> None:
     ("name", "near"),
     [
         ("vgg99", "vgg19"),
+        ("vgg16cam", "vgg16-cam"),
+        ("camtrain/alexnet-cam", "camtrain/alexnet-plus-cam"),
         ("resnet-18", "resnet18"),
         ("digit", "digits"),
         ("torchvision/resnet19", "torchvision/resnet18"),

@@ -25,7 +25,10 @@ def meta(name: str, num_classes: int | None = 5, **arguments: Any) -> CAMNet:
 
 @pytest.mark.parametrize(
     "name",
-    ["vgg16", "googlenet", "squeezenet1_1", "timm/mobilenetv2_100", "convnext_atto", "digits"],
+    [
+        *("vgg16", "googlenet", "squeezenet1_1", "timm/mobilenetv2_100", "convnext_atto", "digits"),
+        *("vgg16-cam", "googlenet-cam", "alexnet-plus-cam"),
+    ],
 )
 def test_everything_is_on_the_meta_device_under_it(name: str) -> None:
     net = meta(name)

@@ -1,5 +1,6 @@
 """Weights from files: every wrapping that is met in practice, and what is refused."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.model.backbones import build_classifier
+from camtrain.model.backbones import adapt_in_chans, build_classifier
 from camtrain.model.create import create_model
 from camtrain.model.weights import load_weights, read_weights
 
@@ -205,6 +206,55 @@ def test_a_missing_file_is_said_with_the_place_looked_at(tmp_path: Path) -> None
         read_weights(tmp_path / "none.pth")
     assert "must be a weight name or an existing file" in str(error.value)
     assert f"looked at {tmp_path / 'none.pth'}" in str(error.value)
+
+
+def places365(architecture: str, weights: Weights) -> dict[str, Any]:
+    """The wrapping of the public Places365 checkpoints, whose training was parallel in two ways."""
+    if architecture == "alexnet":
+        parts = (name.partition(".") for name in weights)
+        names = [f"{a}.module.{b}" if a == "features" else f"{a}.{b}" for a, _, b in parts]
+    else:
+        names = [f"module.{name}" for name in weights]
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    return {
+        "epoch": 90,
+        "arch": architecture,
+        "state_dict": OrderedDict(zip(names, weights.values(), strict=True)),
+        "best_prec1": torch.tensor(54.7),
+        "optimizer": optimizer,
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_legacy"), [("alexnet", True), ("resnet18", True), ("densenet121", False)]
+)
+def test_the_checkpoints_of_places365_load_with_their_classes(
+    architecture: str, is_legacy: bool, tmp_path: Path
+) -> None:
+    path, name = tmp_path / f"{architecture}_places365.pth.tar", f"torchvision/{architecture}"
+    classifier = torchvision.models.get_model(architecture, num_classes=365)
+    weights = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", n): t
+        for n, t in classifier.state_dict().items()
+        if not n.endswith("num_batches_tracked")
+    }
+    content = places365(architecture, weights)
+    torch.save(content, path, _use_new_zipfile_serialization=not is_legacy)
+    net = create_model(name, weights=path, neck=(8,))
+    assert net.head.out_features == 365
+    expected, trunk = classifier.state_dict(), net.backbone.get_submodule("trunk").state_dict()
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in trunk.items())
+    grey = adapt_in_chans(classifier, read_weights(path), 1)
+    first, weight = next(classifier.named_parameters())
+    torch.testing.assert_close(grey[first], weight.sum(dim=1, keepdim=True))
+
+
+def test_module_stays_where_the_network_has_one() -> None:
+    target = nn.Sequential(OrderedDict(features=nn.Sequential(OrderedDict(module=nn.Linear(2, 3)))))
+    weights = {n: torch.randn_like(t) for n, t in target.state_dict().items()}
+    assert list(weights) == ["features.module.weight", "features.module.bias"]
+    load_weights(target, weights, source="w.pth")
+    assert_equal(target.state_dict(), weights)
 
 
 SQUEEZENET = "torchvision/squeezenet1_1"

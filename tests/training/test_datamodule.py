@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from camtrain.data import Batch
+from camtrain.data import Batch, resize
 from camtrain.errors import CamtrainError
+from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule
 from tests.training.conftest import quiet_trainer, small_module
 
@@ -32,6 +33,36 @@ def test_mean_and_std_are_the_network_s_unless_given(photographs: Path) -> None:
         data = CAMDataModule(root=photographs, size=32, workers=0, mean=given, std=given)
         quiet_trainer(max_epochs=1, limit_train_batches=1).fit(small_module(), data)
         assert data.preprocessing.mean == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "bgr"),
+        ({"mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3}, "bgr"),
+        ({"channel_order": "rgb"}, "rgb"),
+    ],
+)
+def test_the_channel_order_is_the_network_s_unless_given(
+    settings: dict[str, Any], expected: str, photographs: Path
+) -> None:
+    data = CAMDataModule(root=photographs, size=32, workers=0, augment="none", **settings)
+    module = small_module(backbone="camtrain/vgg16-cam", backbone_args={"width": 0.125})
+    quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(module, data)
+    assert data.preprocessing.channel_order == expected
+    assert module.net.preprocessing == data.preprocessing
+
+
+def test_a_network_of_the_paper_is_trained_on_bgr_pixels_minus_their_mean(
+    photographs: Path,
+) -> None:
+    data = CAMDataModule(root=photographs, size=(32, 40), workers=0, augment="none")
+    module = small_module(backbone="camtrain/googlenet-cam", backbone_args={"width": 0.125})
+    quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(module, data)
+    resized = resize(data.sources["train"].read(3).image, Preprocessing(size=(32, 40)))
+    expected = resized.flip(0) - torch.tensor([104.0, 117.0, 123.0])[:, None, None]
+    found = data.train_dataloader().dataset[3].image
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(photographs: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import camtrain
 from camtrain.cli import main
-from camtrain.data import PreparedDataset
+from camtrain.data import PreparedDataset, read_image, resize
 from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
@@ -128,6 +128,30 @@ def test_a_verb_takes_network_and_data_from_the_checkpoint(
     assert "acc1" in scores
     if verb == "test":
         assert table_of(scores) == table_of(fitted)
+
+
+def test_a_network_of_the_paper_sees_bgr_from_training_to_prediction(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    width = ("--model.backbone_args", '{"width": 0.125}')
+    run(fit_arguments("--model.backbone", "camtrain/vgg16-cam", *width, "--model.neck", "[1024]"))
+    fitted = capsys.readouterr().out
+    folder = tmp_path / "runs" / "run"
+    predictor = camtrain.load(folder / "model.safetensors")
+    assert predictor.net.neck.conv1.groups == 2
+    preprocessing = predictor.preprocessing
+    assert preprocessing.channel_order == "bgr"
+    assert [round(255 * value) for value in preprocessing.mean] == [104, 117, 123]
+    checkpoint = str(folder / "checkpoints" / "best.ckpt")
+    assert main(["test", "--ckpt_path", checkpoint, "--trainer.accelerator", "cpu"]) == 0
+    assert table_of(capsys.readouterr().out) == table_of(fitted)
+
+    pixels = read_image(photographs / "test" / "red" / "0.png")
+    images = resize(pixels, preprocessing).flip(0) - torch.tensor([104.0, 117, 123])[:, None, None]
+    with torch.inference_mode():
+        scores = predictor.net(images[None]).softmax(1)[0].sort(descending=True).values
+    [prediction] = predictor(photographs / "test" / "red" / "0.png")
+    assert prediction.scores == pytest.approx(scores.tolist(), abs=1e-5)
 
 
 def table_of(text: str) -> list[list[str]]:

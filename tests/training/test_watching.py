@@ -9,9 +9,11 @@ from PIL import Image
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from camtrain.data import normalize
 from camtrain.errors import CamtrainError
+from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watching import stratified
+from camtrain.training.watching import _read, stratified
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.test_module import AnybodysData
 
@@ -67,6 +69,15 @@ def test_anybody_s_data_can_be_watched(tmp_path: Path) -> None:
         small_module(num_classes=3), AnybodysData(3)
     )
     assert (tmp_path / "cams" / "epoch_001.jpg").is_file()
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_anybody_s_pictures_are_shown_in_their_own_colours(order: ChannelOrder) -> None:
+    net = small_module().net
+    net.preprocessing = Preprocessing(size=(24, 32), channel_order=order)
+    pixels = torch.randint(0, 256, (3, 24, 32), dtype=torch.uint8)
+    watched = _read([(normalize(pixels, net.preprocessing), 1)], 0, net)
+    assert torch.equal(watched.shown, pixels)
 
 
 def test_tensorboard_gets_every_sheet(data: CAMDataModule, tmp_path: Path) -> None:

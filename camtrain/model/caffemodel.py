@@ -1,0 +1,222 @@
+"""Caffe's weight files, read without Caffe and without protobuf.
+
+Source: ``caffe.proto`` of BVLC Caffe (NetParameter, LayerParameter, V1LayerParameter, BlobProto)
+    and the protocol buffers' encoding, https://protobuf.dev/programming-guides/encoding.
+
+A message is a row of fields: a number that holds the field's place and kind, then its value. The
+messages met here have a fixed depth (file, layer, blob, shape), nothing is read twice, and nothing
+grows beyond what the file itself holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.weights import check_is_file
+
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # kinds of fields
+_LONGEST_VARINT = 10
+_MOST_AXES = 32  # as in Caffe
+# Each becomes an object of some hundred bytes, which a small blob in the file does not have.
+_MOST_BLOBS = 10_000
+_SHOWN = 4
+
+
+class _Format(NamedTuple):
+    """Where a serialization keeps a layer, its name and its blobs."""
+
+    name: int
+    blobs: int
+
+
+_FORMATS = {2: _Format(name=4, blobs=6), 100: _Format(name=1, blobs=7)}  # V1 layers, V2 layer
+_LEGACY_AXES = (1, 2, 3, 4)  # num, channels, height, width
+_FLOATS, _SHAPE, _DOUBLES = 5, 7, 8
+
+
+class _DamageError(Exception):
+    """What is wrong with a file, for the one sentence that refuses it."""
+
+
+def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> dict[str, Tensor]:
+    """The weights of a ``.caffemodel`` by our parameter names.
+
+    Args:
+        path: A ``.caffemodel``.
+        layers: For each layer of the network that has weights, its Caffe name and our module's.
+        network: Its name, for the error.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: The file is damaged, or its layers are not those of the network.
+    """
+    found = read_caffemodel(path)
+    told = [f"layer {name} is missing" for name in layers if name not in found]
+    told += [f"layer {_shown(name)} is extra" for name in found if name not in layers]
+    told += [
+        f"layer {name} has {len(found[name])} arrays, not weight and bias"
+        for name in layers
+        if len(found.get(name, "wb")) != 2
+    ]
+    if told:
+        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        raise CamtrainValueError(
+            f"{path} holds the weights of another network than {network}: "
+            f"{'; '.join(told[:_SHOWN])}{more}."
+        )
+    tensors = {}
+    for name, module in layers.items():
+        weight, bias = found[name]
+        tensors[f"{module}.weight"] = _squeezed(weight, 2 if module == "head" else 4)
+        tensors[f"{module}.bias"] = _squeezed(bias, 1)
+    return tensors
+
+
+def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
+    """The weights of a ``.caffemodel``, of either serialization, by layer name.
+
+    Args:
+        path: A ``.caffemodel``.
+
+    Returns:
+        For each layer that has weights, its arrays in order, float32; in the old serialization all
+        have four axes, ``(1, 1, 1, n)`` for a bias. Of layers with one name the last counts, as in
+        Caffe.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: The file is damaged, or no Caffe weights.
+    """
+    path = Path(path)
+    check_is_file(path)
+    try:
+        layers = _layers(memoryview(path.read_bytes()))
+    except _DamageError as error:
+        raise CamtrainValueError(
+            f"{path} cannot be read as Caffe weights: {error}; expected a whole .caffemodel, take "
+            "it from its source again."
+        ) from error
+    if not layers:
+        raise CamtrainValueError(
+            f"{path} holds no layer with weights; expected a .caffemodel (a .prototxt holds the "
+            "layers only)."
+        )
+    return layers
+
+
+def _layers(content: memoryview) -> dict[str, list[Tensor]]:
+    layers: dict[str, list[Tensor]] = {}
+    count = 0
+    for field, value in _fields(content):
+        layout = _FORMATS.get(field)
+        if layout is None or not isinstance(value, memoryview):
+            continue
+        name, blobs = "", []
+        for inner, inside in _fields(value):
+            if inner == layout.name and isinstance(inside, memoryview):
+                name = bytes(inside).decode(errors="replace")
+            elif inner == layout.blobs and isinstance(inside, memoryview):
+                count += 1
+                if count > _MOST_BLOBS:
+                    raise _DamageError(f"it has more than {_MOST_BLOBS} arrays")
+                blobs.append(_blob(inside, name))
+        if blobs:
+            layers[name] = blobs
+    return layers
+
+
+def _blob(content: memoryview, layer: str) -> Tensor:
+    floats, doubles = bytearray(), bytearray()
+    shape: list[int] = []
+    legacy: dict[int, int] = {}
+    for field, value in _fields(content):
+        if field in _LEGACY_AXES and isinstance(value, int):
+            legacy[field] = value
+        elif field in (_FLOATS, _DOUBLES) and isinstance(value, memoryview):
+            # Packed or one by one: an unpacked number comes as the bytes it has in a row of them.
+            (floats if field == _FLOATS else doubles).extend(value)
+        elif field == _SHAPE and isinstance(value, memoryview):
+            shape = _shape(value)
+    if legacy and not shape:
+        shape = [legacy.get(axis, 1) for axis in _LEGACY_AXES]
+    data, kind = (floats, torch.float32) if floats else (doubles, torch.float64)
+    count, rest = divmod(len(data), kind.itemsize)
+    shape = shape or [count]
+    if rest or not count or count != math.prod(shape):
+        raise _DamageError(
+            f"layer {_shown(layer)} has {len(data)} bytes of numbers for an array of the shape "
+            f"{tuple(shape[:_SHOWN])}"
+        )
+    return torch.frombuffer(data, dtype=kind).float().reshape(shape)
+
+
+def _shape(content: memoryview) -> list[int]:
+    """The axes of a BlobShape, packed or one by one."""
+    axes: list[int] = []
+    for field, value in _fields(content):
+        if field != 1:
+            continue
+        if isinstance(value, int):
+            axes.append(value)
+        else:
+            at = 0
+            while at < len(value) and len(axes) <= _MOST_AXES:
+                axis, at = _varint(value, at)
+                axes.append(axis)
+        if len(axes) > _MOST_AXES:
+            raise _DamageError(f"an array in it has more than {_MOST_AXES} axes")
+    return axes
+
+
+def _squeezed(tensor: Tensor, axes: int) -> Tensor:
+    """Without the leading axes of length 1 that the old serialization fills up with."""
+    while tensor.ndim > axes and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    return tensor
+
+
+def _shown(name: str) -> str:
+    """A layer's name for a message: a damaged one may be long, or hold anything."""
+    return f"{name!r:.60}"
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message in order: a varint as its number, everything else as its bytes."""
+    at = 0
+    while at < len(content):
+        tag, at = _varint(content, at)
+        field, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            number, at = _varint(content, at)
+            yield field, number
+            continue
+        if kind == _BYTES:
+            length, at = _varint(content, at)
+        elif kind in (_FOUR_BYTES, _EIGHT_BYTES):
+            length = 4 if kind == _FOUR_BYTES else 8
+        else:
+            raise _DamageError(f"it has a field of the unknown kind {kind}")
+        if length > len(content) - at:
+            raise _DamageError(
+                f"a field of {length} bytes begins where {len(content) - at} are left, so it is "
+                "cut off or damaged"
+            )
+        yield field, content[at : at + length]
+        at += length
+
+
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
+    """The number that begins at ``at``, seven bits per byte, and where it ends."""
+    number = 0
+    for place, byte in enumerate(content[at : at + _LONGEST_VARINT]):
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return number, at + place + 1
+    raise _DamageError("a number in it does not end, so it is cut off or damaged")

@@ -1,0 +1,201 @@
+"""The paper's networks as their authors released them: trunk, CAM convolutions, head, input.
+
+Source: Zhou et al., CVPR 2016 (arXiv 1512.04150), section 3, and the authors' Caffe definitions.
+
+They trained them by SGD with momentum 0.9, weight decay 5e-4 (none on biases) and batches of 64,
+GoogLeNet-CAM for 160,000 steps at a learning rate of 1e-3, a tenth of it after each 40,000; biases
+learned twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.camnet import CAMNet
+from camtrain.model.paper_trunks import (
+    alexnet_plus_trunk,
+    caffe_name,
+    fill,
+    googlenet_trunk,
+    scaled,
+    vgg16_trunk,
+)
+from camtrain.model.weights import load_weights
+from camtrain.preprocessing import Preprocessing
+
+# What `create_model` adds to a backbone unless told otherwise.
+USUAL_NECK = {"neck": [1024], "neck_kernel": 3, "neck_groups": 1, "neck_norm": None}
+
+_STRIDE = 16  # of all three
+_MEAN_BGR = (104.0, 117.0, 123.0)  # of pixels 0..255
+_RESIZED = 256  # the short side, of which the middle is cut out
+
+
+@dataclass(frozen=True)
+class PaperNetwork:
+    """One of the paper's networks, at full width.
+
+    Attributes:
+        trunk: Builds what lies before the CAM convolutions, of ``in_chans`` and ``width``.
+        neck: Outputs of the CAM convolutions: 3x3, 2 groups, each with ReLU.
+        neck_layers: Their Caffe names.
+        head_layer: The Caffe name of the linear classifier.
+        side: Height and width of the input, in pixels.
+        neck_bias: First value of the CAM convolutions' biases; their weights are gaussian, 0.01.
+        head_std: Of the head's first weights, gaussian; None for Caffe's "xavier".
+        dropout: Before the head.
+        no_dropout_for: A number of classes for which the authors' network has none.
+    """
+
+    trunk: Callable[..., nn.Sequential]
+    neck: tuple[int, ...]
+    neck_layers: tuple[str, ...]
+    head_layer: str
+    side: int
+    neck_bias: float
+    head_std: float | None
+    dropout: float
+    no_dropout_for: int | None = None
+
+
+PAPER_NETWORKS = {
+    "camtrain/vgg16-cam": PaperNetwork(
+        vgg16_trunk,
+        neck=(1024,),
+        neck_layers=("CAM_conv",),
+        head_layer="CAM_fc",
+        side=224,
+        neck_bias=0.0,
+        head_std=0.01,
+        dropout=0.5,
+    ),
+    "camtrain/googlenet-cam": PaperNetwork(
+        googlenet_trunk,
+        neck=(1024,),
+        neck_layers=("CAM_conv",),
+        head_layer="CAM_fc",
+        side=224,
+        neck_bias=1.0,
+        head_std=None,
+        dropout=0.0,
+    ),
+    "camtrain/alexnet-plus-cam": PaperNetwork(
+        alexnet_plus_trunk,
+        neck=(512, 512),
+        neck_layers=("conv6", "conv7"),
+        head_layer="fc9",
+        side=227,
+        neck_bias=1.0,
+        head_std=0.01,
+        dropout=0.5,
+        no_dropout_for=205,  # Places205
+    ),
+}
+
+
+def with_paper_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe in which the paper's neck and dropout stand where the usual ones were left.
+
+    Only for the paper's networks. Neck arguments that are all ``create_model``'s defaults mean the
+    CAM convolutions of the paper, a dropout of 0 the authors' dropout; anything else is kept.
+    """
+    paper = PAPER_NETWORKS.get(recipe["backbone"])
+    if paper is None:
+        return recipe
+    completed = dict(recipe)
+    if all(recipe[name] == usual for name, usual in USUAL_NECK.items()):
+        completed.update(neck=_scaled_neck(paper, recipe), neck_groups=2)
+    if recipe["dropout"] == 0 and recipe["num_classes"] != paper.no_dropout_for:
+        completed["dropout"] = paper.dropout
+    return completed
+
+
+def has_paper_neck(recipe: dict[str, Any]) -> bool:
+    """Whether a recipe is a network of the paper as a whole, at any width: trunk and neck."""
+    paper = PAPER_NETWORKS.get(recipe["backbone"])
+    if paper is None or recipe["cut"] is not None:
+        return False
+    own = {**USUAL_NECK, "neck": _scaled_neck(paper, recipe), "neck_groups": 2}
+    return all(recipe[name] == value for name, value in own.items())
+
+
+def complete_paper_network(net: CAMNet, tensors: dict[str, Tensor], *, source: str) -> None:
+    """Make neck and head those of the paper, in place: first values, dilation, weights.
+
+    Args:
+        net: Its ``recipe`` has the paper's neck.
+        tensors: May hold ``neck.*`` and ``head.*``; a head for other classes is left out.
+        source: Where they come from, for the error.
+
+    Raises:
+        CamtrainValueError: They have other shapes.
+    """
+    assert net.recipe is not None
+    paper = PAPER_NETWORKS[net.recipe["backbone"]]
+    convs = [layer for layer in net.neck.children() if isinstance(layer, nn.Conv2d)]
+    for conv in convs:
+        fill(conv, bias=paper.neck_bias, std=0.01)
+        # The CAM convolutions are trained layers too: at a smaller stride they look at the pixels
+        # they were trained for, as the trunk's layers do.
+        spread = _STRIDE // (net.recipe["stride"] or _STRIDE)
+        conv.dilation = conv.padding = (spread, spread)
+    fill(net.head, bias=0.0, std=paper.head_std)
+    for name, part in (("neck", net.neck), ("head", net.head)):
+        prefix = f"{name}."
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        rows = own["weight"].shape[:1] if "weight" in own else None
+        is_other_head = part is net.head and rows != net.head.weight.shape[:1]
+        if own and not is_other_head:
+            load_weights(part, own, source=f"The {name} of {source}")
+
+
+def caffe_layers(name: str) -> dict[str, str]:
+    """The layers of a network of the paper that have weights: Caffe's name and ours.
+
+    Ours are those of ``CAMNet`` without ``backbone.trunk.``.
+
+    Raises:
+        CamtrainValueError: ``name`` is none of the paper's networks.
+    """
+    if name not in PAPER_NETWORKS:
+        raise CamtrainValueError(
+            f"A .caffemodel fits the paper's networks, {', '.join(PAPER_NETWORKS)}, not {name}; "
+            "choose one of them as the backbone, or other weights."
+        )
+    paper = PAPER_NETWORKS[name]
+    with torch.device("meta"):
+        trunk = paper.trunk()
+    convs = [path for path, layer in trunk.named_modules() if isinstance(layer, nn.Conv2d)]
+    layers = {caffe_name(path): path for path in convs}
+    layers |= {layer: f"neck.conv{n}" for n, layer in enumerate(paper.neck_layers, start=1)}
+    return {**layers, paper.head_layer: "head"}
+
+
+def paper_preprocessing(name: str, in_chans: int) -> Preprocessing:
+    """Pixels 0..255 in the order BGR minus their mean; other channels minus the mean of the three.
+
+    The short side becomes 256 pixels long and the middle is cut out. (The authors warp pictures to
+    256 x 256 and average ten such cuts.)
+    """
+    side = PAPER_NETWORKS[name].side
+    is_colour = in_chans == 3
+    mean = _MEAN_BGR if is_colour else (sum(_MEAN_BGR) / 3,) * in_chans
+    return Preprocessing(
+        size=(side, side),
+        mean=tuple(value / 255 for value in mean),
+        std=(1 / 255,) * in_chans,
+        resize_mode="crop",
+        crop_pct=side / _RESIZED,
+        channel_order="bgr" if is_colour else "rgb",
+    )
+
+
+def _scaled_neck(paper: PaperNetwork, recipe: dict[str, Any]) -> list[int]:
+    width = recipe["backbone_args"].get("width", 1.0)
+    return [scaled(channels, width) for channels in paper.neck]
