@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.cam import CAMOutput, PoolName, pool_maps, project, project_classes
+from camtrain.errors import CamtrainValueError
+from camtrain.model.cam import (
+    CAMOutput,
+    PoolName,
+    check_classes,
+    pool_maps,
+    project,
+    project_classes,
+)
 from camtrain.preprocessing import Preprocessing
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class CAMNet(nn.Module):
@@ -138,23 +143,8 @@ class CAMNet(nn.Module):
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
         if top is not None and top < 1:
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
-        if classes is None:
-            return
-        kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
-        if kind not in _INTEGERS:
-            raise CamtrainTypeError(f"classes must be a tensor of integers, got {kind}.")
-        if classes.ndim not in (1, 2) or classes.shape[0] != batch:
-            raise CamtrainValueError(
-                f"classes must have the shape (B,) or (B, k) with B = {batch}, got "
-                f"{tuple(classes.shape)}."
-            )
-        if torch.compiler.is_compiling() or classes.is_meta or not classes.numel():
-            return
-        last = self.head.out_features - 1
-        if int(classes.min()) < 0 or int(classes.max()) > last:
-            raise CamtrainValueError(
-                f"classes must lie in 0..{last}, got {int(classes.min())}..{int(classes.max())}."
-            )
+        if classes is not None:
+            check_classes(classes, batch, self.head.out_features)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
