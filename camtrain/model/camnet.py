@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from camtrain.model.cam import (
 )
 from camtrain.preprocessing import Preprocessing
 
+Task = Literal["multiclass", "multilabel"]
+
 
 class CAMNet(nn.Module):
     """A classifier whose linear head, applied before the pooling, gives a map per class.
@@ -34,6 +36,8 @@ class CAMNet(nn.Module):
         neck: The convolutions that the conversion adds; identity without any.
         head: The linear classifier, weight (K, C), bias (K).
         pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
+        task: ``multiclass``, one class per picture (softmax), or ``multilabel``, any number of them
+            (sigmoid).
         class_names: K names, or None.
         preprocessing: What the network expects to be done to its pictures, or None where nobody has
             said it.
@@ -49,6 +53,7 @@ class CAMNet(nn.Module):
         neck: nn.Module | None = None,
         pool: PoolName = "avg",
         dropout: float = 0.0,
+        task: Task = "multiclass",
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         recipe: dict[str, Any] | None = None,
@@ -59,6 +64,7 @@ class CAMNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.pool: PoolName = pool
+        self.task: Task = check_task(task)
         self.preprocessing = preprocessing
         self.recipe = recipe
         self.class_names: tuple[str, ...] | None = None
@@ -98,6 +104,10 @@ class CAMNet(nn.Module):
                 # cheaper: no map is made.
                 return F.linear(self.dropout(pool_maps(features, self.pool)), weight, bias)
             return pool_maps(project(self.dropout(features), weight), self.pool) + bias
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores in [0, 1] of logits (B, K): softmax, or sigmoid where the task is multi-label."""
+        return logits.sigmoid() if self.task == "multilabel" else logits.softmax(1)
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -145,6 +155,17 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
         if classes is not None:
             check_classes(classes, batch, self.head.out_features)
+
+
+def check_task(task: Task) -> Task:
+    """The task itself; anything else is refused.
+
+    Raises:
+        CamtrainValueError: It is neither ``multiclass`` nor ``multilabel``.
+    """
+    if task not in get_args(Task):
+        raise CamtrainValueError(f"task must be multiclass or multilabel, got {task!r}.")
+    return task
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
