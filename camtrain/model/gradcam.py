@@ -145,7 +145,7 @@ def _forward(
         near = inside[-3:] or [other for other in beside if other != name]
         raise CamtrainValueError(
             f"layer {name!r} is not reached by the forward pass of {type(model).__name__}; choose "
-            f"one that is, near it are {', '.join(near)}."
+            f"another; layers near it are {', '.join(near)}."
         )
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -276,7 +276,7 @@ def call(layer: str | nn.Module, **changes: Any) -> Tensor:
         (nn.Conv2d(3, 3, 1), {}, "got a Conv2d that is not inside"),
         ("twice", {}, "layer 'twice' runs more than once"),
         ("unused", {}, "layer 'unused' is not reached by the forward pass of Odd"),
-        ("block", {}, "choose one that is, near it are block.0"),
+        ("block", {}, "choose another; layers near it are block.0"),
         ("fc", {}, "layer must give a feature map (B, C, h, w), 'fc' gives (2, 5)"),
         ("pair", {}, "'pair' gives tuple"),
         ("aside", {}, "layer 'aside' does not influence the logits"),
