@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from camtrain.model.camnet import CAMNet as CAMNet
     from camtrain.model.convert import convert as convert
     from camtrain.model.create import create_model as create_model
+    from camtrain.model.gradcam import gradcam as gradcam
     from camtrain.preprocessing import Preprocessing as Preprocessing
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "boxes_from_heatmap": "camtrain.localization",
     "convert": "camtrain.model.convert",
     "create_model": "camtrain.model.create",
+    "gradcam": "camtrain.model.gradcam",
     "heatmaps": "camtrain.model.cam",
     "load": "camtrain.inference.predictor",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "boxes_from_heatmap",
     "convert",
     "create_model",
+    "gradcam",
     "heatmaps",
     "load",
 ]

@@ -39,7 +39,7 @@ class Prediction:
 
     Attributes:
         names: Class names.
-        scores: In [0, 1], softmax over all K classes.
+        scores: In [0, 1]: softmax over all K classes, or a sigmoid of each for multi-label.
         classes: Class numbers.
         heatmaps: (k, H, W), float32 in [0, 1], over the original picture.
         boxes: Per class (n, 4), int64, half-open xyxy in pixels of the original picture, largest
@@ -170,7 +170,7 @@ class Predictor:
             with torch.inference_mode():
                 images = images.to(self.device, memory_format=torch.channels_last)
                 logits, maps, classes = self.net.class_maps(images, top=top)
-            scores = logits.softmax(1).gather(1, classes)
+            scores = self.net.scores(logits).gather(1, classes)
             for row, (image, path) in enumerate(batch):
                 size_hw = (image.shape[1], image.shape[2])
                 heat = picture_heatmaps(maps[row], self.preprocessing, size_hw, method=method).cpu()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 
 PoolName = Literal["avg", "max", "lse", "gmp"]
 HeatmapMethod = Literal["minmax", "max", "ivr"]
@@ -21,6 +21,7 @@ HeatmapMethod = Literal["minmax", "max", "ivr"]
 LSE_SHARPNESS = 4.0
 IVR_PERCENTILE = 0.45
 ROUNDING = 8 * torch.finfo(torch.float32).eps
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class CAMOutput(NamedTuple):
@@ -125,17 +126,24 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
             f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
         )
     maps = maps.float()
-    heat = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    # Rounding must not be blown up to a heatmap. NaN and infinity compare as False.
-    rounding = ROUNDING * maps.abs().amax((-2, -1), keepdim=True)
-    has_range = heat.amax((-2, -1), keepdim=True) - heat.amin((-2, -1), keepdim=True) > rounding
-    if method == "minmax":
-        heat = heat - heat.amin((-2, -1), keepdim=True)
-    elif method == "ivr":
-        heat = heat - _percentile(heat, IVR_PERCENTILE)
-    heat = heat.clamp_min(0.0)
-    peak = heat.amax((-2, -1), keepdim=True)
-    return torch.where(has_range & (peak > rounding), heat / peak, 0.0)
+    reach = maps.abs().amax((-2, -1), keepdim=True)  # (B, k, 1, 1)
+    # A map that holds NaN or infinity is replaced by a constant one, which has no range.
+    heat = F.interpolate(
+        torch.where(reach.isfinite(), maps, 0.0), size=size, mode="bilinear", align_corners=False
+    )
+    lowest, highest = heat.amin((-2, -1), keepdim=True), heat.amax((-2, -1), keepdim=True)
+    # Rounding must not be blown up to a heatmap.
+    rounding = ROUNDING * reach
+    has_range = highest - lowest > rounding
+    # Few passes over the pixels: rounding is monotone, so the maximum needs no second look.
+    if method == "max":
+        heat = heat.clamp_min(0.0)
+        peak = highest
+    else:
+        floor = lowest if method == "minmax" else _percentile(heat, IVR_PERCENTILE)
+        heat, peak = heat - floor, highest - floor
+        heat = heat.clamp_min(0.0) if method == "ivr" else heat
+    return heat / torch.where(has_range & (peak > rounding), peak, torch.inf)
 
 
 def _percentile(heat: Tensor, q: float) -> Tensor:
@@ -144,3 +152,27 @@ def _percentile(heat: Tensor, q: float) -> Tensor:
     place = q * (ordered.shape[2] - 1)
     lower, upper = ordered[:, :, math.floor(place)], ordered[:, :, math.ceil(place)]
     return torch.lerp(lower, upper, place - math.floor(place))[:, :, None, None]
+
+
+def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:
+    """Refuse classes that are not (B,) or (B, k) integers in 0..K-1.
+
+    Raises:
+        CamtrainTypeError: ``classes`` is not a tensor of integers.
+        CamtrainValueError: Its shape or its values do not fit.
+    """
+    kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
+    if kind not in _INTEGERS:
+        raise CamtrainTypeError(f"classes must be a tensor of integers, got {kind}.")
+    if classes.ndim not in (1, 2) or classes.shape[0] != batch:
+        raise CamtrainValueError(
+            f"classes must have the shape (B,) or (B, k) with B = {batch}, got "
+            f"{tuple(classes.shape)}."
+        )
+    if torch.compiler.is_compiling() or classes.is_meta or not classes.numel():
+        return
+    last = num_classes - 1
+    if int(classes.min()) < 0 or int(classes.max()) > last:
+        raise CamtrainValueError(
+            f"classes must lie in 0..{last}, got {int(classes.min())}..{int(classes.max())}."
+        )

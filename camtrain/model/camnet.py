@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.cam import CAMOutput, PoolName, pool_maps, project, project_classes
+from camtrain.errors import CamtrainValueError
+from camtrain.model.cam import (
+    CAMOutput,
+    PoolName,
+    check_classes,
+    pool_maps,
+    project,
+    project_classes,
+)
 from camtrain.preprocessing import Preprocessing
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Task = Literal["multiclass", "multilabel"]
 
 
 class CAMNet(nn.Module):
@@ -29,6 +36,8 @@ class CAMNet(nn.Module):
         neck: The convolutions that the conversion adds; identity without any.
         head: The linear classifier, weight (K, C), bias (K).
         pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
+        task: ``multiclass``, one class per picture (softmax), or ``multilabel``, any number of them
+            (sigmoid).
         class_names: K names, or None.
         preprocessing: What the network expects to be done to its pictures, or None where nobody has
             said it.
@@ -44,6 +53,7 @@ class CAMNet(nn.Module):
         neck: nn.Module | None = None,
         pool: PoolName = "avg",
         dropout: float = 0.0,
+        task: Task = "multiclass",
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         recipe: dict[str, Any] | None = None,
@@ -54,6 +64,7 @@ class CAMNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.pool: PoolName = pool
+        self.task: Task = check_task(task)
         self.preprocessing = preprocessing
         self.recipe = recipe
         self.class_names: tuple[str, ...] | None = None
@@ -93,6 +104,10 @@ class CAMNet(nn.Module):
                 # cheaper: no map is made.
                 return F.linear(self.dropout(pool_maps(features, self.pool)), weight, bias)
             return pool_maps(project(self.dropout(features), weight), self.pool) + bias
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores in [0, 1] of logits (B, K): softmax, or sigmoid where the task is multi-label."""
+        return logits.sigmoid() if self.task == "multilabel" else logits.softmax(1)
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -138,23 +153,19 @@ class CAMNet(nn.Module):
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
         if top is not None and top < 1:
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
-        if classes is None:
-            return
-        kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
-        if kind not in _INTEGERS:
-            raise CamtrainTypeError(f"classes must be a tensor of integers, got {kind}.")
-        if classes.ndim not in (1, 2) or classes.shape[0] != batch:
-            raise CamtrainValueError(
-                f"classes must have the shape (B,) or (B, k) with B = {batch}, got "
-                f"{tuple(classes.shape)}."
-            )
-        if torch.compiler.is_compiling() or classes.is_meta or not classes.numel():
-            return
-        last = self.head.out_features - 1
-        if int(classes.min()) < 0 or int(classes.max()) > last:
-            raise CamtrainValueError(
-                f"classes must lie in 0..{last}, got {int(classes.min())}..{int(classes.max())}."
-            )
+        if classes is not None:
+            check_classes(classes, batch, self.head.out_features)
+
+
+def check_task(task: Task) -> Task:
+    """The task itself; anything else is refused.
+
+    Raises:
+        CamtrainValueError: It is neither ``multiclass`` nor ``multilabel``.
+    """
+    if task not in get_args(Task):
+        raise CamtrainValueError(f"task must be multiclass or multilabel, got {task!r}.")
+    return task
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

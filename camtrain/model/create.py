@@ -23,7 +23,7 @@ from camtrain.model.backbones import (
     usual_preprocessing,
 )
 from camtrain.model.cam import PoolName
-from camtrain.model.camnet import CAMNet
+from camtrain.model.camnet import CAMNet, Task, check_task
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
 from camtrain.model.probe import drop_unused, probe
@@ -53,6 +53,7 @@ def create_model(
     neck_norm: NormName | None = None,
     pool: PoolName = "avg",
     dropout: float = 0.0,
+    task: Task = "multiclass",
     in_chans: int = 3,
     backbone_args: dict[str, Any] | None = None,
 ) -> CAMNet:
@@ -83,6 +84,8 @@ def create_model(
         neck_norm: ``batch``, or None for a bias instead.
         pool: How a class map becomes its logit: ``avg``, ``max``, ``lse``, ``gmp``.
         dropout: Probability, before the head.
+        task: ``multiclass``, or ``multilabel``: any number of classes per picture, each with a
+            sigmoid of its own.
         in_chans: Channels of the images.
         backbone_args: Further arguments of the library's builder, such as ``{"pad_type": "same"}``.
 
@@ -95,6 +98,7 @@ def create_model(
         CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
     """
     _check_arguments(neck, neck_kernel, neck_groups, neck_norm, pool, dropout)
+    check_task(task)
     name = full_name(backbone)
     found = find_weights(name, weights)
     backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
@@ -117,6 +121,7 @@ def create_model(
         "neck_norm": neck_norm,
         "pool": pool,
         "dropout": dropout,
+        "task": task,
         "in_chans": in_chans,
         "backbone_args": backbone_args,
     }
@@ -136,7 +141,8 @@ def create_model(
 def from_recipe(recipe: dict[str, Any]) -> CAMNet:
     """The architecture that ``CAMNet.recipe`` describes, with random weights."""
     build = _with_own_head if recipe.get("own_head") else _with_new_head
-    return build(recipe, None)
+    # Recipes from before there were other tasks do not say theirs.
+    return build({**recipe, "task": recipe.get("task", "multiclass")}, None)
 
 
 def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
@@ -153,6 +159,7 @@ def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     net = convert(classifier, stride=recipe["stride"])
     net.dropout.p = recipe["dropout"]
     net.pool = recipe["pool"]
+    net.task = check_task(recipe["task"])
     net.recipe = {**recipe, "own_head": True}
     net.preprocessing = usual_preprocessing(recipe["backbone"], recipe["in_chans"])
     return net
@@ -179,6 +186,7 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
         neck=neck,
         pool=recipe["pool"],
         dropout=recipe["dropout"],
+        task=recipe["task"],
         preprocessing=preprocessing,
         recipe={**recipe, "own_head": False},
     )

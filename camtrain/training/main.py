@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluation import SCORES
+from camtrain.training.evaluation import score_names
 from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
@@ -34,7 +34,7 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 1,  # everything is logged by epoch; Lightning warns about short ones
 }
-LOGGED = ("train/loss", *(f"val/{name}" for name in SCORES))
+_MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
 
 
 class CamtrainCLI(LightningCLI):
@@ -62,7 +62,8 @@ class CamtrainCLI(LightningCLI):
         add("--name", str | None, None, "None means the config's file name, else the backbone.")
         add("--runs_dir", str, "runs", "Folder with one folder per run.")
         add("--overwrite", bool, False, "Replace an earlier run of the same name.")
-        add("--monitor", str, "val/acc1", "Score of the best epoch; a loss is minimized.")
+        best = "Score of the best epoch, a loss is minimized; None means val/acc1, or val/map."
+        add("--monitor", str | None, None, best)
         add("--logger", LoggerName, "wandb", "Where curves and heatmaps go, beside the run folder.")
         add("--project", str, "camtrain", "W&B project.")
         parser.add_lightning_class_args(CAMLogger, "cams")
@@ -86,6 +87,7 @@ class CamtrainCLI(LightningCLI):
         else:
             settings["name"] = _run_name(settings)
             self.folder = RunFolder(Path(settings["runs_dir"]) / settings["name"])
+            settings["monitor"] = settings["monitor"] or _MONITORS[self.model.net.task]
             callbacks = self._writers(self.folder, settings["monitor"])
             _check_checkpoint(settings["ckpt_path"], self.folder, settings["overwrite"])
             self._makes_loggers = trainer["logger"] in (None, True)
@@ -107,9 +109,11 @@ class CamtrainCLI(LightningCLI):
                 "fit chooses the best epoch on a val split, and the data has none; add the folder "
                 "val/CLASS, or give --data.val_fraction above 0."
             )
-        if monitor not in LOGGED or (monitor == "val/acc5" and self.datamodule.num_classes <= 5):
+        names = score_names(self.datamodule.num_classes, self.model.net.task)
+        logged = ["train/loss", *(f"val/{name}" for name in names)]
+        if monitor not in logged:
             raise CamtrainValueError(
-                f"--monitor must be one of {', '.join(LOGGED)}, got {monitor!r}."
+                f"--monitor must be one of {', '.join(logged)}, got {monitor!r}."
             )
         watcher = self.config_init[self.subcommand]["cams"]
         watcher.dirpath = watcher.dirpath or folder.cams

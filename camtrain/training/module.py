@@ -13,25 +13,28 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.model.cam import PoolName
+from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
+from camtrain.training.multilabel import loss_of
 
 
 class CAMModule(LightningModule):
     """Trains a CAM network; takes batches of (images, labels, ...) from any LightningDataModule.
 
+    Labels are class numbers, (B,), and for ``task="multilabel"`` also multi-hot, (B, K).
+
     With batches of ``CAMDataModule`` it also measures localization wherever the pictures have
-    boxes. Evaluation computes in float32 whatever the precision of the training, as the shipped
-    network does.
+    boxes; not where labels are multi-hot, since no box says of which class it is. Evaluation
+    computes in float32 whatever the precision of the training, as the shipped network does.
 
     Attributes:
         net: The ``CAMNet``.
@@ -52,6 +55,7 @@ class CAMModule(LightningModule):
         neck_norm: NormName | None = None,
         pool: PoolName = "avg",
         dropout: float = 0.0,
+        task: Task = "multiclass",
         in_chans: int = 3,
         backbone_args: dict[str, Any] | None = None,
         freeze_backbone: bool = False,
@@ -76,6 +80,8 @@ class CAMModule(LightningModule):
             neck_norm: ``batch``, or None for a bias instead.
             pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
             dropout: Probability, before the head; 0 means the authors' own likewise.
+            task: ``multiclass``: softmax and cross-entropy; ``multilabel``: a sigmoid and binary
+                cross-entropy for each class.
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
             freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
@@ -109,11 +115,12 @@ class CAMModule(LightningModule):
             neck_norm=neck_norm,
             pool=pool,
             dropout=dropout,
+            task=task,
             in_chans=in_chans,
             backbone_args=backbone_args,
         ).to(memory_format=torch.channels_last)
         self.evaluations = nn.ModuleDict(
-            {split: Evaluation(self.net.head.out_features) for split in ("val", "test")}
+            {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
         self.map_threshold = DEFAULT_THRESHOLD
         self._seed = 0
@@ -152,11 +159,11 @@ class CAMModule(LightningModule):
         self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch; its randomness depends on seed, epoch and step alone."""
+        """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
-        loss = F.cross_entropy(self(images), labels)
+        loss = loss_of(self(images), labels, self.net.task)
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
         )
@@ -191,10 +198,14 @@ class CAMModule(LightningModule):
         images, labels = batch[0], batch[1]
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=torch.channels_last)
-            output = self.net.class_maps(images, classes=labels)
+            if labels.ndim > 1 and self.net.task == "multilabel":
+                logits, maps = self.net(images), None
+            else:
+                output = self.net.class_maps(images, classes=labels)
+                logits, maps = output.logits, output.maps[:, 0]
         self._evaluation(split).update(
-            output.logits,
-            output.maps[:, 0],
+            logits,
+            maps,
             labels,
             batch if isinstance(batch, Batch) else None,
             self.net.preprocessing,
@@ -202,7 +213,7 @@ class CAMModule(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         evaluation = self._evaluation(split)
-        shown = ("loss", "acc1", "max_box_acc")
+        shown = ("loss", "acc1", "map", "max_box_acc")
         for name, value in evaluation.compute().items():
             self.log(f"{split}/{name}", value, prog_bar=name in shown)
         if split == "val":
@@ -252,7 +263,7 @@ class CAMModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what ``on_save_checkpoint`` kept; building it again could need weights long gone."""
         own = checkpoint["camtrain"]
-        recipe = own["architecture"]
+        recipe = {"task": "multiclass", **own["architecture"]}  # see `from_recipe`
         if self._is_resuming():
             self._check_same("network", self.net.recipe, recipe)
             self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])

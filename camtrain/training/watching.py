@@ -35,7 +35,7 @@ class _Watched:
 
     shown: Tensor  # (C, H, W), uint8
     image: Tensor  # (C, h, w), normalized
-    label: int
+    labels: tuple[int, ...]  # its classes; one, unless the network is multi-label
     boxes_xyxy: Tensor  # (n, 4), in pixels of `shown`
     preprocessing: Preprocessing
 
@@ -44,9 +44,10 @@ class CAMLogger(Callback):
     """Shows the same class-stratified validation pictures after every epoch, and before the first.
 
     Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
-    names and scores. The sheets go to ``DIRPATH/epoch_000.jpg``, ... and to the W&B and TensorBoard
-    loggers of the trainer, under ``val/cams``. Works with any module whose ``.net`` is a
-    ``CAMNet``.
+    names and scores. Where labels are multi-hot, the first class of a picture is shown as the true
+    one, each of its classes is a right prediction, and a picture of no class has only a predicted
+    one. The sheets go to ``DIRPATH/epoch_000.jpg``, ... and to the W&B and TensorBoard loggers of
+    the trainer, under ``val/cams``. Works with any module whose ``.net`` is a ``CAMNet``.
     """
 
     def __init__(
@@ -168,28 +169,30 @@ def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[Wa
     device = net.head.weight.device
     images = torch.stack([one.image for one in watched]).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.tensor([one.label for one in watched], device=device)
+    labels = torch.tensor([one.labels[0] if one.labels else 0 for one in watched], device=device)
     with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
         features = net.features(images)
         logits = net.classify(features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.maps_of(features, classes=classes).maps.cpu()
-        scores = logits.softmax(1).gather(1, classes).tolist()
+        scores = net.scores(logits).gather(1, classes).tolist()
     rows = []
     for one, pair, both, score in zip(watched, maps, classes.tolist(), scores, strict=True):
         size_hw = (one.shown.shape[1], one.shown.shape[2])
         heat = picture_heatmaps(pair, one.preprocessing, size_hw)
+        if not one.labels:
+            heat[0] = 0.0
         row = WatchedPicture(
             image=one.shown,
             true_heatmap=heat[0],
             predicted_heatmap=heat[1],
             true_boxes_xyxy=one.boxes_xyxy,
             predicted_boxes_xyxy=boxes_from_heatmap(heat[0], DEFAULT_THRESHOLD)[:1],
-            true_name=names[both[0]],
+            true_name=names[both[0]] if one.labels else "no class",
             predicted_name=names[both[1]],
-            true_score=score[0],
+            true_score=score[0] if one.labels else 0.0,
             predicted_score=score[1],
-            is_right=both[0] == both[1],
+            is_right=both[1] in one.labels,
         )
         rows.append(row)
     return rows
@@ -199,21 +202,30 @@ def _read(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched:
     if isinstance(dataset, PreparedDataset):
         sample, picture = dataset[index], dataset.source.read(dataset.indices[index])
         return _Watched(
-            picture.image, sample.image, sample.label, sample.boxes_xyxy, dataset.preprocessing
+            picture.image, sample.image, (sample.label,), sample.boxes_xyxy, dataset.preprocessing
         )
     image, label = dataset[index][:2]
     preprocessing = net.preprocessing or Preprocessing()
     shown = to_pixels(image, preprocessing)
     squash = replace(preprocessing, size=tuple(image.shape[1:]), resize_mode="squash")
-    return _Watched(shown, image, int(label), torch.zeros(0, 4, dtype=torch.int64), squash)
+    return _Watched(shown, image, _classes(label), torch.zeros(0, 4, dtype=torch.int64), squash)
 
 
 def _labels(dataset: Sequence[Any]) -> list[int]:
-    """The labels, without reading the pictures where the data set knows them."""
+    """The first class of each item, -1 for none; reads no picture where the data set knows them."""
     for name in ("labels", "targets"):
         if hasattr(dataset, name):
-            return [int(label) for label in getattr(dataset, name)]
-    return [int(dataset[i][1]) for i in range(min(len(dataset), _LABELS_READ))]
+            labels = list(getattr(dataset, name))
+            break
+    else:
+        labels = [dataset[i][1] for i in range(min(len(dataset), _LABELS_READ))]
+    return [next(iter(_classes(label)), -1) for label in labels]
+
+
+def _classes(label: object) -> tuple[int, ...]:
+    """The classes of a label, which is a class number or multi-hot, (K,)."""
+    label = torch.as_tensor(label)
+    return (int(label),) if label.ndim == 0 else tuple(label.nonzero()[:, 0].tolist())
 
 
 def _class_names(trainer: Trainer, net: CAMNet) -> Sequence[str]:

@@ -35,7 +35,8 @@ def digits_net() -> CAMNet:
 
 def own_head_net() -> CAMNet:
     """A cam-ready classifier that keeps its head, here with random weights."""
-    recipe = create_model("torchvision/squeezenet1_1", 7, weights=None, neck=()).recipe
+    name = "torchvision/squeezenet1_1"
+    recipe = create_model(name, 7, weights=None, neck=(), task="multilabel").recipe
     assert recipe is not None
     return from_recipe({**recipe, "own_head": True})
 
@@ -77,6 +78,7 @@ def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> 
     assert found.net.preprocessing == net.preprocessing
     assert found.net.recipe == net.recipe
     assert found.net.pool == net.pool
+    assert found.net.task == net.task == ("multiclass" if make is digits_net else "multilabel")
     state, expected = found.net.state_dict(), net.state_dict()
     assert state.keys() == expected.keys()
     for name in expected:
