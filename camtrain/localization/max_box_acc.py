@@ -92,9 +92,10 @@ class _BoxHits(Metric):
             return hits_at_thresholds(maps[index], boxes, size_hw, self.iou_thresholds)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for hits in pool.map(hits_of, pictures_with_boxes(boxes_xyxy, sizes_hw)):
-                self.hits += hits.to(self.hits.device)
-                self.count += 1
+            hits = list(pool.map(hits_of, pictures_with_boxes(boxes_xyxy, sizes_hw)))
+        if hits:
+            self.hits += torch.stack(hits).sum(dim=0).to(self.hits.device)
+            self.count += len(hits)
 
     def curve(self, iou_threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """The accuracy at each threshold, over the pictures of all processes.
