@@ -1,51 +1,184 @@
-"""MaxBoxAcc, the WSOL benchmark's score: localization at the data set's best threshold."""
+"""MaxBoxAcc and MaxBoxAccV2, the WSOL benchmark's scores: at the data set's best threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from camtrain.localization.boxes import box_iou_inclusive
+from camtrain.errors import CamtrainValueError
+from camtrain.localization.boxes import box_iou_inclusive, check_threshold
+from camtrain.localization.contours import contour_boxes
 from camtrain.localization.pictures import check_batch, check_iou_threshold, pictures_with_boxes
 from camtrain.localization.wsol import (
     THRESHOLDS,
     inclusive_boxes,
-    largest_contour_boxes,
     levels_of_thresholds,
-    quantized,
     score_map,
 )
 
+IOU_THRESHOLDS = (0.3, 0.5, 0.7)
+
 
 def hits_at_thresholds(
-    class_map: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int], iou_threshold: float = 0.5
+    class_map: Tensor,
+    boxes_xyxy: Tensor,
+    size_hw: tuple[int, int],
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
 ) -> Tensor:
-    """Whether the box of a class map meets any truth box, at each of the benchmark's thresholds.
+    """Whether boxes of a class map meet any truth box, at each of the benchmark's thresholds.
 
     Args:
         class_map: (h, w), signed and unnormalized; it covers the whole picture.
         boxes_xyxy: (n, 4), n > 0, half-open xyxy in pixels of the picture, on the CPU.
         size_hw: The picture's (H, W), in pixels.
-        iou_threshold: The least IoU of a hit, on inclusive pixels at 224 x 224.
+        iou_thresholds: The least IoUs of a hit, on inclusive pixels at 224 x 224.
 
     Returns:
-        (1000,) bool.
+        (2, len(iou_thresholds), 1000) bool. First the hits of the one box around the largest
+        contour, then those of any box around any contour.
     """
-    levels = quantized(score_map(class_map))
-    iou = box_iou_inclusive(largest_contour_boxes(levels), inclusive_boxes(boxes_xyxy, size_hw))
-    hits = iou.amax(dim=1) >= iou_threshold  # (256,)
-    return hits[torch.from_numpy(levels_of_thresholds(levels))]
+    scores = score_map(class_map)
+    contours = contour_boxes(scores)
+    truth = inclusive_boxes(boxes_xyxy, size_hw)
+    iou = box_iou_inclusive(torch.from_numpy(contours.boxes_xyxy), truth).amax(dim=1).numpy()
+    # The largest and the best contour of each foreground: (2, F).
+    best = np.stack((iou[contours.largest], np.maximum.reduceat(iou, contours.starts)))
+    hits = best[:, None] >= np.array(iou_thresholds)[:, None]
+    levels = levels_of_thresholds(int(scores.max() * 255))
+    # Above a level lies the foreground of the next higher value.
+    return torch.from_numpy(hits[..., np.searchsorted(contours.values, levels, side="right")])
 
 
-class MaxBoxAcc(Metric):
+class _BoxHits(Metric):
+    """Counts hits of both kinds of boxes; the public metrics differ in what they read from them."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    _contours: int  # the row of ``hits`` to read, 0: the largest contour, 1: all contours
+    hits: Tensor
+    count: Tensor
+
+    def __init__(self, iou_threshold: float) -> None:
+        super().__init__()
+        self.iou_threshold = check_iou_threshold(iou_threshold)
+        is_usual = iou_threshold in IOU_THRESHOLDS
+        self.iou_thresholds = IOU_THRESHOLDS if is_usual else (iou_threshold,)
+        hits = torch.zeros(2, len(self.iou_thresholds), len(THRESHOLDS), dtype=torch.int64)
+        self.add_state("hits", hits, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+        """Count a batch, as many pictures at a time as torch uses threads.
+
+        Args:
+            maps: (B, h, w), a class map per picture, signed and unnormalized; it covers the whole
+                picture. A map of 224 x 224 is not resized.
+            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
+            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
+        """
+        check_batch("maps", maps, "B h w", len(boxes_xyxy))
+        maps = maps.detach().cpu()
+
+        def hits_of(picture: tuple[int, Tensor, tuple[int, int]]) -> Tensor:
+            index, boxes, size_hw = picture
+            return hits_at_thresholds(maps[index], boxes, size_hw, self.iou_thresholds)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            hits = list(pool.map(hits_of, pictures_with_boxes(boxes_xyxy, sizes_hw)))
+        if hits:
+            self.hits += torch.stack(hits).sum(dim=0).to(self.hits.device)
+            self.count += len(hits)
+
+    def curve(self, iou_threshold: float | None = None) -> tuple[Tensor, Tensor]:
+        """The accuracy at each threshold, over the pictures of all processes.
+
+        Args:
+            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+
+        Returns:
+            The thresholds 0, 0.001, ..., 0.999 and the accuracies, each (1000,) float64; the
+            accuracies are NaN when nothing was counted.
+        """
+        with self.sync_context():
+            hits = self.hits[self._contours, self._column(iou_threshold)]
+            return torch.from_numpy(THRESHOLDS.copy()), (hits.double() / self.count).cpu()
+
+    def best_threshold(self, iou_threshold: float | None = None) -> float:
+        """The oracle threshold: the first at which the counted pictures score best.
+
+        The benchmark's convention. It is chosen on the very pictures that it is scored on; what is
+        carried over to other pictures is ``calibrated_threshold``.
+
+        Args:
+            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+
+        Returns:
+            In [0, 1), a part of the map's maximum after min-max; NaN when nothing was counted.
+        """
+        thresholds, accuracy = self.curve(iou_threshold)
+        return float("nan") if accuracy.isnan().any() else float(thresholds[accuracy.argmax()])
+
+    def calibrated_threshold(self, iou_threshold: float | None = None) -> float:
+        """The threshold to use on other pictures: the middle of the best ones.
+
+        On a finite set the accuracy is a stair, and its best step, often hundredths wide, ends on
+        both sides where some picture is lost. The first of the best thresholds lies on such an
+        edge, so that other pictures are as likely to find it already over; the middle is farthest
+        from both. Of several best steps the widest is taken, of equally wide ones the first.
+
+        Args:
+            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+
+        Returns:
+            In [0, 1), a part of the map's maximum after min-max; NaN when nothing was counted.
+        """
+        thresholds, accuracy = self.curve(iou_threshold)
+        if accuracy.isnan().any():
+            return float("nan")
+        return float(thresholds[_middle_of_longest_run((accuracy == accuracy.max()).numpy())])
+
+    def accuracy_at(self, threshold: float, iou_threshold: float | None = None) -> Tensor:
+        """The accuracy at a threshold that was fixed beforehand, such as 0.2 or a calibrated one.
+
+        Args:
+            threshold: In [0, 1), a part of the map's maximum; the nearest thousandth counts.
+            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+
+        Returns:
+            A float64 scalar; NaN when nothing was counted.
+        """
+        nearest = int(np.abs(THRESHOLDS - check_threshold(threshold)).argmin())
+        return self.curve(iou_threshold)[1][nearest]
+
+    def _column(self, iou_threshold: float | None) -> int:
+        if iou_threshold is None:
+            iou_threshold = self.iou_threshold
+        if iou_threshold not in self.iou_thresholds:
+            raise CamtrainValueError(
+                f"iou_threshold must be one of those counted, {self.iou_thresholds}, got "
+                f"{iou_threshold}."
+            )
+        return self.iou_thresholds.index(iou_threshold)
+
+
+class MaxBoxAcc(_BoxHits):
     """Part of the pictures whose one box is right, at the one threshold that is best for them all.
 
     max over 1,000 thresholds t of mean over pictures of [IoU(box at t, any truth box) >= the IoU
     threshold], exactly as the benchmark computes it (Choe et al., arXiv 2007.04178, section 3.2;
-    the protocol is in ``wsol.py``). Pictures without boxes are not counted. Memory is constant.
+    the protocol is in ``wsol.py``). The box surrounds the largest contour. Pictures without boxes
+    are not counted. Memory is constant.
+
+    At the IoU thresholds 0.3, 0.5 and 0.7 it counts what ``MaxBoxAccV2`` counts, so torchmetrics'
+    ``MetricCollection`` looks at each map once for both.
 
     Example:
         >>> class_map = torch.zeros(1, 14, 14)
@@ -59,12 +192,7 @@ class MaxBoxAcc(Metric):
         0.091
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    hits: Tensor
-    count: Tensor
+    _contours = 0
 
     def __init__(self, iou_threshold: float = 0.5) -> None:
         """Start with nothing counted.
@@ -72,36 +200,55 @@ class MaxBoxAcc(Metric):
         Args:
             iou_threshold: The least IoU of a hit, in (0, 1].
         """
-        super().__init__()
-        self.iou_threshold = check_iou_threshold(iou_threshold)
-        hits = torch.zeros(len(THRESHOLDS), dtype=torch.int64)
-        self.add_state("hits", hits, dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            maps: (B, h, w), a class map per picture, signed and unnormalized; it covers the whole
-                picture.
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        check_batch("maps", maps, "B h w", len(boxes_xyxy))
-        maps = maps.detach().cpu()
-        for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
-            hits = hits_at_thresholds(maps[index], boxes, size_hw, self.iou_threshold)
-            self.hits += hits.to(self.hits.device)
-            self.count += 1
+        super().__init__(iou_threshold)
 
     def compute(self) -> Tensor:
         """The accuracy at the best threshold, a float64 scalar; NaN when nothing was counted."""
-        return self.hits.amax().double() / self.count
+        return self.hits[self._contours, self._column(None)].amax().double() / self.count
 
-    def best_threshold(self) -> float:
-        """The first of the best thresholds, in [0, 1), a part of the map's maximum after min-max.
 
-        It is that of all processes together; NaN when nothing was counted.
-        """
-        with self.sync_context():
-            return float(THRESHOLDS[int(self.hits.argmax())]) if self.count else float("nan")
+class MaxBoxAccV2(_BoxHits):
+    """MaxBoxAcc with all contours, at the mean over the IoU thresholds 0.3, 0.5 and 0.7.
+
+    A picture is right when the box around *any* contour, those of holes included, meets any truth
+    box; each IoU threshold has its own best threshold (Choe et al., arXiv 2007.04178, section 3.2).
+    Pictures without boxes are not counted. Memory is constant.
+
+    Example:
+        >>> class_map = torch.zeros(1, 14, 14)
+        >>> class_map[0, 4:10, 2:8] = 1.0
+        >>> boxes_xyxy, sizes_hw = [torch.tensor([[40, 60, 160, 110]])], torch.tensor([[200, 280]])
+        >>> metric = MaxBoxAccV2()
+        >>> metric.update(class_map, boxes_xyxy, sizes_hw)
+        >>> metric.compute()
+        tensor(0.6667, dtype=torch.float64)
+        >>> metric.accuracy_at(0.2, iou_threshold=0.7)
+        tensor(0., dtype=torch.float64)
+
+        Both metrics of a validation epoch, each map looked at once:
+
+        >>> from torchmetrics import MetricCollection
+        >>> one_pass = [["MaxBoxAcc", "MaxBoxAccV2"]]
+        >>> both = MetricCollection([MaxBoxAcc(), MaxBoxAccV2()], compute_groups=one_pass)
+        >>> both.update(class_map, boxes_xyxy, sizes_hw)
+        >>> {name: round(score.item(), 4) for name, score in both.compute().items()}
+        {'MaxBoxAcc': 1.0, 'MaxBoxAccV2': 0.6667}
+    """
+
+    _contours = 1
+
+    def __init__(self) -> None:
+        """Start with nothing counted."""
+        super().__init__(iou_threshold=0.5)
+
+    def compute(self) -> Tensor:
+        """The mean of the three accuracies, a float64 scalar; NaN when nothing was counted."""
+        return (self.hits[self._contours].amax(dim=-1).double() / self.count).mean()
+
+
+def _middle_of_longest_run(is_best: NDArray[np.bool_]) -> int:
+    """The middle index of the longest run of true values, the lower one of two."""
+    framed = np.concatenate(([False], is_best, [False]))
+    starts, ends = np.flatnonzero(framed[1:] != framed[:-1]).reshape(-1, 2).T
+    longest = (ends - starts).argmax()
+    return int(starts[longest] + ends[longest] - 1) // 2

@@ -33,8 +33,18 @@ def pictures_with_boxes(
     return pictures
 
 
-def check_batch(name: str, tensor: Tensor, shape: str, batch_size: int) -> None:
-    """Raise CamtrainValueError unless a tensor has the shape, such as "B h w", for B pictures."""
+def check_batch(
+    name: str, tensor: Tensor, shape: str, batch_size: int, like: str = "boxes_xyxy"
+) -> None:
+    """Raise CamtrainValueError unless a tensor has the shape, such as "B h w", for B pictures.
+
+    Args:
+        name: What the tensor is called.
+        tensor: What is checked.
+        shape: Its letters, parted by spaces.
+        batch_size: B.
+        like: What has B entries.
+    """
     letters, known = shape.split(), {"B": batch_size, "2": 2}
     expected = [
         known.get(letter, side) for letter, side in zip(letters, tensor.shape, strict=False)
@@ -42,7 +52,7 @@ def check_batch(name: str, tensor: Tensor, shape: str, batch_size: int) -> None:
     if tensor.ndim != len(letters) or list(tensor.shape) != expected:
         raise CamtrainValueError(
             f"{name} must be ({', '.join(letters)}) with B = {batch_size}, one entry per picture "
-            f"as in boxes_xyxy, got {tuple(tensor.shape)}."
+            f"as in {like}, got {tuple(tensor.shape)}."
         )
 
 

@@ -6,7 +6,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["accuracy", "boxes", "max_box_acc", "wsol"])
+@pytest.mark.parametrize(
+    "module", ["accuracy", "boxes", "contours", "max_box_acc", "pxap", "repeats", "wsol"]
+)
 def test_examples_print_what_they_say(module: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(f"camtrain.localization.{module}"))
     assert attempted > 0

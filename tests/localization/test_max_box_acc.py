@@ -1,4 +1,4 @@
-"""MaxBoxAcc: the benchmark's numbers, exact values by hand, and law 7."""
+"""MaxBoxAcc and V2: the benchmark's numbers, exact values by hand, and law 7."""
 
 import json
 import math
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization import MaxBoxAcc
+from camtrain.localization import MaxBoxAcc, MaxBoxAccV2, max_box_acc
 from camtrain.localization.max_box_acc import hits_at_thresholds
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
@@ -28,33 +29,61 @@ def oracle_batch(folder: Path, indices: list[int]) -> tuple[Tensor, list[Tensor]
     return maps, [half_open[boxes[:, 0] == index] for index in indices], sizes_hw
 
 
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "oracles" / "wsol_metrics"
+
+
+def expected_of(folder: Path, multiple: bool) -> dict[str, Any]:
+    sets = json.loads((folder / "expected.json").read_text())["sets"]
+    expected: dict[str, Any] = sets["blobs"][f"interval_0.001_multi_{multiple}"]
+    return expected
+
+
 @pytest.mark.parametrize(("column", "iou_threshold"), [(0, 0.3), (1, 0.5), (2, 0.7)])
 def test_scores_and_thresholds_are_those_of_the_benchmark(
-    shared: Path, column: int, iou_threshold: float
+    folder: Path, column: int, iou_threshold: float
 ) -> None:
-    folder = shared / "oracles" / "wsol_metrics"
-    expected = json.loads((folder / "expected.json").read_text())["sets"]["blobs"]
-    expected = expected["interval_0.001_multi_False"]
     metric = MaxBoxAcc(iou_threshold)
-    metric.update(*oracle_batch(folder, list(range(40))))
-    score = expected["max_box_acc_iou30_50_70"][column] / 100
-    assert metric.compute().item() == pytest.approx(score, abs=1e-12)
-    best_threshold = expected["argmax_threshold_first"][str(round(iou_threshold * 100))]
-    assert metric.best_threshold() == pytest.approx(best_threshold, abs=1e-12)
+    all_contours = MaxBoxAccV2()
+    for one in (metric, all_contours):
+        one.update(*oracle_batch(folder, list(range(40))))
+    for one, multiple in ((metric, False), (all_contours, True)):
+        expected = expected_of(folder, multiple)
+        thresholds, accuracy = one.curve(iou_threshold)
+        score = expected["max_box_acc_iou30_50_70"][column] / 100
+        assert accuracy.max().item() == pytest.approx(score, abs=1e-12)
+        best = expected["argmax_threshold_first"][str(round(iou_threshold * 100))]
+        assert one.best_threshold(iou_threshold) == pytest.approx(best, abs=1e-12)
+        assert thresholds[accuracy.argmax()] == one.best_threshold(iou_threshold)
+    assert metric.compute() == metric.curve()[1].max()
+    assert all_contours.compute().item() == pytest.approx(0.6166666666666667, abs=1e-12)
 
 
-def test_hits_are_those_of_the_benchmark_for_every_map_and_threshold(shared: Path) -> None:
-    folder = shared / "oracles" / "wsol_metrics"
-    best_iou = np.load(folder / "expected.npz")["best_iou_0.001_False"]  # (61, 1000)
+def test_hits_are_those_of_the_benchmark_for_every_map_and_threshold(folder: Path) -> None:
+    expected = np.load(folder / "expected.npz")
+    best_iou = np.stack([expected[f"best_iou_0.001_{multiple}"] for multiple in (False, True)])
     indices = [index for index in range(61) if index not in NOT_NORMALIZED]
+    iou_thresholds = (0.1, 0.3, 0.5, 0.7, 0.8)
     for index, class_map, boxes, (height, width) in zip(
         indices, *oracle_batch(folder, indices), strict=True
     ):
-        for iou_threshold in (0.1, 0.5, 0.8):
-            hits = hits_at_thresholds(
-                class_map, boxes, (height.item(), width.item()), iou_threshold
-            )
-            np.testing.assert_array_equal(hits, best_iou[index] >= iou_threshold)
+        hits = hits_at_thresholds(class_map, boxes, (height.item(), width.item()), iou_thresholds)
+        np.testing.assert_array_equal(
+            hits, best_iou[:, index, None] >= np.array(iou_thresholds)[:, None]
+        )
+
+
+def test_counts_over_all_maps_are_those_of_the_benchmark(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The benchmark took the maps as they are; min-max would change three of them.
+    monkeypatch.setattr(max_box_acc, "score_map", lambda class_map: class_map.numpy())
+    metric, expected = MaxBoxAccV2(), np.load(folder / "expected.npz")
+    metric.update(*oracle_batch(folder, list(range(61))))
+    for row, multiple in enumerate((False, True)):
+        np.testing.assert_array_equal(metric.hits[row], expected[f"num_correct_0.001_{multiple}"])
+    assert metric.compute().item() == pytest.approx(0.6612021857923497, abs=1e-12)
 
 
 def planted(x0: int, y0: int, x1: int, y1: int) -> Tensor:
@@ -78,7 +107,7 @@ def test_a_planted_rectangle_by_hand(truth: list[list[int]], is_hit: bool) -> No
     metric = MaxBoxAcc()
     metric.update(planted(10, 20, 110, 70), [torch.tensor(truth)], torch.tensor([[224, 224]]))
     assert metric.compute().item() == is_hit
-    assert metric.hits.tolist() == [is_hit] * 1000
+    assert metric.hits[0, 1].tolist() == [is_hit] * 1000
 
 
 def test_exactly_the_iou_threshold_is_a_hit() -> None:
@@ -107,6 +136,86 @@ def test_best_threshold_is_the_first_that_reaches_the_maximum() -> None:
     assert metric.compute().item() == 1.0
 
 
+def test_any_contour_will_do_for_v2_and_each_iou_threshold_has_its_best_threshold() -> None:
+    class_map = planted(100, 100, 220, 220) + planted(10, 20, 49, 39)
+    truth = torch.tensor([[10, 20, 50, 30]])  # one half of the smaller rectangle's box
+    metric = MaxBoxAccV2()
+    metric.update(class_map, [truth], torch.tensor([[224, 224]]))
+    assert metric.hits[:, :, 0].tolist() == [[0, 0, 0], [1, 1, 0]]
+    assert metric.compute().item() == pytest.approx(2 / 3, abs=1e-15)
+    assert [metric.curve(iou)[1].max().item() for iou in (0.3, 0.5, 0.7)] == [1, 1, 0]
+
+
+def test_the_border_of_a_hole_counts_for_v2() -> None:
+    class_map = planted(10, 20, 200, 180) - planted(50, 60, 99, 89)
+    metric = MaxBoxAccV2()
+    metric.update(class_map, [torch.tensor([[49, 59, 101, 91]])], torch.tensor([[224, 224]]))
+    assert metric.compute().item() == 1.0
+    assert not metric.hits[0].any()
+
+
+@pytest.fixture
+def stair() -> MaxBoxAcc:
+    """Accuracies of ten pictures: a first, narrow best step, a dip, and a wide one."""
+    metric = MaxBoxAcc()
+    metric.update(planted(0, 0, 9, 9), [torch.tensor([[0, 0, 9, 9]])], torch.tensor([[224, 224]]))
+    metric.hits[0, 1] = 2
+    metric.hits[0, 1, 100:110] = metric.hits[0, 1, 300:501] = 8
+    metric.count.fill_(10)
+    return metric
+
+
+def test_three_thresholds_are_told_apart(stair: MaxBoxAcc) -> None:
+    assert stair.best_threshold() == pytest.approx(0.1)
+    assert stair.calibrated_threshold() == pytest.approx(0.4)
+    scores = [stair.accuracy_at(threshold).item() for threshold in (0.2, 0.4, 0.1)]
+    assert scores == [0.2, 0.8, 0.8]
+    assert stair.compute().item() == 0.8
+
+
+def test_the_calibrated_threshold_of_a_tie_is_the_lower_one(stair: MaxBoxAcc) -> None:
+    stair.hits[0, 1, 300:501] = 2
+    assert stair.calibrated_threshold() == pytest.approx(0.104)  # 0.1 to 0.109
+    stair.hits[0, 1, 700:710] = 8
+    assert stair.calibrated_threshold() == pytest.approx(0.104)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "index"), [(0.0, 0), (0.2, 200), (0.2004, 200), (0.9999, 999)]
+)
+def test_a_fixed_threshold_is_the_nearest_thousandth(
+    stair: MaxBoxAcc, threshold: float, index: int
+) -> None:
+    stair.hits[0, 1] = torch.arange(1000)
+    assert stair.accuracy_at(threshold).item() == index / 10
+
+
+def test_one_pass_gives_both_metrics(batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps_seen = []
+
+    def counting(*arguments: Any) -> Tensor:
+        maps_seen.append(arguments[0])
+        return hits_at_thresholds(*arguments)
+
+    monkeypatch.setattr(max_box_acc, "hits_at_thresholds", counting)
+    groups = [["MaxBoxAcc", "MaxBoxAccV2"]]
+    both = MetricCollection([MaxBoxAcc(), MaxBoxAccV2()], compute_groups=groups)
+    alone = MaxBoxAcc(), MaxBoxAccV2()
+    for batch in ([0, 1, 2, 3], list(range(4, 24))):
+        pictures = batch_of(batch)
+        arguments = pictures["maps"], pictures["boxes_xyxy"], pictures["sizes_hw"]
+        both.update(*arguments)
+        assert len(maps_seen) == 0.75 * len(batch)  # every fourth picture has no box
+        for metric in alone:
+            metric.update(*arguments)
+        maps_seen.clear()
+    assert both.compute() == {type(metric).__name__: metric.compute() for metric in alone}
+    for metric in alone:
+        other = both[type(metric).__name__]
+        assert other.best_threshold() == metric.best_threshold()
+        assert torch.equal(other.hits, metric.hits)
+
+
 @pytest.mark.parametrize("value", [torch.nan, 0.3, -1.0])
 def test_a_map_without_foreground_is_counted_and_misses(value: float) -> None:
     metric = MaxBoxAcc()
@@ -117,16 +226,33 @@ def test_a_map_without_foreground_is_counted_and_misses(value: float) -> None:
     assert metric.count.item() == 1
 
 
+def test_without_foreground_the_box_is_the_pixel_at_the_origin() -> None:
+    metric = MaxBoxAccV2()  # the benchmark's (0, 0, 0, 0), inclusive
+    metric.update(torch.zeros(1, 5, 8), [torch.tensor([[0, 0, 1, 1]])], torch.tensor([[224, 224]]))
+    assert metric.compute().item() == 1.0
+
+
+def test_one_pixel_all_negative_and_the_frame() -> None:
+    one_pixel, size_hw = planted(223, 150, 224, 151), torch.tensor([[224, 224]])
+    metric = MaxBoxAcc(0.7)
+    metric.update(one_pixel - 5, [torch.tensor([[223, 150, 224, 152]])], size_hw)
+    metric.update(planted(0, 3, 224, 224) - 5, [torch.tensor([[0, 3, 224, 224]])], size_hw)
+    assert metric.hits[0, 2].tolist() == [2] * 1000
+
+
 def test_pictures_without_boxes_are_not_counted() -> None:
     metric = MaxBoxAcc()
     metric.update(torch.rand(2, 5, 8), [torch.zeros(0, 4)] * 2, torch.tensor([[60, 50]] * 2))
     assert metric.compute().isnan()
     assert math.isnan(metric.best_threshold())
+    assert math.isnan(metric.calibrated_threshold())
+    assert metric.accuracy_at(0.2).isnan()
+    assert metric.curve()[1].isnan().all()
 
 
 def test_the_value_depends_neither_on_batches_nor_order_nor_processes(batch_of: BatchOf) -> None:
-    def metric_of(*batches: list[int]) -> MaxBoxAcc:
-        metric = MaxBoxAcc(0.3)
+    def metric_of(*batches: list[int]) -> MaxBoxAccV2:
+        metric = MaxBoxAccV2()
         for batch in batches:
             pictures = batch_of(batch)
             metric.update(pictures["maps"], pictures["boxes_xyxy"], pictures["sizes_hw"])
@@ -177,3 +303,30 @@ def test_bad_batches_are_named(arguments: tuple[Any, ...], message: str) -> None
 def test_bad_iou_thresholds_are_named(iou_threshold: float) -> None:
     with pytest.raises(CamtrainValueError, match="iou_threshold must lie in"):
         MaxBoxAcc(iou_threshold)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, math.nan])
+def test_bad_thresholds_are_named(threshold: float) -> None:
+    with pytest.raises(CamtrainValueError, match="threshold must lie in"):
+        MaxBoxAcc().accuracy_at(threshold)
+
+
+def test_iou_thresholds_that_were_not_counted_are_named() -> None:
+    metric = MaxBoxAcc(0.4)
+    with pytest.raises(CamtrainValueError, match=r"one of those counted, \(0.4,\), got 0.5"):
+        metric.curve(0.5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_value_does_not_depend_on_the_threads(batch_of: BatchOf, threads: int) -> None:
+    pictures, usual = batch_of(list(range(24))), torch.get_num_threads()
+    arguments = pictures["maps"], pictures["boxes_xyxy"], pictures["sizes_hw"]
+    metric, reference = MaxBoxAcc(), MaxBoxAcc()
+    reference.update(*arguments)
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            metric.update(*arguments)
+    finally:
+        torch.set_num_threads(usual)
+    assert torch.equal(metric.hits, reference.hits)

@@ -1,0 +1,140 @@
+"""PxAP, the WSOL benchmark's score where there are masks: pixel average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from camtrain.errors import CamtrainValueError
+from camtrain.localization.pictures import check_batch
+from camtrain.localization.wsol import SIDE, THRESHOLDS, score_map
+
+IGNORED = 255
+# One bin per threshold, the last one for scores of exactly 1; the benchmark keeps one more, [2, 3].
+_EDGES: NDArray[np.float64] = np.concatenate((THRESHOLDS, [1.0, 2.0, 3.0]))
+_NUM_BINS = len(_EDGES) - 1
+
+
+def pixel_histograms(
+    scores: NDArray[np.float64], mask: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many pixels of the object, and of the background, have a score in each bin.
+
+    Args:
+        scores: (224, 224) in [0, 1].
+        mask: (224, 224), 0 background, 1 object, 255 ignored.
+
+    Returns:
+        Object and background, each (1002,) int64. The bins begin at the 1,000 thresholds and at 1
+        and 2.
+    """
+    # One off where the product is rounded across an integer; the edges themselves decide.
+    bins = (scores * len(THRESHOLDS)).astype(np.int64)
+    bins -= scores < _EDGES[bins]
+    bins += scores >= _EDGES[bins + 1]
+    # One histogram of both: the mask's value chooses the block of bins.
+    counts = np.bincount(
+        (bins + _NUM_BINS * mask.astype(np.int64)).ravel(), minlength=2 * _NUM_BINS
+    )
+    background, objects = counts[: 2 * _NUM_BINS].reshape(2, _NUM_BINS)
+    return objects, background
+
+
+class PxAP(Metric):
+    """Pixel average precision: the area under precision against recall of a set's pixels.
+
+    At each of 1,000 thresholds the pixels of all pictures whose score (the class map resized to
+    224 x 224 and min-max normalized) reaches it are held against the masks; then the sum of
+    precision x increase of recall (Choe et al., arXiv 2007.04178, section 3.2). Ignored pixels
+    (255) are dropped. Pictures without a mask are not counted. Memory is constant. The value is in
+    [0, 1]; the benchmark prints percent.
+
+    Example:
+        >>> class_map = torch.zeros(1, 224, 224)
+        >>> class_map[0, 50:100, 50:150] = 1.0
+        >>> mask = torch.zeros(224, 224, dtype=torch.uint8)
+        >>> mask[50:100, 50:200] = 1
+        >>> metric = PxAP()
+        >>> metric.update(class_map, [mask])
+        >>> round(metric.compute().item(), 4)
+        0.7165
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    objects: Tensor
+    background: Tensor
+
+    def __init__(self) -> None:
+        """Start with nothing counted."""
+        super().__init__()
+        for name in ("objects", "background"):
+            bins = torch.zeros(_NUM_BINS, dtype=torch.int64)
+            self.add_state(name, bins, dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Sequence[Tensor | NDArray[Any] | None]) -> None:
+        """Count a batch.
+
+        Args:
+            maps: (B, h, w), a class map per picture, signed and unnormalized; it covers the whole
+                picture. A map of 224 x 224 is not resized.
+            masks: Per picture (H, W) of any size, 0 background, 1 object, 255 ignored, resized to
+                224 x 224 by the nearest neighbour; None or empty where there is none.
+
+        Raises:
+            CamtrainValueError: ``maps`` is not (B, h, w) for B entries of ``masks``.
+            CamtrainValueError: A mask is not (H, W), or holds other values.
+        """
+        check_batch("maps", maps, "B h w", len(masks), like="masks")
+        for index, (class_map, mask) in enumerate(zip(maps.detach().cpu(), masks, strict=True)):
+            if mask is None or len(mask) == 0:
+                continue
+            objects, background = pixel_histograms(
+                score_map(class_map), _mask_at_benchmark_size(f"masks[{index}]", mask)
+            )
+            self.objects += torch.from_numpy(objects).to(self.objects.device)
+            self.background += torch.from_numpy(background).to(self.background.device)
+
+    def compute(self) -> Tensor:
+        """The average precision, a float64 scalar in [0, 1].
+
+        Raises:
+            CamtrainValueError: No pixel of an object was counted.
+        """
+        # Pixels whose score reaches the lower edge of each bin, the highest bin first.
+        objects, background = (
+            bins.flip(0).cumsum(0).double() for bins in (self.objects, self.background)
+        )
+        if objects[-1] == 0:
+            raise CamtrainValueError(
+                "PxAP needs at least one pixel of an object, and none was counted: check that the "
+                "masks hold 1 where the object is."
+            )
+        recall = objects / objects[-1]
+        counted = objects + background
+        # Where nothing is counted yet the recall does not increase either.
+        precision = objects / counted.clamp(min=1)
+        return (precision[1:] * recall.diff()).sum()
+
+
+def _mask_at_benchmark_size(name: str, mask: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """A mask as (224, 224) uint8 of 0, 1, and 255."""
+    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if values.ndim != 2:
+        raise CamtrainValueError(f"{name} must be one mask of shape (H, W), got {values.shape}.")
+    if not np.isin(values, (0, 1, IGNORED)).all():
+        raise CamtrainValueError(
+            f"{name} must hold 0 (background), 1 (object) and {IGNORED} (ignored), got "
+            f"{np.setdiff1d(values, (0, 1, IGNORED))[:5].tolist()}."
+        )
+    resized = cv2.resize(values.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, dtype=np.uint8)
