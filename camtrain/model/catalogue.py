@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
+from torch import nn
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
@@ -62,18 +63,14 @@ class Entry:
 
 def describe(name: str) -> Entry:
     """What a network becomes, found on the meta device: nothing is computed or loaded."""
-    warnings.simplefilter("ignore")  # what the libraries think of their own old networks
     size_hw = usual_preprocessing(name, 3).size
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the libraries think of their old networks
             network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
-            try:
-                find_maps(network)
-                is_cam_ready = True
-            except CamtrainValueError:
-                is_cam_ready = False
+            is_cam_ready = _is_cam_ready(network)
             backbone = trunk_of(network, name, None, 3, size_hw)
-        shape, layers, _ = probe(backbone, 3, size_hw)
+            shape, layers, _ = probe(backbone, 3, size_hw)
     except Exception as error:  # each network fails in its own way, and is reported
         return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     return Entry(
@@ -93,18 +90,14 @@ def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
     """The entries of these networks; what the cache file lacks is looked at and kept there."""
     known = _read(cache)
     missing = [name for name in names if name not in known]
+    if not missing:
+        return [known[name] for name in names]
+    text = f"Looking at {len(missing)} networks, once"
     try:
-        for entry in (
-            track(
-                _described(missing), f"Looking at {len(missing)} networks, once", total=len(missing)
-            )
-            if missing
-            else ()
-        ):
+        for entry in track(_described(missing), text, total=len(missing)):
             known[entry.name] = entry
     finally:  # Ctrl-C loses nothing
-        if missing:
-            _write(cache, known)
+        _write(cache, known)
     return [known[name] for name in names]
 
 
@@ -190,6 +183,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def _is_cam_ready(network: nn.Module) -> bool:
+    try:
+        find_maps(network)
+    except CamtrainValueError:
+        return False
+    return True
+
+
 def _last_block(layers: Sequence[Layer]) -> str:
     return block_of(layers[-1].name.removeprefix("trunk."))
 
@@ -197,8 +198,11 @@ def _last_block(layers: Sequence[Layer]) -> str:
 def _read(cache: Path) -> dict[str, Entry]:
     if not cache.is_file():
         return {}
-    entries = [Entry(**values) for values in json.loads(cache.read_text())]
-    return {entry.name: entry for entry in entries}
+    entries = {}
+    for values in json.loads(cache.read_text()):
+        values |= {key: tuple(values[key]) for key in ("map_hw", "size_hw")}
+        entries[values["name"]] = Entry(**values)
+    return entries
 
 
 def _write(cache: Path, entries: dict[str, Entry]) -> None:
