@@ -6,7 +6,20 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["accuracy", "boxes", "max_box_acc", "wsol"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "accuracy",
+        "baseline",
+        "boxes",
+        "dt_box",
+        "ilsvrc",
+        "max_box_acc",
+        "mosaics",
+        "pointing",
+        "wsol",
+    ],
+)
 def test_examples_print_what_they_say(module: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(f"camtrain.localization.{module}"))
     assert attempted > 0
