@@ -170,7 +170,7 @@ class EnergyInBox(Metric):
         for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
             inside = box_mask(boxes, size_hw)
             self.energy += energy_share(upsampled(maps[index], size_hw), inside)
-            self.area += inside.double().mean().item()
+            self.area += inside.sum().item() / inside.numel()
             self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -192,11 +192,11 @@ def energy_share(class_map: Tensor, inside: Tensor) -> float:
         >>> energy_share(torch.tensor([[-5.0, 1.0, 3.0]]), torch.tensor([[True, True, False]]))
         0.25
     """
-    energy = class_map.double().clamp_min(0)
-    total = energy.sum().item()
+    energy = class_map.clamp_min(0)
+    total = energy.sum(dtype=torch.float64).item()
     if not 0 < total < float("inf"):  # NaN compares as False
         return 0.0
-    return energy[inside].sum().item() / total
+    return (energy * inside).sum(dtype=torch.float64).item() / total
 
 
 def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
