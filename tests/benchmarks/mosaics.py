@@ -27,14 +27,16 @@ def mobilenetv2(weights: Path, stride: int | None = None) -> CAMNet:
     classifier = timm.create_model("mobilenetv2_100", pad_type="same")
     classifier.load_state_dict(load_file(weights / "mobilenetv2_100_tfpad.safetensors"))
     preprocessing = Preprocessing(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
-    return camtrain.convert(classifier.eval(), stride=stride, preprocessing=preprocessing)
+    net = camtrain.convert(classifier.eval(), stride=stride, preprocessing=preprocessing)
+    return net.to(memory_format=torch.channels_last)  # twice as fast
 
 
 def squeezenet(weights: Path) -> CAMNet:
     """The converted SqueezeNet of ``shared/weights``."""
     classifier = torchvision.models.squeezenet1_1()
     classifier.load_state_dict(load_file(weights / "squeezenet1_1.safetensors"))
-    return camtrain.convert(classifier.eval(), preprocessing=Preprocessing(size=(224, 224)))
+    net = camtrain.convert(classifier.eval(), preprocessing=Preprocessing(size=(224, 224)))
+    return net.to(memory_format=torch.channels_last)
 
 
 def score(net: CAMNet, root: Path) -> tuple[int, dict[str, Tensor]]:
