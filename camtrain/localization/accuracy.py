@@ -1,4 +1,4 @@
-"""GT-known, top-1 and top-5 localization, and the score of a box that looks at nothing."""
+"""GT-known, top-1 and top-5 localization and classification by the rule of ILSVRC."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from camtrain.errors import CamtrainValueError
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap, check_threshold
 from camtrain.localization.pictures import check_batch, check_iou_threshold, pictures_with_boxes
+
+_LOCALIZATION = ("gt_known", "top1", "top5")
+_CLASSIFICATION = ("cls_top1", "cls_top5")
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class LocalizationAccuracy(Metric):
-    """GT-known, top-1 and top-5 localization at a fixed threshold of the heatmap.
+    """GT-known, top-1, top-5 localization at a fixed threshold of the heatmap, and classification.
 
     The box of a picture surrounds the largest component of its heatmap (the class map at the
     picture's size, min-max normalized) above threshold x maximum. It is right when its IoU with
@@ -46,9 +48,12 @@ class LocalizationAccuracy(Metric):
     * ``gt_known``: the box of the true class's map is right.
     * ``top1`` (``top5``): moreover the true class is the best (among the min(5, K) best) of the
       guesses. A guess of another class is wrong whatever its box, so no other map matters.
+    * ``cls_top1`` (``cls_top5``): the true class is the best (among the min(5, K) best), over *all*
+      pictures.
 
     Of equal logits the lower class number is guessed first; a class whose logit is NaN is no right
-    guess. Pictures without boxes are not counted.
+    guess. Pictures without boxes, and those of a blacklist, are not counted for localization. From
+    a file of predictions the same is computed by ``flat_errors``, as 1 - error.
 
     Example:
         >>> maps = torch.zeros(1, 3, 4)
@@ -58,7 +63,7 @@ class LocalizationAccuracy(Metric):
         >>> metric = LocalizationAccuracy()
         >>> metric.update(maps, logits, labels, boxes_xyxy, sizes_hw)
         >>> {name: score.item() for name, score in metric.compute().items()}
-        {'gt_known': 1.0, 'top1': 0.0, 'top5': 1.0}
+        {'gt_known': 1.0, 'top1': 0.0, 'top5': 1.0, 'cls_top1': 0.0, 'cls_top5': 1.0}
     """
 
     is_differentiable = False
@@ -69,6 +74,9 @@ class LocalizationAccuracy(Metric):
     top1: Tensor
     top5: Tensor
     count: Tensor
+    cls_top1: Tensor
+    cls_top5: Tensor
+    cls_count: Tensor
 
     def __init__(self, threshold: float = 0.2, iou_threshold: float = 0.5) -> None:
         """Start with nothing counted.
@@ -80,7 +88,7 @@ class LocalizationAccuracy(Metric):
         super().__init__()
         self.threshold = check_threshold(threshold)
         self.iou_threshold = check_iou_threshold(iou_threshold)
-        for name in ("gt_known", "top1", "top5", "count"):
+        for name in (*_LOCALIZATION, "count", *_CLASSIFICATION, "cls_count"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
@@ -90,6 +98,7 @@ class LocalizationAccuracy(Metric):
         labels: Tensor,
         boxes_xyxy: Sequence[Tensor],
         sizes_hw: Tensor,
+        blacklisted: Tensor | None = None,
     ) -> None:
         """Count a batch.
 
@@ -100,13 +109,24 @@ class LocalizationAccuracy(Metric):
             labels: (B,) int, the true classes.
             boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
             sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
+            blacklisted: (B,) bool: pictures that are left out of localization (ILSVRC has such a
+                list, of pictures whose objects cannot be boxed); not out of classification.
         """
         check_batch("maps", maps, "B h w", len(boxes_xyxy))
         check_batch("logits", logits, "B K", len(boxes_xyxy))
         check_batch("labels", labels, "B", len(boxes_xyxy))
+        if blacklisted is None:
+            blacklisted = torch.zeros(len(boxes_xyxy), dtype=torch.bool)
+        check_batch("blacklisted", blacklisted, "B", len(boxes_xyxy))
         maps = maps.detach().cpu()
         ranks = ranks_of_labels(logits.detach().cpu(), labels.cpu()).tolist()
+        is_left_out = blacklisted.tolist()
+        self.cls_top1 += sum(rank < 1 for rank in ranks)
+        self.cls_top5 += sum(rank < min(5, logits.shape[1]) for rank in ranks)
+        self.cls_count += len(ranks)
         for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
+            if is_left_out[index]:
+                continue
             found = boxes_from_heatmap(_heatmap(maps[index], size_hw), self.threshold)[:1]
             is_right = bool((box_iou(found, boxes) >= self.iou_threshold).any())
             self.gt_known += is_right
@@ -116,61 +136,13 @@ class LocalizationAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The fractions by name, float64 scalars; NaN when nothing was counted."""
-        right = {"gt_known": self.gt_known, "top1": self.top1, "top5": self.top5}
-        return {name: number.double() / self.count for name, number in right.items()}
+        right = {name: self._right(name) / self.count for name in _LOCALIZATION}
+        return right | {name: self._right(name) / self.cls_count for name in _CLASSIFICATION}
 
-
-class CentreBoxAcc(Metric):
-    """Part of the pictures that a fixed box in the centre gets right: what localizers must beat.
-
-    Pictures without boxes are not counted.
-
-    Example:
-        >>> metric = CentreBoxAcc()
-        >>> metric.update([torch.tensor([[5, 10, 35, 70]])], torch.tensor([[80, 40]]))
-        >>> metric.compute()
-        tensor(1., dtype=torch.float64)
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    hits: Tensor
-    count: Tensor
-
-    def __init__(self, side: float = 0.75, iou_threshold: float = 0.5) -> None:
-        """Start with nothing counted.
-
-        Args:
-            side: Part of the picture's width and of its height that the box takes, in (0, 1].
-            iou_threshold: The least IoU with any truth box, in (0, 1].
-        """
-        super().__init__()
-        if not 0 < side <= 1:
-            raise CamtrainValueError(f"side must lie in (0, 1], got {side}.")
-        self.side = side
-        self.iou_threshold = check_iou_threshold(iou_threshold)
-        for name in ("hits", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        low, high = (1 - self.side) / 2, (1 + self.side) / 2
-        for _, boxes, (height, width) in pictures_with_boxes(boxes_xyxy, sizes_hw):
-            centre = [[low * width, low * height, high * width, high * height]]
-            iou = box_iou(torch.tensor(centre, dtype=torch.float64), boxes)
-            self.hits += bool((iou >= self.iou_threshold).any())
-            self.count += 1
-
-    def compute(self) -> Tensor:
-        """The fraction, a float64 scalar; NaN when nothing was counted."""
-        return self.hits.double() / self.count
+    def _right(self, name: str) -> Tensor:
+        """How many pictures are right, float64."""
+        number: Tensor = getattr(self, name)
+        return number.double()
 
 
 def _heatmap(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -109,7 +109,7 @@ class Evaluation(nn.Module):
         max_box_acc = self.max_box_acc.compute()
         if not max_box_acc.isnan():
             found = self.localization.compute()
-            scores |= {f"loc_{name}": value for name, value in found.items()}
+            scores |= {f"loc_{name}": found[name] for name in ("gt_known", "top1", "top5")}
             scores["max_box_acc"] = max_box_acc
             scores["centre_box_acc"] = self.centre_box_acc.compute()
         return scores

@@ -1,19 +1,20 @@
-"""LocalizationAccuracy and CentreBoxAcc: exact values by hand, law 7, and known baselines."""
+"""LocalizationAccuracy: exact values by hand, law 7, and the same from a prediction file."""
 
-import csv
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization import CentreBoxAcc, LocalizationAccuracy
+from camtrain.localization import (
+    LocalizationAccuracy,
+    boxes_from_heatmap,
+    flat_errors,
+    read_predictions,
+)
 from camtrain.localization.accuracy import _heatmap, ranks_of_labels
 from camtrain.model.cam import heatmaps
 
@@ -35,7 +36,8 @@ def scores(
     metric.update(
         class_map[None], torch.tensor([logits]), torch.tensor([label]), boxes_xyxy, size_hw
     )
-    return tuple(score.item() for score in metric.compute().values())
+    computed = metric.compute()
+    return tuple(computed[name].item() for name in ("gt_known", "top1", "top5"))
 
 
 def planted(x0: int, y0: int, x1: int, y1: int) -> Tensor:
@@ -169,41 +171,74 @@ def test_bad_batches_are_named(maps: Tensor, logits: Tensor, labels: Tensor, mes
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("metric", "arguments"),
-    [
-        (LocalizationAccuracy, {"threshold": 1.0}),
-        (LocalizationAccuracy, {"iou_threshold": 0.0}),
-        (CentreBoxAcc, {"side": 0.0}),
-        (CentreBoxAcc, {"iou_threshold": 1.5}),
-    ],
-)
-def test_bad_settings_are_named(metric: type[Metric], arguments: dict[str, float]) -> None:
-    with pytest.raises(CamtrainValueError, match=f"{next(iter(arguments))} must lie in"):
-        metric(**arguments)
+@pytest.mark.parametrize("name", ["threshold", "iou_threshold"])
+def test_bad_settings_are_named(name: str) -> None:
+    with pytest.raises(CamtrainValueError, match=f"{name} must lie in"):
+        LocalizationAccuracy(**{name: 1.5})
 
 
-@pytest.mark.parametrize(
-    ("data_set", "expected"), [("animals3", 0.600), ("imagenet_val300", 0.583)]
-)
-def test_the_centre_box_scores_what_is_known_of_it(
-    shared: Path, data_set: str, expected: float
-) -> None:
-    boxes_of_path = defaultdict(list)
-    with (shared / "data" / data_set / "boxes.csv").open() as file:
-        for row in csv.DictReader(file):
-            box = [int(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax")]
-            if row["path"].startswith("test/"):
-                boxes_of_path[row["path"]].append(box)
-    metric = CentreBoxAcc()
-    for path, boxes in boxes_of_path.items():
-        with Image.open(shared / "data" / data_set / path) as image:
-            metric.update([torch.tensor(boxes)], torch.tensor([[image.height, image.width]]))
-    assert round(metric.compute().item(), 3) == expected
+def test_a_blacklist_affects_localization_only(batch_of: BatchOf) -> None:
+    blacklisted = torch.arange(24) % 5 == 0
+    metric, kept, every = (LocalizationAccuracy(iou_threshold=0.2) for _ in range(3))
+    metric.update(**batch_of(list(range(24))), blacklisted=blacklisted)
+    kept.update(**batch_of((~blacklisted).nonzero().flatten().tolist()))
+    every.update(**batch_of(list(range(24))))
+    for name in ("gt_known", "top1", "top5"):
+        assert metric.compute()[name] == kept.compute()[name] != every.compute()[name]
+    for name in ("cls_top1", "cls_top5"):
+        assert metric.compute()[name] == every.compute()[name] != kept.compute()[name]
 
 
-def test_the_centre_box_by_hand() -> None:
-    metric = CentreBoxAcc(side=0.5)
-    boxes_xyxy = [torch.tensor([[25, 10, 75, 30]]), torch.tensor([[10, 25, 30, 75]])]
-    metric.update(boxes_xyxy, torch.tensor([[40, 100], [40, 100]]))
-    assert metric.compute().item() == 0.5
+def test_classification_counts_every_picture(batch_of: BatchOf) -> None:
+    batch = batch_of(list(range(24)))
+    metric = LocalizationAccuracy()
+    metric.update(**batch)
+    guesses = batch["logits"].topk(5).indices == batch["labels"][:, None]
+    assert metric.compute()["cls_top1"] == guesses[:, 0].double().mean()
+    assert metric.compute()["cls_top5"] == guesses.any(dim=1).double().mean()
+    assert metric.cls_count == 24
+    assert metric.count == 18
+
+
+@pytest.mark.parametrize("classes", [3, 9])
+def test_the_same_from_a_prediction_file(tmp_path: Path, classes: int) -> None:
+    """Every guess with the box of its own map: no other map than the true class's matters."""
+    generator = torch.Generator().manual_seed(classes)
+    count, size_hw = 60, (37, 50)
+    maps = torch.randn(count, classes, 3, 4, generator=generator)
+    maps[::7] = 0.0  # without a box
+    logits = torch.randn(count, classes, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    mins = torch.randint(10, (count, 2, 2), generator=generator)
+    sides = torch.randint(16, 28, (count, 2, 2), generator=generator)
+    truth = list(torch.cat((mins, mins + sides), dim=2))  # two boxes each
+    blacklisted = torch.rand(count, generator=generator) < 0.2
+
+    metric = LocalizationAccuracy(iou_threshold=0.3)
+    own_maps = maps[torch.arange(count), labels]
+    sizes_hw = torch.tensor([size_hw] * count)
+    metric.update(own_maps, logits, labels, truth, sizes_hw, blacklisted)
+
+    lines = []
+    for row, guesses in enumerate(logits.topk(min(5, classes)).indices.tolist()):
+        groups = []
+        for guess in guesses:
+            heatmap = heatmaps(maps[row, guess][None, None], size=size_hw)[0, 0]
+            x0, y0, x1, y1 = [*boxes_from_heatmap(heatmap).tolist(), [0, 0, 0, 0]][0]
+            groups.append(f"{guess} {x0} {y0} {x1 - 1} {y1 - 1}")
+        lines.append(" ".join(groups))
+    path = tmp_path / "predictions.txt"
+    path.write_text("\n".join(lines))
+    errors = flat_errors(
+        read_predictions(path),
+        labels,
+        boxes_xyxy=[boxes - torch.tensor([0, 0, 1, 1]) for boxes in truth],
+        blacklisted=blacklisted,
+        iou_threshold=0.3,
+    )
+    found = {name: score.item() for name, score in metric.compute().items()}
+    assert 0 < found["top1"] < found["top5"]
+    assert found["top1"] == pytest.approx(1 - errors.localization[0], abs=1e-12)
+    assert found["top5"] == pytest.approx(1 - errors.localization[4], abs=1e-12)
+    assert found["cls_top1"] == pytest.approx(1 - errors.classification[0], abs=1e-12)
+    assert found["cls_top5"] == pytest.approx(1 - errors.classification[4], abs=1e-12)

@@ -7,7 +7,21 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["accuracy", "boxes", "contours", "max_box_acc", "pxap", "repeats", "wsol"]
+    "module",
+    [
+        "accuracy",
+        "baseline",
+        "boxes",
+        "contours",
+        "dt_box",
+        "ilsvrc",
+        "max_box_acc",
+        "mosaics",
+        "pointing",
+        "pxap",
+        "repeats",
+        "wsol",
+    ],
 )
 def test_examples_print_what_they_say(module: str) -> None:
     failed, attempted = doctest.testmod(importlib.import_module(f"camtrain.localization.{module}"))

@@ -1,0 +1,206 @@
+"""The pointing game and the energy inside the box: scores of a map that need no threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+
+from camtrain.errors import CamtrainValueError
+from camtrain.localization.pictures import check_batch, pictures_with_boxes
+
+
+def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | None:
+    """Row and column of the maximum of a class map, upsampled bilinearly to its picture.
+
+    Args:
+        class_map: (h, w), signed; it covers the whole picture.
+        size_hw: The picture's (H, W), in pixels.
+
+    Returns:
+        The first maximum in row-major order; None where the map is constant or holds NaN or
+        infinity.
+
+    Example:
+        >>> peak_of(torch.tensor([[0.0, 1.0, 0.0]]), size_hw=(2, 9))
+        (0, 4)
+    """
+    low, high = class_map.aminmax()
+    if not torch.isfinite(high - low) or low == high:
+        return None
+    row, column = divmod(int(upsampled(class_map, size_hw).argmax()), size_hw[1])
+    return row, column
+
+
+def box_mask(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """The pixels of a picture that lie in any box, (H, W) bool.
+
+    Args:
+        boxes_xyxy: (n, 4), half-open xyxy in pixels of the picture; a pixel lies in a box when its
+            centre does.
+        size_hw: The picture's (H, W), in pixels.
+
+    Example:
+        >>> box_mask(torch.tensor([[1, 0, 3, 1]]), size_hw=(2, 4)).int().tolist()
+        [[0, 1, 1, 0], [0, 0, 0, 0]]
+    """
+    y, x = (torch.arange(side) + 0.5 for side in size_hw)
+    x0, y0, x1, y1 = boxes_xyxy[:, :, None].unbind(1)  # each (n, 1)
+    in_columns, in_rows = (x0 <= x) & (x < x1), (y0 <= y) & (y < y1)
+    return (in_rows[:, :, None] & in_columns[:, None, :]).any(dim=0)
+
+
+class PointingGame(Metric):
+    """Part of the pictures whose map has its maximum inside a truth box.
+
+    The game of Zhang et al. (arXiv 1608.00507, section 4.2). Theirs forgives a point that lies up
+    to 15 pixels outside of the object, ``tolerance=15``; by default none is forgiven. Beside the
+    result stands that of the picture's centre, under the same tolerance: what must be beaten.
+
+    A map that is constant or holds NaN or infinity points nowhere: a miss. Pictures without boxes
+    are not counted.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+        >>> metric = PointingGame()
+        >>> metric.update(maps, [torch.tensor([[40, 0, 60, 20]])], torch.tensor([[40, 60]]))
+        >>> {name: score.item() for name, score in metric.compute().items()}
+        {'pointing': 1.0, 'centre': 0.0}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    hits: Tensor
+    centre_hits: Tensor
+    count: Tensor
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        """Start with nothing counted.
+
+        Args:
+            tolerance: The largest Euclidean distance, in pixels of the picture, between the point's
+                pixel and the nearest pixel of a box; 0 asks for a point inside.
+        """
+        super().__init__()
+        if not 0 <= tolerance < float("inf"):
+            raise CamtrainValueError(f"tolerance must be 0 pixels or more, got {tolerance}.")
+        self.tolerance = tolerance
+        for name in ("hits", "centre_hits", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            maps: (B, h, w), the class map of each picture's true class; it covers the whole
+                picture.
+            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
+            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
+        """
+        check_batch("maps", maps, "B h w", len(boxes_xyxy))
+        maps = maps.detach().cpu()
+        for index, boxes, (height, width) in pictures_with_boxes(boxes_xyxy, sizes_hw):
+            peak = peak_of(maps[index], (height, width))
+            self.hits += peak is not None and self._is_hit(peak, boxes)
+            self.centre_hits += self._is_hit((height // 2, width // 2), boxes)
+            self.count += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The fractions of the map and of the centre, float64 scalars; NaN when none counted."""
+        hits = {"pointing": self.hits, "centre": self.centre_hits}
+        return {name: number.double() / self.count for name, number in hits.items()}
+
+    def _is_hit(self, point: tuple[int, int], boxes_xyxy: Tensor) -> bool:
+        """Whether the pixel (row, column) is near enough to any box (n, 4)."""
+        pixel = torch.tensor([point[1], point[0]], dtype=torch.float64)
+        mins, last = boxes_xyxy[:, :2].double(), boxes_xyxy[:, 2:].double() - 1
+        outside = (mins - pixel).clamp_min(0) + (pixel - last).clamp_min(0)  # (n, 2)
+        return bool((outside.square().sum(dim=1) <= self.tolerance**2).any())
+
+
+class EnergyInBox(Metric):
+    """Mean share of a map's positive energy that lies inside the truth boxes.
+
+    sum over the pixels of the boxes' union of max(m, 0) / sum over all pixels of max(m, 0), m being
+    the class map upsampled bilinearly to the picture: the energy-based pointing game of Wang et al.
+    (Score-CAM, arXiv 1910.01279, section 4.3). Beside it stands the boxes' share of the area, which
+    a constant map earns.
+
+    A map without positive energy, or with NaN or infinity, earns 0. Pictures without boxes are not
+    counted. Sums are kept in float64.
+
+    Example:
+        >>> metric = EnergyInBox()
+        >>> boxes_xyxy, sizes_hw = [torch.tensor([[0, 0, 20, 40]])], torch.tensor([[40, 80]])
+        >>> metric.update(torch.tensor([[[3.0, 1.0], [3.0, 1.0]]]), boxes_xyxy, sizes_hw)
+        >>> {name: round(score.item(), 4) for name, score in metric.compute().items()}
+        {'energy': 0.375, 'area': 0.25}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    energy: Tensor
+    area: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("energy", "area"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            maps: (B, h, w), the class map of each picture's true class; it covers the whole
+                picture.
+            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
+            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
+        """
+        check_batch("maps", maps, "B h w", len(boxes_xyxy))
+        maps = maps.detach().cpu()
+        for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
+            inside = box_mask(boxes, size_hw)
+            self.energy += energy_share(upsampled(maps[index], size_hw), inside)
+            self.area += inside.sum().item() / inside.numel()
+            self.count += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean shares of energy and of area, float64 scalars; NaN when nothing was counted."""
+        return {"energy": self.energy / self.count, "area": self.area / self.count}
+
+
+def energy_share(class_map: Tensor, inside: Tensor) -> float:
+    """The share of a map's positive part inside a mask, summed in float64.
+
+    Args:
+        class_map: (H, W), signed.
+        inside: (H, W) bool.
+
+    Returns:
+        In [0, 1]; 0 where the map has no positive value, or holds NaN or infinity.
+
+    Example:
+        >>> energy_share(torch.tensor([[-5.0, 1.0, 3.0]]), torch.tensor([[True, True, False]]))
+        0.25
+    """
+    energy = class_map.clamp_min(0)
+    total = energy.sum(dtype=torch.float64).item()
+    if not 0 < total < float("inf"):  # NaN compares as False
+        return 0.0
+    return (energy * inside).sum(dtype=torch.float64).item() / total
+
+
+def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A class map (h, w) at the size of its picture, float32."""
+    return functional.interpolate(
+        class_map.float()[None, None], size=size_hw, mode="bilinear", align_corners=False
+    )[0, 0]
