@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
+from torchvision.models import regnet
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.caffemodel import caffe_weights
@@ -129,13 +132,27 @@ def build_classifier(
         if model in ("googlenet", "inception_v3"):
             # Its default warns that it will change; the auxiliary heads play no part in the logits.
             arguments = {"init_weights": True, "aux_logits": False, **arguments}
-        network = tv.get_model(model, weights=None, **arguments)
+        network = _torchvision_network(model, arguments)
     except TypeError as error:
         raise CamtrainValueError(
             f"backbone_args do not fit {name}: {error}; got {backbone_args}."
         ) from error
     if in_chans != 3:
         _change_in_chans(network, in_chans)
+    return network
+
+
+def _torchvision_network(model: str, arguments: dict[str, Any]) -> nn.Module:
+    """Like ``torchvision.models.get_model``, on the meta device too."""
+    widths = regnet.BlockParams
+    original = widths.from_init_params
+
+    def on_cpu(*args: Any, **kwargs: Any) -> regnet.BlockParams:
+        with torch.device("cpu"):  # it reads the widths out of a tensor
+            return original(*args, **kwargs)
+
+    with patch.object(widths, "from_init_params", on_cpu):
+        network: nn.Module = tv.get_model(model, weights=None, **arguments)
     return network
 
 
@@ -180,41 +197,71 @@ def backbone_args_for(
     name: str, weights: str | Path | None, in_chans: int, given: dict[str, Any]
 ) -> dict[str, Any]:
     """``given``, and what the published weights of a network need beside it."""
+    needed: dict[str, Any] = {}
     if name in _RENORMALIZED and weights is not None and in_chans == 3:
-        return {"transform_input": True, **given}
-    return dict(given)
+        needed["transform_input"] = True
+    model = name.removeprefix("torchvision/")
+    if model.startswith("vit_") and weights is not None:
+        published = {entry.name: entry for entry in tv.get_model_weights(model)}
+        published["DEFAULT"] = tv.get_model_weights(model).DEFAULT
+        if str(weights) in published:
+            needed["image_size"] = published[str(weights)].transforms().crop_size[0]
+    return {**needed, **given}
 
 
-def usual_preprocessing(name: str, in_chans: int) -> Preprocessing:
-    """What the library does to the pictures of this network."""
+def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any]) -> Preprocessing:
+    """What the library does to the pictures of this network.
+
+    Pictures of other than three channels are normalized by the average of its means and deviations.
+
+    Args:
+        name: ``library/model``.
+        in_chans: Channels of the images.
+        backbone_args: May hold another size.
+    """
     if name in PAPER_NETWORKS:
         return paper_preprocessing(name, in_chans)
     library, model = name.split("/")
-    if library == "camtrain" or in_chans != 3:
-        grey = (0.5,) * in_chans
-        side = 64 if name == "camtrain/digits" else 224
-        return Preprocessing(size=(side, side), mean=grey, std=grey)
-    if library == "timm":
-        import timm
+    if library == "camtrain":
+        gray = (0.5,) * in_chans
+        return Preprocessing(size=(64, 64), mean=gray, std=gray)
+    usual = _timm_preprocessing(model) if library == "timm" else _torchvision_preprocessing(model)
+    side = backbone_args.get("img_size", backbone_args.get("image_size"))
+    if side is not None:
+        usual = replace(usual, size=(side, side) if isinstance(side, int) else tuple(side))
+    if in_chans == 3:
+        return usual
+    # Pixels of -1 to 1 are what the networks see that renormalize their input.
+    mean, std = (0.5, 0.5) if name in _RENORMALIZED else (fmean(usual.mean), fmean(usual.std))
+    return replace(usual, mean=(mean,) * in_chans, std=(std,) * in_chans)
 
-        config: Any = timm.get_pretrained_cfg(model)
-        return Preprocessing(
-            size=tuple(config.input_size[1:]),
-            mean=tuple(config.mean),
-            std=tuple(config.std),
-            interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
-            resize_mode="crop",
-            crop_pct=config.crop_pct,
-        )
+
+def _timm_preprocessing(model: str) -> Preprocessing:
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(model)
+    return Preprocessing(
+        size=tuple(config.input_size[1:]),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+        resize_mode="crop",
+        crop_pct=min(1.0, config.crop_pct),  # above 1 the picture would get a frame
+    )
+
+
+def _torchvision_preprocessing(model: str) -> Preprocessing:
     preset = tv.get_model_weights(model).DEFAULT.transforms()
-    side = preset.crop_size[0]
+    crop_pct = min(1.0, preset.crop_size[0] / preset.resize_size[0])
+    # A ViT is built for 224 whatever size its best weights are for, see `backbone_args_for`.
+    side = 224 if model.startswith("vit_") else preset.crop_size[0]
     return Preprocessing(
         size=(side, side),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
         resize_mode="crop",
-        crop_pct=min(1.0, side / preset.resize_size[0]),
+        crop_pct=crop_pct,
     )
 
 

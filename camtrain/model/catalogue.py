@@ -63,8 +63,8 @@ class Entry:
 
 def describe(name: str) -> Entry:
     """What a network becomes, found on the meta device: nothing is computed or loaded."""
-    size_hw = usual_preprocessing(name, 3).size
     try:
+        size_hw = usual_preprocessing(name, 3, {}).size
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the libraries think of their old networks
             network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
@@ -111,14 +111,18 @@ def cache_file() -> Path:
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """The names that hold ``pattern``, or fit it where it has wildcards.
+    """The names that hold ``pattern``, or fit it, with or without their library, by its wildcards.
 
     Raises:
         CamtrainValueError: There is none.
     """
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    found = [
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(one, pattern) for one in (name, name.partition("/")[2]))
+    ]
     if not found:
         raise CamtrainValueError(
             f"FILTER must be part of the name of a network, or a pattern such as 'timm/resnet*', "

@@ -97,6 +97,8 @@ def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
     in_chans = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if in_chans is None:
         raise NotCamReadyError(_refusal(network, "it has no convolution"))
+    if getattr(network, "num_classes", None) == 0:
+        raise NotCamReadyError(_refusal(network, "it has no classifier"))
     is_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
     traced = trace(_TimmHead(network) if is_timm else network)
     readout = find_readout(traced, may_be_input=is_timm)

@@ -161,14 +161,16 @@ def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     net.pool = recipe["pool"]
     net.task = check_task(recipe["task"])
     net.recipe = {**recipe, "own_head": True}
-    net.preprocessing = usual_preprocessing(recipe["backbone"], recipe["in_chans"])
+    net.preprocessing = usual_preprocessing(
+        recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
+    )
     return net
 
 
 def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     """A trunk with a new neck and a new head."""
     name, in_chans = recipe["backbone"], recipe["in_chans"]
-    preprocessing = usual_preprocessing(name, in_chans)
+    preprocessing = usual_preprocessing(name, in_chans, recipe["backbone_args"])
     network = build_classifier(
         name, num_classes=None, in_chans=in_chans, backbone_args=recipe["backbone_args"]
     )

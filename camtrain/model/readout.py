@@ -234,8 +234,8 @@ def _norm_of(
 def _linear(tail: _Tail, logits_of: Callable[[Tensor], Tensor], channels: int) -> nn.Linear:
     """The linear layer that ``logits_of``, which is known to be affine, computes."""
     layers = list(tail.layers.items())
-    node, only = layers[0]
-    if len(layers) == 1 and isinstance(only, (nn.Linear, nn.Conv2d)):
+    node, only = layers[0] if len(layers) == 1 else (None, None)
+    if node is not None and isinstance(only, (nn.Linear, nn.Conv2d)):
         weight, bias = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
         vectors = torch.randn(2, channels, dtype=torch.float64, device="cpu")
         assert weight is not None

@@ -17,6 +17,7 @@ from torch import nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.backbones import (
+    backbone_args_for,
     build_classifier,
     find_weights,
     full_name,
@@ -280,13 +281,54 @@ def test_unknown_arguments_of_the_builder_are_named(name: str) -> None:
         ),
         ("camtrain/digits", 3, Preprocessing(size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)),
         ("camtrain/digits", 1, Preprocessing(size=(64, 64), mean=(0.5,), std=(0.5,))),
-        ("torchvision/resnet18", 2, Preprocessing(mean=(0.5,) * 2, std=(0.5,) * 2)),
+        (
+            "torchvision/resnet18",
+            1,
+            Preprocessing(
+                mean=((0.485 + 0.456 + 0.406) / 3,),
+                std=((0.229 + 0.224 + 0.225) / 3,),
+                resize_mode="crop",
+                crop_pct=224 / 256,
+            ),
+        ),
+        (
+            "torchvision/googlenet",
+            2,
+            Preprocessing(
+                mean=(0.5,) * 2,
+                std=(0.5,) * 2,
+                resize_mode="crop",
+                crop_pct=224 / 256,
+            ),
+        ),
+        (
+            "timm/volo_d4_448",
+            3,
+            Preprocessing(size=(448, 448), interpolation="bicubic", resize_mode="crop"),
+        ),
+        ("torchvision/vit_h_14", 3, Preprocessing(interpolation="bicubic", resize_mode="crop")),
     ],
 )
 def test_pictures_are_prepared_as_the_publisher_says(
     name: str, in_chans: int, expected: Preprocessing
 ) -> None:
-    assert usual_preprocessing(name, in_chans) == expected
+    assert usual_preprocessing(name, in_chans, {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "size"),
+    [
+        ("torchvision/vit_h_14", "DEFAULT", 518),
+        ("torchvision/vit_b_16", "DEFAULT", 224),
+        ("torchvision/vit_b_16", "IMAGENET1K_SWAG_E2E_V1", 384),
+    ],
+)
+def test_a_vit_is_built_for_the_pictures_of_its_weights(name: str, weights: str, size: int) -> None:
+    arguments = backbone_args_for(name, weights, 3, {})
+    assert arguments == {"image_size": size}
+    assert usual_preprocessing(name, 3, arguments).size == (size, size)
+    assert backbone_args_for(name, weights, 3, {"image_size": 64}) == {"image_size": 64}
+    assert backbone_args_for(name, None, 3, {}) == {}
 
 
 @pytest.mark.parametrize("argument", ["pretrained", "checkpoint_path", "weights"])

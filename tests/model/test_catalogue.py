@@ -81,6 +81,7 @@ def test_an_interrupted_walk_keeps_what_it_found(
     [
         ("net18", ["timm/resnet18", "torchvision/resnet18"]),
         ("timm/*18", ["timm/resnet18"]),
+        ("res*", ["timm/resnet18", "torchvision/resnet18"]),
         ("*", ["timm/resnet18", "torchvision/resnet18", "torchvision/vgg16"]),
     ],
 )
