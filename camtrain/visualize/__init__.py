@@ -1,0 +1,23 @@
+"""Heatmaps, boxes and names drawn on pictures, contact sheets of them, and charts of scores."""
+
+from camtrain.visualize.overlay import (
+    COLORMAPS,
+    PREDICTED_BOX,
+    TRUE_BOX,
+    draw_boxes,
+    overlay,
+)
+from camtrain.visualize.sheets import WatchedPicture, contact_sheet, panel
+from camtrain.visualize.text import Color
+
+__all__ = [
+    "COLORMAPS",
+    "PREDICTED_BOX",
+    "TRUE_BOX",
+    "Color",
+    "WatchedPicture",
+    "contact_sheet",
+    "draw_boxes",
+    "overlay",
+    "panel",
+]

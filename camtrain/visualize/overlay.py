@@ -1,0 +1,139 @@
+"""Heatmaps and boxes drawn on pictures, as PIL images."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.visualize.text import Color
+
+COLORMAPS = {  # the first two are perceptually uniform
+    "viridis": cv2.COLORMAP_VIRIDIS,
+    "inferno": cv2.COLORMAP_INFERNO,
+    "turbo": cv2.COLORMAP_TURBO,
+    "jet": cv2.COLORMAP_JET,
+}
+TRUE_BOX: Color = (255, 255, 255)
+PREDICTED_BOX: Color = (255, 92, 225)  # a pink that no colour map comes near
+
+_OUTLINE = (20, 20, 20)
+
+
+def overlay(
+    image: Image.Image | Tensor,
+    heatmap: Tensor,
+    *,
+    colormap: str = "viridis",
+    opacity: float = 0.5,
+) -> Image.Image:
+    """Blend the colours of a heatmap over its picture, as RGB of the picture's size.
+
+    Args:
+        image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
+        heatmap: (H, W) in [0, 1], of the image's size.
+        colormap: viridis, inferno, turbo or jet.
+        opacity: 0 shows the image alone, 1 the heatmap alone.
+
+    Raises:
+        CamtrainTypeError: The image is neither a PIL image nor a uint8 tensor.
+        CamtrainValueError: A shape, a range, the opacity or the name of the colour map is wrong.
+    """
+    pixels = rgb_pixels(image)
+    return blend(pixels, heatmap_levels(heatmap, pixels.shape[:2]), colormap, opacity)
+
+
+def draw_boxes(
+    image: Image.Image, boxes_xyxy: Tensor, *, color: Color, width: int | None = None
+) -> Image.Image:
+    """Draw boxes on an RGB copy of the picture, in a colour between two dark outlines.
+
+    The coloured line covers the outermost pixels inside the box, so x1 and x2 - 1 are coloured.
+    What lies outside the picture is cut off; a box without area there is not drawn.
+
+    Args:
+        image: PIL image, H x W.
+        boxes_xyxy: (n, 4) half-open pixels of the image; fractions are rounded.
+        color: RGB, 0 to 255.
+        width: Of the coloured line, in pixels; by default 1/128 of the longer side.
+
+    Raises:
+        CamtrainValueError: The boxes are not (n, 4) finite numbers.
+    """
+    if boxes_xyxy.ndim != 2 or boxes_xyxy.shape[1] != 4 or not boxes_xyxy.isfinite().all():
+        raise CamtrainValueError(
+            "boxes_xyxy must be (n, 4) finite pixels, torch.zeros(0, 4) for none, "
+            f"got shape {tuple(boxes_xyxy.shape)}: {boxes_xyxy.tolist()!s:.80}."
+        )
+    width = width or max(1, round(max(image.size) / 128))
+    limit = torch.tensor(image.size * 2)
+    boxes = boxes_xyxy.detach().cpu().double().clamp(min=0).minimum(limit)
+    boxes = boxes[(boxes[:, :2] < boxes[:, 2:]).all(dim=1)]
+    low = boxes[:, :2].round().minimum(limit[:2] - 1)
+    high = boxes[:, 2:].round().maximum(low + 1)
+    drawn, margin = image.convert("RGB").copy(), (width + 1) // 2
+    draw = ImageDraw.Draw(drawn)
+    for grow, paint in ((margin, _OUTLINE), (0, color)):  # no outline hides another box's colour
+        for x1, y1, x2, y2 in torch.cat([low - grow, high + grow - 1], dim=1).int().tolist():
+            thickness = width + 2 * grow
+            if 2 * thickness > min(x2 - x1, y2 - y1):  # the outline would leave a small box
+                draw.rectangle((x1, y1, x2, y2), fill=paint)
+            else:
+                draw.rectangle((x1, y1, x2, y2), outline=paint, width=thickness)
+    return drawn
+
+
+def rgb_pixels(image: Image.Image | Tensor) -> NDArray[np.uint8]:
+    """The picture as RGB, (H, W, 3)."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8:
+        found = getattr(image, "dtype", type(image).__name__)
+        raise CamtrainTypeError(f"image must be a PIL image or a uint8 tensor, got {found}.")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise CamtrainValueError(
+            f"image must be (C, H, W) with C = 1 or 3, got {tuple(image.shape)}."
+        )
+    return np.ascontiguousarray(image.cpu().expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+def heatmap_levels(heatmap: Tensor, image_hw: tuple[int, ...]) -> NDArray[np.float32]:
+    """The heatmap as an array, (H, W), checked against its picture."""
+    if tuple(heatmap.shape) != image_hw:
+        raise CamtrainValueError(
+            f"heatmap must be of its image's size (H, W) = {image_hw}, got {tuple(heatmap.shape)}."
+        )
+    levels: NDArray[np.float32] = heatmap.detach().float().cpu().numpy()
+    if not (levels.min() >= 0 and levels.max() <= 1):  # NaN fails too
+        raise CamtrainValueError(
+            f"heatmap must lie in [0, 1], got {levels.min():.4g} to {levels.max():.4g}; "
+            "camtrain.heatmaps normalizes class maps."
+        )
+    return levels
+
+
+@cache
+def palette(colormap: str) -> NDArray[np.uint8]:
+    """The 256 colours of a colour map as RGB, (256, 3)."""
+    if colormap not in COLORMAPS:
+        raise CamtrainValueError(
+            f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}."
+        )
+    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAPS[colormap])
+    return np.ascontiguousarray(bgr.reshape(256, 3)[:, ::-1], dtype=np.uint8)
+
+
+def blend(
+    pixels: NDArray[np.uint8], levels: NDArray[np.float32], colormap: str, opacity: float
+) -> Image.Image:
+    """The colours of the levels, (H, W), over the pixels, (H, W, 3)."""
+    if not 0 <= opacity <= 1:
+        raise CamtrainValueError(f"opacity must lie in [0, 1], got {opacity}.")
+    colors = palette(colormap)[np.rint(levels * 255).astype(np.uint8)]  # (H, W, 3)
+    return Image.fromarray(np.asarray(cv2.addWeighted(pixels, 1 - opacity, colors, opacity, 0)))

@@ -1,0 +1,193 @@
+"""Pictures with their heatmaps, boxes and names, and contact sheets of them, as PIL images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+from camtrain.visualize.overlay import (
+    PREDICTED_BOX,
+    TRUE_BOX,
+    blend,
+    draw_boxes,
+    heatmap_levels,
+    palette,
+    rgb_pixels,
+)
+from camtrain.visualize.text import INK, MUTED, PAPER, Color, shorten, text_width, write
+
+_PADDING, _RIGHT, _WRONG, _SWATCH = (241, 243, 246), (21, 128, 61), (185, 28, 28), (120, 126, 136)
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedPicture:
+    """One picture with what the network sees in it.
+
+    Attributes:
+        image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
+        true_heatmap: (H, W) in [0, 1], of the true class.
+        predicted_heatmap: (H, W) in [0, 1], of the predicted class.
+        true_boxes_xyxy: (n, 4) half-open pixels of the image; (0, 4) where the truth is unknown.
+        predicted_boxes_xyxy: (n, 4) half-open pixels of the image, found in ``true_heatmap``.
+        true_name: Name of the true class.
+        predicted_name: Name of the predicted class.
+        true_score: Score of the true class, in [0, 1].
+        predicted_score: Score of the predicted class, in [0, 1].
+        is_right: Whether the prediction is right. Names cannot tell: ImageNet has two cranes.
+    """
+
+    image: Image.Image | Tensor
+    true_heatmap: Tensor
+    predicted_heatmap: Tensor
+    true_boxes_xyxy: Tensor
+    predicted_boxes_xyxy: Tensor
+    true_name: str
+    predicted_name: str
+    true_score: float
+    predicted_score: float
+    is_right: bool
+
+
+def panel(
+    row: WatchedPicture, *, colormap: str = "viridis", opacity: float = 0.5, tile: int = 256
+) -> Image.Image:
+    """Three tiles side by side, and below them the names and scores.
+
+    The tiles show the picture with its true boxes, the true class's heatmap with true and predicted
+    boxes, and the predicted class's heatmap. Small pictures are enlarged, big ones shrunk.
+
+    Args:
+        row: The picture.
+        colormap: As for ``overlay``.
+        opacity: As for ``overlay``.
+        tile: Longer side of a picture, 224 to 512 pixels; text and spaces grow with it.
+
+    Raises:
+        CamtrainTypeError: As for ``overlay``.
+        CamtrainValueError: As for ``overlay`` and ``draw_boxes``, or ``tile`` is out of range.
+    """
+    tiles = _tiles(row, colormap, opacity, tile)
+    unit, height = tile // 32, tiles[0].height
+    canvas = Image.new("RGB", (3 * tile + 2 * unit, height + 7 * unit), PAPER)
+    for number, image in enumerate(tiles):
+        left = number * (tile + unit)
+        canvas.paste(_PADDING, (left, 0, left + tile, height))
+        canvas.paste(image, (left + (tile - image.width) // 2, 0))
+    _draw_caption(canvas, row, top=height, unit=unit)
+    return canvas
+
+
+def contact_sheet(
+    rows: Sequence[WatchedPicture],
+    *,
+    title: str,
+    columns: int = 2,
+    colormap: str = "viridis",
+    opacity: float = 0.5,
+    tile: int = 256,
+) -> Image.Image:
+    """All panels in a grid, read line by line, under a title and a legend.
+
+    Args:
+        rows: One picture or more.
+        title: One line, such as "epoch 3".
+        columns: Panels side by side, at most as many as there are rows.
+        colormap: As for ``overlay``.
+        opacity: As for ``overlay``.
+        tile: As for ``panel``.
+
+    Raises:
+        CamtrainTypeError: As for ``panel``.
+        CamtrainValueError: As for ``panel``, or there is no row or no column.
+    """
+    if not rows or columns < 1:
+        raise CamtrainValueError(
+            f"A contact sheet needs at least 1 row and 1 column, got {len(rows)} and {columns}."
+        )
+    panels = [panel(row, colormap=colormap, opacity=opacity, tile=tile) for row in rows]
+    unit, columns = tile // 32, min(columns, len(rows))
+    margin, step = 4 * unit, panels[0].width + 4 * unit
+    lines = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    heights = [max(shown.height for shown in line) + 3 * unit for line in lines]
+    sheet = Image.new("RGB", (margin + columns * step, 16 * unit + sum(heights)), PAPER)
+    title = shorten(title, sheet.width - 2 * margin, 3 * unit)
+    write(sheet, title, at=(margin, 5 * unit), size=3 * unit)
+    _draw_legend(sheet, colormap, at=(margin, 9 * unit), unit=unit)
+    for index, shown in enumerate(panels):
+        left, top = margin + index % columns * step, 15 * unit + sum(heights[: index // columns])
+        sheet.paste(shown, (left, top))
+        headings = ("picture", "heatmap of true class", "heatmap of predicted class")
+        for number, heading in enumerate(headings if index < columns else ()):
+            at = (left + number * (tile + unit), 14 * unit)
+            write(sheet, heading, at=at, size=2 * unit, color=MUTED)
+    return sheet
+
+
+def _tiles(
+    row: WatchedPicture, colormap: str, opacity: float, tile: int
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Picture, heatmap of the true class and of the predicted class, all of one size."""
+    if not 224 <= tile <= 512:
+        raise CamtrainValueError(f"tile must lie between 224 and 512 pixels, got {tile}.")
+    original = rgb_pixels(row.image)
+    height, width, _ = original.shape
+    scale = tile / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(original).resize(size, resample)
+
+    def colored(heatmap: Tensor) -> Image.Image:
+        levels = Image.fromarray(heatmap_levels(heatmap, (height, width)))
+        smooth = np.asarray(levels.resize(size, Image.Resampling.BILINEAR))
+        return blend(np.asarray(picture), smooth, colormap, opacity)
+
+    def boxed(image: Image.Image, boxes_xyxy: Tensor, color: Color) -> Image.Image:
+        return draw_boxes(image, boxes_xyxy * scale, color=color, width=tile // 128)
+
+    true_tile = boxed(colored(row.true_heatmap), row.true_boxes_xyxy, TRUE_BOX)
+    return (
+        boxed(picture, row.true_boxes_xyxy, TRUE_BOX),
+        boxed(true_tile, row.predicted_boxes_xyxy, PREDICTED_BOX),
+        colored(row.predicted_heatmap),
+    )
+
+
+def _draw_caption(canvas: Image.Image, row: WatchedPicture, *, top: int, unit: int) -> None:
+    """Names and scores in two lines as wide as the canvas, and whether the prediction is right."""
+    size, indent = 2 * unit, text_width("predicted", 2 * unit) + 2 * unit
+    verdict, color = ("right", _RIGHT) if row.is_right else ("wrong", _WRONG)
+    badge = text_width(verdict, size) + 2 * unit
+    lines = (
+        ("true", row.true_name, f"{row.true_score:.2f}", INK),
+        ("predicted", row.predicted_name, f"{row.predicted_score:.2f}", color),
+    )
+    x, y = 0, top
+    for label, name, score, ink in lines:
+        y += 3 * unit
+        room = canvas.width - indent - text_width(score, size) - badge - 4 * unit
+        write(canvas, label, at=(0, y), size=size, color=MUTED)
+        x = write(canvas, shorten(name, room, size), at=(indent, y), size=size, color=ink)
+        x = write(canvas, score, at=(x + 2 * unit, y), size=size, color=MUTED) + 2 * unit
+    corners = (x, y - 2 * unit, x + badge - 1, y + 3 * unit // 4)
+    ImageDraw.Draw(canvas).rounded_rectangle(corners, radius=unit, fill=color)
+    write(canvas, verdict, at=(x + unit, y), size=size, color=PAPER)
+
+
+def _draw_legend(sheet: Image.Image, colormap: str, *, at: tuple[int, int], unit: int) -> None:
+    """What the colours mean, in one line on the baseline ``at``."""
+    (x, y), size, top = at, 2 * unit, at[1] - 7 * unit // 4
+    x = write(sheet, "heatmap 0", at=at, size=size) + unit
+    bar = Image.fromarray(palette(colormap)[None]).resize((16 * unit, 2 * unit))
+    sheet.paste(bar, (x, top))
+    x = write(sheet, "1", at=(x + bar.width + unit, y), size=size)
+    for name, color in (("true box", TRUE_BOX), ("predicted box", PREDICTED_BOX)):
+        swatch = Image.new("RGB", (3 * unit, 2 * unit), _SWATCH)
+        box = torch.tensor([[2, 2, swatch.width - 2, swatch.height - 2]])
+        sheet.paste(draw_boxes(swatch, box, color=color, width=unit // 4), (x + 4 * unit, top))
+        x = write(sheet, name, at=(x + 8 * unit, y), size=size)
