@@ -1,5 +1,6 @@
-"""Heatmaps, boxes and names drawn on pictures, contact sheets of them, and charts of scores."""
+"""Heatmaps, boxes and names drawn on pictures, contact sheets of them, and a chart of scores."""
 
+from camtrain.visualize.charts import threshold_chart
 from camtrain.visualize.overlay import (
     COLORMAPS,
     PREDICTED_BOX,
@@ -20,4 +21,5 @@ __all__ = [
     "draw_boxes",
     "overlay",
     "panel",
+    "threshold_chart",
 ]

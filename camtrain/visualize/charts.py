@@ -1,0 +1,249 @@
+"""The accuracy of localization against the threshold, as a chart drawn with Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+from camtrain.visualize.text import MUTED, PAPER, Color, shorten, text_width, write
+
+Values = Tensor | NDArray[np.float64] | Sequence[float]
+Point = tuple[float, float]
+
+# Told apart by hue and, where hues are confused or printed gray, by lightness (CIE L* 17 to 69).
+COLORS: tuple[Color, ...] = (
+    (0, 40, 95),
+    (200, 80, 0),
+    (80, 178, 232),
+    (110, 35, 120),
+    (0, 110, 90),
+    (205, 115, 165),
+)
+MOST_MARKS = 8
+
+_SIZE = (960, 600)
+_LEFT, _RIGHT, _BOTTOM = 84, 936, 536
+_HEADER, _FLAG = 92, 22  # pixels above the flags, and per flag
+_GRID, _AXIS = (228, 231, 236), (140, 147, 158)
+_TITLE_SIZE, _TEXT_SIZE, _GAP = 20, 15, 10
+_FINE = 4  # lines are drawn this much larger and averaged, which smooths their edges
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A marked threshold: its vertical line, and the text beside the line's upper end."""
+
+    x: float  # of the line, in pixels
+    value: float  # of the first curve, NaN where it has none
+    name: str
+    percent: str
+    left: int  # where the text starts
+    baseline: int = 0
+
+    @property
+    def flies_left(self) -> bool:
+        return self.left < self.x
+
+
+def threshold_chart(
+    thresholds: Values, curves: Mapping[str, Values], marks: Mapping[str, float], *, title: str
+) -> Image.Image:
+    """Draw accuracies against the threshold, with some thresholds marked, as RGB of 960 x 600.
+
+    The first curve is bold. Where a mark crosses it there is a dot, and the mark's flag above the
+    plot says how high, in percent of the pictures, between two thresholds by linear interpolation.
+    Each flag has a line to itself, so none covers another, however close the marks are.
+
+    Args:
+        thresholds: (T,) in [0, 1), ascending: parts of the heatmap's maximum.
+        curves: Per name (T,) accuracies in [0, 1]; NaN leaves a gap. One to six curves.
+        marks: Per name a threshold in [0, 1), such as the fixed, the calibrated and the oracle one;
+            NaN, the best threshold of nothing counted, is left out. At most eight marks.
+        title: One line.
+
+    Raises:
+        CamtrainValueError: A shape, a range, an order or a number of curves or marks is wrong.
+    """
+    x = _checked_thresholds(thresholds)
+    lines = _checked_curves(curves, len(x))
+    first = lines[next(iter(lines))]
+    flags = _flags(_checked_marks(marks), x, first)
+    top = _HEADER + _FLAG * len(flags)
+
+    chart = _draw_lines(x, list(lines.values()), flags, top)
+    write(chart, shorten(title, _RIGHT - _LEFT, _TITLE_SIZE), at=(_LEFT, 38), size=_TITLE_SIZE)
+    _draw_legend(chart, list(lines))
+    _draw_axes(chart, top)
+    for flag in flags:
+        _draw_flag(chart, flag)
+    if not any(np.isfinite(y).any() for y in lines.values()):
+        _write_centred(
+            chart, "nothing was counted", at=((_LEFT + _RIGHT) // 2, (top + _BOTTOM) // 2)
+        )
+    return chart
+
+
+def _checked_thresholds(thresholds: Values) -> NDArray[np.float64]:
+    x = _array(thresholds)
+    if x.ndim != 1 or not len(x):
+        raise CamtrainValueError(f"thresholds must be (T,) with T > 0, got shape {x.shape}.")
+    if not (x[0] >= 0 and x[-1] < 1 and (np.diff(x) > 0).all()):  # NaN fails too
+        raise CamtrainValueError(
+            f"thresholds must ascend within [0, 1), without repeats, got {x.tolist()!s:.80}."
+        )
+    return x
+
+
+def _checked_curves(curves: Mapping[str, Values], count: int) -> dict[str, NDArray[np.float64]]:
+    if not 1 <= len(curves) <= len(COLORS):
+        raise CamtrainValueError(
+            f"curves must be 1 to {len(COLORS)}, one for each colour, got {len(curves)}."
+        )
+    lines = {name: _array(values) for name, values in curves.items()}
+    for name, y in lines.items():
+        if y.shape != (count,):
+            raise CamtrainValueError(
+                f"curve {name!r} must have a value for each of the {count} thresholds, "
+                f"got shape {y.shape}."
+            )
+        known = y[~np.isnan(y)]
+        if not ((known >= 0) & (known <= 1)).all():
+            raise CamtrainValueError(
+                f"curve {name!r} must lie in [0, 1], NaN where unknown, got {known.min():.4g} to "
+                f"{known.max():.4g}; divide percents by 100."
+            )
+    return lines
+
+
+def _checked_marks(marks: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The marks that have a threshold."""
+    if len(marks) > MOST_MARKS:
+        raise CamtrainValueError(f"marks must be at most {MOST_MARKS}, got {len(marks)}.")
+    for name, threshold in marks.items():
+        if not (np.isnan(threshold) or 0 <= threshold < 1):
+            raise CamtrainValueError(f"mark {name!r} must lie in [0, 1), got {threshold}.")
+    return [(name, float(where)) for name, where in marks.items() if not np.isnan(where)]
+
+
+def _array(values: Values) -> NDArray[np.float64]:
+    return torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
+
+
+def _x(threshold: float) -> float:
+    return _LEFT + threshold * (_RIGHT - _LEFT)
+
+
+def _y(value: float, top: int) -> float:
+    return _BOTTOM - value * (_BOTTOM - top)
+
+
+def _flags(
+    marks: list[tuple[str, float]], x: NDArray[np.float64], first: NDArray[np.float64]
+) -> list[_Flag]:
+    """A flag per mark, each on a line of its own, so ordered that lines end below other texts."""
+    flags = [
+        _flag(name, where, float(np.interp(where, x, first, np.nan, np.nan)))
+        for name, where in marks
+    ]
+    flags.sort(key=lambda flag: (flag.flies_left, -flag.x if flag.flies_left else flag.x))
+    return [replace(flag, baseline=_HEADER + row * _FLAG) for row, flag in enumerate(flags)]
+
+
+def _flag(name: str, threshold: float, value: float) -> _Flag:
+    """A flag to the right of its line, or to the left where it would leave the chart."""
+    name = f"{shorten(name, 240, _TEXT_SIZE)} {threshold:.3f}"
+    percent = "" if np.isnan(value) else f"{100 * value:.1f} %"
+    width = text_width(name, _TEXT_SIZE) + _GAP + text_width(percent, _TEXT_SIZE)
+    left = round(_x(threshold)) + 6
+    if left + width > _SIZE[0]:
+        left -= width + 12
+    return _Flag(_x(threshold), value, name, percent, left)
+
+
+def _draw_lines(
+    x: NDArray[np.float64], lines: list[NDArray[np.float64]], flags: list[_Flag], top: int
+) -> Image.Image:
+    """Grid, axis, marks, curves and dots, all that is drawn large and averaged."""
+    image = Image.new("RGB", (_SIZE[0] * _FINE, _SIZE[1] * _FINE), PAPER)
+    draw = ImageDraw.Draw(image)
+    for tenth in range(11):
+        _stroke(draw, [(_x(tenth / 10), top), (_x(tenth / 10), _BOTTOM)], _GRID, 1)
+        if tenth % 2 == 0:
+            color = _GRID if tenth else _AXIS
+            _stroke(draw, [(_LEFT, _y(tenth / 10, top)), (_RIGHT, _y(tenth / 10, top))], color, 1)
+    for flag in flags:
+        _stroke(draw, [(flag.x, flag.baseline - _TEXT_SIZE), (flag.x, _BOTTOM)], MUTED, 1.5)
+    for index in reversed(range(len(lines))):  # the first on top
+        known = np.flatnonzero(np.isfinite(lines[index]))
+        runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else []
+        for run in runs:
+            points = [(_x(a), _y(b, top)) for a, b in zip(x[run], lines[index][run], strict=True)]
+            _stroke(draw, points, COLORS[index], 2 if index else 3.5)
+    for flag in flags:
+        if not np.isnan(flag.value):
+            _dot(draw, (flag.x, _y(flag.value, top)), PAPER, 7)
+            _dot(draw, (flag.x, _y(flag.value, top)), COLORS[0], 5)
+    return image.reduce(_FINE)
+
+
+def _stroke(draw: ImageDraw.ImageDraw, points: list[Point], color: Color, width: float) -> None:
+    """A line with round ends through points of the chart; a lone point is a dot."""
+    large = [(x * _FINE, y * _FINE) for x, y in points]
+    draw.line(large, color, round(width * _FINE), joint="curve")
+    for end in (points[0], points[-1]):
+        _dot(draw, end, color, width / 2)
+
+
+def _dot(draw: ImageDraw.ImageDraw, centre: Point, color: Color, radius: float) -> None:
+    x, y = centre
+    draw.ellipse([_FINE * side for side in (x - radius, y - radius, x + radius, y + radius)], color)
+
+
+def _draw_legend(chart: Image.Image, names: list[str]) -> None:
+    """The curves' colours and names in one line below the title."""
+    x, baseline, swatch = _LEFT, 66, 24
+    room = (_RIGHT - _LEFT) // len(names) - 2 * swatch
+    draw = ImageDraw.Draw(chart)
+    for index, (name, color) in enumerate(zip(names, COLORS, strict=False)):
+        half = 1 if index else 2
+        draw.rectangle((x, baseline - 5 - half, x + swatch - 1, baseline - 6 + half), fill=color)
+        at = (x + swatch + 8, baseline)
+        x = write(chart, shorten(name, room - 8, _TEXT_SIZE), at=at, size=_TEXT_SIZE) + swatch
+
+
+def _draw_axes(chart: Image.Image, top: int) -> None:
+    """The numbers at the grid, and what they count."""
+    for tenth in range(11):
+        at = (round(_x(tenth / 10)), _BOTTOM + 22)
+        _write_centred(chart, f"{tenth / 10:g}", at=at)
+    for percent in range(0, 101, 20):
+        label = f"{percent} %"
+        at = (_LEFT - 10 - text_width(label, _TEXT_SIZE), round(_y(percent / 100, top)) + 5)
+        write(chart, label, at=at, size=_TEXT_SIZE, color=MUTED)
+    at = ((_LEFT + _RIGHT) // 2, _BOTTOM + 48)
+    _write_centred(chart, "threshold, part of the heatmap's maximum", at=at)
+    upright = Image.new("RGB", (_BOTTOM - top, 24), PAPER)
+    _write_centred(upright, "accuracy", at=(upright.width // 2, 18))
+    chart.paste(upright.transpose(Image.Transpose.ROTATE_90), (4, top))
+
+
+def _draw_flag(chart: Image.Image, flag: _Flag) -> None:
+    """Name and threshold, and the value in the first curve's colour."""
+    if flag.flies_left:  # lines of flags that fly to the right may pass behind it
+        corners = (flag.left - 3, flag.baseline - _TEXT_SIZE, int(flag.x) - 3, flag.baseline + 4)
+        chart.paste(PAPER, corners)
+    x = write(chart, flag.name, at=(flag.left, flag.baseline), size=_TEXT_SIZE) + _GAP
+    write(chart, flag.percent, at=(x, flag.baseline), size=_TEXT_SIZE, color=COLORS[0])
+
+
+def _write_centred(image: Image.Image, text: str, *, at: tuple[int, int]) -> None:
+    """Write one muted line whose baseline is centred ``at`` (x, y)."""
+    left = at[0] - text_width(text, _TEXT_SIZE) // 2
+    write(image, text, at=(left, at[1]), size=_TEXT_SIZE, color=MUTED)
