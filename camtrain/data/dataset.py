@@ -29,6 +29,8 @@ class Sample:
             applies to them.
         size_hw: (H, W) of the original picture.
         index: Its place in the data set.
+        path: Where the picture came from.
+        mask: (H, W) uint8 in pixels of the original picture, see ``Picture``; (0, 0) without one.
     """
 
     image: Tensor
@@ -36,6 +38,8 @@ class Sample:
     boxes_xyxy: Tensor
     size_hw: tuple[int, int]
     index: int
+    path: str
+    mask: Tensor
 
 
 class Batch(NamedTuple):
@@ -47,6 +51,8 @@ class Batch(NamedTuple):
         boxes_xyxy: B tensors (n, 4) int64, half-open, in pixels of the original pictures.
         sizes_hw: (B, 2) int64, height and width of the original pictures.
         indices: (B,) int64, places in the data set.
+        paths: Where the B pictures came from.
+        masks: B tensors (H, W) uint8 in pixels of the original pictures; (0, 0) without one.
     """
 
     images: Tensor
@@ -54,6 +60,8 @@ class Batch(NamedTuple):
     boxes_xyxy: list[Tensor]
     sizes_hw: Tensor
     indices: Tensor
+    paths: list[str]
+    masks: list[Tensor]
 
 
 class PreparedDataset(Dataset[Sample]):
@@ -117,6 +125,8 @@ class PreparedDataset(Dataset[Sample]):
             boxes_xyxy=picture.boxes_xyxy,
             size_hw=(picture.image.shape[-2], picture.image.shape[-1]),
             index=index,
+            path=picture.path,
+            mask=torch.zeros(0, 0, dtype=torch.uint8) if picture.mask is None else picture.mask,
         )
 
 
@@ -161,6 +171,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes_xyxy=[sample.boxes_xyxy for sample in samples],
         sizes_hw=torch.tensor([sample.size_hw for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples]),
+        paths=[sample.path for sample in samples],
+        masks=[sample.mask for sample in samples],
     )
 
 

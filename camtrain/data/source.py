@@ -16,12 +16,15 @@ class Picture(NamedTuple):
         boxes_xyxy: (n, 4) int64, half-open, in pixels of ``image``: boxes of the labelled class.
             None known: (0, 4).
         path: Where the picture came from, for messages and reports.
+        mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; None where no
+            mask is known.
     """
 
     image: Tensor
     label: int
     boxes_xyxy: Tensor
     path: str
+    mask: Tensor | None = None
 
 
 class Source(Protocol):

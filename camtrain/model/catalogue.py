@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class Entry:
         name: ``library/model``.
         cut: The layer it ends after.
         channels: Of its feature map.
-        stride: Pixels of the image per pixel of the map.
+        stride: Pixels of the image per pixel of the map, about.
         map_hw: (h, w) of the map for an image of ``size_hw``.
         size_hw: (H, W) of the images it was made for.
         is_fixed: It takes images of no other size.
@@ -73,14 +74,16 @@ def describe(name: str) -> Entry:
             shape, layers, _ = probe(backbone, 3, size_hw)
     except Exception as error:  # each network fails in its own way, and is reported
         return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    twice_hw = (2 * size_hw[0], size_hw[1])
+    taller = probe(backbone, 3, twice_hw).shape[2] if takes(backbone, 3, twice_hw) else None
     return Entry(
         name,
         cut=backbone.cut if isinstance(backbone, GraphBackbone) else _last_block(layers),
         channels=shape[1],
-        stride=round(size_hw[0] / shape[2]),
+        stride=_stride(size_hw[0], shape[2], taller),
         map_hw=(shape[2], shape[3]),
         size_hw=size_hw,
-        is_fixed=not takes(backbone, 3, (2 * size_hw[0], size_hw[1])),
+        is_fixed=taller is None,
         is_cam_ready=is_cam_ready,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
     )
@@ -185,6 +188,16 @@ def _described(names: Sequence[str]) -> Iterator[Entry]:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def _stride(height: int, rows: int, taller: int | None) -> int:
+    """Pixels per row of the map, by the rows that twice the height adds, where it is taken.
+
+    The borders of unpadded layers and of sizes that do not divide are not counted that way.
+    """
+    pixels = height / rows if taller is None else height / (taller - rows)
+    power = 2 ** round(math.log2(pixels))
+    return power if abs(pixels / power - 1) < 0.1 else round(pixels)
 
 
 def _is_cam_ready(network: nn.Module) -> bool:

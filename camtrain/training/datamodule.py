@@ -114,7 +114,7 @@ class CAMDataModule(LightningDataModule):
             channel_order=channel_order or "rgb",
         )
         augmentation(augment, self._preprocessing)
-        self._datasets: dict[str, PreparedDataset] = {}
+        self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
@@ -149,7 +149,7 @@ class CAMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
         for split, source in self.sources.items():
-            self._datasets[split] = PreparedDataset(
+            self.datasets[split] = PreparedDataset(
                 source,
                 self.preprocessing,
                 augment=self.hparams["augment"] if split == "train" else "none",
@@ -162,19 +162,19 @@ class CAMDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the validation split."""
-        return self._loader("val") if "val" in self._datasets else []
+        return self._loader("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split."""
         return self._loader("test")
 
     def _loader(self, split: Split) -> DataLoader[Batch]:
-        if split not in self._datasets:
+        if split not in self.datasets:
             raise CamtrainValueError(
-                f"{self.hparams['root']} has no {split} split, only {', '.join(self._datasets)}; "
+                f"{self.hparams['root']} has no {split} split, only {', '.join(self.datasets)}; "
                 f"add the folder {split}/CLASS, or choose another verb."
             )
-        dataset = self._datasets[split]
+        dataset = self.datasets[split]
         is_train = split == "train"
         return DataLoader(
             dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int

@@ -24,6 +24,7 @@ from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
+from camtrain.training.results import MapWriter, write_localization
 from camtrain.training.run import KeptCheckpoint, RunFolder, RunWriter, SaveConfig
 from camtrain.training.summary import print_header, print_scores, print_written
 from camtrain.training.watching import CAMLogger
@@ -62,6 +63,10 @@ class CamtrainCLI(LightningCLI):
         add("--name", str | None, None, "None means the config's file name, else the backbone.")
         add("--runs_dir", str, "runs", "Folder with one folder per run.")
         add("--overwrite", bool, False, "Replace an earlier run of the same name.")
+        maps = (
+            "Of validate and test: also write the maps as the WSOL benchmark's program reads them."
+        )
+        add("--save_maps", bool, False, maps)
         best = "Score of the best epoch, a loss is minimized; None means val/acc1, or val/map."
         add("--monitor", str | None, None, best)
         add("--logger", LoggerName, "wandb", "Where curves and heatmaps go, beside the run folder.")
@@ -82,6 +87,9 @@ class CamtrainCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs.update(logger=False, enable_checkpointing=False)
             self.save_config_callback = None
+            if settings["save_maps"]:
+                folder = self._measured(self.subcommand) / "wsol"
+                callbacks = [MapWriter(folder, root=settings["data"]["root"])]
         elif trainer["fast_dev_run"]:
             kwargs["logger"] = False
         else:
@@ -135,7 +143,7 @@ class CamtrainCLI(LightningCLI):
             best = str(self.folder.checkpoints / "best.ckpt")
             with self._ending_cleanly():
                 self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
-            print_scores("test", self.trainer)
+            self._conclude("test", self.folder.path / "test")
         print_written(self.folder, self.trainer.loggers)
         finish_loggers(self.trainer.loggers)
 
@@ -168,14 +176,31 @@ class CamtrainCLI(LightningCLI):
         kwargs["verbose"] = False
         with self._ending_cleanly():
             self.trainer.validate(model, datamodule, **kwargs)
-        print_scores("val", self.trainer)
+        self._conclude("val", self._measured("validate"))
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Measure on the test split."""
         kwargs["verbose"] = False
         with self._ending_cleanly():
             self.trainer.test(model, datamodule, **kwargs)
-        print_scores("test", self.trainer)
+        self._conclude("test", self._measured("test"))
+
+    def _measured(self, verb: str | None) -> Path:
+        """Where the results of a verb go: beside the checkpoint, in its run if it lies in one."""
+        folder = Path(self.config[verb]["ckpt_path"]).absolute().parent
+        run = folder.parent if folder.name == "checkpoints" else folder
+        return run / ("val" if verb == "validate" else "test")
+
+    def _conclude(self, split: str, folder: Path) -> None:
+        """Print what was measured, and keep it."""
+        if not self.trainer.is_global_zero:
+            return
+        print_scores(split, self.trainer)
+        report = self.model.reports.get(split)
+        if report and not self.config[self.subcommand]["trainer"]["fast_dev_run"]:
+            write_localization(folder, split, self.trainer.callback_metrics, report)
+            if self.subcommand != "fit":
+                print(f"Written: {folder}")
 
 
 def main(args: Sequence[str]) -> None:

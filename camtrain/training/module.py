@@ -22,8 +22,11 @@ from camtrain.model.cam import PoolName
 from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
+from camtrain.training.box_scores import on_whole_pictures
+from camtrain.training.distributed import without_repeats
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
+from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
 
 
@@ -39,6 +42,7 @@ class CAMModule(LightningModule):
     Attributes:
         net: The ``CAMNet``.
         map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
+        reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class CAMModule(LightningModule):
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
         self.map_threshold = DEFAULT_THRESHOLD
+        self.reports: dict[str, dict[str, Any]] = {}
         self._seed = 0
         if freeze_backbone:
             freeze(self.net.backbone)
@@ -169,13 +174,13 @@ class CAMModule(LightningModule):
         )
         return loss
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Measure one batch of the validation split."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch of the validation split; see ``_evaluate``."""
+        return self._evaluate("val", batch, batch_idx)
 
-    def test_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Measure one batch of the test split."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one batch of the test split; see ``_evaluate``."""
+        return self._evaluate("test", batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the epoch before."""
@@ -194,30 +199,39 @@ class CAMModule(LightningModule):
         """Log what the test split gave."""
         self._log_evaluation("test")
 
-    def _evaluate(self, split: str, batch: Sequence[Any]) -> None:
+    def _evaluate(self, split: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """Measure a batch; returns what was measured: its ``batch`` and ``maps``, if it has any."""
+        if isinstance(batch, Batch):
+            batch = without_repeats(self.trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
+        maps = None
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=torch.channels_last)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits, maps = self.net(images), None
+                logits = self.net(images)
             else:
                 output = self.net.class_maps(images, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
-        self._evaluation(split).update(
-            logits,
-            maps,
-            labels,
-            batch if isinstance(batch, Batch) else None,
-            self.net.preprocessing,
-        )
+        if not isinstance(batch, Batch) or maps is None:
+            self._evaluation(split).update(logits, None, labels)
+            return {}
+        maps = on_whole_pictures(maps, self.net.preprocessing, batch)
+        self._evaluation(split).update(logits, maps, labels, batch)
+        return {"batch": batch, "maps": maps}
 
     def _log_evaluation(self, split: str) -> None:
         evaluation = self._evaluation(split)
-        shown = ("loss", "acc1", "map", "max_box_acc")
-        for name, value in evaluation.compute().items():
-            self.log(f"{split}/{name}", value, prog_bar=name in shown)
+        is_training = self.trainer.state.fn == TrainerFn.FITTING
+        scores = evaluation.compute(self.map_threshold if split == "test" else None)
         if split == "val":
-            self.map_threshold = evaluation.best_threshold()
+            self.map_threshold = evaluation.boxes.calibrated_threshold()
+        if not is_training:
+            self.reports[split] = evaluation.boxes.report(self.map_threshold)
+            if "max_box_acc" in scores:
+                scores |= mosaic_scores(self.net, self.trainer, split, self.device)
+        shown = ("loss", "acc1", "map", "max_box_acc")
+        for name, value in scores.items():
+            self.log(f"{split}/{name}", value, prog_bar=name in shown)
 
     def _evaluation(self, split: str) -> Evaluation:
         evaluation = self.evaluations[split]

@@ -36,11 +36,11 @@ def print_scores(split: str, trainer: Trainer) -> None:
         return
     table = Table("score", "", f"{split} split", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
-    for name, value in trainer.callback_metrics.items():
-        prefix, _, score = name.partition("/")
-        if prefix == split:
+    for score, text in SCORES.items():
+        value = trainer.callback_metrics.get(f"{split}/{score}")
+        if value is not None:
             number = f"{value:.4f}" if score == "loss" else f"{100 * value:.2f} %"
-            table.add_row(name, SCORES.get(score, ""), number)
+            table.add_row(f"{split}/{score}", text, number)
     Console().print(table)
 
 
@@ -53,6 +53,7 @@ def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
         "checkpoints": folder.checkpoints,
         "heatmaps by epoch": folder.cams,
         "scores by epoch": folder.metrics,
+        "localization, test": folder.path / "test" / "localization.json",
         "settings": folder.config,
     }
     rows = {what: str(path) for what, path in paths.items() if path.exists()}

@@ -18,6 +18,8 @@ KNOWN = [
     Entry("timm/convnext_atto", "norm_pre", 320, 32, (7, 7), (224, 224), False, True),
     Entry("timm/test_vit", "norm", 64, 16, (10, 10), (160, 160), False, False),
     Entry("timm/test_vit3", "norm", 96, 16, (10, 10), (160, 160), True, False),
+    Entry("timm/efficientnet_b1", "bn2", 1280, 32, (8, 8), (240, 240), False, True),
+    Entry("torchvision/alexnet", "features.11", 256, 16, (13, 13), (224, 224), False, False),
     Entry("camtrain/digits", "relu4", 128, 4, (16, 16), (64, 64), False, False),
 ]
 

@@ -36,6 +36,8 @@ def test_a_run_writes_everything_and_the_bundle_predicts(
         "config.yaml",
         "metrics.csv",
         "model.safetensors",
+        "test/localization.json",
+        "test/localization.png",
     }
     printed = capsys.readouterr().out
     assert "test/max_box_acc" in printed

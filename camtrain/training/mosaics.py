@@ -1,0 +1,73 @@
+"""Scoring a network on mosaics of the very pictures that it is evaluated on."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from camtrain.data import PreparedDataset
+from camtrain.localization import MosaicScore, mosaic, mosaic_plan
+from camtrain.model.camnet import CAMNet
+from camtrain.model.probe import takes
+from camtrain.training.datamodule import CAMDataModule
+
+
+class Mosaics(Dataset[tuple[Tensor, Tensor]]):
+    """Mosaics of four pictures of four classes: the image (C, H, W), the classes (4,).
+
+    Args:
+        pictures: Where the pictures come from.
+        plan: (n, 4), which pictures, see ``mosaic_plan``.
+        size_hw: (H, W) of a mosaic; None for twice that of a picture.
+    """
+
+    def __init__(
+        self, pictures: PreparedDataset, plan: Tensor, size_hw: tuple[int, int] | None
+    ) -> None:
+        self.pictures = pictures
+        self.plan = plan
+        self.size_hw = size_hw
+
+    def __len__(self) -> int:
+        """The number of mosaics."""
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The mosaic at ``index``."""
+        samples = [self.pictures[place] for place in self.plan[index].tolist()]
+        images = torch.stack([sample.image for sample in samples])
+        return mosaic(images, size=self.size_hw), torch.tensor([s.label for s in samples])
+
+
+@torch.no_grad()
+def mosaic_scores(
+    net: CAMNet, trainer: Trainer, split: str, device: torch.device
+) -> dict[str, Tensor]:
+    """``mosaic_peak`` and ``mosaic_energy`` of a split, of all processes; see ``MosaicScore``.
+
+    Empty where no mosaic can be made, and for another data module than camtrain's.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, CAMDataModule):
+        return {}
+    pictures = data.datasets[split]
+    plan = mosaic_plan(torch.tensor(pictures.labels))
+    if not len(plan):
+        return {}
+    channels, height, width = pictures[0].image.shape
+    # At twice the size, so that the pictures keep theirs, where the network takes it.
+    is_free = takes(net.backbone, channels, (2 * height, 2 * width))
+    own = plan[trainer.global_rank :: trainer.world_size]
+    loader = DataLoader(
+        Mosaics(pictures, own, None if is_free else (height, width)),
+        batch_size=max(1, data.hparams["batch_size"] // 4),
+        num_workers=data.hparams["workers"],
+    )
+    metric = MosaicScore().to(device)
+    metric.update(torch.zeros(0, 4, 1, 1))  # of fewer mosaics than processes one may get none
+    for images, classes in loader:
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        metric.update(net.class_maps(images, classes=classes.to(device)).maps)
+    return {f"mosaic_{name}": value for name, value in metric.compute().items()}

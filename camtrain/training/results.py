@@ -1,0 +1,118 @@
+"""What an evaluation leaves on disk: scores, the curve, and the maps for the WSOL benchmark."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from camtrain.data import Batch
+from camtrain.localization.wsol import score_map
+from camtrain.training.run import write_text
+from camtrain.visualize import threshold_chart
+
+# Of the benchmark's metadata folder, each with one line per picture or per box.
+_LISTS = ("image_ids", "class_labels", "image_sizes", "localization")
+
+
+def write_localization(
+    folder: Path, split: str, metrics: Mapping[str, Tensor], report: Mapping[str, Any]
+) -> None:
+    """Write ``localization.json`` and the accuracy against the threshold, ``localization.png``.
+
+    Args:
+        folder: Where to; made if need be.
+        split: ``val`` or ``test``.
+        metrics: Logged scores, by their full names.
+        report: See ``BoxScores.report``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {
+        name.removeprefix(f"{split}/"): value.item()
+        for name, value in metrics.items()
+        if name.startswith(f"{split}/")
+    }
+    content = {"split": split, "scores": scores, **report}
+    write_text(folder / "localization.json", json.dumps(content, indent=1) + "\n")
+    accuracy = report["curves"]["largest_contour"]
+    # The marks are about IoU 0.5: its curve comes first, and is drawn bold.
+    curves = {f"IoU {iou}": torch.tensor(accuracy[iou]) for iou in ("0.5", "0.3", "0.7")}
+    marks = {name: report["thresholds"][name] for name in ("fixed", "calibrated", "oracle")}
+    chart = threshold_chart(
+        torch.tensor(report["curves"]["threshold"]),
+        curves,
+        {name: mark for name, mark in marks.items() if not math.isnan(mark)},
+        title=f"{split}: pictures whose box is right, by the threshold of the map",
+    )
+    chart.save(folder / "localization.png")
+
+
+class MapWriter(Callback):
+    """Writes the map of every picture's true class as the WSOL benchmark's program reads it.
+
+    ``scoremaps/ID.npy`` holds (224, 224) float64 in [0, 1], and ``metadata/`` the benchmark's four
+    lists; ID is the picture's path below the data folder. Boxes are 0-based and inclusive there.
+    """
+
+    def __init__(self, folder: Path, *, root: str | Path | None) -> None:
+        """Choose where to.
+
+        Args:
+            folder: Made, and emptied of an earlier evaluation's lists, when the evaluation begins.
+            root: The data folder, or None where the pictures have no files.
+        """
+        self.folder = folder
+        self.root = None if root is None else Path(root).absolute()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the lists anew."""
+        if trainer.is_global_zero:
+            (self.folder / "metadata").mkdir(parents=True, exist_ok=True)
+            for name in _LISTS:
+                self._list(name).write_text("")
+        trainer.strategy.barrier()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the maps of a batch and add its pictures to the lists."""
+        if isinstance(outputs, Mapping) and outputs:
+            self._write(outputs["batch"], outputs["maps"])
+
+    on_validation_start = on_test_start
+    on_validation_batch_end = on_test_batch_end
+
+    def _write(self, batch: Batch, maps: Tensor) -> None:
+        lines: dict[str, list[str]] = {name: [] for name in _LISTS}
+        for place, path in enumerate(batch.paths):
+            name = path if self.root is None else os.path.relpath(path, self.root)
+            name = Path(name).as_posix()
+            file = self.folder / "scoremaps" / f"{name}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, score_map(maps[place]))
+            height, width = batch.sizes_hw[place].tolist()
+            lines["image_ids"].append(name)
+            lines["class_labels"].append(f"{name},{int(batch.labels[place])}")
+            lines["image_sizes"].append(f"{name},{width},{height}")
+            for x0, y0, x1, y1 in batch.boxes_xyxy[place].tolist():
+                lines["localization"].append(f"{name},{x0},{y0},{x1 - 1},{y1 - 1}")
+        for name, added in lines.items():
+            with self._list(name).open("a") as file_:
+                file_.write("".join(f"{line}\n" for line in added))
+
+    def _list(self, name: str) -> Path:
+        return self.folder / "metadata" / f"{name}.txt"

@@ -1,0 +1,217 @@
+"""What an evaluation leaves: one table, localization.json, the curve, and the benchmark's files."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from camtrain.cli import main
+from camtrain.data import Batch, PreparedDataset, collate
+from camtrain.localization import MaxBoxAcc, MaxBoxAccV2
+from camtrain.preprocessing import Preprocessing
+from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training.box_scores import BoxScores
+from camtrain.training.main import main as run
+from camtrain.training.mosaics import Mosaics
+from tests.training.conftest import quiet_trainer
+
+Arguments = Callable[..., list[str]]
+
+TABLE = (
+    "loss",
+    "acc1",
+    "loc_gt_known",
+    "loc_top1",
+    "loc_top5",
+    "max_box_acc",
+    "box_acc_calibrated",
+    "box_acc_fixed",
+    "max_box_acc_v2",
+    "pointing",
+    "centre_box_acc",
+    "centre_box_acc_v2",
+    "centre_pointing",
+)
+
+
+@pytest.fixture
+def trained(fit_arguments: Arguments, tmp_path: Path) -> Path:
+    """The folder of a run."""
+    run(fit_arguments("--model.lr", "0.01"))
+    return tmp_path / "runs" / "run"
+
+
+def measured(run_folder: Path, verb: str, *more: str) -> dict[str, object]:
+    checkpoint = str(run_folder / "checkpoints" / "best.ckpt")
+    quiet = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+    assert main([verb, "--ckpt_path", checkpoint, *quiet, *more]) == 0
+    split = "val" if verb == "validate" else "test"
+    found: dict[str, object] = json.loads((run_folder / split / "localization.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_verb_prints_one_table_and_writes_it(
+    trained: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    found = measured(trained, verb)
+    printed = capsys.readouterr().out
+    split = "val" if verb == "validate" else "test"
+    absent = {"box_acc_calibrated"} if verb == "validate" else set()
+    names = [name for name in TABLE if name not in absent]
+    rows = [line.split()[0] for line in printed.splitlines() if f" {split}/" in line]
+    assert rows == [f"{split}/{name}" for name in names]
+    assert set(found["scores"]) == set(names)
+    assert str(trained / split) in printed
+    with Image.open(trained / split / "localization.png") as picture:
+        assert picture.width > 800
+
+
+def test_the_three_thresholds_are_kept_apart(trained: Path) -> None:
+    found = measured(trained, "test")
+    thresholds, curves = found["thresholds"], found["curves"]
+    assert thresholds["fixed"] == 0.2
+    own = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["camtrain"]
+    assert thresholds["calibrated"] == own["map_threshold"]
+    single = np.array(curves["largest_contour"]["0.5"])
+    assert len(single) == len(curves["threshold"]) == 1000
+    scores = found["scores"]
+    assert single.max() == scores["max_box_acc"]
+    assert curves["threshold"][single.argmax()] == thresholds["oracle"]
+    assert single[200] == scores["box_acc_fixed"]
+    nearest = np.abs(np.array(curves["threshold"]) - own["map_threshold"]).argmin()
+    assert single[nearest] == scores["box_acc_calibrated"]
+    several = [max(curves["all_contours"][iou]) for iou in ("0.3", "0.5", "0.7")]
+    assert scores["max_box_acc_v2"] == pytest.approx(np.mean(several), abs=1e-12)
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "crop"])
+def test_saved_maps_give_the_benchmark_s_program_the_same_scores(
+    trained: Path, photographs: Path, resize_mode: str
+) -> None:
+    found = measured(trained, "test", "--save_maps", "--data.resize_mode", resize_mode)
+    wsol = trained / "test" / "wsol"
+    lists = {
+        name: (wsol / "metadata" / f"{name}.txt").read_text().splitlines()
+        for name in ("image_ids", "class_labels", "image_sizes", "localization")
+    }
+    assert sorted(lists["image_ids"]) == sorted(
+        path.relative_to(photographs).as_posix() for path in photographs.glob("test/*/*.png")
+    )
+    assert "test/red/0.png,1" in lists["class_labels"]
+    assert "test/red/0.png,56,40" in lists["image_sizes"]
+    boxes = {
+        line.split(",")[0]: list(map(int, line.split(",")[1:])) for line in lists["localization"]
+    }
+    metrics = MaxBoxAcc(), MaxBoxAccV2()
+    for name in lists["image_ids"]:
+        scores = np.load(wsol / "scoremaps" / f"{name}.npy")
+        assert scores.shape == (224, 224)
+        assert scores.min() == 0
+        assert scores.max() in (0, 1)
+        half_open = torch.tensor([boxes[name]]) + torch.tensor([0, 0, 1, 1])
+        for metric in metrics:
+            metric.update(torch.from_numpy(scores)[None], [half_open], torch.tensor([[40, 56]]))
+    assert found["scores"]["max_box_acc"] == metrics[0].compute().item()
+    assert found["scores"]["max_box_acc_v2"] == metrics[1].compute().item()
+
+
+def test_without_boxes_nothing_is_claimed(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path
+) -> None:
+    (photographs / "boxes.csv").unlink()
+    run(fit_arguments())
+    assert not (tmp_path / "runs" / "run" / "test").exists()
+
+
+def test_masks_give_px_ap() -> None:
+    scores, batch = BoxScores(), batch_with_masks()
+    scores.reset()
+    scores.update(torch.rand(2, 7, 9), torch.rand(2, 3), batch.labels, batch)
+    found = scores.compute()
+    assert set(found) == {"px_ap"}  # no boxes
+    assert 0 < found["px_ap"] < 1
+
+
+def batch_with_masks() -> Batch:
+    mask = torch.zeros(40, 60, dtype=torch.uint8)
+    mask[10:20, 5:50] = 1
+    return Batch(
+        torch.zeros(2, 3, 8, 8),
+        torch.tensor([0, 2]),
+        [torch.zeros(0, 4)] * 2,
+        torch.tensor([[40, 60]] * 2),
+        torch.tensor([0, 1]),
+        ["a", "b"],
+        [mask, torch.zeros(0, 0, dtype=torch.uint8)],
+    )
+
+
+def test_the_mask_of_a_picture_reaches_the_batch() -> None:
+    class Masked:
+        class_names, labels = ("a",), [0]
+
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, index: int) -> object:
+            from camtrain.data import Picture
+
+            mask = torch.ones(4, 6, dtype=torch.uint8)
+            return Picture(torch.zeros(3, 4, 6, dtype=torch.uint8), 0, torch.zeros(0, 4), "p", mask)
+
+    batch = collate([PreparedDataset(Masked(), Preprocessing((8, 8)))[0]])
+    assert batch.masks[0].shape == (4, 6)
+    assert batch.paths == ["p"]
+
+
+def test_mosaics_are_scored_where_there_are_four_classes() -> None:
+    data = CAMDataModule("digits", size=64, lengths=(10, 40, 40), workers=0, batch_size=8)
+    torch.manual_seed(0)
+    module = CAMModule("camtrain/digits", 10, neck=(), backbone_args={"width": 4})
+    [scores] = quiet_trainer().test(module, data, verbose=False)
+    assert 0 <= scores["test/mosaic_peak"] <= 1
+    assert 0 < scores["test/mosaic_energy"] < 1
+    plan = torch.tensor([[3, 2, 1, 0]])
+    image, classes = Mosaics(data.datasets["test"], plan, None)[0]
+    assert image.shape == (3, 128, 128)
+    assert classes.tolist() == [data.datasets["test"].labels[i] for i in (3, 2, 1, 0)]
+    assert torch.equal(image[:, 64:, 64:], data.datasets["test"][0].image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [7, 1])
+def test_two_processes_give_the_numbers_of_one(
+    trained: Path, photographs: Path, limit: int
+) -> None:
+    """Also when the sampler repeats pictures, so that both get as many."""
+    for number, path in enumerate(sorted(photographs.glob("test/*/*.png"))):
+        if number >= limit:
+            path.unlink()
+    lines = (photographs / "boxes.csv").read_text().splitlines()
+    kept = [line for line in lines[1:] if (photographs / line.split(",")[0]).exists()]
+    (photographs / "boxes.csv").write_text("\n".join([lines[0], *kept]))
+    one = measured(trained, "test", "--data.batch_size", "2")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "train.py"), "test"]
+    command += ["--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
+    command += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    command += ["--trainer.strategy", "ddp", "--data.batch_size", "2"]
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    two = json.loads((trained / "test" / "localization.json").read_text())
+    assert two["curves"] == one["curves"]
+    assert two["pictures_with_boxes"] == one["pictures_with_boxes"] == limit
+    # The network rounds differently in other batches; given the same maps nothing does.
+    assert two["scores"].pop("loss") == pytest.approx(one["scores"].pop("loss"), rel=1e-6)
+    assert two["scores"] == one["scores"]
