@@ -15,7 +15,7 @@ from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
 from camtrain.model.cut import TracedGraph, trace
 from camtrain.model.layout import Layout
-from camtrain.model.probe import drop_unused, probe
+from camtrain.model.probe import drop_unused, probe, takes
 from camtrain.model.readout import Readout, find_readout
 from camtrain.model.stride import PROBE_HW, set_stride
 from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
@@ -94,9 +94,7 @@ def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
     Raises:
         NotCamReadyError: See ``convert``.
     """
-    in_chans = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    if in_chans is None:
-        raise NotCamReadyError(_refusal(network, "it has no convolution"))
+    in_chans = _in_chans(network)
     if getattr(network, "num_classes", None) == 0:
         raise NotCamReadyError(_refusal(network, "it has no classifier"))
     is_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
@@ -105,6 +103,23 @@ def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
     if readout is None or (is_timm and readout.features.op != "placeholder"):
         raise NotCamReadyError(_refusal(network, _what_it_reads(traced)))
     return in_chans, None if is_timm else traced.names[readout.features], readout
+
+
+def _in_chans(network: nn.Module) -> int:
+    """Channels of the images: the first convolution's, unless pixels are rearranged before it."""
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if not convs:
+        raise NotCamReadyError(_refusal(network, "it has no convolution"))
+    channels = convs[0].in_channels
+    is_image = channels in (1, 3) or takes(network, channels, _size_hw(network))
+    return channels if is_image else 3
+
+
+def _size_hw(network: nn.Module) -> tuple[int, int]:
+    """(H, W) of the images that a timm network was made for; others are taken to be free."""
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (3, *PROBE_HW))
+    return height, width
 
 
 class _TimmHead(nn.Module):
@@ -122,9 +137,7 @@ class _TimmHead(nn.Module):
 
 def _timm_backbone(network: nn.Module, in_chans: int, layout: Layout) -> TimmBackbone:
     backbone = TimmBackbone(network)
-    config: Any = getattr(network, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (in_chans, *PROBE_HW))
-    drop_unused(backbone, backbone.find_layout(in_chans, (height, width)))
+    drop_unused(backbone, backbone.find_layout(in_chans, _size_hw(network)))
     backbone.layout = layout
     return backbone
 

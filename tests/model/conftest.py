@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from camtrain.model.backbones import every_name
+from camtrain.model.catalogue import Entry, catalogue
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -14,6 +17,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def every_entry(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    """What all networks of both libraries become; minutes, so only for slow tests."""
+    return catalogue(every_name(), tmp_path_factory.mktemp("catalogue") / "cache.json")
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +43,10 @@ def enliven() -> Callable[[nn.Module], nn.Module]:
                         tensor.normal_(0, 0.2, generator=generator)
                     for tensor in (module.weight, module.running_var):
                         tensor.uniform_(0.5, 1.5, generator=generator)
+                elif "Norm" in type(module).__name__:  # gain and bias
+                    for name, tensor in module.named_parameters(recurse=False):
+                        low, high = (0.5, 1.5) if name == "weight" else (-0.2, 0.2)
+                        tensor.uniform_(low, high, generator=generator)
         return network.eval()
 
     return make

@@ -8,7 +8,6 @@ import pytest
 from camtrain.cli import main
 from camtrain.errors import CamtrainValueError
 from camtrain.model import catalogue as room
-from camtrain.model.backbones import every_name
 from camtrain.model.catalogue import Entry, cache_file, catalogue, describe, matching, table
 
 KNOWN = [
@@ -98,9 +97,9 @@ def test_a_filter_that_fits_nothing_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_every_network_of_both_libraries_converts(tmp_path: Path) -> None:
+def test_every_network_of_both_libraries_converts(every_entry: list[Entry]) -> None:
     """On the meta device, by name: all of torchvision, at least 99 % of timm."""
-    entries = catalogue(every_name(), tmp_path / "cache.json")
+    entries = every_entry
     failed = [f"{entry.name}: {entry.reason}" for entry in entries if entry.reason is not None]
     assert not [line for line in failed if not line.startswith("timm/")]
     assert len(failed) <= 0.01 * len(entries), failed

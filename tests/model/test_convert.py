@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
+from camtrain.model.backbones import build_classifier
+from camtrain.model.catalogue import Entry
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.preprocessing import Preprocessing
 
@@ -110,6 +112,7 @@ CAM_READY = {
     "timm/dla34": timm_model("dla34"),  # a 1x1 convolution after the pooling
     "timm/test_convnext2": timm_model("test_convnext2"),
     "timm/levit_128s": timm_model("levit_128s"),  # BatchNorm, and two heads whose mean counts
+    "timm/tresnet_m": timm_model("tresnet_m"),  # pixels are rearranged before the first layer
     "nn.Sequential": sequential,
     "empty shortcut": Shortcut,
     "mean": lambda: Functional(lambda x: x.mean((2, 3))),
@@ -283,3 +286,35 @@ def test_bad_arguments_are_named(
         convert(classifier, **options)
     assert message in str(error.value)
     assert not isinstance(error.value, NotCamReadyError)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_law_2_holds_for_the_smallest_network_of_every_family(
+    every_entry: list[Entry], enliven: Enliven
+) -> None:
+    """Every head there is, on the pictures that it was made for."""
+    by_family: dict[str, list[Entry]] = {}
+    for entry in every_entry:
+        if entry.is_cam_ready and entry.parameters < 30e6:
+            by_family.setdefault(family_of(entry.name), []).append(entry)
+    assert len(by_family) > 60
+    for entries in by_family.values():
+        entry = min(entries, key=lambda one: one.parameters)
+        classifier = build_classifier(entry.name, num_classes=None, in_chans=3, backbone_args={})
+        enliven(classifier)
+        net, images = convert(classifier), torch.randn(1, 3, *entry.size_hw)
+        logits, maps, _ = net.class_maps(images)
+        scale = maps.abs().max().item()
+        torch.testing.assert_close(
+            logits, classifier(images), atol=1e-5 * scale, rtol=0, msg=entry.name
+        )
+        torch.testing.assert_close(
+            maps.mean((-2, -1)) + net.head.bias, logits, atol=1e-5 * scale, rtol=0, msg=entry.name
+        )
+
+
+def family_of(name: str) -> str:
+    library, model = name.split("/")
+    builder = timm.model_entrypoint(model) if library == "timm" else None
+    return f"{library}/{builder.__module__ if builder else model.rstrip('0123456789')}"
