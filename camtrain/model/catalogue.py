@@ -65,15 +65,19 @@ class Entry:
 def describe(name: str) -> Entry:
     """What a network becomes, found on the meta device: nothing is computed or loaded."""
     try:
-        size_hw = usual_preprocessing(name, 3, {}).size
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the libraries think of their old networks
-            network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
-            is_cam_ready = _is_cam_ready(network)
-            backbone = trunk_of(network, name, None, 3, size_hw)
-            shape, layers, _ = probe(backbone, 3, size_hw)
+            return _described(name)
     except Exception as error:  # each network fails in its own way, and is reported
         return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+
+def _described(name: str) -> Entry:
+    size_hw = usual_preprocessing(name, 3, {}).size
+    network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
+    is_cam_ready = _is_cam_ready(network)
+    backbone = trunk_of(network, name, None, 3, size_hw)
+    shape, layers, _ = probe(backbone, 3, size_hw)
     twice_hw = (2 * size_hw[0], size_hw[1])
     taller = probe(backbone, 3, twice_hw).shape[2] if takes(backbone, 3, twice_hw) else None
     return Entry(
@@ -97,7 +101,7 @@ def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
         return [known[name] for name in names]
     text = f"Looking at {len(missing)} networks, once"
     try:
-        for entry in track(_described(missing), text, total=len(missing)):
+        for entry in track(_described_all(missing), text, total=len(missing)):
             known[entry.name] = entry
     finally:  # Ctrl-C loses nothing
         _write(cache, known)
@@ -178,7 +182,7 @@ def table(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def _described(names: Sequence[str]) -> Iterator[Entry]:
+def _described_all(names: Sequence[str]) -> Iterator[Entry]:
     if len(names) <= _FEW:
         yield from map(describe, names)
         return
@@ -195,7 +199,8 @@ def _stride(height: int, rows: int, taller: int | None) -> int:
 
     The borders of unpadded layers and of sizes that do not divide are not counted that way.
     """
-    pixels = height / rows if taller is None else height / (taller - rows)
+    # Some networks resize their map to one size.
+    pixels = height / rows if taller in (None, rows) else height / (taller - rows)
     power = 2 ** round(math.log2(pixels))
     return power if abs(pixels / power - 1) < 0.1 else round(pixels)
 

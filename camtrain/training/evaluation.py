@@ -21,16 +21,16 @@ SCORES = {
     "loc_top1": "top-1 localization",
     "loc_top5": "top-5 localization",
     "max_box_acc": "MaxBoxAcc, oracle threshold",
-    "box_acc_calibrated": "its boxes, threshold calibrated on val",
-    "box_acc_fixed": "its boxes, threshold 0.2",
+    "box_acc_calibrated": "threshold calibrated on val",
+    "box_acc_fixed": "threshold 0.2",
     "max_box_acc_v2": "MaxBoxAccV2, oracle thresholds",
     "px_ap": "PxAP, of the masks",
     "pointing": "pointing game",
-    "mosaic_peak": "mosaics, peak in its quarter (chance 25 %)",
-    "mosaic_energy": "mosaics, energy in its quarter (chance 25 %)",
-    "centre_box_acc": "a centre box instead, for MaxBoxAcc",
-    "centre_box_acc_v2": "a centre box instead, for MaxBoxAccV2",
-    "centre_pointing": "the centre instead, for the pointing game",
+    "mosaic_peak": "mosaics, peak (chance 25 %)",
+    "mosaic_energy": "mosaics, energy (chance 25 %)",
+    "centre_box_acc": "centre box, MaxBoxAcc",
+    "centre_box_acc_v2": "centre box, MaxBoxAccV2",
+    "centre_pointing": "centre, pointing game",
 }
 # Those that are not computed after every epoch of a training.
 _NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy"}

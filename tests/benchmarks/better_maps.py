@@ -27,9 +27,8 @@ from camtrain.model.cam import HeatmapMethod, PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
 
 METHODS = get_args(HeatmapMethod)
-HEADS: dict[str, tuple[int, PoolName]] = {  # channels of the 1x1 neck, 0 for none; pool
+HEADS: dict[str, tuple[int, PoolName]] = {  # channels of the 3x3 neck, 0 for none; pool
     "linear, avg (plain)": (0, "avg"),
-    "linear, lse": (0, "lse"),
     "neck 256, avg": (256, "avg"),
     "neck 256, lse": (256, "lse"),
 }
@@ -106,7 +105,7 @@ def trained_head(split: Split, channels: int, pool: PoolName, classes: int, seed
     """A neck (if any) and a head over frozen features, as a CAM network whose images they are."""
     torch.manual_seed(seed)
     width = split.features.shape[1]
-    neck = nn.Sequential(nn.Conv2d(width, channels, 1), nn.ReLU()) if channels else None
+    neck = nn.Sequential(nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()) if channels else None
     net = CAMNet(nn.Identity(), nn.Linear(channels or width, classes), neck=neck, pool=pool)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
     steps = EPOCHS * (len(split.labels) // BATCH_SIZE)
@@ -132,9 +131,9 @@ def table_of_heads(net: CAMNet, root: Path) -> None:
         for method in METHODS:
             calibrated, best = [], []
             for head in heads:
-                level = int(val.metric(head, method).hits.argmax())
+                threshold = val.metric(head, method).calibrated_threshold()
                 measured = test.metric(head, method)
-                calibrated.append(float(measured.hits[level] / measured.count))
+                calibrated.append(float(measured.accuracy_at(threshold)))
                 best.append(float(measured.compute()))
             print(f"| {name} | {method} | {_spread(calibrated)} | {_spread(best)} |", flush=True)
 

@@ -35,7 +35,7 @@ def evaluate(shared: Path, stride: int = 16) -> dict[str, float]:
         for batch in loader:
             output = net.class_maps(batch.images, classes=batch.labels)
             maps = output.maps[:, 0]
-            evaluation.update(output.logits, maps, batch.labels, batch, preprocessing)
+            evaluation.update(output.logits, maps, batch.labels, batch)
     return {name: float(value) for name, value in evaluation.compute().items()}
 
 
