@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from statistics import fmean
+from threading import Lock
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -23,6 +24,8 @@ from camtrain.model.weights import read_weights, renamed
 from camtrain.preprocessing import Preprocessing
 
 Entry = TypeVar("Entry")
+
+_REGNET = Lock()
 
 _TRUNKS = {
     "digits": digits_trunk,
@@ -151,7 +154,7 @@ def _torchvision_network(model: str, arguments: dict[str, Any]) -> nn.Module:
         with torch.device("cpu"):  # it reads the widths out of a tensor
             return original(*args, **kwargs)
 
-    with patch.object(widths, "from_init_params", on_cpu):
+    with _REGNET, patch.object(widths, "from_init_params", on_cpu):
         network: nn.Module = tv.get_model(model, weights=None, **arguments)
     return network
 
@@ -269,10 +272,12 @@ def adapt_in_chans(
     classifier: nn.Module, weights: dict[str, Tensor], in_chans: int
 ) -> dict[str, Tensor]:
     """Weights of colour pictures fitted to ``in_chans`` by timm's rule: sum or repeat."""
-    first = _first_conv(classifier)
     weights = renamed(weights, classifier.state_dict())
+    if in_chans == 3:
+        return weights
+    first = _first_conv(classifier)
     tensor = weights.get(f"{first}.weight")
-    if in_chans == 3 or tensor is None or tensor.shape[1] == in_chans:
+    if tensor is None or tensor.shape[1] == in_chans:
         return weights
     from timm.models import adapt_input_conv
 

@@ -65,25 +65,45 @@ def convert(
             f"classifier must be a torch.nn.Module, got {type(classifier).__name__}; "
             "to build a network by name use camtrain.create_model."
         )
-    network = copy.deepcopy(classifier)
+    network = _copy_of(classifier)
+    modes = {id(module): module.training for module in network.modules()}
     in_chans, cut, readout = find_maps(network)
     backbone: Backbone
     if cut is None:
         backbone = _timm_backbone(network, in_chans, readout.layout)
     else:
         backbone = GraphBackbone(network, cut)
-        backbone.layout = readout.layout
+        backbone.layout, backbone.map_hw = readout.layout, readout.map_hw
     if stride is not None:
         set_stride(backbone, stride, in_chans)
     net = CAMNet(
         backbone,
         readout.head or _identity_head(probe(backbone, in_chans, PROBE_HW).shape[1]),
         neck=readout.norm,
-        dropout=readout.dropout,
+        dropout=readout.dropout or float(getattr(network, "drop_rate", 0.0)),
         class_names=class_names,
         preprocessing=preprocessing,
     )
-    return net.train(classifier.training)
+    net.train(classifier.training)
+    for module in net.modules():  # some may be frozen in evaluation mode
+        module.training = modes.get(id(module), module.training)
+    return net
+
+
+def _copy_of(classifier: nn.Module) -> nn.Module:
+    """A copy to cut, without what wraps it for training."""
+    if isinstance(classifier, CAMNet):
+        raise CamtrainTypeError("classifier is a CAM network already; use its class_maps.")
+    if isinstance(classifier, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        classifier = classifier.module
+    classifier = getattr(classifier, "_orig_mod", classifier)  # torch.compile's
+    try:
+        return copy.deepcopy(classifier)
+    except RuntimeError as error:
+        raise CamtrainValueError(
+            f"{type(classifier).__name__} cannot be copied ({str(error).splitlines()[0]}); run it "
+            "once under torch.no_grad(), so that it holds no results with gradients."
+        ) from error
 
 
 def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
@@ -97,7 +117,8 @@ def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
     in_chans = _in_chans(network)
     if getattr(network, "num_classes", None) == 0:
         raise NotCamReadyError(_refusal(network, "it has no classifier"))
-    is_timm = hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    # What somebody derives from it may do more in its `forward`.
+    is_timm = type(network).__module__.startswith("timm.") and hasattr(network, "forward_head")
     traced = trace(_TimmHead(network) if is_timm else network)
     readout = find_readout(traced, may_be_input=is_timm)
     if readout is None or (is_timm and readout.features.op != "placeholder"):
@@ -111,14 +132,14 @@ def _in_chans(network: nn.Module) -> int:
     if not convs:
         raise NotCamReadyError(_refusal(network, "it has no convolution"))
     channels = convs[0].in_channels
-    is_image = channels in (1, 3) or takes(network, channels, _size_hw(network))
-    return channels if is_image else 3
+    return channels if channels == 3 or not takes(network, 3, _size_hw(network)) else 3
 
 
 def _size_hw(network: nn.Module) -> tuple[int, int]:
     """(H, W) of the images that a timm network was made for; others are taken to be free."""
+    built_for = getattr(getattr(network, "patch_embed", None), "img_size", None)
     config: Any = getattr(network, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (3, *PROBE_HW))
+    height, width = built_for or config.get("input_size", (3, *PROBE_HW))[1:]
     return height, width
 
 
@@ -143,10 +164,9 @@ def _timm_backbone(network: nn.Module, in_chans: int, layout: Layout) -> TimmBac
 
 
 def _identity_head(classes: int) -> nn.Linear:
-    head = nn.Linear(classes, classes)
-    with torch.no_grad():
-        nn.init.eye_(head.weight)
-        nn.init.zeros_(head.bias)
+    head = nn.Linear(classes, classes, device="meta")  # which draws no random numbers
+    head.weight = nn.Parameter(torch.eye(classes))
+    head.bias = nn.Parameter(torch.zeros(classes))
     return head
 
 

@@ -233,7 +233,7 @@ def trunk_of(
     )
     if isinstance(backbone, TimmBackbone):  # the others hold nothing that they do not use
         if isinstance(probed.layers[-1].module, nn.MaxPool2d):
-            probed.layers.pop()
+            backbone.set_submodule(probed.layers[-1].name, nn.Identity())
         drop_unused(backbone, probed)
     return backbone
 

@@ -139,7 +139,7 @@ def leaf_types(network: nn.Module) -> list[type[nn.Module]]:
 
 
 def _first(value: object) -> fx.Node:
-    while isinstance(value, (tuple, list)):
+    while isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
     if not isinstance(value, fx.Node):
         raise CamtrainValueError(

@@ -83,14 +83,17 @@ def takes(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> bool:
 
 
 def drop_unused(backbone: nn.Module, probed: Probe) -> None:
-    """Take out what ``probed`` neither called nor computed with, such as the old head."""
+    """Take out layers whose weights ``probed`` did not compute with, such as the old head.
+
+    Layers without weights stay: attention asks its dropout for the probability without calling it.
+    """
     used = {layer.name for layer in probed.layers} | probed.weights
     names = {name[:end] for name in used for end in _ends_of_parts(name)}
     # By identity: some networks use a layer under several names.
     needed = {id(module) for name, module in backbone.named_modules() if name in names}
     for module in list(backbone.modules()):
         for name, child in list(module.named_children()):
-            if id(child) not in needed:
+            if id(child) not in needed and any(True for _ in child.parameters()):
                 setattr(module, name, nn.Identity())
 
 

@@ -7,9 +7,10 @@ feature map, with random numbers in place of the weights, and has to give what a
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -22,10 +23,11 @@ from camtrain.model.pooled_norm import NormKind, PooledNorm, normalized
 from camtrain.model.probe import evaluating
 
 # The map that is tried: of a free size, then of the sizes of networks that average a fixed window.
+_FREE_HW, _OTHER_HW = (5, 7), (6, 5)
 _MAPS = (
-    *((Layout("nchw"), size_hw) for size_hw in ((5, 7), (7, 7), (8, 8), (6, 6), (4, 4))),
-    *((Layout("nlc", prefix), (5, 7)) for prefix in range(6)),
-    (Layout("nhwc"), (5, 7)),
+    *((Layout("nchw"), size_hw) for size_hw in (_FREE_HW, (7, 7), (8, 8), (6, 6), (4, 4))),
+    *((Layout("nlc", prefix), _FREE_HW) for prefix in range(6)),
+    (Layout("nhwc"), _FREE_HW),
 )
 _MOST_LAYERS = 6
 _TOLERANCE = 1e-8  # of float64, relative to the largest value
@@ -40,6 +42,7 @@ class Readout(NamedTuple):
         norm: The norm between the average and the linear layer, if there is one.
         head: The linear layer, (K, C) and (K,), with the norm's gain and bias in it; None where the
             average is the logit.
+        map_hw: The only size of the map for which this holds, where a fixed window is averaged.
         dropout: Probability before the linear layer.
     """
 
@@ -48,6 +51,7 @@ class Readout(NamedTuple):
     norm: PooledNorm | None
     head: nn.Linear | None
     dropout: float
+    map_hw: tuple[int, int] | None = None
 
 
 def find_readout(traced: TracedGraph, *, may_be_input: bool = False) -> Readout | None:
@@ -57,13 +61,14 @@ def find_readout(traced: TracedGraph, *, may_be_input: bool = False) -> Readout 
         traced: The classifier, or what it does to its features.
         may_be_input: The features may be what goes into the graph.
     """
-    with evaluating(traced.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with evaluating(traced.network), torch.no_grad():
         weights: dict[str, Tensor] = {}
         for node in _backwards(traced):
             tail = _Tail(traced, node, weights)
             if tail.is_too_much() or (node.op == "placeholder" and not may_be_input):
                 return None
+            if traced.is_average(traced.skip_reshapes(node)):
+                continue  # a pixel is no map, though it is its own average
             found = _averaging_layout(tail)
             if found is not None:
                 return _readout(tail, *found)
@@ -85,15 +90,26 @@ class _Tail:
         }
         self.random = weights
         self.uses_random = True
-        self.results: dict[fx.Node, Tensor] = {}
+        self.results: dict[fx.Node, Any] = {}
+        before = every[: every.index(start)]
+        self.batch_sizes = [n for n in before if n.target == "size" and n.args[1:] == (0,)]
+        self.shapes = [n for n in before if n.target is getattr and n.args[1] == "shape"]
+        self.nodes = [
+            *(n for n in before if n.target is getitem and n.args[0] in self.shapes),
+            *self.nodes,
+        ]
 
     def __call__(self, value: Tensor) -> Tensor:
         """The result for ``value`` in place of what the first operation gives."""
         self.results = {self.start: value.clone()}  # what follows may work in place
+        # The number of images is often asked of what came earlier.
+        self.results |= {node: value.shape[0] for node in self.batch_sizes}
+        self.results |= {node: value.shape[:1] for node in self.shapes}
         for node in self.nodes:
             if all(needed in self.results for needed in node.all_input_nodes):
                 self.results[node] = self._run(node, value.device)
-        return self.results[self.end]
+        result: Tensor = self.results[self.end]
+        return result
 
     def _run(self, node: fx.Node, device: torch.device) -> Tensor:
         args: Any = fx.node.map_arg(node.args, self.results.__getitem__)
@@ -107,6 +123,8 @@ class _Tail:
         elif node.op == "get_attr":
             name = str(node.target)
             result = self._weights(name, attrgetter(name)(self.traced.network), device)
+        elif node.target == "float":  # float64 here
+            result = args[0]
         elif node.op == "call_method":
             result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
@@ -117,12 +135,12 @@ class _Tail:
     def _weights(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
         if device.type == "meta":
             return tensor.to(device)
-        if not tensor.is_floating_point():  # a counter
-            return torch.zeros_like(tensor, device=device)
+        if not tensor.is_floating_point():  # indices, masks, counters
+            return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
         if not self.uses_random:
             return tensor.detach().to(device, torch.float64)
         if name not in self.random:
-            numbers = torch.randn(tensor.shape, dtype=torch.float64, device=device)
+            numbers = _numbers(tuple(tensor.shape), name)
             self.random[name] = numbers.abs() + 0.5 if name.endswith("var") else numbers
         return self.random[name]
 
@@ -166,7 +184,9 @@ def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
         try:
             if tail(_stored(torch.empty(shape, device="meta"), layout)).ndim != 2:
                 continue
-            maps = torch.randn(shape, dtype=torch.float64, device="cpu")
+            if size_hw == _FREE_HW and not _has_one_shape(tail, channels, layout):
+                continue
+            maps = _numbers(shape)
             result = tail(_stored(maps, layout))
             of_mean = tail(_stored(_constant(maps.mean((-2, -1)), size_hw), layout))
         except Exception:  # a wrong guess can make anything raise
@@ -176,6 +196,15 @@ def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
     return None
 
 
+def _has_one_shape(tail: _Tail, channels: int, layout: Layout) -> bool:
+    """Whether maps of two sizes give results of one shape; what is only flattened does not."""
+    shapes = {
+        tail(_stored(torch.empty(3, channels, *size_hw, device="meta"), layout)).shape
+        for size_hw in (_FREE_HW, _OTHER_HW)
+    }
+    return len(shapes) == 1
+
+
 def _readout(tail: _Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout | None:
     """The linear layer on the average, or on its norm; None where there is neither."""
 
@@ -183,21 +212,38 @@ def _readout(tail: _Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout |
         return tail(_stored(_constant(pooled, size_hw), layout))
 
     channels = tail.channels()
-    pooled = torch.randn(5, channels, dtype=torch.float64, device="cpu")
+    pooled = _numbers((5, channels))
     logits = logits_of(pooled)
+    map_hw: tuple[int, int] | None = size_hw
+    if size_hw == _FREE_HW:
+        if not _equal(logits, tail(_stored(_constant(pooled, _OTHER_HW), layout))):
+            return None  # a sum, which grows with the map
+        map_hw = None
     if _equal(logits, pooled):
-        return Readout(tail.start, layout, None, None, 0.0)
+        is_conv = _comes_from_convolution(tail)
+        return Readout(tail.start, layout, None, None, 0.0, map_hw) if is_conv else None
     if _is_affine(logits_of, channels):
-        return Readout(tail.start, layout, None, _linear(tail, logits_of, channels), tail.dropout())
+        head = _linear(tail, logits_of, channels)
+        return Readout(tail.start, layout, None, head, tail.dropout(), map_hw)
     logits_of(pooled)
-    return _readout_after_norm(tail, layout, pooled)
+    found = _readout_after_norm(tail, layout, pooled)
+    return None if found is None else found._replace(map_hw=map_hw)
+
+
+def _comes_from_convolution(tail: _Tail) -> bool:
+    """Whether a convolution makes the map: a trunk that ends in anything else is no classifier."""
+    node = tail.traced.skip_reshapes(tail.start)
+    while node.all_input_nodes and tail.traced.is_layer(node, nn.ReLU, nn.Dropout):
+        node = tail.traced.before(node)
+    return tail.traced.is_layer(node, nn.Conv2d)
 
 
 def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout | None:
     """The linear layer on a norm of the average; ``tail`` has just run on ``pooled``."""
-    node, layer = next(iter(tail.layers.items()), (None, None))
-    if node is None or layer is None:
+    node = next((n for n in tail.nodes if isinstance(_eps_of(tail, n), float)), None)
+    if node is None:
         return None
+    layer = tail.traced.network.get_submodule(str(node.target))
     gain, shift = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
     result = tail.results[node]
     found = _norm_of(layer, pooled, result.flatten(1), gain, shift)
@@ -215,6 +261,10 @@ def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout 
     if gain is not None:
         weight = weight * layer.get_parameter("weight").to(weight).flatten()
     return Readout(tail.start, layout, found, _as_linear(weight, bias), tail.dropout())
+
+
+def _eps_of(tail: _Tail, node: fx.Node) -> object:
+    return getattr(tail.traced.module(node), "eps", None)
 
 
 def _norm_of(
@@ -237,10 +287,11 @@ def _linear(tail: _Tail, logits_of: Callable[[Tensor], Tensor], channels: int) -
     node, only = layers[0] if len(layers) == 1 else (None, None)
     if node is not None and isinstance(only, (nn.Linear, nn.Conv2d)):
         weight, bias = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
-        vectors = torch.randn(2, channels, dtype=torch.float64, device="cpu")
-        assert weight is not None
-        if _equal(logits_of(vectors), F.linear(vectors, weight.flatten(1), bias)):
-            return _as_linear(only.weight, only.bias)
+        vectors = _numbers((2, channels))
+        if weight is not None:  # None where it is computed from others, as by weight norm
+            expected = F.linear(vectors, weight.flatten(1), bias)
+            if _equal(logits_of(vectors), expected):
+                return _as_linear(only.weight, only.bias)
     zeros = torch.zeros(1, channels, dtype=torch.float64, device="cpu")
     if any(tensor.is_meta for _, layer in layers for tensor in layer.parameters()):
         return nn.Linear(channels, logits_of(zeros).shape[1], device="meta")
@@ -260,7 +311,7 @@ def _as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _is_affine(function: Callable[[Tensor], Tensor], channels: int) -> bool:
-    a, b = torch.randn(2, 5, channels, dtype=torch.float64, device="cpu")
+    a, b = _numbers((2, 5, channels))
     of_a, of_b, of_zero = function(a), function(b), function(torch.zeros_like(a))
     return _equal(function(a - 2 * b), of_a - 2 * of_b + 2 * of_zero)
 
@@ -276,8 +327,16 @@ def _stored(maps: Tensor, layout: Layout) -> Tensor:
     if layout.order == "nhwc":
         return maps.permute(0, 2, 3, 1)
     tokens = maps.flatten(2).transpose(1, 2)
-    others = torch.randn(len(maps), layout.prefix, maps.shape[1]).to(maps)
+    # Other ones each time, so that a result that depends on them is noticed.
+    name = "" if maps.is_meta else str(maps.amax().item())
+    others = _numbers((len(maps), layout.prefix, maps.shape[1]), name).to(maps)
     return torch.cat((others, tokens), dim=1)
+
+
+def _numbers(shape: tuple[int, ...], name: str = "") -> Tensor:
+    """Random float64, the same for a name, that leave torch's own random state alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.cut import leaf_types
+from camtrain.model.cut import NoGraphError, leaf_types
 from camtrain.model.layout import Layout, find_layout
 from camtrain.model.probe import Probe, probe, takes
 
@@ -24,6 +24,7 @@ class Backbone(nn.Module):
         cut: The layer it ends after.
         layout: How the features are stored.
         size_hw: (H, W) of the images it was built for, in pixels; some networks take no others.
+        map_hw: The only (h, w) of the map that the classifier averages; None for any.
     """
 
     trunk: nn.Module
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
         self.cut = cut
         self.layout = layout or Layout()
         self.size_hw = size_hw
+        self.map_hw: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, C, h, w).
@@ -42,19 +44,36 @@ class Backbone(nn.Module):
         Raises:
             CamtrainValueError: The network does not take images of this size.
         """
+        if images.ndim != 4:
+            raise CamtrainValueError(
+                f"images must be (B, in_chans, H, W), got {tuple(images.shape)}; add a missing "
+                "batch axis with images[None]."
+            )
         image_hw = (images.shape[2], images.shape[3])
         try:
-            return self.layout.to_map(self.run(images), image_hw)
+            features = self.layout.to_map(self.run(images), image_hw)
         except Exception as error:
-            if images.is_meta or torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or not self._is_of_wrong_size(images):
                 raise
-            if takes(self, images.shape[1], image_hw):
-                raise
-            own = "x".join(map(str, self.size_hw)) if self.size_hw else "another size"
-            raise CamtrainValueError(
-                f"The network takes images of {own} pixels, got {image_hw[0]}x{image_hw[1]} "
-                f"({_first_line(error)}); set size accordingly."
-            ) from error
+            raise self._wrong_size(image_hw, _first_line(error)) from error
+        if self.map_hw not in (None, tuple(features.shape[2:])) and not images.is_meta:
+            reason = f"its head averages a window of {_x(self.map_hw)} pixels of the map"
+            raise self._wrong_size(image_hw, f"{reason}, got {_x(features.shape[2:])}")
+        return features
+
+    def _is_of_wrong_size(self, images: Tensor) -> bool:
+        """Whether a failure is that of the size: only then does the own size work."""
+        channels, image_hw = images.shape[1], (images.shape[2], images.shape[3])
+        if images.is_meta or self.size_hw in (None, image_hw):
+            return False
+        assert self.size_hw is not None
+        return takes(self, channels, self.size_hw) and not takes(self, channels, image_hw)
+
+    def _wrong_size(self, image_hw: tuple[int, int], reason: str) -> CamtrainValueError:
+        own = f"images of {_x(self.size_hw)} pixels" if self.size_hw else "images of another size"
+        return CamtrainValueError(
+            f"The network takes {own}, got {_x(image_hw)} ({reason}); set size accordingly."
+        )
 
     def run(self, images: Tensor) -> object:
         """The features, as the network stores them."""
@@ -96,6 +115,17 @@ class GraphBackbone(Backbone):
             tracer_kwargs={"leaf_modules": leaf_types(network)},
             suppress_diff_warning=True,
         )
+        graphs = cast("tuple[fx.Graph, ...]", (self.trunk.train_graph, self.trunk.eval_graph))
+        in_training, otherwise = (
+            # Constants are numbered as they are met.
+            [(node.op, node.op == "get_attr" or str(node.target)) for node in graph.nodes]
+            for graph in graphs
+        )
+        if in_training != otherwise:
+            raise NoGraphError(
+                f"The forward pass of {type(network).__name__} takes another way in training than "
+                f"in evaluation before its layer {cut}, so that it cannot be cut there."
+            )
 
     def run(self, images: Tensor) -> object:
         """The result of the layer at the cut."""
@@ -129,6 +159,10 @@ class TimmBackbone(Backbone):
         """What ``forward_features`` gives."""
         run = cast("Callable[[Tensor], object]", self.trunk.forward_features)
         return run(images)
+
+
+def _x(size_hw: Sequence[int] | None) -> str:
+    return "x".join(map(str, size_hw or ()))
 
 
 def _first_line(error: Exception) -> str:

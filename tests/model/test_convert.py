@@ -15,6 +15,7 @@ from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import build_classifier
 from camtrain.model.catalogue import Entry
 from camtrain.model.convert import NotCamReadyError, convert
+from camtrain.model.create import create_model
 from camtrain.preprocessing import Preprocessing
 
 Enliven = Callable[[nn.Module], nn.Module]
@@ -48,6 +49,37 @@ class GlobalAverage(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C)."""
         return features.view(features.size(0), features.size(1), -1).mean(dim=2)
+
+
+class Flattening(Functional):
+    """Asks the images for the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        batch = images.shape[0]
+        return self.fc(self.pool(F.relu(self.conv(images))).view(batch, -1))
+
+
+class Reordered(Functional):
+    """Its classes are reordered by a buffer of indices."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x.mean((2, 3)))
+        self.register_buffer("order", torch.tensor([4, 2, 0, 1, 3]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(images)[:, self.order]
+
+
+def weight_normed(classifier: Functional) -> nn.Module:
+    nn.utils.parametrizations.weight_norm(classifier.fc)
+    with torch.no_grad():
+        classifier(torch.zeros(1, 3, 8, 8))
+    return classifier
 
 
 class Shortcut(nn.Module):
@@ -121,6 +153,13 @@ CAM_READY = {
     "mean with its axes": lambda: Functional(lambda x: x.mean((2, 3), keepdim=True).flatten(1)),
     "mean, columns first": lambda: Functional(lambda x: x.mean(3).mean(2)),
     "mean of flat pixels": lambda: Functional(lambda x: x.flatten(2).mean(-1)),
+    "batch size of the images": Flattening,
+    "float": lambda: Functional(lambda x: x.float().mean((2, 3)).float()),
+    "layer norm without gain": lambda: Functional(
+        lambda x: x.mean((2, 3)), norm=nn.LayerNorm(8, elementwise_affine=False)
+    ),
+    "weight norm": lambda: weight_normed(Functional(lambda x: x.mean((2, 3)))),
+    "classes in another order": Reordered,
     "channels last": lambda: Functional(lambda x: x.permute(0, 2, 3, 1).mean((1, 2))),
     "layer norm": lambda: Functional(lambda x: x.mean((2, 3)), norm=nn.LayerNorm(8)),
     "batch norm": lambda: Functional(lambda x: x.mean((2, 3)), norm=nn.BatchNorm1d(8)),
@@ -228,6 +267,63 @@ def test_names_and_preprocessing_travel_with_the_network() -> None:
     assert net.recipe is None
 
 
+def headless() -> nn.Module:
+    network = torchvision.models.resnet18()
+    network.fc = nn.Identity()
+    return network
+
+
+class Tempered(nn.Module):
+    """Has what timm's networks have, and does more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.network = timm.create_model(name)
+        self.forward_features, self.forward_head = (
+            self.network.forward_features,
+            self.network.forward_head,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores."""
+        return self.network(images).softmax(1)
+
+
+def test_a_fixed_window_is_averaged_at_its_size_only() -> None:
+    torch.manual_seed(0)
+    classifier = Functional(lambda x: F.avg_pool2d(x, 7).flatten(1)).eval()
+    net = convert(classifier)
+    images = torch.randn(2, 3, 14, 14)
+    torch.testing.assert_close(net(images), classifier(images))
+    with pytest.raises(CamtrainValueError, match="averages a window of 7x7 pixels of the map, got"):
+        net(torch.randn(2, 3, 16, 16))
+
+
+def test_frozen_layers_stay_in_their_mode() -> None:
+    classifier = torchvision.models.resnet18().train()
+    classifier.bn1.eval()
+    assert not convert(classifier).backbone.trunk.bn1.training
+
+
+def test_torch_s_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    convert(torchvision.models.squeezenet1_1())
+    classifier = sequential()
+    torch.manual_seed(0)
+    convert(classifier)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "coatnet_0_rw_224", "test_coatnet"])
+def test_attention_trains(name: str) -> None:
+    """Its dropout is asked for its probability, never called."""
+    net = create_model(f"timm/{name}", 2, weights=None, neck=())
+    side = net.preprocessing.size[0]
+    assert net.train()(torch.randn(2, 3, side, side)).shape == (2, 2)
+
+
 REFUSED = [
     (torchvision_model("vgg16"), "VGG is not cam-ready: its linear layer follows classifier.4"),
     (torchvision_model("alexnet"), "AlexNet is not cam-ready: its linear layer follows"),
@@ -244,6 +340,10 @@ REFUSED = [
     ),
     (lambda: Functional(lambda x: F.adaptive_avg_pool2d(x, 2).flatten(1)), "not a global average"),
     (lambda: nn.Linear(3, 5), "it has no convolution"),
+    (lambda: Functional(lambda x: x.sum((2, 3))), "not a global average pooling"),
+    (lambda: Functional(lambda x: x.sum((2, 3)) / 35), "not a global average pooling"),
+    (lambda: headless(), "its last operation is"),
+    (lambda: Tempered("resnet18"), "its last operation is"),
     (
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5)
