@@ -10,7 +10,12 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap, check_threshold
-from camtrain.localization.pictures import check_batch, check_iou_threshold, pictures_with_boxes
+from camtrain.localization.pictures import (
+    check_batch,
+    check_iou_threshold,
+    one_map_each,
+    pictures_with_boxes,
+)
 
 _LOCALIZATION = ("gt_known", "top1", "top5")
 _CLASSIFICATION = ("cls_top1", "cls_top5")
@@ -93,7 +98,7 @@ class LocalizationAccuracy(Metric):
 
     def update(
         self,
-        maps: Tensor,
+        maps: Tensor | Sequence[Tensor],
         logits: Tensor,
         labels: Tensor,
         boxes_xyxy: Sequence[Tensor],
@@ -103,8 +108,8 @@ class LocalizationAccuracy(Metric):
         """Count a batch.
 
         Args:
-            maps: (B, h, w), the class map of each picture's *true* class; it covers the whole
-                picture.
+            maps: (B, h, w), or B maps (h, w) of any sizes: the class map of each picture's *true*
+                class; it covers the whole picture.
             logits: (B, K).
             labels: (B,) int, the true classes.
             boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
@@ -112,13 +117,12 @@ class LocalizationAccuracy(Metric):
             blacklisted: (B,) bool: pictures that are left out of localization (ILSVRC has such a
                 list, of pictures whose objects cannot be boxed); not out of classification.
         """
-        check_batch("maps", maps, "B h w", len(boxes_xyxy))
+        maps = one_map_each(maps, len(boxes_xyxy))
         check_batch("logits", logits, "B K", len(boxes_xyxy))
         check_batch("labels", labels, "B", len(boxes_xyxy))
         if blacklisted is None:
             blacklisted = torch.zeros(len(boxes_xyxy), dtype=torch.bool)
         check_batch("blacklisted", blacklisted, "B", len(boxes_xyxy))
-        maps = maps.detach().cpu()
         ranks = ranks_of_labels(logits.detach().cpu(), labels.cpu()).tolist()
         is_left_out = blacklisted.tolist()
         self.cls_top1 += sum(rank < 1 for rank in ranks)

@@ -33,6 +33,24 @@ def pictures_with_boxes(
     return pictures
 
 
+def one_map_each(maps: Tensor | Sequence[Tensor], batch_size: int) -> Tensor | list[Tensor]:
+    """The maps of B pictures on the CPU, of one size or each of its own.
+
+    Raises:
+        CamtrainValueError: They are not (B, h, w), nor B maps (h, w).
+    """
+    if isinstance(maps, Tensor):
+        check_batch("maps", maps, "B h w", batch_size)
+        return maps.detach().cpu()
+    shapes = [tuple(one.shape) for one in maps]
+    if len(shapes) != batch_size or any(len(shape) != 2 for shape in shapes):
+        raise CamtrainValueError(
+            f"maps must be (B, h, w), or B = {batch_size} maps (h, w), one per picture as in "
+            f"boxes_xyxy, got {shapes}."
+        )
+    return [one.detach().cpu() for one in maps]
+
+
 def check_batch(
     name: str, tensor: Tensor, shape: str, batch_size: int, like: str = "boxes_xyxy"
 ) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization.pictures import check_batch, pictures_with_boxes
+from camtrain.localization.pictures import one_map_each, pictures_with_boxes
 
 
 def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | None:
@@ -28,7 +28,7 @@ def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | No
         >>> peak_of(torch.tensor([[0.0, 1.0, 0.0]]), size_hw=(2, 9))
         (0, 4)
     """
-    low, high = class_map.aminmax()
+    low, high = class_map.float().aminmax()
     if not torch.isfinite(high - low) or low == high:
         return None
     row, column = divmod(int(upsampled(class_map, size_hw).argmax()), size_hw[1])
@@ -93,17 +93,18 @@ class PointingGame(Metric):
         for name in ("hits", "centre_hits", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+    def update(
+        self, maps: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
+    ) -> None:
         """Count a batch.
 
         Args:
-            maps: (B, h, w), the class map of each picture's true class; it covers the whole
-                picture.
+            maps: (B, h, w), or B maps (h, w) of any sizes: the class map of each picture's true
+                class; it covers the whole picture.
             boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
             sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
         """
-        check_batch("maps", maps, "B h w", len(boxes_xyxy))
-        maps = maps.detach().cpu()
+        maps = one_map_each(maps, len(boxes_xyxy))
         for index, boxes, (height, width) in pictures_with_boxes(boxes_xyxy, sizes_hw):
             peak = peak_of(maps[index], (height, width))
             self.hits += peak is not None and self._is_hit(peak, boxes)
@@ -156,17 +157,18 @@ class EnergyInBox(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+    def update(
+        self, maps: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
+    ) -> None:
         """Count a batch.
 
         Args:
-            maps: (B, h, w), the class map of each picture's true class; it covers the whole
-                picture.
+            maps: (B, h, w), or B maps (h, w) of any sizes: the class map of each picture's true
+                class; it covers the whole picture.
             boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
             sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
         """
-        check_batch("maps", maps, "B h w", len(boxes_xyxy))
-        maps = maps.detach().cpu()
+        maps = one_map_each(maps, len(boxes_xyxy))
         for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
             inside = box_mask(boxes, size_hw)
             self.energy += energy_share(upsampled(maps[index], size_hw), inside)

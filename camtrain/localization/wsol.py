@@ -37,7 +37,7 @@ def score_map(class_map: Tensor) -> NDArray[np.float64]:
     resized = cv2.resize(values, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     scores: NDArray[np.float64] = resized - resized.min()
     peak = scores.max()
-    return scores / peak if peak > 0 else scores
+    return scores / peak if 0 < peak < np.inf else np.zeros((SIDE, SIDE))
 
 
 def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:

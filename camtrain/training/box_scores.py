@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 
 from camtrain.data import Batch
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
-from camtrain.inference.heatmap import whole_picture_maps
+from camtrain.inference.heatmap import picture_heatmaps, whole_picture_maps
 from camtrain.localization import (
     CentreBoxAcc,
     LocalizationAccuracy,
@@ -19,11 +19,24 @@ from camtrain.localization import (
     PointingGame,
     PxAP,
 )
+from camtrain.localization.max_box_acc import IOU_THRESHOLDS
 from camtrain.preprocessing import Preprocessing
 
 # Cropped or padded maps are moved onto the picture at the resolution of the WSOL benchmark.
 _MOVED_SIZE = (224, 224)
-_IOU_THRESHOLDS = (0.3, 0.5, 0.7)
+
+
+class WholeMaps(NamedTuple):
+    """Maps of the true classes that cover the whole pictures.
+
+    Attributes:
+        pictures: (B, h, w), or where a crop or padding was undone B heatmaps (H, W) at the size of
+            their pictures, as the predictor makes them.
+        benchmark: (B, h, w), for the protocol of the WSOL benchmark, which resizes them itself.
+    """
+
+    pictures: Tensor | list[Tensor]
+    benchmark: Tensor
 
 
 class BoxScores(nn.Module):
@@ -39,22 +52,22 @@ class BoxScores(nn.Module):
         self.pointing = PointingGame()
         self.px_ap = PxAP()
         self.centre_box = CentreBoxAcc()
-        self.centre_box_v2 = CentreBoxAcc(iou_threshold=_IOU_THRESHOLDS)
+        self.centre_box_v2 = CentreBoxAcc(iou_threshold=IOU_THRESHOLDS)
 
-    def update(self, maps: Tensor, logits: Tensor, labels: Tensor, batch: Batch) -> None:
+    def update(self, maps: WholeMaps, logits: Tensor, labels: Tensor, batch: Batch) -> None:
         """Count a batch.
 
         Args:
-            maps: (B, h, w), the class map of each picture's true class, covering the whole picture.
+            maps: Of each picture's true class.
             logits: (B, K).
             labels: (B,), int64.
             batch: Where boxes and masks are.
         """
         boxes, sizes_hw = batch.boxes_xyxy, batch.sizes_hw
-        self.accuracy.update(maps, logits, labels, boxes, sizes_hw)
-        self.boxes.update(maps, boxes, sizes_hw)
-        self.pointing.update(maps, boxes, sizes_hw)
-        self.px_ap.update(maps, batch.masks)
+        self.accuracy.update(maps.pictures, logits, labels, boxes, sizes_hw)
+        self.boxes.update(maps.benchmark, boxes, sizes_hw)
+        self.pointing.update(maps.pictures, boxes, sizes_hw)
+        self.px_ap.update(maps.benchmark, batch.masks)
         self.centre_box.update(boxes, sizes_hw)
         self.centre_box_v2.update(boxes, sizes_hw)
 
@@ -80,19 +93,19 @@ class BoxScores(nn.Module):
             scores["centre_pointing"] = pointing["centre"]
         if self._has_masks():
             scores["px_ap"] = self.px_ap.compute()
+            scores["constant_px_ap"] = self._share_of_object_pixels()
         return scores
 
-    def calibrated_threshold(self) -> float:
-        """The map threshold to use on other pictures; 0.2 where no picture had boxes."""
-        if not self._has_boxes():
-            return DEFAULT_THRESHOLD
-        return self._max_box_acc("MaxBoxAcc").calibrated_threshold()
+    def calibrated_threshold(self) -> float | None:
+        """The map threshold to use on other pictures; None where no box was ever right."""
+        metric = self._max_box_acc("MaxBoxAcc")
+        return metric.calibrated_threshold() if metric.compute() > 0 else None
 
-    def report(self, calibrated: float) -> dict[str, Any]:
+    def report(self, calibrated: float | None) -> dict[str, Any]:
         """The thresholds, never to be confused, and the accuracy at every one of them.
 
         Args:
-            calibrated: The threshold that was chosen on the validation pictures.
+            calibrated: The threshold that was chosen on the validation pictures, if one was.
 
         Returns:
             Plain values; empty where no picture had boxes.
@@ -100,9 +113,9 @@ class BoxScores(nn.Module):
         if not self._has_boxes():
             return {}
         single, several = self._max_box_acc("MaxBoxAcc"), self._max_box_acc("MaxBoxAccV2")
-        oracle = {f"{iou}": single.best_threshold(iou) for iou in _IOU_THRESHOLDS}
+        oracle = {f"{iou}": single.best_threshold(iou) for iou in IOU_THRESHOLDS}
         curves = {
-            name: {f"{iou}": metric.curve(iou)[1].tolist() for iou in _IOU_THRESHOLDS}
+            name: {f"{iou}": metric.curve(iou)[1].tolist() for iou in IOU_THRESHOLDS}
             for name, metric in (("largest_contour", single), ("all_contours", several))
         }
         with single.sync_context():
@@ -126,7 +139,7 @@ class BoxScores(nn.Module):
         # A process that meets no picture with boxes synchronizes like the others.
         nothing, numbers = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
         none = Batch(nothing, numbers, [], torch.zeros(0, 2), numbers, [], [])
-        self.update(nothing, torch.zeros(0, 1), numbers, none)
+        self.update(WholeMaps(nothing, nothing), torch.zeros(0, 1), numbers, none)
 
     def _max_box_acc(self, name: str) -> MaxBoxAcc | MaxBoxAccV2:
         metric = self.boxes[name]
@@ -136,18 +149,26 @@ class BoxScores(nn.Module):
     def _has_boxes(self) -> bool:
         return not bool(self.centre_box.compute().isnan())
 
+    def _share_of_object_pixels(self) -> Tensor:
+        """PxAP of a constant map: its precision at every recall."""
+        with self.px_ap.sync_context():
+            objects, background = self.px_ap.objects.sum(), self.px_ap.background.sum()
+            return objects.double() / (objects + background)
+
     def _has_masks(self) -> bool:
         with self.px_ap.sync_context():
-            return bool((self.px_ap.objects.sum() + self.px_ap.background.sum()) > 0)
+            return bool(self.px_ap.objects.any())
 
 
-def on_whole_pictures(maps: Tensor, preprocessing: Preprocessing | None, batch: Batch) -> Tensor:
+def on_whole_pictures(maps: Tensor, preprocessing: Preprocessing | None, batch: Batch) -> WholeMaps:
     """Class maps (B, h, w) that cover the network's input, as maps that cover the pictures."""
-    is_needed = any(map(len, batch.boxes_xyxy)) or any(map(len, batch.masks))
-    if preprocessing is None or preprocessing.resize_mode == "squash" or not is_needed:
-        return maps
-    moved = [
-        whole_picture_maps(one[None], preprocessing, (height, width), _MOVED_SIZE)[0]
-        for one, (height, width) in zip(maps, batch.sizes_hw.tolist(), strict=True)
-    ]
-    return torch.stack(moved)
+    is_measured = any(map(len, batch.boxes_xyxy)) or any(map(len, batch.masks))
+    if preprocessing is None or preprocessing.resize_mode == "squash" or not is_measured:
+        return WholeMaps(maps, maps)
+    places = list(zip(maps[:, None], batch.sizes_hw.tolist(), strict=True))
+    return WholeMaps(
+        [picture_heatmaps(one, preprocessing, (h, w))[0] for one, (h, w) in places],
+        torch.cat(
+            [whole_picture_maps(one, preprocessing, (h, w), _MOVED_SIZE) for one, (h, w) in places]
+        ),
+    )

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import Trainer
+from torch.utils.data import DistributedSampler
 
 from camtrain.data import Batch
 from camtrain.localization.repeats import is_repeat
 
 
-def without_repeats(trainer: Trainer, split: str, batch: Batch, batch_idx: int) -> Batch:
+def without_repeats(
+    trainer: Trainer, split: str, batch: Sequence[Any], batch_idx: int
+) -> Sequence[Any]:
     """A batch of ``val`` or ``test`` without the pictures that another process counts too.
 
-    To give every process as many pictures, the sampler repeats the first ones at the end.
+    To give every process as many pictures, torch's sampler repeats the first ones at the end.
     """
-    if trainer.world_size == 1:
-        return batch
     loader: Any = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    loader = loader[0] if isinstance(loader, list) else loader
+    if trainer.world_size == 1 or not isinstance(loader.sampler, DistributedSampler):
+        return batch
     repeated = is_repeat(
         batch_idx * loader.batch_size,
-        len(batch.labels),
+        len(batch[1]),
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         length=len(loader.dataset),
     )
     kept = (~repeated).nonzero()[:, 0].tolist()
-    return Batch._make(
+    columns = [
         [values[place] for place in kept] if isinstance(values, list) else values[kept]
         for values in batch
-    )
+    ]
+    return Batch._make(columns) if isinstance(batch, Batch) else columns

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from camtrain.data import Batch
 from camtrain.model.camnet import Task
-from camtrain.training.box_scores import BoxScores
+from camtrain.training.box_scores import BoxScores, WholeMaps
 from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
 
 SCORES = {
@@ -28,8 +28,9 @@ SCORES = {
     "pointing": "pointing game",
     "mosaic_peak": "mosaics, peak (chance 25 %)",
     "mosaic_energy": "mosaics, energy (chance 25 %)",
-    "centre_box_acc": "centre box, MaxBoxAcc",
+    "centre_box_acc": "centre box, MaxBoxAcc and GT-known",
     "centre_box_acc_v2": "centre box, MaxBoxAccV2",
+    "constant_px_ap": "constant map, PxAP",
     "centre_pointing": "centre, pointing game",
 }
 # Those that are not computed after every epoch of a training.
@@ -61,14 +62,14 @@ class Evaluation(nn.Module):
         self.boxes = BoxScores()
 
     def update(
-        self, logits: Tensor, maps: Tensor | None, labels: Tensor, batch: Batch | None = None
+        self, logits: Tensor, maps: WholeMaps | None, labels: Tensor, batch: Batch | None = None
     ) -> None:
         """Count a batch.
 
         Args:
             logits: (B, K).
-            maps: (B, h, w), the class map of each picture's true class, covering the whole picture;
-                None where a picture has several, and no localization is measured.
+            maps: Of each picture's true class; None where a picture has several, and no
+                localization is measured.
             labels: (B,), int64; for multi-label also (B, K), multi-hot.
             batch: Where the boxes are, if there are any.
         """

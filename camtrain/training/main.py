@@ -87,7 +87,7 @@ class CamtrainCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs.update(logger=False, enable_checkpointing=False)
             self.save_config_callback = None
-            if settings["save_maps"]:
+            if settings["save_maps"] and not trainer["fast_dev_run"]:
                 folder = self._measured(self.subcommand) / "wsol"
                 callbacks = [MapWriter(folder, root=settings["data"]["root"])]
         elif trainer["fast_dev_run"]:
@@ -196,11 +196,15 @@ class CamtrainCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         print_scores(split, self.trainer)
+        settings = self.config[self.subcommand]
         report = self.model.reports.get(split)
-        if report and not self.config[self.subcommand]["trainer"]["fast_dev_run"]:
-            write_localization(folder, split, self.trainer.callback_metrics, report)
-            if self.subcommand != "fit":
-                print(f"Written: {folder}")
+        if report is None or settings["trainer"]["fast_dev_run"]:
+            return
+        checkpoint = settings["ckpt_path"] if self.subcommand != "fit" else "checkpoints/best.ckpt"
+        measured = {"checkpoint": checkpoint, "data": settings["data"]["root"]}
+        write_localization(folder, split, self.trainer.callback_metrics, report, measured)
+        if self.subcommand != "fit":
+            print(f"Written: {folder}")
 
 
 def main(args: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ class CAMModule(LightningModule):
     Attributes:
         net: The ``CAMNet``.
         map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
+        is_calibrated: Whether one had.
         reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
     """
 
@@ -127,6 +128,7 @@ class CAMModule(LightningModule):
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
         self.map_threshold = DEFAULT_THRESHOLD
+        self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
         self._seed = 0
         if freeze_backbone:
@@ -201,8 +203,7 @@ class CAMModule(LightningModule):
 
     def _evaluate(self, split: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure a batch; returns what was measured: its ``batch`` and ``maps``, if it has any."""
-        if isinstance(batch, Batch):
-            batch = without_repeats(self.trainer, split, batch, batch_idx)
+        batch = without_repeats(self.trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
         maps = None
         with torch.autocast(images.device.type, enabled=False):
@@ -215,20 +216,21 @@ class CAMModule(LightningModule):
         if not isinstance(batch, Batch) or maps is None:
             self._evaluation(split).update(logits, None, labels)
             return {}
-        maps = on_whole_pictures(maps, self.net.preprocessing, batch)
-        self._evaluation(split).update(logits, maps, labels, batch)
-        return {"batch": batch, "maps": maps}
+        whole = on_whole_pictures(maps, self.net.preprocessing, batch)
+        self._evaluation(split).update(logits, whole, labels, batch)
+        return {"batch": batch, "maps": whole}
 
     def _log_evaluation(self, split: str) -> None:
         evaluation = self._evaluation(split)
-        is_training = self.trainer.state.fn == TrainerFn.FITTING
-        scores = evaluation.compute(self.map_threshold if split == "test" else None)
         if split == "val":
-            self.map_threshold = evaluation.boxes.calibrated_threshold()
-        if not is_training:
-            self.reports[split] = evaluation.boxes.report(self.map_threshold)
-            if "max_box_acc" in scores:
-                scores |= mosaic_scores(self.net, self.trainer, split, self.device)
+            found = evaluation.boxes.calibrated_threshold()
+            if found is not None:
+                self.map_threshold, self.is_calibrated = found, True
+        calibrated = self.map_threshold if self.is_calibrated else None
+        scores = evaluation.compute(calibrated if split == "test" else None)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.reports[split] = evaluation.boxes.report(calibrated)
+            scores |= mosaic_scores(self.net, self.trainer, split, self.device)
         shown = ("loss", "acc1", "map", "max_box_acc")
         for name, value in scores.items():
             self.log(f"{split}/{name}", value, prog_bar=name in shown)
@@ -271,6 +273,7 @@ class CAMModule(LightningModule):
             "class_names": list(net.class_names) if net.class_names else None,
             "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
             "map_threshold": self.map_threshold,
+            "is_calibrated": self.is_calibrated,
             "seed": self._seed,
         }
 
@@ -290,6 +293,7 @@ class CAMModule(LightningModule):
         if own["preprocessing"] is not None:
             self.net.preprocessing = Preprocessing.from_dict(own["preprocessing"])
         self.map_threshold = own["map_threshold"]
+        self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
         self._seed = own["seed"]
         if self._trainer is not None:  # what the pictures go through now, not what they did then
             self._take_from_data()

@@ -47,10 +47,13 @@ def mosaic_scores(
 ) -> dict[str, Tensor]:
     """``mosaic_peak`` and ``mosaic_energy`` of a split, of all processes; see ``MosaicScore``.
 
-    Empty where no mosaic can be made, and for another data module than camtrain's.
+    Empty where no mosaic can be made, where only a part of the split was evaluated, and for another
+    data module than camtrain's.
     """
     data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, CAMDataModule):
+    limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
+    is_whole = isinstance(limit, float) and limit == 1.0  # 1 is a number of batches
+    if not isinstance(data, CAMDataModule) or not is_whole:
         return {}
     pictures = data.datasets[split]
     plan = mosaic_plan(torch.tensor(pictures.labels))

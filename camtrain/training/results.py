@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from camtrain.data import Batch
+from camtrain.errors import CamtrainValueError
 from camtrain.localization.wsol import score_map
 from camtrain.training.run import write_text
 from camtrain.visualize import threshold_chart
@@ -24,7 +25,11 @@ _LISTS = ("image_ids", "class_labels", "image_sizes", "localization")
 
 
 def write_localization(
-    folder: Path, split: str, metrics: Mapping[str, Tensor], report: Mapping[str, Any]
+    folder: Path,
+    split: str,
+    metrics: Mapping[str, Tensor],
+    report: Mapping[str, Any],
+    measured: Mapping[str, str | None],
 ) -> None:
     """Write ``localization.json`` and the accuracy against the threshold, ``localization.png``.
 
@@ -32,7 +37,8 @@ def write_localization(
         folder: Where to; made if need be.
         split: ``val`` or ``test``.
         metrics: Logged scores, by their full names.
-        report: See ``BoxScores.report``.
+        report: See ``BoxScores.report``; without boxes there is no picture.
+        measured: What was measured: the checkpoint, the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores = {
@@ -40,19 +46,22 @@ def write_localization(
         for name, value in metrics.items()
         if name.startswith(f"{split}/")
     }
-    content = {"split": split, "scores": scores, **report}
+    content = {"split": split, **measured, "scores": scores, **report}
     write_text(folder / "localization.json", json.dumps(content, indent=1) + "\n")
+    picture = folder / "localization.png"
+    if not report:
+        picture.unlink(missing_ok=True)  # of an earlier evaluation
+        return
     accuracy = report["curves"]["largest_contour"]
     # The marks are about IoU 0.5: its curve comes first, and is drawn bold.
     curves = {f"IoU {iou}": torch.tensor(accuracy[iou]) for iou in ("0.5", "0.3", "0.7")}
     marks = {name: report["thresholds"][name] for name in ("fixed", "calibrated", "oracle")}
-    chart = threshold_chart(
+    threshold_chart(
         torch.tensor(report["curves"]["threshold"]),
         curves,
-        {name: mark for name, mark in marks.items() if not math.isnan(mark)},
+        {name: mark for name, mark in marks.items() if mark is not None},
         title=f"{split}: pictures whose box is right, by the threshold of the map",
-    )
-    chart.save(folder / "localization.png")
+    ).save(picture)
 
 
 class MapWriter(Callback):
@@ -60,21 +69,23 @@ class MapWriter(Callback):
 
     ``scoremaps/ID.npy`` holds (224, 224) float64 in [0, 1], and ``metadata/`` the benchmark's four
     lists; ID is the picture's path below the data folder. Boxes are 0-based and inclusive there.
+    Pictures without a box are left out: the program asks for a box of every picture.
     """
 
     def __init__(self, folder: Path, *, root: str | Path | None) -> None:
         """Choose where to.
 
         Args:
-            folder: Made, and emptied of an earlier evaluation's lists, when the evaluation begins.
+            folder: Made, and emptied of an earlier evaluation, when the evaluation begins.
             root: The data folder, or None where the pictures have no files.
         """
         self.folder = folder
         self.root = None if root is None else Path(root).absolute()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the lists anew."""
+        """Begin anew."""
         if trainer.is_global_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
             (self.folder / "metadata").mkdir(parents=True, exist_ok=True)
             for name in _LISTS:
                 self._list(name).write_text("")
@@ -91,7 +102,7 @@ class MapWriter(Callback):
     ) -> None:
         """Write the maps of a batch and add its pictures to the lists."""
         if isinstance(outputs, Mapping) and outputs:
-            self._write(outputs["batch"], outputs["maps"])
+            self._write(outputs["batch"], outputs["maps"].benchmark)
 
     on_validation_start = on_test_start
     on_validation_batch_end = on_test_batch_end
@@ -101,6 +112,13 @@ class MapWriter(Callback):
         for place, path in enumerate(batch.paths):
             name = path if self.root is None else os.path.relpath(path, self.root)
             name = Path(name).as_posix()
+            if not len(batch.boxes_xyxy[place]):
+                continue
+            if "," in name:
+                raise CamtrainValueError(
+                    f"The benchmark's lists are separated by commas, got a picture {name!r}; "
+                    "rename it, or leave --save_maps out."
+                )
             file = self.folder / "scoremaps" / f"{name}.npy"
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, score_map(maps[place]))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import camtrain
 from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
+from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.evaluation import Evaluation
 
 
@@ -34,7 +35,7 @@ def evaluate(shared: Path, stride: int = 16) -> dict[str, float]:
     with torch.inference_mode():
         for batch in loader:
             output = net.class_maps(batch.images, classes=batch.labels)
-            maps = output.maps[:, 0]
+            maps = on_whole_pictures(output.maps[:, 0], preprocessing, batch)
             evaluation.update(output.logits, maps, batch.labels, batch)
     return {name: float(value) for name, value in evaluation.compute().items()}
 

@@ -14,10 +14,12 @@ from PIL import Image
 
 from camtrain.cli import main
 from camtrain.data import Batch, PreparedDataset, collate
+from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import MaxBoxAcc, MaxBoxAccV2
+from camtrain.model.cam import heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMModule
-from camtrain.training.box_scores import BoxScores
+from camtrain.training.box_scores import BoxScores, WholeMaps, on_whole_pictures
 from camtrain.training.main import main as run
 from camtrain.training.mosaics import Mosaics
 from tests.training.conftest import quiet_trainer
@@ -129,16 +131,80 @@ def test_without_boxes_nothing_is_claimed(
 ) -> None:
     (photographs / "boxes.csv").unlink()
     run(fit_arguments())
-    assert not (tmp_path / "runs" / "run" / "test").exists()
+    found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())
+    assert found["scores"].keys() == {"loss", "acc1"}
+    assert not (tmp_path / "runs/run/test/localization.png").exists()
 
 
 def test_masks_give_px_ap() -> None:
     scores, batch = BoxScores(), batch_with_masks()
     scores.reset()
-    scores.update(torch.rand(2, 7, 9), torch.rand(2, 3), batch.labels, batch)
+    maps = torch.rand(2, 7, 9)
+    scores.update(WholeMaps(maps, maps), torch.rand(2, 3), batch.labels, batch)
     found = scores.compute()
-    assert set(found) == {"px_ap"}  # no boxes
+    assert set(found) == {"px_ap", "constant_px_ap"}  # no boxes
     assert 0 < found["px_ap"] < 1
+    assert found["constant_px_ap"] == pytest.approx(10 * 45 / (40 * 60), abs=0.01)
+
+
+def test_a_split_without_a_pixel_of_an_object_has_no_px_ap() -> None:
+    scores, batch = BoxScores(), batch_with_masks()
+    scores.reset()
+    maps = torch.rand(2, 7, 9)
+    empty = batch._replace(masks=[torch.zeros(4, 6, dtype=torch.uint8)] * 2)
+    scores.update(WholeMaps(maps, maps), torch.rand(2, 3), batch.labels, empty)
+    assert scores.compute() == {}
+    assert scores.calibrated_threshold() is None
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "crop", "pad"])
+def test_law_6_evaluation_cuts_the_boxes_that_the_predictor_cuts(resize_mode: str) -> None:
+    """From the same heatmap, at the size of the picture, however it came into the network."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing((32, 32), resize_mode=resize_mode, crop_pct=0.8)
+    maps, batch = torch.rand(2, 7, 7), batch_with_masks()
+    whole = on_whole_pictures(maps, preprocessing, batch)
+    for one, found in zip(maps, whole.pictures, strict=True):
+        expected = picture_heatmaps(one[None], preprocessing, (40, 60))
+        heat = heatmaps(found[None, None], size=(40, 60))[0]
+        torch.testing.assert_close(heat, expected)
+
+
+def test_nothing_is_called_calibrated_that_was_not(photographs: Path) -> None:
+    data = CAMDataModule(root=photographs, size=32, workers=0)
+    module = CAMModule("camtrain/digits", 2, neck=(), backbone_args={"width": 4})
+    trainer = quiet_trainer()
+    [scores] = trainer.test(module, data, verbose=False)
+    assert "test/max_box_acc" in scores
+    assert "test/box_acc_calibrated" not in scores
+    assert module.reports["test"]["thresholds"]["calibrated"] is None
+    trainer.validate(module, data, verbose=False)
+    [scores] = trainer.test(module, data, verbose=False)
+    assert module.is_calibrated == ("test/box_acc_calibrated" in scores)
+
+
+def test_results_of_an_earlier_evaluation_do_not_stay(trained: Path, photographs: Path) -> None:
+    measured(trained, "test", "--save_maps")
+    (photographs / "boxes.csv").write_text(
+        "path,xmin,ymin,xmax,ymax,class\ntest/red/0.png,1,2,30,20,red\n"
+    )
+    measured(trained, "test", "--save_maps")
+    maps = [path.name for path in trained.glob("test/wsol/scoremaps/**/*.npy")]
+    assert maps == ["0.png.npy"]
+    assert (trained / "test/wsol/metadata/image_ids.txt").read_text() == "test/red/0.png\n"
+    (photographs / "boxes.csv").unlink()
+    found = measured(trained, "test")
+    assert not (trained / "test" / "localization.png").exists()
+    assert found["checkpoint"] == str(trained / "checkpoints" / "best.ckpt")
+    assert "curves" not in found
+
+
+def test_a_fast_run_writes_nothing(trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    fast = ("--trainer.fast_dev_run", "true", "--save_maps", "--trainer.accelerator", "cpu")
+    assert main(["test", "--ckpt_path", checkpoint, *fast]) == 0
+    assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == before
 
 
 def batch_with_masks() -> Batch:
