@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import (
     CUTS,
     Weights,
@@ -98,6 +98,9 @@ def create_model(
         CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
     """
     _check_arguments(neck, neck_kernel, neck_groups, neck_norm, pool, dropout)
+    for argument, whole in (("num_classes", num_classes), ("stride", stride)):
+        if whole is not None and type(whole) is not int:
+            raise CamtrainTypeError(f"{argument} must be an integer or None, got {whole!r}.")
     check_task(task)
     name = full_name(backbone)
     found = find_weights(name, weights)
@@ -293,6 +296,14 @@ def _check_arguments(
     pool: str,
     dropout: float,
 ) -> None:
+    is_list = isinstance(neck, Sequence) and not isinstance(neck, str)
+    if not is_list or not all(isinstance(channels, int) for channels in neck):
+        raise CamtrainTypeError(f"neck must be a list of channel counts, got {neck!r}.")
+    for name, value in (("neck_kernel", neck_kernel), ("neck_groups", neck_groups)):
+        if not isinstance(value, int):
+            raise CamtrainTypeError(f"{name} must be an integer, got {value!r}.")
+    if not isinstance(dropout, (int, float)):
+        raise CamtrainTypeError(f"dropout must be a number, got {dropout!r}.")
     if neck_groups < 1 or any(channels < 1 or channels % neck_groups for channels in neck):
         raise CamtrainValueError(
             f"neck must hold channel counts that neck_groups={neck_groups} divides, got "

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.layout import map_hw_of
 from camtrain.model.probe import evaluating, is_leaf, probe
 
 _CHANGES_NOTHING = (nn.Flatten, nn.Dropout, nn.Identity)
@@ -110,11 +111,8 @@ def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, i
     if any(name == cut or name.startswith(f"{cut}.") for name in names):
         return
     layers = probe(network, in_chans, size_hw).layers
-    blocks = {
-        block_of(layer.name): size_hw[0] // max(1, layer.out_hw[0])
-        for layer in layers
-        if layer.out_hw[0] > 1
-    }
+    found = [(layer.name, map_hw_of(layer.out_shape, size_hw)) for layer in layers]
+    blocks = {block_of(name): size_hw[0] // hw[0] for name, hw in found if hw is not None}
     listed = ", ".join(f"{name} (stride {stride})" for name, stride in blocks.items())
     near = difflib.get_close_matches(cut, [layer.name for layer in layers], n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -98,6 +98,23 @@ def find_layout(
     return found[0]
 
 
+def map_hw_of(shape: Sequence[int], image_hw: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) of what has this shape and the proportions of the image; None for anything else.
+
+    Example:
+        >>> map_hw_of((1, 197, 768), (224, 224)), map_hw_of((1, 3, 197, 64), (224, 224))
+        ((14, 14), None)
+    """
+    if len(shape) == 4:
+        sides = ((shape[2], shape[3]), (shape[1], shape[2]))
+        return next((hw for hw in sides if hw[0] > 1 and _is_grid(*hw, image_hw)), None)
+    if len(shape) == 3:
+        tried = range(_MOST_PREFIX_TOKENS + 1)
+        patches = next((shape[1] - p for p in tried if _fits(shape[1] - p, image_hw)), 0)
+        return grid_of(patches, image_hw) if patches > 1 else None
+    return None
+
+
 def grid_of(patches: int, image_hw: tuple[int, int]) -> tuple[int, int]:
     """(h, w) of a row of patches that covers an image of (H, W).
 

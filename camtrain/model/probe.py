@@ -24,6 +24,7 @@ class Layer(NamedTuple):
     module: nn.Module
     in_hw: tuple[int, int]
     out_hw: tuple[int, int]
+    out_shape: tuple[int, ...]
 
 
 class Probe(NamedTuple):
@@ -46,7 +47,9 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layers.append(Layer(name, module, _hw(inputs[0] if inputs else None), _hw(output)))
+            in_hw = _hw(inputs[0] if inputs else None)
+            shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+            layers.append(Layer(name, module, in_hw, _hw(output), shape))
 
         return hook
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import build_classifier, full_name
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
@@ -201,3 +201,27 @@ def test_bad_arguments_are_named(
     for message in messages:
         assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"neck": 5}, "neck must be a list of channel counts, got 5"),
+        ({"neck": "512"}, "neck must be a list of channel counts, got '512'"),
+        ({"neck_kernel": 3.0}, "neck_kernel must be an integer, got 3.0"),
+        ({"neck_groups": 1.0}, "neck_groups must be an integer, got 1.0"),
+        ({"dropout": "a"}, "dropout must be a number, got 'a'"),
+        ({"stride": 16.0}, "stride must be an integer or None, got 16.0"),
+        ({"num_classes": "10"}, "num_classes must be an integer or None, got '10'"),
+        ({"num_classes": True}, "num_classes must be an integer or None, got True"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CamtrainTypeError) as error:
+        create_model("camtrain/digits", **{"num_classes": 2, "weights": None, **arguments})
+    assert message in str(error.value)
+
+
+def test_the_blocks_of_a_transformer_are_listed_with_their_strides() -> None:
+    with pytest.raises(CamtrainValueError, match=r"conv_proj \(stride 32\), encoder \(stride 32\)"):
+        meta("torchvision/vit_b_32", cut="encoder.layers.99")
