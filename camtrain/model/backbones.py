@@ -1,29 +1,24 @@
-"""Networks by name: which library has one, how to build it, which weights are published for it."""
+"""Networks by name: which library has one, how to build it, what it does to its pictures."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
-from http.client import HTTPException
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torchvision.models as tv
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import regnet
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.model.caffemodel import caffe_weights
+from camtrain.errors import CamtrainValueError
 from camtrain.model.digits import digits_trunk
-from camtrain.model.recipes import PAPER_NETWORKS, caffe_layers, paper_preprocessing
-from camtrain.model.weights import read_weights, renamed
+from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
 from camtrain.preprocessing import Preprocessing
-
-Entry = TypeVar("Entry")
 
 _REGNET = Lock()
 
@@ -48,23 +43,6 @@ CUTS = {
 }
 # With its published weights torchvision renormalizes the input of these inside the network.
 _RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
-# No connection, a broken one, and a file whose hash or content is wrong.
-_DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights and what their publisher says about them.
-
-    Attributes:
-        tensors: By the names of the original classifier.
-        source: A weight name or a path, for messages.
-        class_names: K names, or None where the publisher gives none.
-    """
-
-    tensors: dict[str, Tensor]
-    source: str
-    class_names: tuple[str, ...] | None = None
 
 
 def full_name(name: str) -> str:
@@ -159,43 +137,6 @@ def _torchvision_network(model: str, arguments: dict[str, Any]) -> nn.Module:
     return network
 
 
-def published_weights(name: str, weights: str) -> Weights:
-    """Weights that the library offers by name; ``DEFAULT`` is its recommendation.
-
-    Raises:
-        CamtrainValueError: The library has no such weights for this network; lists those it has.
-        CamtrainFileNotFoundError: The download failed; names the file and where to put it.
-    """
-    library, model = name.split("/")
-    if library == "torchvision":
-        return _torchvision_weights(model, weights)
-    if library == "timm":
-        return _timm_weights(model, weights)
-    raise _no_published_weights(name, weights)
-
-
-def find_weights(name: str, weights: str | Path | None) -> Weights | None:
-    """Weights by name or from a file; a value with a suffix or a folder in it is a file.
-
-    Raises:
-        CamtrainValueError: See ``published_weights`` and ``camtrain.model.weights.read_weights``.
-        CamtrainFileNotFoundError: The same.
-    """
-    if weights is None or (name.startswith("camtrain/") and weights == "DEFAULT"):
-        return None
-    is_file = (
-        isinstance(weights, Path)
-        or Path(weights).suffix
-        or "/" in weights
-        or Path(weights).exists()
-    )
-    if is_file and Path(weights).suffix == ".caffemodel":
-        return Weights(caffe_weights(weights, caffe_layers(name), name), str(weights))
-    if is_file:
-        return Weights(read_weights(weights), str(weights))
-    return published_weights(name, str(weights))
-
-
 def backbone_args_for(
     name: str, weights: str | Path | None, in_chans: int, given: dict[str, Any]
 ) -> dict[str, Any]:
@@ -268,76 +209,8 @@ def _torchvision_preprocessing(model: str) -> Preprocessing:
     )
 
 
-def adapt_in_chans(
-    classifier: nn.Module, weights: dict[str, Tensor], in_chans: int
-) -> dict[str, Tensor]:
-    """Weights of colour pictures fitted to ``in_chans`` by timm's rule: sum or repeat."""
-    weights = renamed(weights, classifier.state_dict())
-    if in_chans == 3:
-        return weights
-    first = _first_conv(classifier)
-    tensor = weights.get(f"{first}.weight")
-    if tensor is None or tensor.shape[1] == in_chans:
-        return weights
-    from timm.models import adapt_input_conv
-
-    return {**weights, f"{first}.weight": adapt_input_conv(in_chans, tensor)}
-
-
-def _torchvision_weights(model: str, weights: str) -> Weights:
-    name, published = f"torchvision/{model}", tv.get_model_weights(model)
-    entries = {"DEFAULT": published.DEFAULT, **{entry.name: entry for entry in published}}
-    entry = _known(name, weights, entries)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        tensors = entry.get_state_dict(progress=True, check_hash=True)
-    except _DOWNLOAD_ERRORS as error:
-        raise _not_loaded(name, error, f"{entry.url} and put it into {folder}, or") from error
-    return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
-
-
-def _timm_weights(model: str, weights: str) -> Weights:
-    import timm
-
-    name, default = f"timm/{model}", timm.get_pretrained_cfg(model)
-    if default is None or not default.has_weights:
-        raise _no_published_weights(name, weights)
-    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
-    configs: dict[str, Any] = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
-    config = _known(name, weights, {"DEFAULT": default, **configs})
-    try:
-        network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
-    except _DOWNLOAD_ERRORS as error:
-        where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
-        raise _not_loaded(name, error, f"{where} and") from error
-    return Weights(network.state_dict(), f"{name} {weights}")
-
-
-def _known(name: str, weights: str, offered: dict[str, Entry]) -> Entry:
-    if weights not in offered:
-        raise CamtrainValueError(
-            f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "
-            f"{weights!r}."
-        )
-    return offered[weights]
-
-
-def _not_loaded(name: str, error: Exception, fetch: str) -> CamtrainFileNotFoundError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return CamtrainFileNotFoundError(
-        f"The weights of {name} could not be loaded ({reason}); fetch {fetch} pass the file with "
-        "weights=."
-    )
-
-
-def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
-    return CamtrainValueError(
-        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
-        f"{weights!r}."
-    )
-
-
-def _first_conv(network: nn.Module) -> str:
+def first_conv(network: nn.Module) -> str:
+    """The name of the convolution that takes the pictures."""
     names: list[str] = [
         name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     ]
@@ -345,7 +218,7 @@ def _first_conv(network: nn.Module) -> str:
 
 
 def _change_in_chans(network: nn.Module, in_chans: int) -> None:
-    conv = network.get_submodule(_first_conv(network))
+    conv = network.get_submodule(first_conv(network))
     assert isinstance(conv, nn.Conv2d)
     conv.in_channels = in_chans
     conv.weight = nn.Parameter(conv.weight.new_empty(len(conv.weight), in_chans, *conv.kernel_size))

@@ -14,11 +14,8 @@ from torch import nn
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import (
     CUTS,
-    Weights,
-    adapt_in_chans,
     backbone_args_for,
     build_classifier,
-    find_weights,
     full_name,
     usual_preprocessing,
 )
@@ -27,6 +24,7 @@ from camtrain.model.camnet import CAMNet, Task, check_task
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
 from camtrain.model.probe import drop_unused, probe
+from camtrain.model.published import Weights, adapt_in_chans, find_weights
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
     complete_paper_network,

@@ -7,10 +7,7 @@ feature map, with random numbers in place of the weights, and has to give what a
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
-from itertools import chain
-from operator import attrgetter, getitem
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -21,6 +18,7 @@ from camtrain.model.cut import TracedGraph
 from camtrain.model.layout import Layout
 from camtrain.model.pooled_norm import NormKind, PooledNorm, normalized
 from camtrain.model.probe import evaluating
+from camtrain.model.tail import Tail, random_numbers
 
 # The map that is tried: of a free size, then of the sizes of networks that average a fixed window.
 _FREE_HW, _OTHER_HW = (5, 7), (6, 5)
@@ -29,7 +27,6 @@ _MAPS = (
     *((Layout("nlc", prefix), _FREE_HW) for prefix in range(6)),
     (Layout("nhwc"), _FREE_HW),
 )
-_MOST_LAYERS = 6
 _TOLERANCE = 1e-8  # of float64, relative to the largest value
 
 
@@ -64,7 +61,7 @@ def find_readout(traced: TracedGraph, *, may_be_input: bool = False) -> Readout 
     with evaluating(traced.network), torch.no_grad():
         weights: dict[str, Tensor] = {}
         for node in _backwards(traced):
-            tail = _Tail(traced, node, weights)
+            tail = Tail(traced, node, weights)
             if tail.is_too_much() or (node.op == "placeholder" and not may_be_input):
                 return None
             if traced.is_average(traced.skip_reshapes(node)):
@@ -73,98 +70,6 @@ def find_readout(traced: TracedGraph, *, may_be_input: bool = False) -> Readout 
             if found is not None:
                 return _readout(tail, *found)
     return None
-
-
-class _Tail:
-    """What a network does after one of its operations, in float64 and with random weights."""
-
-    def __init__(self, traced: TracedGraph, start: fx.Node, weights: dict[str, Tensor]) -> None:
-        self.traced, self.start, self.end = traced, start, traced.output()
-        every = list(traced.graph.nodes)
-        self.nodes = every[every.index(start) + 1 : every.index(self.end) + 1]
-        # Layers that have weights.
-        self.layers = {
-            node: layer
-            for node in self.nodes
-            if (layer := traced.module(node)) is not None and any(True for _ in layer.parameters())
-        }
-        self.random = weights
-        self.uses_random = True
-        self.results: dict[fx.Node, Any] = {}
-        before = every[: every.index(start)]
-        self.batch_sizes = [n for n in before if n.target == "size" and n.args[1:] == (0,)]
-        self.shapes = [n for n in before if n.target is getattr and n.args[1] == "shape"]
-        self.nodes = [
-            *(n for n in before if n.target is getitem and n.args[0] in self.shapes),
-            *self.nodes,
-        ]
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """The result for ``value`` in place of what the first operation gives."""
-        self.results = {self.start: value.clone()}  # what follows may work in place
-        # The number of images is often asked of what came earlier.
-        self.results |= {node: value.shape[0] for node in self.batch_sizes}
-        self.results |= {node: value.shape[:1] for node in self.shapes}
-        for node in self.nodes:
-            if all(needed in self.results for needed in node.all_input_nodes):
-                self.results[node] = self._run(node, value.device)
-        result: Tensor = self.results[self.end]
-        return result
-
-    def _run(self, node: fx.Node, device: torch.device) -> Tensor:
-        args: Any = fx.node.map_arg(node.args, self.results.__getitem__)
-        kwargs: Any = fx.node.map_arg(node.kwargs, self.results.__getitem__)
-        result: Tensor
-        if node.op == "call_module":
-            module = self.traced.network.get_submodule(str(node.target))
-            tensors = chain(module.named_parameters(), module.named_buffers())
-            weights = {n: self._weights(f"{node.target}.{n}", t, device) for n, t in tensors}
-            result = torch.func.functional_call(module, weights, args, kwargs)
-        elif node.op == "get_attr":
-            name = str(node.target)
-            result = self._weights(name, attrgetter(name)(self.traced.network), device)
-        elif node.target == "float":  # float64 here
-            result = args[0]
-        elif node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            result = node.target(*args, **kwargs)
-        return result
-
-    def _weights(self, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        if device.type == "meta":
-            return tensor.to(device)
-        if not tensor.is_floating_point():  # indices, masks, counters
-            return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
-        if not self.uses_random:
-            return tensor.detach().to(device, torch.float64)
-        if name not in self.random:
-            numbers = _numbers(tuple(tensor.shape), name)
-            self.random[name] = numbers.abs() + 0.5 if name.endswith("var") else numbers
-        return self.random[name]
-
-    def is_too_much(self) -> bool:
-        """Whether this is no head any more: many layers, or one that sees other pixels."""
-        return len(self.layers) > _MOST_LAYERS or any(
-            getattr(layer, "kernel_size", (1, 1)) != (1, 1)
-            or isinstance(layer, nn.MultiheadAttention)
-            for layer in self.layers.values()
-        )
-
-    def dropout(self) -> float:
-        """The probability of the last dropout layer, 0 without one."""
-        layers = [self.traced.module(node) for node in self.nodes]
-        return next((layer.p for layer in reversed(layers) if isinstance(layer, nn.Dropout)), 0.0)
-
-    def channels(self) -> int:
-        """Of the feature map, as the first layer that follows takes it."""
-        for layer in self.layers.values():
-            for name in ("in_features", "in_channels", "num_features"):
-                if hasattr(layer, name):
-                    return int(getattr(layer, name))
-            return next(layer.parameters()).numel()
-        return 6  # any
 
 
 def _backwards(traced: TracedGraph) -> Iterator[fx.Node]:
@@ -176,7 +81,7 @@ def _backwards(traced: TracedGraph) -> Iterator[fx.Node]:
             yield node
 
 
-def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
+def _averaging_layout(tail: Tail) -> tuple[Layout, tuple[int, int]] | None:
     """How the result of an operation is stored, if nothing but its average over space matters."""
     channels = tail.channels()
     for layout, size_hw in _MAPS:
@@ -186,7 +91,7 @@ def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
                 continue
             if size_hw == _FREE_HW and not _has_one_shape(tail, channels, layout):
                 continue
-            maps = _numbers(shape)
+            maps = random_numbers(shape)
             result = tail(_stored(maps, layout))
             of_mean = tail(_stored(_constant(maps.mean((-2, -1)), size_hw), layout))
         except Exception:  # a wrong guess can make anything raise
@@ -196,7 +101,7 @@ def _averaging_layout(tail: _Tail) -> tuple[Layout, tuple[int, int]] | None:
     return None
 
 
-def _has_one_shape(tail: _Tail, channels: int, layout: Layout) -> bool:
+def _has_one_shape(tail: Tail, channels: int, layout: Layout) -> bool:
     """Whether maps of two sizes give results of one shape; what is only flattened does not."""
     shapes = {
         tail(_stored(torch.empty(3, channels, *size_hw, device="meta"), layout)).shape
@@ -205,14 +110,14 @@ def _has_one_shape(tail: _Tail, channels: int, layout: Layout) -> bool:
     return len(shapes) == 1
 
 
-def _readout(tail: _Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout | None:
+def _readout(tail: Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout | None:
     """The linear layer on the average, or on its norm; None where there is neither."""
 
     def logits_of(pooled: Tensor) -> Tensor:
         return tail(_stored(_constant(pooled, size_hw), layout))
 
     channels = tail.channels()
-    pooled = _numbers((5, channels))
+    pooled = random_numbers((5, channels))
     logits = logits_of(pooled)
     map_hw: tuple[int, int] | None = size_hw
     if size_hw == _FREE_HW:
@@ -230,7 +135,7 @@ def _readout(tail: _Tail, layout: Layout, size_hw: tuple[int, int]) -> Readout |
     return None if found is None else found._replace(map_hw=map_hw)
 
 
-def _comes_from_convolution(tail: _Tail) -> bool:
+def _comes_from_convolution(tail: Tail) -> bool:
     """Whether a convolution makes the map: a trunk that ends in anything else is no classifier."""
     node = tail.traced.skip_reshapes(tail.start)
     while node.all_input_nodes and tail.traced.is_layer(node, nn.ReLU, nn.Dropout):
@@ -238,7 +143,7 @@ def _comes_from_convolution(tail: _Tail) -> bool:
     return tail.traced.is_layer(node, nn.Conv2d)
 
 
-def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout | None:
+def _readout_after_norm(tail: Tail, layout: Layout, pooled: Tensor) -> Readout | None:
     """The linear layer on a norm of the average; ``tail`` has just run on ``pooled``."""
     node = next((n for n in tail.nodes if isinstance(_eps_of(tail, n), float)), None)
     if node is None:
@@ -247,7 +152,7 @@ def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout 
     gain, shift = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
     result = tail.results[node]
     found = _norm_of(layer, pooled, result.flatten(1), gain, shift)
-    after = _Tail(tail.traced, node, tail.random)
+    after = Tail(tail.traced, node, tail.random)
 
     def logits_of(vectors: Tensor) -> Tensor:
         return after(vectors.view(-1, *result.shape[1:]))
@@ -263,7 +168,7 @@ def _readout_after_norm(tail: _Tail, layout: Layout, pooled: Tensor) -> Readout 
     return Readout(tail.start, layout, found, _as_linear(weight, bias), tail.dropout())
 
 
-def _eps_of(tail: _Tail, node: fx.Node) -> object:
+def _eps_of(tail: Tail, node: fx.Node) -> object:
     return getattr(tail.traced.module(node), "eps", None)
 
 
@@ -281,13 +186,13 @@ def _norm_of(
     return None
 
 
-def _linear(tail: _Tail, logits_of: Callable[[Tensor], Tensor], channels: int) -> nn.Linear:
+def _linear(tail: Tail, logits_of: Callable[[Tensor], Tensor], channels: int) -> nn.Linear:
     """The linear layer that ``logits_of``, which is known to be affine, computes."""
     layers = list(tail.layers.items())
     node, only = layers[0] if len(layers) == 1 else (None, None)
     if node is not None and isinstance(only, (nn.Linear, nn.Conv2d)):
         weight, bias = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
-        vectors = _numbers((2, channels))
+        vectors = random_numbers((2, channels))
         if weight is not None:  # None where it is computed from others, as by weight norm
             expected = F.linear(vectors, weight.flatten(1), bias)
             if _equal(logits_of(vectors), expected):
@@ -311,7 +216,7 @@ def _as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _is_affine(function: Callable[[Tensor], Tensor], channels: int) -> bool:
-    a, b = _numbers((2, 5, channels))
+    a, b = random_numbers((2, 5, channels))
     of_a, of_b, of_zero = function(a), function(b), function(torch.zeros_like(a))
     return _equal(function(a - 2 * b), of_a - 2 * of_b + 2 * of_zero)
 
@@ -329,14 +234,8 @@ def _stored(maps: Tensor, layout: Layout) -> Tensor:
     tokens = maps.flatten(2).transpose(1, 2)
     # Other ones each time, so that a result that depends on them is noticed.
     name = "" if maps.is_meta else str(maps.amax().item())
-    others = _numbers((len(maps), layout.prefix, maps.shape[1]), name).to(maps)
+    others = random_numbers((len(maps), layout.prefix, maps.shape[1]), name).to(maps)
     return torch.cat((others, tokens), dim=1)
-
-
-def _numbers(shape: tuple[int, ...], name: str = "") -> Tensor:
-    """Random float64, the same for a name, that leave torch's own random state alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

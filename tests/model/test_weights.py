@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.model.backbones import adapt_in_chans, build_classifier
+from camtrain.model.backbones import build_classifier
 from camtrain.model.create import create_model
+from camtrain.model.published import adapt_in_chans
 from camtrain.model.weights import load_weights, read_weights
 
 Weights = dict[str, Tensor]
