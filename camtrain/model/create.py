@@ -32,7 +32,7 @@ from camtrain.model.recipes import (
     with_paper_defaults,
 )
 from camtrain.model.stride import set_stride
-from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
+from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone, TimmBlocks
 from camtrain.model.weights import load_weights, renamed
 
 NormName = Literal["batch"]
@@ -73,7 +73,8 @@ def create_model(
             out.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
-        cut: The layer after which the network is cut off.
+        cut: The layer after which the network is cut off: any one, or where timm's forward pass
+            cannot be read as a graph one of the blocks that the network lists.
         stride: Pixels of the image per pixel of the map, smaller than the backbone's own; by
             dilation.
         neck: Output channels of each added convolution; empty for none.
@@ -218,8 +219,7 @@ def trunk_of(
         return nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
     backbone: Backbone
     if cut is not None:
-        check_cut(network, cut, in_chans, size_hw)
-        backbone = GraphBackbone(network, cut)
+        backbone = _cut_after(network, name, cut, in_chans, size_hw)
     elif name in CUTS:
         backbone = GraphBackbone(network, CUTS[name])
     elif name.startswith("timm/"):
@@ -237,6 +237,18 @@ def trunk_of(
             backbone.set_submodule(probed.layers[-1].name, nn.Identity())
         drop_unused(backbone, probed)
     return backbone
+
+
+def _cut_after(
+    network: nn.Module, name: str, cut: str, in_chans: int, size_hw: tuple[int, int]
+) -> Backbone:
+    try:
+        check_cut(network, cut, in_chans, size_hw)
+        return GraphBackbone(network, cut)
+    except NoGraphError:
+        if not name.startswith("timm/"):
+            raise
+        return TimmBlocks(network, cut)
 
 
 def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, int]:

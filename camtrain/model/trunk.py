@@ -161,6 +161,42 @@ class TimmBackbone(Backbone):
         return run(images)
 
 
+class TimmBlocks(TimmBackbone):
+    """A timm network up to one of the blocks that it lists, for those that cannot be traced."""
+
+    def __init__(self, network: nn.Module, cut: str) -> None:
+        """Find the block.
+
+        Raises:
+            CamtrainValueError: The network lists no such block; names those it lists.
+        """
+        super().__init__(network)
+        listed: Any = getattr(network, "feature_info", ())
+        self.blocks = {str(info["module"]): info for info in listed}
+        if cut not in self.blocks or not hasattr(network, "forward_intermediates"):
+            blocks = ", ".join(
+                f"{name} (stride {info['reduction']})" for name, info in self.blocks.items()
+            )
+            raise CamtrainValueError(
+                f"cut must be None or one of the blocks of {type(network).__name__}, whose forward "
+                f"pass cannot be read as a graph, got {cut!r}. Its blocks are: {blocks}."
+            )
+        self.cut = cut
+        self.index = list(self.blocks).index(cut)
+
+    def run(self, images: Tensor) -> object:
+        """The result of the block, as a map."""
+        run = cast("Callable[..., list[Tensor]]", self.trunk.forward_intermediates)
+        features = run(images, indices=[self.index], intermediates_only=True, stop_early=True)[0]
+        listed = self.blocks[self.cut]["num_chs"]
+        if features.shape[1] != listed:
+            raise CamtrainValueError(
+                f"cut {self.cut} of {type(self.trunk).__name__} should give {listed} channels, got "
+                f"{features.shape[1]}; choose another block, or leave cut out."
+            )
+        return features
+
+
 def _x(size_hw: Sequence[int] | None) -> str:
     return "x".join(map(str, size_hw or ()))
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from camtrain.errors import CamtrainValueError
 from camtrain.model.create import create_model
 from camtrain.model.probe import evaluating
-from camtrain.model.trunk import GraphBackbone, TimmBackbone
+from camtrain.model.trunk import GraphBackbone, TimmBackbone, TimmBlocks
 
 
 class Dropping(nn.Module):
@@ -176,3 +176,28 @@ def test_layers_that_are_used_without_being_called_stay() -> None:
         assert isinstance(net.backbone, TimmBackbone)
         net.backbone.trunk.load_state_dict(network.state_dict(), strict=False)
         torch.testing.assert_close(net.eval().backbone(images), expected)
+
+
+@torch.inference_mode()
+def test_a_timm_network_that_cannot_be_traced_is_cut_after_its_blocks() -> None:
+    network = timm.create_model("vgg11").eval()
+    net = create_model("timm/vgg11", 2, weights=None, neck=(), cut="features.14").eval()
+    assert isinstance(net.backbone, TimmBlocks)
+    kept = {name.removeprefix("trunk.") for name in net.backbone.state_dict()}
+    assert "features.16.weight" not in kept
+    net.backbone.trunk.load_state_dict(network.state_dict(), strict=False)
+    images = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(net.features(images), network.features[:15](images))
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "message"),
+    [
+        ("timm/vgg11", "features.99", "got 'features.99'. Its blocks are: features.1 (stride 1)"),
+        ("timm/crossvit_9_240", "blocks.1", "should give 256 channels, got 128"),
+    ],
+)
+def test_blocks_that_cannot_be_had_are_said(name: str, cut: str, message: str) -> None:
+    with torch.device("meta"), pytest.raises(CamtrainValueError) as error:
+        create_model(name, 2, weights=None, neck=(), cut=cut)
+    assert message in str(error.value)
