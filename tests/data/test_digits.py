@@ -49,7 +49,7 @@ def test_ink_is_cut_to_the_visible_and_the_faint_is_erased() -> None:
 def test_the_box_is_exactly_tight_on_the_ink_and_clutter_stays_outside() -> None:
     digits = ClutteredDigits("test", length=200)
     for index in range(len(digits)):
-        image, label, boxes_xyxy, _ = digits.read(index)
+        image, label, boxes_xyxy, *_ = digits.read(index)
         assert image.shape == (1, 64, 64)
         assert image.dtype == torch.uint8
         assert label == digits.labels[index]
@@ -68,7 +68,7 @@ def test_the_box_holds_the_labelled_digit() -> None:
     digits = ClutteredDigits("train", length=100)
     right = 0
     for index in range(len(digits)):
-        image, label, boxes_xyxy, _ = digits.read(index)
+        image, label, boxes_xyxy, *_ = digits.read(index)
         x0, y0, x1, y1 = boxes_xyxy[0].tolist()
         whole = torch.zeros(1, 1, y1 - y0, y1 - y0)
         left = (y1 - y0 - (x1 - x0)) // 2
