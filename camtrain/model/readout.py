@@ -150,6 +150,8 @@ def _readout_after_norm(tail: Tail, layout: Layout, pooled: Tensor) -> Readout |
         return None
     layer = tail.traced.network.get_submodule(str(node.target))
     gain, shift = (tail.random.get(f"{node.target}.{name}") for name in ("weight", "bias"))
+    if not _equal(tail.results[node.all_input_nodes[0]].flatten(1), pooled):
+        return None  # other layers come between
     result = tail.results[node]
     found = _norm_of(layer, pooled, result.flatten(1), gain, shift)
     after = Tail(tail.traced, node, tail.random)

@@ -330,6 +330,7 @@ REFUSED = [
     (torchvision_model("mobilenet_v3_small"), "its linear layer follows classifier.1"),
     (timm_model("convnext_large_mlp"), "ConvNeXt is not cam-ready: its linear layer follows head."),
     (timm_model("mobilenetv3_small_050"), '("timm/mobilenetv3_small_050", num_classes=...)'),
+    (timm_model("cpubone_nano"), "CPUBone is not cam-ready"),  # a norm between two linear layers
     (timm_model("vit_tiny_patch16_224"), "its linear layer reads the class token"),
     (torchvision_model("vgg13", num_classes=7), 'create_model("torchvision/vgg13", num_cl'),
     (torchvision_model("vit_b_16"), "its linear layer reads the class token"),
