@@ -16,14 +16,16 @@ from torch import nn
 from torchvision.models import regnet
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.digits import digits_trunk
 from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
+from camtrain.model.small_trunks import digits_trunk, lenet_trunk, mnist_trunk
 from camtrain.preprocessing import Preprocessing
 
 _REGNET = Lock()
 
 _TRUNKS = {
     "digits": digits_trunk,
+    "lenet": lenet_trunk,
+    "mnist": mnist_trunk,
     **{name.removeprefix("camtrain/"): paper.trunk for name, paper in PAPER_NETWORKS.items()},
 }
 BUILT_IN = tuple(_TRUNKS)
@@ -168,7 +170,7 @@ def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any])
     library, model = name.split("/")
     if library == "camtrain":
         gray = (0.5,) * in_chans
-        return Preprocessing(size=(64, 64), mean=gray, std=gray)
+        return Preprocessing(size=(28, 28) if model == "mnist" else (64, 64), mean=gray, std=gray)
     usual = _timm_preprocessing(model) if library == "timm" else _torchvision_preprocessing(model)
     side = backbone_args.get("img_size", backbone_args.get("image_size"))
     if side is not None:
