@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 
 from camtrain.data.boxes import read_boxes
 from camtrain.data.decoding import read_image
@@ -74,20 +75,24 @@ class ImageFolder:
             )
         _check_classes(self.root, split, splits[split], self.class_names, class_names is not None)
         label_of = {name: label for label, name in enumerate(self.class_names)}
-        self.paths = sorted(class_of)
-        self.labels = [label_of[class_of[path]] for path in self.paths]
+        self._paths = sorted(class_of)
+        self.paths = [str(self.root / path) for path in self._paths]
+        self.labels = [label_of[class_of[path]] for path in self._paths]
         self._boxes = read_boxes(self.root, class_of)
 
     def __len__(self) -> int:
         """The number of pictures."""
         return len(self.paths)
 
+    def boxes(self, index: int) -> Tensor:
+        """The boxes of the picture at ``index``, (n, 4) int64."""
+        boxes_xyxy = self._boxes.get(self._paths[index])
+        return torch.zeros(0, 4, dtype=torch.int64) if boxes_xyxy is None else boxes_xyxy.clone()
+
     def read(self, index: int) -> Picture:
-        """Decode the picture at ``index``; its path is the full one."""
+        """Decode the picture at ``index``."""
         path = self.paths[index]
-        file = self.root / path
-        boxes_xyxy = self._boxes.get(path, torch.zeros(0, 4, dtype=torch.int64))
-        return Picture(read_image(file), self.labels[index], boxes_xyxy.clone(), str(file))
+        return Picture(read_image(path), self.labels[index], self.boxes(index), path)
 
 
 def available_splits(
