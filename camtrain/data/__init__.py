@@ -4,9 +4,11 @@ from camtrain.data.augmentations import AUGMENTATIONS, augmentation
 from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
-from camtrain.data.folder import ImageFolder, available_splits
+from camtrain.data.division import write_split
+from camtrain.data.folder import ImageFolder
+from camtrain.data.listing import ListedSource, Listing
 from camtrain.data.source import Picture, Source
-from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
+from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
 from camtrain.data.transforms import (
     boxes_to_input,
@@ -25,6 +27,8 @@ __all__ = [
     "ClutteredDigits",
     "EpochSampler",
     "ImageFolder",
+    "ListedSource",
+    "Listing",
     "Picture",
     "PreparedDataset",
     "Sample",
@@ -32,18 +36,18 @@ __all__ = [
     "SourceOptions",
     "Split",
     "augmentation",
-    "available_splits",
     "boxes_to_input",
     "collate",
     "fit_channels",
-    "make_source",
+    "is_divided",
+    "make_sources",
     "maps_on_picture",
     "normalize",
     "prepare",
     "read_image",
     "resize",
     "seed_of",
-    "source_splits",
     "to_pixels",
     "to_rgb",
+    "write_split",
 ]

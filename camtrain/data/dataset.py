@@ -24,7 +24,7 @@ class Sample:
 
     Attributes:
         image: (C, h, w) float32, normalized.
-        label: Index of its class.
+        label: Index of its class; for several labels multi-hot, (K,) float32.
         boxes_xyxy: (n, 4) int64, half-open, in pixels of the original picture; no augmentation
             applies to them.
         size_hw: (H, W) of the original picture.
@@ -34,7 +34,7 @@ class Sample:
     """
 
     image: Tensor
-    label: int
+    label: int | Tensor
     boxes_xyxy: Tensor
     size_hw: tuple[int, int]
     index: int
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, C, h, w) float32, normalized.
-        labels: (B,) int64.
+        labels: (B,) int64; for several labels per picture multi-hot, (B, K) float32.
         boxes_xyxy: B tensors (n, 4) int64, half-open, in pixels of the original pictures.
         sizes_hw: (B, 2) int64, height and width of the original pictures.
         indices: (B,) int64, places in the data set.
@@ -103,9 +103,12 @@ class PreparedDataset(Dataset[Sample]):
         self.indices = [place * len(source) // count for place in range(count)]
 
     @property
-    def labels(self) -> list[int]:
-        """The label of every item."""
-        return [self.source.labels[index] for index in self.indices]
+    def labels(self) -> list[int] | Tensor:
+        """The label of every item; for several labels per picture multi-hot, (N, K)."""
+        labels = self.source.labels
+        if isinstance(labels, Tensor):
+            return labels[self.indices]
+        return [labels[index] for index in self.indices]
 
     def __len__(self) -> int:
         """The number of items."""
@@ -167,7 +170,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Samples to a batch; give it to a ``DataLoader`` as ``collate_fn``."""
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
-        labels=torch.tensor([sample.label for sample in samples]),
+        labels=torch.stack([torch.as_tensor(sample.label) for sample in samples]),
         boxes_xyxy=[sample.boxes_xyxy for sample in samples],
         sizes_hw=torch.tensor([sample.size_hw for sample in samples]),
         indices=torch.tensor([sample.index for sample in samples]),

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from camtrain.data.source import Picture
 from camtrain.data.split import Split
@@ -61,6 +62,7 @@ class ClutteredDigits:
         self._glyphs = digits.glyphs
         self._chosen = (self._draws[:, 0] * len(digits.glyphs)).astype(np.int64)
         self.labels: list[int] = digits.labels[self._chosen].tolist()
+        self.paths = [f"digits/{split}/{index:06d}" for index in range(length)]
         self._images = torch.zeros(length, 1, CANVAS, CANVAS, dtype=torch.uint8)
         self._boxes = torch.zeros(length, 1, 4, dtype=torch.int64)  # all 0: not drawn yet
 
@@ -68,17 +70,19 @@ class ClutteredDigits:
         """The number of pictures."""
         return len(self.labels)
 
+    def boxes(self, index: int) -> Tensor:
+        """The box of the digit at ``index``, (1, 4), which is drawn for it."""
+        return self.read(index).boxes_xyxy
+
     def read(self, index: int) -> Picture:
         """The picture at ``index``, drawn when it is read for the first time."""
         index = range(len(self))[index]
         if not self._boxes[index].any():
-            image, box = _draw(self._glyphs, int(self._chosen[index]), self._draws[index, 1:])
-            self._images[index, 0] = torch.from_numpy(image)
+            drawn, box = _draw(self._glyphs, int(self._chosen[index]), self._draws[index, 1:])
+            self._images[index, 0] = torch.from_numpy(drawn)
             self._boxes[index, 0] = torch.tensor(box)
-        path = f"digits/{self.split}/{index:06d}"
-        return Picture(
-            self._images[index].clone(), self.labels[index], self._boxes[index].clone(), path
-        )
+        image, box_xyxy = self._images[index].clone(), self._boxes[index].clone()
+        return Picture(image, self.labels[index], box_xyxy, self.paths[index])
 
 
 class SourceDigits(NamedTuple):

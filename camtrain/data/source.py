@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -12,7 +13,7 @@ class Picture(NamedTuple):
 
     Attributes:
         image: (C, H, W) uint8.
-        label: Index into the source's ``class_names``.
+        label: Index into the source's ``class_names``; for several labels multi-hot, (K,) float32.
         boxes_xyxy: (n, 4) int64, half-open, in pixels of ``image``: boxes of the labelled class.
             None known: (0, 4).
         path: Where the picture came from, for messages and reports.
@@ -21,22 +22,29 @@ class Picture(NamedTuple):
     """
 
     image: Tensor
-    label: int
+    label: int | Tensor
     boxes_xyxy: Tensor
     path: str
     mask: Tensor | None = None
 
 
 class Source(Protocol):
-    """Labelled pictures: labels are known without reading, pictures are read one by one."""
+    """Labelled pictures: all but the pixels is known without decoding a picture."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the K classes, in the order of the labels."""
 
     @property
-    def labels(self) -> list[int]:
-        """The label of every picture."""
+    def labels(self) -> list[int] | Tensor:
+        """The label of every picture; for several labels multi-hot, (N, K) float32."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """What ``Picture.path`` will be, of every picture."""
+
+    def boxes(self, index: int) -> Tensor:
+        """The boxes of the picture at ``index``, see ``Picture``."""
 
     def __len__(self) -> int:
         """The number of pictures."""

@@ -38,7 +38,9 @@ class Mosaics(Dataset[tuple[Tensor, Tensor]]):
         """The mosaic at ``index``."""
         samples = [self.pictures[place] for place in self.plan[index].tolist()]
         images = torch.stack([sample.image for sample in samples])
-        return mosaic(images, size=self.size_hw), torch.tensor([s.label for s in samples])
+        return mosaic(images, size=self.size_hw), torch.stack(
+            [torch.as_tensor(s.label) for s in samples]
+        )
 
 
 @torch.no_grad()
@@ -56,7 +58,8 @@ def mosaic_scores(
     if not isinstance(data, CAMDataModule) or not is_whole:
         return {}
     pictures = data.datasets[split]
-    plan = mosaic_plan(torch.tensor(pictures.labels))
+    labels = torch.as_tensor(pictures.labels)
+    plan = mosaic_plan(labels) if labels.ndim == 1 else labels[:0]  # of one class each
     if not len(plan):
         return {}
     channels, height, width = pictures[0].image.shape

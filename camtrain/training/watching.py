@@ -201,9 +201,8 @@ def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[Wa
 def _read(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched:
     if isinstance(dataset, PreparedDataset):
         sample, picture = dataset[index], dataset.source.read(dataset.indices[index])
-        return _Watched(
-            picture.image, sample.image, (sample.label,), sample.boxes_xyxy, dataset.preprocessing
-        )
+        labels, boxes_xyxy = _classes(sample.label), sample.boxes_xyxy
+        return _Watched(picture.image, sample.image, labels, boxes_xyxy, dataset.preprocessing)
     image, label = dataset[index][:2]
     preprocessing = net.preprocessing or Preprocessing()
     shown = to_pixels(image, preprocessing)

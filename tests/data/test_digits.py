@@ -12,6 +12,14 @@ from camtrain.data.digits import _ink, source_digits
 from camtrain.errors import CamtrainValueError
 
 
+def test_paths_and_boxes_are_those_of_the_pictures() -> None:
+    digits = ClutteredDigits("val", length=3)
+    for index, path in enumerate(digits.paths):
+        picture = digits.read(index)
+        assert picture.path == path
+        assert torch.equal(picture.boxes_xyxy, digits.boxes(index))
+
+
 def test_a_picture_depends_on_seed_split_and_index_alone() -> None:
     long, short = (ClutteredDigits("train", length=length, seed=3) for length in (40, 7))
     for index in (6, 0):  # in another order than they are drawn in
