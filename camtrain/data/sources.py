@@ -62,7 +62,7 @@ def _listed(read: Callable[[Path, SourceOptions], Listing], name: str) -> Builde
                 f"The source {name} needs a data folder, got none; give --data.root PATH."
             )
         listing = with_splits(
-            read(data_folder(options.root), options),
+            read(data_folder(options.root, or_file=name == "csv"), options),
             seed=options.seed,
             val_fraction=options.val_fraction,
             test_fraction=options.test_fraction,
