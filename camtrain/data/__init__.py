@@ -6,7 +6,7 @@ from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.division import write_split
 from camtrain.data.folder import ImageFolder
-from camtrain.data.listing import ListedSource, Listing
+from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
 from camtrain.data.source import Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
@@ -27,6 +27,7 @@ __all__ = [
     "ClutteredDigits",
     "EpochSampler",
     "ImageFolder",
+    "ListedFiles",
     "ListedSource",
     "Listing",
     "Picture",
@@ -47,6 +48,7 @@ __all__ = [
     "read_image",
     "resize",
     "seed_of",
+    "source_of",
     "to_pixels",
     "to_rgb",
     "write_split",

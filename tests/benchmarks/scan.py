@@ -84,9 +84,9 @@ def report(pictures: int) -> None:
         per_picture = (long - short) / (many - few)
         memory = (large - small) / (many - few)
         print(
-            f"{turn} time, {IMAGENET:,} files: {short:.2f} s + {IMAGENET:,} x "
-            f"{1e6 * per_picture:.2f} us = {short + IMAGENET * per_picture:.1f} s; {small:.0f} MB + "
-            f"{IMAGENET:,} x {memory * 2**20:.0f} bytes = {small + IMAGENET * memory:.0f} MB"
+            f"{turn} time, {IMAGENET:,} files: {short:.2f} s + {1e6 * per_picture:.2f} us each = "
+            f"{short + IMAGENET * per_picture:.1f} s; {small:.0f} MB + {memory * 2**20:.0f} bytes "
+            f"each = {small + IMAGENET * memory:.0f} MB"
         )
 
 
