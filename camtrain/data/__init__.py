@@ -4,6 +4,7 @@ from camtrain.data.augmentations import AUGMENTATIONS, augmentation
 from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
+from camtrain.data.exclude import Without, read_exclude, without, write_exclude
 from camtrain.data.folder import ImageFolder, available_splits
 from camtrain.data.source import Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
@@ -31,6 +32,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Split",
+    "Without",
     "augmentation",
     "available_splits",
     "boxes_to_input",
@@ -40,10 +42,13 @@ __all__ = [
     "maps_on_picture",
     "normalize",
     "prepare",
+    "read_exclude",
     "read_image",
     "resize",
     "seed_of",
     "source_splits",
     "to_pixels",
     "to_rgb",
+    "without",
+    "write_exclude",
 ]

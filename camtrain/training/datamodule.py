@@ -21,7 +21,9 @@ from camtrain.data import (
     augmentation,
     collate,
     make_source,
+    read_exclude,
     source_splits,
+    without,
 )
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import (
@@ -57,6 +59,7 @@ class CAMDataModule(LightningDataModule):
         test_fraction: float = 0.15,
         class_names: Sequence[str] | None = None,
         lengths: tuple[int, int, int] = (6000, 1000, 1000),
+        exclude: str | Path | Sequence[str] | None = None,
     ) -> None:
         """Remember the settings; nothing is read yet.
 
@@ -82,10 +85,15 @@ class CAMDataModule(LightningDataModule):
             test_fraction: Part of each class for test, where the source has no splits.
             class_names: The class list of a trained network; None: that of the data.
             lengths: Numbers of drawn digits in train, val, test.
+            exclude: Pictures to leave out of every split: a text file with one path per line, such
+                as ``camtrain check-data`` writes, or the paths, relative to ``root``. Checkpoints
+                keep the paths.
         """
         super().__init__()
         root = None if root is None else str(root)  # checkpoints hold plain values
+        exclude = read_exclude(exclude) if isinstance(exclude, str | Path) else exclude
         self.save_hyperparameters()
+        self.save_hyperparameters({"exclude": None if exclude is None else list(exclude)})
         if batch_size < 1 or workers < 0:
             raise CamtrainValueError(
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size} and "
@@ -119,11 +127,12 @@ class CAMDataModule(LightningDataModule):
     @cached_property
     def sources(self) -> dict[Split, Source]:
         """The splits there are; the folder is read, and refused if need be, on first use."""
-        name = self.hparams["source"]
-        return {
+        name, exclude = self.hparams["source"], self.hparams["exclude"]
+        whole = {
             split: make_source(name, split, self._options)
             for split in source_splits(name, self._options)
         }
+        return without(whole, exclude, self._options.root) if exclude else whole
 
     @property
     def class_names(self) -> tuple[str, ...]:

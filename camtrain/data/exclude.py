@@ -1,0 +1,149 @@
+"""Pictures that are left out of every split, by a list of their paths."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from camtrain.data.source import Picture, Source
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_COMMENT = "#"
+_UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # any file name of the system
+
+
+class Without:
+    """A source without some of its pictures; classes, order and everything else stay.
+
+    Args:
+        source: The pictures.
+        excluded: Tells by a ``Picture.path`` whether it is left out.
+    """
+
+    def __init__(self, source: Source, excluded: Callable[[str], bool]) -> None:
+        """Choose the pictures that stay; none is read."""
+        self._source = source
+        self._kept = [place for place, path in enumerate(source.paths) if not excluded(path)]
+        self.class_names = source.class_names
+        labels = source.labels
+        self.labels: list[int] | Tensor = (
+            labels[self._kept]
+            if isinstance(labels, Tensor)
+            else [labels[place] for place in self._kept]
+        )
+        self.paths = [source.paths[place] for place in self._kept]
+
+    def __len__(self) -> int:
+        """The number of pictures that stay."""
+        return len(self._kept)
+
+    def boxes(self, index: int) -> Tensor:
+        """The boxes of the picture at ``index``, (n, 4) int64 half-open xyxy."""
+        return self._source.boxes(self._kept[index])
+
+    def read(self, index: int) -> Picture:
+        """The picture at ``index``."""
+        return self._source.read(self._kept[index])
+
+
+def without(
+    sources: Mapping[Split, Source],
+    exclude: Collection[str],
+    root: str | os.PathLike[str] | None,
+) -> dict[Split, Source]:
+    """The splits of a data set without the excluded pictures.
+
+    Args:
+        sources: All splits, since a line that no split knows is worth a warning.
+        exclude: Paths, relative to ``root`` where they lie below it, with forward slashes.
+        root: The data folder.
+
+    Raises:
+        CamtrainValueError: A split, or a class of train, is left without pictures.
+    """
+    names = {name_in(root, posixpath.normpath(name)) for name in exclude}
+    found: set[str] = set()
+
+    def excluded(path: str) -> bool:
+        name = name_in(root, path)
+        if name in names:
+            found.add(name)
+        return name in names
+
+    kept: dict[Split, Source] = {split: Without(one, excluded) for split, one in sources.items()}
+    for split, source in kept.items():
+        if len(source) == len(sources[split]):
+            continue
+        lost = (_class_sizes(sources[split]) > 0) & (_class_sizes(source) == 0)
+        if not len(source) or (split == "train" and lost.any()):
+            what = "pictures" if not len(source) else source.class_names[int(lost.int().argmax())]
+            raise CamtrainValueError(
+                f"exclude leaves no {what} in the {split} split; add pictures, or shorten the list."
+            )
+    if unknown := sorted(names - found):
+        warnings.warn(
+            f"exclude names {len(unknown)} pictures that the data does not have, the first is "
+            f"{unknown[0]}; paths are relative to the data folder.",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _class_sizes(source: Source) -> Tensor:
+    """How many pictures of each class there are, (K,)."""
+    labels = torch.as_tensor(source.labels)
+    if labels.ndim == 2:
+        return (labels > 0).sum(0)
+    return labels.long().bincount(minlength=len(source.class_names))
+
+
+def name_in(root: str | os.PathLike[str] | None, path: str) -> str:
+    """How a list names a picture: relative to the data folder, wherever that is mounted."""
+    if root is not None:
+        folder = os.path.join(Path(root).expanduser().absolute(), "")
+        if path.startswith(folder):
+            return path.removeprefix(folder).replace(os.sep, "/")
+    return path
+
+
+def read_exclude(file: str | os.PathLike[str]) -> list[str]:
+    """The paths in a list of one per line; empty lines and those that begin with # say nothing.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no such file.
+    """
+    try:
+        data = Path(file).expanduser().read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise CamtrainFileNotFoundError(
+            f"--data.exclude must be a text file with one path per line, and {file} is none; "
+            "camtrain check-data writes one."
+        ) from None
+    lines = [line.removesuffix("\r") for line in data.decode(**_UTF8).split("\n")]
+    return [line for line in lines if line.strip() and not line.startswith(_COMMENT)]
+
+
+def write_exclude(
+    file: str | os.PathLike[str], paths: Iterable[str], comments: Sequence[str] = ()
+) -> None:
+    """Write what ``read_exclude`` reads.
+
+    Raises:
+        CamtrainValueError: A path has a line break in it.
+    """
+    lines = [f"{_COMMENT} {comment}" for comment in comments]
+    for path in paths:
+        if "\n" in path:
+            raise CamtrainValueError(
+                f"A path in the list of excluded pictures has a line break: {path!r}; rename it."
+            )
+        lines.append(f"./{path}" if path.startswith(_COMMENT) else path)
+    text = "".join(f"{line}\n" for line in lines)
+    Path(file).expanduser().write_bytes(text.encode(**_UTF8))
