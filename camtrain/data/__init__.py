@@ -4,7 +4,7 @@ from camtrain.data.augmentations import AUGMENTATIONS, augmentation
 from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
-from camtrain.data.exclude import Without, read_exclude, without, write_exclude
+from camtrain.data.exclude import Without, make_sources, read_exclude, without, write_exclude
 from camtrain.data.folder import ImageFolder, available_splits
 from camtrain.data.source import Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
@@ -39,6 +39,7 @@ __all__ = [
     "collate",
     "fit_channels",
     "make_source",
+    "make_sources",
     "maps_on_picture",
     "normalize",
     "prepare",

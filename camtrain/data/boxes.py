@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from camtrain.data.box_errors import refuse_box
 from camtrain.errors import CamtrainValueError
 
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
@@ -68,9 +69,11 @@ def _from_csv(file: Path) -> Iterator[Box]:
             except (TypeError, ValueError):
                 xmin = ymin = xmax = ymax = 0
             if not (0 <= xmin < xmax and 0 <= ymin < ymax):
-                raise CamtrainValueError(
+                refuse_box(
                     f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
                     f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
-                    "correct or delete the line."
+                    "correct or delete the line.",
+                    row["path"] or "",
                 )
+                continue
             yield Box(row["path"], (xmin, ymin, xmax, ymax), row.get("class") or "")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import posixpath
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from camtrain.data.box_errors import BoxError, listed_box_errors
 from camtrain.data.source import Picture, Source
+from camtrain.data.sources import SourceOptions, make_source, source_splits
 from camtrain.data.split import Split
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -53,10 +55,37 @@ class Without:
         return self._source.read(self._kept[index])
 
 
+def make_sources(
+    name: str, options: SourceOptions, exclude: Collection[str] = ()
+) -> dict[Split, Source]:
+    """All splits of the named source, without the excluded pictures.
+
+    Boxes that cannot be right do no harm where they are those of excluded pictures.
+
+    Args:
+        name: A key of ``SOURCES``.
+        options: What the source needs to know.
+        exclude: Paths, relative to the data folder where they lie below it, with forward slashes.
+
+    Raises:
+        CamtrainValueError: As in ``make_source``; or a split, or a class of train, is left without
+            pictures.
+        CamtrainFileNotFoundError: As in ``make_source``.
+    """
+    splits = source_splits(name, options)
+    if not exclude:
+        return {split: make_source(name, split, options) for split in splits}
+    with listed_box_errors() as errors:
+        sources = {split: make_source(name, split, options) for split in splits}
+    return without(sources, exclude, options.root, box_errors=errors)
+
+
 def without(
     sources: Mapping[Split, Source],
     exclude: Collection[str],
     root: str | os.PathLike[str] | None,
+    *,
+    box_errors: Sequence[BoxError] = (),
 ) -> dict[Split, Source]:
     """The splits of a data set without the excluded pictures.
 
@@ -64,12 +93,19 @@ def without(
         sources: All splits, since a line that no split knows is worth a warning.
         exclude: Paths, relative to ``root`` where they lie below it, with forward slashes.
         root: The data folder.
+        box_errors: Of the sources; those of excluded pictures are forgotten.
 
     Raises:
-        CamtrainValueError: A split, or a class of train, is left without pictures.
+        CamtrainValueError: A split, or a class of train, is left without pictures; or a box error
+            is about another picture.
     """
     names = {name_in(root, posixpath.normpath(name)) for name in exclude}
     found: set[str] = set()
+    for error in box_errors:
+        name = name_in(root, posixpath.normpath(error.path))
+        if name not in names:
+            raise error
+        found.add(name)
 
     def excluded(path: str) -> bool:
         name = name_in(root, path)
@@ -131,19 +167,25 @@ def read_exclude(file: str | os.PathLike[str]) -> list[str]:
 
 
 def write_exclude(
-    file: str | os.PathLike[str], paths: Iterable[str], comments: Sequence[str] = ()
+    file: str | os.PathLike[str], reasons: Mapping[str, str], comments: Sequence[str] = ()
 ) -> None:
     """Write what ``read_exclude`` reads.
+
+    Args:
+        file: Where to.
+        reasons: Why each path is excluded, for people.
+        comments: The lines at the top.
 
     Raises:
         CamtrainValueError: A path has a line break in it.
     """
     lines = [f"{_COMMENT} {comment}" for comment in comments]
-    for path in paths:
+    for path, reason in reasons.items():
         if "\n" in path:
             raise CamtrainValueError(
                 f"A path in the list of excluded pictures has a line break: {path!r}; rename it."
             )
+        lines += [f"{_COMMENT} {' '.join(reason.split())}"] * bool(reason)
         lines.append(f"./{path}" if path.startswith(_COMMENT) else path)
     text = "".join(f"{line}\n" for line in lines)
     Path(file).expanduser().write_bytes(text.encode(**_UTF8))

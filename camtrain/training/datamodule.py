@@ -20,10 +20,8 @@ from camtrain.data import (
     Split,
     augmentation,
     collate,
-    make_source,
+    make_sources,
     read_exclude,
-    source_splits,
-    without,
 )
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import (
@@ -127,12 +125,7 @@ class CAMDataModule(LightningDataModule):
     @cached_property
     def sources(self) -> dict[Split, Source]:
         """The splits there are; the folder is read, and refused if need be, on first use."""
-        name, exclude = self.hparams["source"], self.hparams["exclude"]
-        whole = {
-            split: make_source(name, split, self._options)
-            for split in source_splits(name, self._options)
-        }
-        return without(whole, exclude, self._options.root) if exclude else whole
+        return make_sources(self.hparams["source"], self._options, self.hparams["exclude"] or ())
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from camtrain.data import ImageFolder, read_exclude, without, write_exclude
+from camtrain.data import (
+    ImageFolder,
+    SourceOptions,
+    make_sources,
+    read_exclude,
+    without,
+    write_exclude,
+)
 from camtrain.data.source import Picture, Source
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -103,11 +110,25 @@ def test_a_class_may_vanish_from_val(photographs: Path) -> None:
     assert len(without(splits_of(photographs), names, photographs)["val"]) == 4
 
 
+def test_bad_boxes_of_excluded_pictures_do_no_harm(photographs: Path) -> None:
+    with (photographs / "boxes.csv").open("a") as lines:
+        lines.write("\ntrain/red/0.png,9,9,3,3,red\nnowhere.png,1,2,x,4,\nval/red/1.png,1,2\n")
+    options = SourceOptions(root=photographs)
+    exclude = ["train/red/0.png", "nowhere.png", "val/red/1.png"]
+    with pytest.raises(CamtrainValueError, match=r"line 34: .*got train/red/0.png,9,9,3,3,red"):
+        make_sources("folder", options)
+    with pytest.raises(CamtrainValueError, match=r"got nowhere.png,1,2,x,4,"):
+        make_sources("folder", options, exclude[:1])
+    kept = make_sources("folder", options, exclude)
+    assert [len(source) for source in kept.values()] == [15, 7, 8]
+
+
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     paths = ["train/a b/ü.jpg", "#1.jpg", "# 2.jpg", " space .jpg", "\udcff.jpg", "x\u2028y.jpg"]
     file = tmp_path / "list.txt"
-    write_exclude(file, paths, ["why", "and when"])
-    assert file.read_bytes().startswith(b"# why\n# and when\ntrain/a b/")
+    write_exclude(file, dict.fromkeys(paths, "because\n of it"), ["why", "and when"])
+    start = b"# why\n# and when\n# because of it\ntrain/a b/"
+    assert file.read_bytes().startswith(start)
     assert read_exclude(file) == [f"./{path}" if path[0] == "#" else path for path in paths]
 
 
@@ -123,4 +144,4 @@ def test_bad_lists_are_refused(tmp_path: Path) -> None:
         ):
             read_exclude(file)
     with pytest.raises(CamtrainValueError, match=r"has a line break: 'a\\nb.jpg'"):
-        write_exclude(tmp_path / "list.txt", ["a\nb.jpg"])
+        write_exclude(tmp_path / "list.txt", {"a\nb.jpg": ""})

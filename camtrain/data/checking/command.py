@@ -1,0 +1,111 @@
+"""``camtrain check-data``: every picture is read once, before a training stumbles over it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from camtrain.data.checking.check import check_data
+from camtrain.data.checking.report import Report
+from camtrain.data.exclude import write_exclude
+from camtrain.data.sources import SOURCES, SourceOptions
+from camtrain.errors import CamtrainValueError
+
+_HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."
+
+
+def main(args: Sequence[str]) -> int:
+    """``camtrain check-data [PATH] [--source NAME] ...``.
+
+    Returns:
+        1 where something would break a training, else 0.
+    """
+    settings = _parser().parse_args(args[1:])
+    listed = Path(settings.exclude)
+    _check_replaceable(listed)
+    options = SourceOptions(
+        root=settings.path,
+        seed=settings.seed,
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+    )
+    report = check_data(
+        settings.source,
+        options,
+        tiny=settings.tiny,
+        processes=settings.workers,
+        strict=settings.strict,
+        console=Console(stderr=True),
+    )
+    report.show(Console())
+    if settings.json:
+        _write_json(report, Path(settings.json))
+    excluded = report.excluded()
+    if excluded or listed.is_file():
+        write_exclude(listed, excluded, [_HEADER])
+        print(
+            f"{len(excluded)} paths written to {listed}; leave them out with "
+            f"--data.exclude {listed}"
+        )
+    return report.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="camtrain check-data",
+        description="Read every picture of every split once, as training would, and list what is "
+        "wrong. The exit status is 1 where something would break a training: pictures that "
+        "cannot be read, boxes that cannot be right.",
+        epilog="Example: camtrain check-data photos; camtrain fit --data.root photos "
+        "--data.exclude exclude.txt",
+    )
+    defaults = SourceOptions()
+    parser.add_argument("path", nargs="?", help="the data folder, as --data.root")
+    parser.add_argument(
+        "--source", default="folder", help=f"as --data.source: {', '.join(SOURCES)} (folder)"
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="as --data.seed (0)")
+    for name in ("val_fraction", "test_fraction"):
+        default = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name}", type=float, default=default, help=f"as --data.{name} ({default})"
+        )
+    parser.add_argument(
+        "--exclude",
+        default="exclude.txt",
+        metavar="FILE",
+        help="where to write the list of pictures to leave out (exclude.txt in the current folder)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write everything found as JSON")
+    parser.add_argument(
+        "--tiny", type=int, default=32, help="report pictures with a side below this, in px (32)"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="same pixels in several splits or under several labels are errors, and listed too",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)"
+    )
+    return parser
+
+
+def _check_replaceable(listed: Path) -> None:
+    """Refuse to overwrite a list that somebody wrote by hand, before hours of reading."""
+    if listed.exists() and not (
+        listed.is_file() and listed.read_bytes().startswith(f"# {_HEADER}".encode())
+    ):
+        raise CamtrainValueError(
+            f"{listed} was not written by camtrain check-data and would be overwritten; "
+            "name another file with --exclude FILE."
+        )
+
+
+def _write_json(report: Report, file: Path) -> None:
+    file.expanduser().write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False))
