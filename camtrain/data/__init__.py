@@ -4,10 +4,18 @@ from camtrain.data.augmentations import AUGMENTATIONS, augmentation
 from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
-from camtrain.data.exclude import Without, make_sources, read_exclude, without, write_exclude
-from camtrain.data.folder import ImageFolder, available_splits
+from camtrain.data.division import write_split
+from camtrain.data.exclude import (
+    Without,
+    make_sources_without,
+    read_exclude,
+    without,
+    write_exclude,
+)
+from camtrain.data.folder import ImageFolder
+from camtrain.data.listing import ListedSource, Listing
 from camtrain.data.source import Picture, Source
-from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
+from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
 from camtrain.data.transforms import (
     boxes_to_input,
@@ -26,6 +34,8 @@ __all__ = [
     "ClutteredDigits",
     "EpochSampler",
     "ImageFolder",
+    "ListedSource",
+    "Listing",
     "Picture",
     "PreparedDataset",
     "Sample",
@@ -34,12 +44,12 @@ __all__ = [
     "Split",
     "Without",
     "augmentation",
-    "available_splits",
     "boxes_to_input",
     "collate",
     "fit_channels",
-    "make_source",
+    "is_divided",
     "make_sources",
+    "make_sources_without",
     "maps_on_picture",
     "normalize",
     "prepare",
@@ -47,9 +57,9 @@ __all__ = [
     "read_image",
     "resize",
     "seed_of",
-    "source_splits",
     "to_pixels",
     "to_rgb",
     "without",
     "write_exclude",
+    "write_split",
 ]

@@ -1,79 +1,156 @@
-"""Boxes that lie beside the pictures: one reader per format, all of them half-open xyxy."""
+"""Boxes that lie beside the pictures, held ready by picture; all of them half-open xyxy."""
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.box_errors import refuse_box
+from camtrain.data.box_files import Box, from_coco, from_csv, from_xml
+from camtrain.data.listing import Labels, no_boxes
+from camtrain.data.paths import PathList
 from camtrain.errors import CamtrainValueError
 
-_COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
+_CSV = "boxes.csv"
+_COCO = ("boxes.json", "annotations.json")
 
 
-class Box(NamedTuple):
-    """One box of a file: path relative to the data folder, half-open xyxy, class ("": not said)."""
+class BoxTable:
+    """Boxes in memory: from the row of a picture to its boxes, (n, 4) int64.
 
-    path: str
-    box_xyxy: tuple[int, int, int, int]
-    class_name: str
+    Args:
+        count: N, the number of pictures.
+        rows: The picture of each of the M boxes.
+        boxes_xyxy: M boxes; those of a picture keep their order.
+    """
+
+    def __init__(
+        self, count: int, rows: Sequence[int], boxes_xyxy: Sequence[Sequence[int]]
+    ) -> None:
+        order = np.argsort(np.asarray(rows, np.int64), kind="stable")
+        self._boxes = np.asarray(boxes_xyxy, np.int32).reshape(-1, 4)[order]
+        places = np.asarray(rows, np.int64)[order]
+        self._starts = np.searchsorted(places, np.arange(count + 1))
+
+    def __call__(self, row: int) -> Tensor:
+        """The boxes of the picture at ``row``."""
+        return torch.from_numpy(
+            self._boxes[self._starts[row] : self._starts[row + 1]].astype(np.int64)
+        )
 
 
-def read_boxes(root: Path, class_of: Mapping[str, str]) -> dict[str, Tensor]:
-    """The boxes of pictures, from ``root/boxes.csv``.
+class XmlBoxes:
+    """Boxes in one XML file per picture, which is read when its boxes are asked for.
+
+    Half a million files would take minutes, and a training looks at few of their boxes.
+
+    Args:
+        root: The data folder.
+        paths: Of the N pictures, relative to it.
+        labels: See ``Listing``.
+        names: Of the K classes, as the files spell them.
+        templates: Where the file of a picture may be, relative to ``root``; the first that exists
+            is read. ``{parent}`` is the picture's folder, ``{stem}`` its name without ending, and
+            ``{name}`` that of its class.
+        first: Number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: PathList,
+        labels: Labels,
+        names: Sequence[str],
+        *,
+        templates: Sequence[str],
+        first: int,
+    ) -> None:
+        self.root = root
+        self.templates = tuple(templates)
+        self.first = first
+        self._paths = paths
+        self._labels = labels
+        self._names = tuple(names)
+
+    def __call__(self, row: int) -> Tensor:
+        """The boxes of the picture at ``row``."""
+        names = classes_of(self._labels, self._names, row)
+        parent, _, file_name = self._paths[row].rpartition("/")
+        stem = os.path.splitext(file_name)[0]
+        for template in self.templates:
+            place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
+            file = self.root / place.lstrip("/")
+            if file.is_file():
+                boxes = [box.box_xyxy for box in from_xml(file, first=self.first, names=names)]
+                return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+        return no_boxes(row)
+
+
+def classes_of(labels: Labels, names: Sequence[str], row: int) -> list[str]:
+    """The names of the classes of the picture at ``row``."""
+    if labels.ndim == 2:
+        return [names[number] for number in np.flatnonzero(labels[row]).tolist()]
+    return [names[int(labels[row])]]
+
+
+def match_boxes(
+    boxes: Iterable[Box], paths: Sequence[str], labels: Labels, names: Sequence[str]
+) -> BoxTable:
+    """The boxes that belong to pictures.
 
     Localization concerns the labelled class, so boxes of another class than the picture's are left
     out; boxes that name no class count.
 
     Args:
-        root: The data folder; without a file of boxes there are none.
-        class_of: The wanted pictures: path relative to ``root``, with forward slashes, to class.
+        boxes: By path, which is that of a picture as ``paths`` has it.
+        paths: Of the N pictures.
+        labels: See ``Listing``.
+        names: Of the K classes, as the boxes spell them.
+    """
+    row_of = {path: row for row, path in enumerate(paths)}
+    rows, kept = [], []
+    for box in boxes:
+        row = row_of.get(box.path)
+        if row is None or box.class_name not in ("", *classes_of(labels, names, row)):
+            continue
+        rows.append(row)
+        kept.append(box.box_xyxy)
+    return BoxTable(len(paths), rows, kept)
 
-    Returns:
-        Path to (n, 4) int64, half-open xyxy in pixels of the picture; only pictures that have
-        boxes.
+
+def find_boxes(
+    root: Path, paths: PathList, labels: Labels, names: Sequence[str], *, has_xml: bool
+) -> BoxTable | XmlBoxes:
+    """The boxes beside pictures in folders, in the one format that is there.
+
+    ``root/boxes.csv`` (``path,xmin,ymin,xmax,ymax,class``, half-open), ``root/boxes.json`` or
+    ``root/annotations.json`` (COCO), or Pascal VOC XML files beside the pictures
+    (``cat/1.jpg``: ``cat/1.xml``).
+
+    Args:
+        root: The data folder.
+        paths: Of the N pictures, relative to it.
+        labels: See ``Listing``.
+        names: Of the K classes.
+        has_xml: Whether there are XML files beside the pictures.
 
     Raises:
-        CamtrainValueError: A column is missing, or a row is malformed or its box has no area; the
-            line is named.
+        CamtrainValueError: There are boxes in two formats, or a file is damaged.
     """
-    file = root / "boxes.csv"
-    if not file.is_file():
-        return {}
-    boxes = defaultdict(list)
-    for path, box_xyxy, class_name in _from_csv(file):
-        if path in class_of and class_name in ("", class_of[path]):
-            boxes[path].append(box_xyxy)
-    return {path: torch.tensor(rows, dtype=torch.int64) for path, rows in boxes.items()}
-
-
-def _from_csv(file: Path) -> Iterator[Box]:
-    """Rows of ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise CamtrainValueError(
-                f"{file} must start with the line path,xmin,ymin,xmax,ymax,class, but it lacks "
-                f"{', '.join(missing)}; add the header."
-            )
-        for row in reader:
-            try:
-                xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
-            except (TypeError, ValueError):
-                xmin = ymin = xmax = ymax = 0
-            if not (0 <= xmin < xmax and 0 <= ymin < ymax):
-                refuse_box(
-                    f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
-                    f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
-                    "correct or delete the line.",
-                    row["path"] or "",
-                )
-                continue
-            yield Box(row["path"], (xmin, ymin, xmax, ymax), row.get("class") or "")
+    files = [file for name in (_CSV, *_COCO) if (file := root / name).is_file()]
+    if len(files) + has_xml > 1:
+        found = [file.name for file in files] + ["XML files beside the pictures"] * has_xml
+        raise CamtrainValueError(
+            f"{root} must hold its boxes in one place, but has {' and '.join(found)}; delete or "
+            "rename all but one."
+        )
+    if has_xml:
+        return XmlBoxes(root, paths, labels, names, templates=["{parent}/{stem}.xml"], first=1)
+    boxes: Iterable[Box] = ()
+    for file in files:
+        boxes = from_csv(file) if file.name == _CSV else from_coco(file, paths)
+    return match_boxes(boxes, paths, labels, names)

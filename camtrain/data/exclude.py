@@ -7,13 +7,14 @@ import posixpath
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from camtrain.data.box_errors import BoxError, listed_box_errors
 from camtrain.data.source import Picture, Source
-from camtrain.data.sources import SourceOptions, make_source, source_splits
+from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.data.split import Split
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -55,10 +56,19 @@ class Without:
         return self._source.read(self._kept[index])
 
 
-def make_sources(
-    name: str, options: SourceOptions, exclude: Collection[str] = ()
-) -> dict[Split, Source]:
-    """All splits of the named source, without the excluded pictures.
+class _FilesWithout(Without):
+    """The same for a source whose files others may decode."""
+
+    def read_with(self, index: int, decode: Callable[..., Tensor]) -> Picture:
+        """As ``read``, with the image that ``decode`` makes of its file."""
+        picture: Picture = cast("Any", self._source).read_with(self._kept[index], decode)
+        return picture
+
+
+def make_sources_without(
+    name: str, options: SourceOptions, exclude: Collection[str]
+) -> tuple[dict[Split, Source], dict[Split, Source]]:
+    """All splits of the named source, as they are and without the excluded pictures.
 
     Boxes that cannot be right do no harm where they are those of excluded pictures.
 
@@ -68,16 +78,16 @@ def make_sources(
         exclude: Paths, relative to the data folder where they lie below it, with forward slashes.
 
     Raises:
-        CamtrainValueError: As in ``make_source``; or a split, or a class of train, is left without
+        CamtrainValueError: As in ``make_sources``; or a split, or a class of train, is left without
             pictures.
-        CamtrainFileNotFoundError: As in ``make_source``.
+        CamtrainFileNotFoundError: As in ``make_sources``.
     """
-    splits = source_splits(name, options)
     if not exclude:
-        return {split: make_source(name, split, options) for split in splits}
+        whole = make_sources(name, options)
+        return whole, whole
     with listed_box_errors() as errors:
-        sources = {split: make_source(name, split, options) for split in splits}
-    return without(sources, exclude, options.root, box_errors=errors)
+        whole = make_sources(name, options)
+    return whole, without(whole, exclude, options.root, box_errors=errors)
 
 
 def without(
@@ -99,21 +109,25 @@ def without(
         CamtrainValueError: A split, or a class of train, is left without pictures; or a box error
             is about another picture.
     """
-    names = {name_in(root, posixpath.normpath(name)) for name in exclude}
+    folder = folder_of(root)
+    names = {name_in(folder, posixpath.normpath(name)) for name in exclude}
     found: set[str] = set()
     for error in box_errors:
-        name = name_in(root, posixpath.normpath(error.path))
+        name = name_in(folder, posixpath.normpath(error.path))
         if name not in names:
             raise error
         found.add(name)
 
     def excluded(path: str) -> bool:
-        name = name_in(root, path)
+        name = name_in(folder, path)
         if name in names:
             found.add(name)
         return name in names
 
-    kept: dict[Split, Source] = {split: Without(one, excluded) for split, one in sources.items()}
+    kept: dict[Split, Source] = {
+        split: (_FilesWithout if hasattr(one, "read_with") else Without)(one, excluded)
+        for split, one in sources.items()
+    }
     for split, source in kept.items():
         if len(source) == len(sources[split]):
             continue
@@ -140,12 +154,18 @@ def _class_sizes(source: Source) -> Tensor:
     return labels.long().bincount(minlength=len(source.class_names))
 
 
-def name_in(root: str | os.PathLike[str] | None, path: str) -> str:
+def folder_of(root: str | os.PathLike[str] | None) -> str:
+    """The data folder, absolute, for ``name_in``; "" where there is none."""
+    if root is None:
+        return ""
+    path = Path(root).expanduser().absolute()
+    return str(path.parent if path.is_file() else path)  # a list of pictures lies beside them
+
+
+def name_in(folder: str, path: str) -> str:
     """How a list names a picture: relative to the data folder, wherever that is mounted."""
-    if root is not None:
-        folder = os.path.join(Path(root).expanduser().absolute(), "")
-        if path.startswith(folder):
-            return path.removeprefix(folder).replace(os.sep, "/")
+    if folder and path.startswith(os.path.join(folder, "")):
+        return path[len(folder) :].lstrip(os.sep).replace(os.sep, "/")
     return path
 
 

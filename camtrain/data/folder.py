@@ -4,45 +4,113 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from camtrain.data.boxes import read_boxes
-from camtrain.data.decoding import read_image
-from camtrain.data.source import Picture
-from camtrain.data.split import Split, check_fractions, divide
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-
-_Classes = dict[str, list[str]]  # class name -> paths relative to the data folder, sorted
+from camtrain.data.boxes import find_boxes
+from camtrain.data.classes import in_order, with_classes
+from camtrain.data.division import with_splits
+from camtrain.data.listing import UNDECIDED, ListedSource, Listing, no_mask, split_number
+from camtrain.data.masks import FolderMasks
+from camtrain.data.split import Split
+from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
+from camtrain.errors import CamtrainFileNotFoundError
 
 
-class ImageFolder:
-    """One split of ``root/{train,val,test}/CLASS/*``, or of ``root/CLASS/*``, divided by a seed.
+def data_folder(root: str | os.PathLike[str]) -> Path:
+    """The absolute path of a data folder.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no such folder.
+    """
+    folder = Path(root).expanduser().absolute()
+    if not folder.is_dir():
+        raise CamtrainFileNotFoundError(
+            f"The data folder {folder} does not exist; point --data.root at a folder that "
+            "holds train/CLASS/* or CLASS/*."
+        )
+    return folder
+
+
+def folder_listing(root: Path) -> Listing:
+    """The pictures of ``root/{train,val,test}/CLASS/*``, or of ``root/CLASS/*``, of no split yet.
+
+    A folder named after a split is one only if it holds folders: ``root/train/*.jpg`` are pictures
+    of trains. Folders in a class folder belong to the class. Hidden files and folders are passed
+    over. For boxes see ``find_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask
+    of ``root/PATH.jpg``.
+
+    Raises:
+        CamtrainFileNotFoundError: There are no images, or none in one of the splits.
+        CamtrainValueError: The boxes are damaged.
+    """
+    on_disk = [split for split in get_args(Split) if subfolders(root / split)]
+    tree = scan(root, on_disk or [""])
+    classes, splits = [], []
+    numbers = {str(split): split_number(split) for split in on_disk}
+    for folder in tree.folders:
+        split, _, inner = folder.partition("/") if on_disk else ("", "", folder)
+        classes.append(inner.partition("/")[0])
+        splits.append(numbers.get(split, UNDECIDED))
+    names = in_order(_names(tree, classes, splits))
+    number = {name: place for place, name in enumerate(names)}
+    labels = np.repeat([number.get(name, -1) for name in classes], tree.counts).astype(np.int64)
+    rows = np.flatnonzero(labels >= 0)
+    split_of_rows = np.repeat(np.array(splits, np.int8), tree.counts)[rows]
+    _check_filled(root, on_disk, split_of_rows)
+    if on_disk and len(rows) < len(labels):
+        warnings.warn(
+            f"{len(labels) - len(rows)} pictures lie in a split of {root}, but in no class folder, "
+            "and are left out.",
+            stacklevel=2,
+        )
+    paths, labels = tree.paths.take(rows), labels[rows]
+    has_masks = bool(on_disk) and (root / "masks").is_dir()
+    return Listing(
+        root=root,
+        paths=paths,
+        labels=labels,
+        splits=split_of_rows,
+        class_names=names,
+        boxes=find_boxes(root, paths, labels, names, has_xml=tree.has_xml),
+        masks=FolderMasks(root, paths) if has_masks else no_mask,
+    )
+
+
+def _names(tree: Tree, classes: Sequence[str], splits: Sequence[int]) -> set[str]:
+    """Class folders with pictures, and the empty ones of train, which are an error later."""
+    home = (split_number("train"), UNDECIDED)
+    counted = zip(classes, splits, tree.counts, strict=True)
+    return {name for name, split, count in counted if name and (count or split in home)}
+
+
+def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> None:
+    if not len(splits):
+        raise CamtrainFileNotFoundError(
+            f"The data folder {root} holds no images; expected train/CLASS/* or CLASS/* with "
+            f"files of {' '.join(IMAGE_SUFFIXES)}; point --data.root at another folder."
+        )
+    for split in on_disk:
+        if not (splits == split_number(split)).any():
+            raise CamtrainFileNotFoundError(
+                f"The {split} split of {root} holds no images; add some, or remove the folder."
+            )
+
+
+class ImageFolder(ListedSource):
+    """One split of pictures in folders, see ``folder_listing``.
 
     Where ``root/train`` exists without ``root/val``, val is split off train, stratified and seeded.
     The classes are the folders of train (where there is no train, those of the split itself),
-    sorted; purely numeric names sort as numbers. Hidden folders and files are ignored. Boxes are
-    read from ``root/boxes.csv`` where it exists.
-
-    Args:
-        root: The data folder.
-        split: Must be among ``available_splits(root)``.
-        seed: Of the division into splits.
-        val_fraction: Part of each class for val, where val is split off.
-        test_fraction: Part of each class for test, for ``root/CLASS/*``.
-        class_names: The class list of a trained network, for a folder that may lack some of its
-            classes.
+    sorted; purely numeric names sort as numbers.
 
     Raises:
         CamtrainFileNotFoundError: No such folder, no images in it, or no such split.
-        CamtrainValueError: Fewer than two classes, a class without images in train, or a class
-            unknown to train.
+        CamtrainValueError: Fewer than two classes, a class without images in train, a class unknown
+            to train, or damaged boxes.
     """
 
     def __init__(
@@ -55,158 +123,27 @@ class ImageFolder:
         test_fraction: float = 0.15,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        """List the pictures and their boxes; no picture is read yet."""
-        self.root = _data_folder(root)
-        self.split = split
-        splits = _splits(self.root, seed, val_fraction, test_fraction)
-        if split not in splits:
+        """List the pictures; no picture is read yet.
+
+        Args:
+            root: The data folder.
+            split: ``train``, ``val`` or ``test``.
+            seed: Of the division into splits.
+            val_fraction: Part of each class for val, where val is split off.
+            test_fraction: Part of each class for test, for ``root/CLASS/*``.
+            class_names: The class list of a trained network, for a folder that may lack some of its
+                classes.
+        """
+        listing = with_splits(
+            folder_listing(data_folder(root)),
+            seed=seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+        )
+        present = [name for name in get_args(Split) if len(listing.rows_of(name))]
+        if split not in present:
             raise CamtrainFileNotFoundError(
-                f"{self.root} has no {split} split, it has {', '.join(splits)}; add the folder "
-                f"{self.root / split}, or choose another --data.root."
+                f"{listing.root} has no {split} split, it has {', '.join(present)}; add the folder "
+                f"{listing.root / split}, or choose another --data.root."
             )
-        if class_names is None:
-            self.class_names = _class_list(self.root, splits.get("train", splits[split]))
-        else:
-            self.class_names = tuple(class_names)
-        class_of = {path: name for name, paths in splits[split].items() for path in paths}
-        if not class_of:
-            raise CamtrainFileNotFoundError(
-                f"The {split} split of {self.root} holds no images; add some, or remove the folder."
-            )
-        _check_classes(self.root, split, splits[split], self.class_names, class_names is not None)
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        self._paths = sorted(class_of)
-        self.paths = [str(self.root / path) for path in self._paths]
-        self.labels = [label_of[class_of[path]] for path in self._paths]
-        self._boxes = read_boxes(self.root, class_of)
-
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.paths)
-
-    def boxes(self, index: int) -> Tensor:
-        """The boxes of the picture at ``index``, (n, 4) int64."""
-        boxes_xyxy = self._boxes.get(self._paths[index])
-        return torch.zeros(0, 4, dtype=torch.int64) if boxes_xyxy is None else boxes_xyxy.clone()
-
-    def read(self, index: int) -> Picture:
-        """Decode the picture at ``index``."""
-        path = self.paths[index]
-        return Picture(read_image(path), self.labels[index], self.boxes(index), path)
-
-
-def available_splits(
-    root: str | os.PathLike[str], *, val_fraction: float = 0.15, test_fraction: float = 0.15
-) -> tuple[Split, ...]:
-    """The splits that ``ImageFolder`` can read from a data folder, in the order train, val, test.
-
-    Raises:
-        CamtrainFileNotFoundError: No such folder, or no images in it.
-    """
-    return tuple(_splits(_data_folder(root), 0, val_fraction, test_fraction))
-
-
-def _data_folder(root: str | os.PathLike[str]) -> Path:
-    folder = Path(root).expanduser().absolute()
-    if not folder.is_dir():
-        raise CamtrainFileNotFoundError(
-            f"The data folder {folder} does not exist; point --data.root at a folder that "
-            "holds train/CLASS/* or CLASS/*."
-        )
-    return folder
-
-
-def _splits(
-    root: Path, seed: int, val_fraction: float, test_fraction: float
-) -> dict[Split, _Classes]:
-    """The pictures of every split that exists, class by class, in the order train, val, test."""
-    check_fractions(val_fraction, test_fraction)
-    on_disk: dict[Split, _Classes] = {
-        name: _scan(root, name) for name in get_args(Split) if _folders(root / name)
-    }
-    whole = on_disk or {"train": _scan(root, "")}
-    if not any(paths for classes in whole.values() for paths in classes.values()):
-        raise CamtrainFileNotFoundError(
-            f"The data folder {root} holds no images; expected train/CLASS/* or CLASS/* with "
-            f"files of {' '.join(IMAGE_SUFFIXES)}; point --data.root at another folder."
-        )
-    if "train" not in whole or "val" in whole:
-        return whole
-    if on_disk:
-        test_fraction = 0.0
-    divided = {
-        name: divide(paths, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
-        for name, paths in whole["train"].items()
-    }
-    new: dict[Split, _Classes] = {
-        split: {name: parts[split] for name, parts in divided.items()}
-        for split in get_args(Split)
-        if any(parts[split] for parts in divided.values())
-    }
-    return {**new, **{name: classes for name, classes in on_disk.items() if name != "train"}}
-
-
-def _scan(root: Path, split: str) -> _Classes:
-    """The class folders of ``root/split`` and the pictures in each."""
-    return {
-        name: sorted(
-            "/".join(filter(None, (split, name, file.name)))
-            for file in os.scandir(root / split / name)
-            if file.name.lower().endswith(IMAGE_SUFFIXES)
-            and not file.name.startswith(".")
-            and file.is_file()
-        )
-        for name in _folders(root / split)
-    }
-
-
-def _folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, which need not exist, without the hidden ones."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and entry.is_dir()
-    )
-
-
-def _class_list(root: Path, classes: Iterable[str]) -> tuple[str, ...]:
-    """The class names in the order of their labels."""
-    names = list(classes)
-    if len(names) < 2:
-        raise CamtrainValueError(
-            f"A classifier needs at least 2 classes, but {root} has one, {names[0]!r}; "
-            "add a folder with images of something else, or pass class_names."
-        )
-    numeric = all(name.isdecimal() for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
-
-
-def _check_classes(
-    root: Path, split: Split, classes: _Classes, known: tuple[str, ...], given: bool
-) -> None:
-    """Hold a split against the class list; a given list may have more classes than the split."""
-    unknown = [name for name, paths in classes.items() if paths and name not in known]
-    if unknown:
-        raise CamtrainValueError(
-            f"The {split} split of {root} has the class {_some(unknown)}, unknown to "
-            f"{'class_names' if given else 'train'}, which has {_some(known)}; "
-            "rename or remove the folder, or add it to train."
-        )
-    missing = [name for name in known if not classes.get(name)]
-    if missing and split == "train":
-        raise CamtrainValueError(
-            f"The class {_some(missing)} has no image in the train split of {root}; "
-            "add images or remove the folder."
-        )
-    if missing and not given:
-        warnings.warn(
-            f"The {split} split of {root} has no image of the class {_some(missing)}.", stacklevel=3
-        )
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    """The names, or the first of them and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        super().__init__(with_classes(listing, class_names), split)

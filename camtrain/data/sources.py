@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from pathlib import Path
+from typing import get_args
 
+from camtrain.data.classes import with_classes
+from camtrain.data.csv_list import csv_listing
+from camtrain.data.cub import cub_listing
 from camtrain.data.digits import ClutteredDigits
-from camtrain.data.folder import ImageFolder, available_splits
+from camtrain.data.division import with_splits
+from camtrain.data.folder import data_folder, folder_listing
+from camtrain.data.imagenet import imagenet_listing
+from camtrain.data.inria import inria_listing
+from camtrain.data.listing import ListedSource, Listing
+from camtrain.data.mnist import mnist_listing
+from camtrain.data.places import places205_listing, places365_listing
 from camtrain.data.source import Source
 from camtrain.data.split import Split
+from camtrain.data.wsol_lists import wsol_listing
 from camtrain.errors import CamtrainValueError
 
 
@@ -23,94 +34,91 @@ class SourceOptions:
         seed: Of the division into splits, and of the drawn digits.
         val_fraction: Part of each class for val, where the data has none.
         test_fraction: Part of each class for test, where the data has no splits at all.
+        split_file: The splits of an earlier run, see ``with_splits``; None: divided by the seed.
         lengths: Numbers of drawn digits in train, val, test.
         class_names: The class list of a trained network; None: that of the data.
+        metadata: Of ``wsol``: the folder with the lists; None: ``root/metadata``.
     """
 
     root: str | os.PathLike[str] | None = None
     seed: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    split_file: str | os.PathLike[str] | None = None
     lengths: tuple[int, int, int] = (6000, 1000, 1000)
     class_names: Sequence[str] | None = None
+    metadata: str | os.PathLike[str] | None = None
 
 
-class _Kind(NamedTuple):
-    splits: Callable[[SourceOptions], tuple[Split, ...]]
-    build: Callable[[Split, SourceOptions], Source]
+Builder = Callable[[SourceOptions], dict[Split, Source]]
 
 
-def _folder_root(options: SourceOptions) -> str | os.PathLike[str]:
-    if options.root is None:
-        raise CamtrainValueError(
-            "The source folder needs a data folder, got none; give --data.root PATH."
+def _listed(read: Callable[[Path, SourceOptions], Listing], name: str) -> Builder:
+    """The builder of a data set that lies on disk, from the function that lists its pictures."""
+
+    def build(options: SourceOptions) -> dict[Split, Source]:
+        if options.root is None:
+            raise CamtrainValueError(
+                f"The source {name} needs a data folder, got none; give --data.root PATH."
+            )
+        listing = with_splits(
+            read(data_folder(options.root), options),
+            seed=options.seed,
+            val_fraction=options.val_fraction,
+            test_fraction=options.test_fraction,
+            split_file=options.split_file,
         )
-    return options.root
+        listing = with_classes(listing, options.class_names)
+        present = [split for split in get_args(Split) if len(listing.rows_of(split))]
+        return {split: ListedSource(listing, split) for split in present}
+
+    return build
 
 
-def _folder_splits(options: SourceOptions) -> tuple[Split, ...]:
-    return available_splits(
-        _folder_root(options),
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-    )
+def _digits(options: SourceOptions) -> dict[Split, Source]:
+    lengths = zip(get_args(Split), options.lengths, strict=True)
+    return {
+        split: ClutteredDigits(split, length=length, seed=options.seed) for split, length in lengths
+    }
 
 
-def _folder(split: Split, options: SourceOptions) -> ImageFolder:
-    return ImageFolder(
-        _folder_root(options),
-        split,
-        seed=options.seed,
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-        class_names=options.class_names,
-    )
-
-
-def _digits_splits(options: SourceOptions) -> tuple[Split, ...]:
-    return get_args(Split)
-
-
-def _digits(split: Split, options: SourceOptions) -> ClutteredDigits:
-    length = dict(zip(get_args(Split), options.lengths, strict=True))[split]
-    return ClutteredDigits(split, length=length, seed=options.seed)
-
-
-SOURCES = {
-    "folder": _Kind(_folder_splits, _folder),
-    "digits": _Kind(_digits_splits, _digits),
+_LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
+    "folder": lambda root, _: folder_listing(root),
+    "csv": lambda root, _: csv_listing(root),
+    "imagenet": lambda root, _: imagenet_listing(root),
+    "places365": lambda root, _: places365_listing(root),
+    "places205": lambda root, _: places205_listing(root),
+    "cub": lambda root, _: cub_listing(root),
+    "inria": lambda root, _: inria_listing(root),
+    "mnist": lambda root, _: mnist_listing(root),
+    "wsol": lambda root, options: wsol_listing(root, options.metadata, options.class_names),
+}
+SOURCES: dict[str, Builder] = {
+    **{name: _listed(read, name) for name, read in _LISTINGS.items()},
+    "digits": _digits,
 }
 
 
-def source_splits(name: str, options: SourceOptions) -> tuple[Split, ...]:
-    """The splits that a source has, in the order train, val, test.
-
-    Raises:
-        CamtrainValueError: There is no source of this name.
-        CamtrainFileNotFoundError: The data folder does not exist or holds no images.
-    """
-    return _kind(name).splits(options)
-
-
-def make_source(name: str, split: Split, options: SourceOptions) -> Source:
-    """One split of the named source.
+def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
+    """All splits of the named source, in the order train, val, test; the folder is read once.
 
     Args:
         name: A key of ``SOURCES``.
-        split: Among ``source_splits(name, options)``.
         options: What the source needs to know.
 
     Raises:
         CamtrainValueError: There is no source of this name, or the data contradicts itself.
-        CamtrainFileNotFoundError: The data folder or the split does not exist, or holds no images.
+        CamtrainFileNotFoundError: The data folder or a file of it does not exist, or holds no
+            images.
     """
-    return _kind(name).build(split, options)
-
-
-def _kind(name: str) -> _Kind:
     if name not in SOURCES:
         raise CamtrainValueError(
             f"The data source must be one of {', '.join(SOURCES)}, got {name!r}; "
             "choose with --data.source."
         )
-    return SOURCES[name]
+    return SOURCES[name](options)
+
+
+def is_divided(sources: dict[Split, Source]) -> bool:
+    """Whether the pictures were divided into splits by the seed, or by an earlier run."""
+    return any(isinstance(one, ListedSource) and one.is_divided for one in sources.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camtrain.data import (
@@ -20,8 +21,10 @@ from camtrain.data import (
     Split,
     augmentation,
     collate,
-    make_sources,
+    is_divided,
+    make_sources_without,
     read_exclude,
+    write_split,
 )
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import (
@@ -55,6 +58,8 @@ class CAMDataModule(LightningDataModule):
         seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
+        split_file: str | Path | None = None,
+        metadata: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         lengths: tuple[int, int, int] = (6000, 1000, 1000),
         exclude: str | Path | Sequence[str] | None = None,
@@ -63,8 +68,12 @@ class CAMDataModule(LightningDataModule):
 
         Args:
             source: ``folder``: ``root/{train,val,test}/CLASS/*``, or ``root/CLASS/*``, which is
-                split; boxes from ``root/boxes.csv``. ``digits``: drawn, needs no folder.
-            root: The data folder.
+                split; boxes from ``boxes.csv``, COCO or Pascal VOC files. ``csv``: ``labels.csv``
+                with ``path,label[,split]``; labels ``a;b`` are several. ``imagenet``,
+                ``places365``, ``places205``, ``cub``, ``inria``, ``mnist`` (downloaded if need be)
+                and ``wsol`` (metadata of the WSOL benchmark): as they are published. ``digits``:
+                drawn, needs no folder.
+            root: The data folder; of ``csv`` also the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
             resize_mode: ``squash`` warps the whole picture, ``crop`` cuts the centre, ``pad`` fills
@@ -81,6 +90,9 @@ class CAMDataModule(LightningDataModule):
             seed: Of the order, the augmentation, and the division into splits.
             val_fraction: Part of each class for validation, where the source has no such split.
             test_fraction: Part of each class for test, where the source has no splits.
+            split_file: ``split.csv`` of an earlier run, which says the split of each picture; None
+                means by ``seed``. ``--ckpt_path`` brings that of its run.
+            metadata: Of ``wsol``: the folder of its lists; None means ``root/metadata``.
             class_names: The class list of a trained network; None: that of the data.
             lengths: Numbers of drawn digits in train, val, test.
             exclude: Pictures to leave out of every split: a text file with one path per line, such
@@ -88,7 +100,10 @@ class CAMDataModule(LightningDataModule):
                 keep the paths.
         """
         super().__init__()
-        root = None if root is None else str(root)  # checkpoints hold plain values
+        # Checkpoints hold plain values.
+        root = None if root is None else str(root)
+        split_file = None if split_file is None else str(split_file)
+        metadata = None if metadata is None else str(metadata)
         exclude = read_exclude(exclude) if isinstance(exclude, str | Path) else exclude
         self.save_hyperparameters()
         self.save_hyperparameters({"exclude": None if exclude is None else list(exclude)})
@@ -106,6 +121,8 @@ class CAMDataModule(LightningDataModule):
             seed=seed,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
+            split_file=split_file,
+            metadata=metadata,
             lengths=lengths,
             class_names=class_names,
         )
@@ -125,7 +142,9 @@ class CAMDataModule(LightningDataModule):
     @cached_property
     def sources(self) -> dict[Split, Source]:
         """The splits there are; the folder is read, and refused if need be, on first use."""
-        return make_sources(self.hparams["source"], self._options, self.hparams["exclude"] or ())
+        exclude = self.hparams["exclude"] or ()
+        self._whole, sources = make_sources_without(self.hparams["source"], self._options, exclude)
+        return sources
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -148,14 +167,33 @@ class CAMDataModule(LightningDataModule):
         taken = {name: getattr(own, name) for name in names if self.hparams[name] is None}
         return replace(self._preprocessing, **taken)
 
+    def write_split(self, file: Path) -> None:
+        """Keep which picture is in which split, where that was decided by the seed.
+
+        Args:
+            file: What ``split_file`` reads; left alone where it exists.
+        """
+        if self.sources and is_divided(self._whole) and not file.exists():
+            write_split(file, self._whole)
+
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
+        self._check_task()
         for split, source in self.sources.items():
             self.datasets[split] = PreparedDataset(
                 source,
                 self.preprocessing,
                 augment=self.hparams["augment"] if split == "train" else "none",
                 seed=self.hparams["seed"],
+            )
+
+    def _check_task(self) -> None:
+        net = getattr(getattr(self.trainer, "lightning_module", None), "net", None)
+        has_several = any(isinstance(source.labels, Tensor) for source in self.sources.values())
+        if has_several and getattr(net, "task", "multilabel") != "multilabel":
+            raise CamtrainValueError(
+                f"The pictures of {self.hparams['root']} have several labels each, and the network "
+                "expects one; give --model.task multilabel."
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:

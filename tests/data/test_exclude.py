@@ -11,6 +11,7 @@ from camtrain.data import (
     ImageFolder,
     SourceOptions,
     make_sources,
+    make_sources_without,
     read_exclude,
     without,
     write_exclude,
@@ -118,8 +119,8 @@ def test_bad_boxes_of_excluded_pictures_do_no_harm(photographs: Path) -> None:
     with pytest.raises(CamtrainValueError, match=r"line 34: .*got train/red/0.png,9,9,3,3,red"):
         make_sources("folder", options)
     with pytest.raises(CamtrainValueError, match=r"got nowhere.png,1,2,x,4,"):
-        make_sources("folder", options, exclude[:1])
-    kept = make_sources("folder", options, exclude)
+        make_sources_without("folder", options, exclude[:1])
+    _, kept = make_sources_without("folder", options, exclude)
     assert [len(source) for source in kept.values()] == [15, 7, 8]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,11 +17,11 @@ from camtrain.data.box_errors import BoxError, listed_box_errors
 from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import Report
-from camtrain.data.exclude import name_in
-from camtrain.data.folder import IMAGE_SUFFIXES
+from camtrain.data.exclude import folder_of, name_in
 from camtrain.data.source import Source
-from camtrain.data.sources import SourceOptions, make_source, source_splits
+from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.data.split import Split
+from camtrain.data.tree import IMAGE_SUFFIXES
 
 # What lies beside pictures in many data sets, and need not be opened to know it is none.
 _OTHER_SUFFIXES = (".csv", ".txt", ".xml", ".json", ".md", ".yaml", ".mat", ".npy", ".zip", ".tar")
@@ -51,14 +50,12 @@ def check_data(
         CamtrainError: The data cannot even be listed.
     """
     options = options or SourceOptions()
-    root = None if options.root is None else Path(options.root).expanduser().absolute()
-    names = source_splits(source, options)
-    listed, box_errors = _listed(source, names, options)
-    splits = dict(zip(names, listed, strict=True))
+    folder = folder_of(options.root)
+    splits, box_errors = _listed(source, options)
     total = sum(map(len, splits.values()))
     records = iter(
         track(
-            examine_all(listed, partial(_sources, source, names, options), processes),
+            examine_all(list(splits.values()), partial(_sources, source, options), processes),
             f"Reading {total} pictures",
             total=total,
             console=console,
@@ -69,31 +66,29 @@ def check_data(
         name: Checked(one.class_names, one.paths, _label_sets(one), list(islice(records, len(one))))
         for name, one in splits.items()
     }
-    findings = find(checked, root=root, tiny=tiny)
+    findings = find(checked, folder=folder, tiny=tiny)
     findings += [
         Finding("bad_box", (error.path,) if error.path else (), message)
         for message, error in {str(error): error for error in box_errors}.items()
     ]
     unused: Counter[str] = Counter()
-    if root is not None:
-        used = {name_in(root, path) for one in splits.values() for path in one.paths}
-        ignored, unused = _unused_files(root, used)
+    if folder:
+        used = {name_in(folder, path) for one in splits.values() for path in one.paths}
+        ignored, unused = _unused_files(Path(folder), used)
         findings += [Finding("ignored", (path,), "") for path in ignored]
     summaries = {name: summarize(split) for name, split in checked.items()}
-    return Report(source, str(root or ""), summaries, in_order(findings), strict, unused)
+    return Report(source, folder, summaries, in_order(findings), strict, unused)
 
 
-def _listed(
-    name: str, splits: Sequence[Split], options: SourceOptions
-) -> tuple[list[Source], list[BoxError]]:
+def _listed(name: str, options: SourceOptions) -> tuple[dict[Split, Source], list[BoxError]]:
     """The splits of a data set, and the boxes that they had to pass over."""
     with warnings.catch_warnings(), listed_box_errors() as errors:
         warnings.simplefilter("ignore")  # of missing classes, which are reported
-        return [make_source(name, split, options) for split in splits], errors
+        return make_sources(name, options), errors
 
 
-def _sources(name: str, splits: Sequence[Split], options: SourceOptions) -> list[Source]:
-    return _listed(name, splits, options)[0]
+def _sources(name: str, options: SourceOptions) -> list[Source]:
+    return list(_listed(name, options)[0].values())
 
 
 def _label_sets(source: Source) -> list[tuple[int, ...]]:

@@ -33,6 +33,8 @@ def main(args: Sequence[str]) -> int:
         seed=settings.seed,
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
+        split_file=settings.split_file,
+        metadata=settings.metadata,
     )
     report = check_data(
         settings.source,
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=float, default=default, help=f"as --data.{name} ({default})"
         )
+    for name in ("split_file", "metadata"):
+        parser.add_argument(f"--{name}", metavar="PATH", help=f"as --data.{name}")
     parser.add_argument(
         "--exclude",
         default="exclude.txt",

@@ -124,21 +124,21 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float] | None:
     return (min(values), median(values), max(values)) if values else None
 
 
-def find(splits: Mapping[Split, Checked], *, root: Path | None, tiny: int) -> list[Finding]:
+def find(splits: Mapping[Split, Checked], *, folder: str, tiny: int) -> list[Finding]:
     """All findings that the records hold, ordered by kind as in ``KINDS``.
 
     Args:
         splits: Every split by name, in the order train, val, test.
-        root: The data folder.
+        folder: The data folder.
         tiny: Pixels of the shorter side below which a picture is reported.
     """
     found = [
         finding
         for name, split in splits.items()
-        for one_by_one in (_of_pictures(split, root, tiny), _of_split(split, root))
+        for one_by_one in (_of_pictures(split, folder, tiny), _of_split(split, folder))
         for finding in (finding._replace(split=name) for finding in one_by_one)
     ]
-    found += _same_pixels(splits, root)
+    found += _same_pixels(splits, folder)
     return in_order(found)
 
 
@@ -148,11 +148,11 @@ def in_order(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: place[finding.kind])
 
 
-def _of_pictures(split: Checked, root: Path | None, tiny: int) -> Iterator[Finding]:
+def _of_pictures(split: Checked, folder: str, tiny: int) -> Iterator[Finding]:
     """What one picture alone shows."""
     formats = Image.registered_extensions()
     for path, record in zip(split.paths, split.records, strict=True):
-        paths = (name_in(root, path),)
+        paths = (name_in(folder, path),)
         if record.error:
             yield Finding("empty" if record.is_empty else "unreadable", paths, record.error)
         elif min(record.size_hw) < tiny:
@@ -169,7 +169,7 @@ def _of_pictures(split: Checked, root: Path | None, tiny: int) -> Iterator[Findi
             yield Finding("suffix", paths, f"the content is {content}")
 
 
-def _of_split(split: Checked, root: Path | None) -> Iterator[Finding]:
+def _of_split(split: Checked, folder: str) -> Iterator[Finding]:
     """What is odd in comparison with the rest of the split."""
     counts = Counter(label for labels in split.labels for label in labels)
     with_boxes = Counter(
@@ -180,7 +180,7 @@ def _of_split(split: Checked, root: Path | None) -> Iterator[Finding]:
     )
     for path, labels, record in zip(split.paths, split.labels, split.records, strict=True):
         if not (record.boxes or record.error) and any(with_boxes[label] for label in labels):
-            yield Finding("no_boxes", (name_in(root, path),), "")
+            yield Finding("no_boxes", (name_in(folder, path),), "")
     for label, name in enumerate(split.class_names):
         if not counts[label]:
             yield Finding("missing_class", (), name)
@@ -188,7 +188,7 @@ def _of_split(split: Checked, root: Path | None) -> Iterator[Finding]:
             yield Finding("no_boxes", (), f"the whole class {name}")
 
 
-def _same_pixels(splits: Mapping[Split, Checked], root: Path | None) -> Iterator[Finding]:
+def _same_pixels(splits: Mapping[Split, Checked], folder: str) -> Iterator[Finding]:
     """Groups of pictures with the same pixels: one finding for each way in which that matters."""
     groups: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
     for name, split in splits.items():
@@ -197,7 +197,7 @@ def _same_pixels(splits: Mapping[Split, Checked], root: Path | None) -> Iterator
                 groups[record.pixels].append((name, place))
     for group in groups.values():
         if len(group) > 1:
-            yield from _of_group(group, splits, lambda path: name_in(root, path))
+            yield from _of_group(group, splits, lambda path: name_in(folder, path))
 
 
 def _of_group(

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from camtrain.cli import main
-from camtrain.data import SourceOptions, make_sources, read_exclude
+from camtrain.data import SourceOptions, make_sources_without, read_exclude
 from camtrain.data.checking.check import check_data
 from camtrain.data.checking.findings import KINDS
 from camtrain.data.checking.report import Report
@@ -105,7 +105,7 @@ def test_after_leaving_the_list_out_no_error_remains(damaged: Path) -> None:
     assert report.status == 1
     errors = {path for finding in report.errors for path in finding.paths}
     assert set(report.excluded()) == errors
-    kept = make_sources("folder", SourceOptions(root=damaged), list(report.excluded()))
+    _, kept = make_sources_without("folder", SourceOptions(root=damaged), list(report.excluded()))
     assert {split: len(source) for split, source in kept.items()} == {
         "train": 19 - 5,
         "val": 9,

@@ -1,0 +1,81 @@
+"""CUB-200-2011: 200 kinds of birds with a box each (Wah et al., CNS-TR-2011-001)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from camtrain.data.box_files import from_xywh
+from camtrain.data.boxes import BoxTable
+from camtrain.data.listing import Listing, split_number
+from camtrain.data.lists import Line, check_first, find, lines_of
+from camtrain.data.paths import PathList
+from camtrain.errors import CamtrainValueError
+
+
+def cub_listing(root: Path) -> Listing:
+    """The pictures of ``CUB_200_2011``: the folder itself, or the one that holds it.
+
+    Five lists, joined by the picture's number: ``images.txt`` (below ``images/``),
+    ``image_class_labels.txt`` and ``classes.txt`` (classes from 1), ``train_test_split.txt`` (1 for
+    train, 0 for test), and ``bounding_boxes.txt`` (x, y, width, height). There is no val: it is
+    split off train.
+
+    The field counts x and y from 0 and takes x + width for the right edge, as the WSOL benchmark's
+    list does, which then calls that edge inclusive; here it is exclusive.
+
+    Raises:
+        CamtrainFileNotFoundError: A list, or the first picture, does not exist.
+        CamtrainValueError: A list is damaged, or lacks a picture.
+    """
+    folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+    images = _by_picture(folder, "images.txt", "image_id path")
+    classes = [line.fields[1] for line in _lines(folder, "classes.txt", "class_id name")]
+    labels = _by_picture(folder, "image_class_labels.txt", "image_id class_id", images)
+    sides = _by_picture(folder, "train_test_split.txt", "image_id is_train", images)
+    boxes = _by_picture(folder, "bounding_boxes.txt", "image_id x y width height", images)
+    splits = (split_number("test"), split_number("train"))
+    paths = [f"images/{line.fields[1]}" for line in images.values()]
+    check_first(folder / paths[0], folder / "images.txt")
+    return Listing(
+        root=folder,
+        paths=PathList.of(paths),
+        labels=np.array(
+            [labels[key].integer(1, first=1, below=len(classes) + 1) - 1 for key in images],
+            np.int64,
+        ),
+        splits=np.array([splits[sides[key].integer(1, below=2)] for key in images], np.int8),
+        class_names=tuple(_readable(name) for name in classes),
+        has_class_list=True,
+        boxes=BoxTable(
+            len(paths),
+            range(len(paths)),
+            [from_xywh(*boxes[key].numbers(1, 2, 3, 4)) for key in images],
+        ),
+    )
+
+
+def _lines(folder: Path, name: str, form: str) -> list[Line]:
+    file = find(folder, [name], f"the list {form} of CUB-200-2011")
+    return list(lines_of(file, form, from_right=False))
+
+
+def _by_picture(
+    folder: Path, name: str, form: str, images: dict[str, Line] | None = None
+) -> dict[str, Line]:
+    """The lines of a list by the number of their picture."""
+    lines = {line.fields[0]: line for line in _lines(folder, name, form)}
+    missing = [key for key in images or () if key not in lines]
+    if missing:
+        raise CamtrainValueError(
+            f"{folder / name} must have a line for every picture of images.txt, but lacks "
+            f"{len(missing)} of them, first number {missing[0]}; download the data set again."
+        )
+    return lines
+
+
+def _readable(name: str) -> str:
+    """``001.Black_footed_Albatross`` as people write it: Black footed Albatross."""
+    number, _, rest = name.partition(".")
+    return (rest if number.isdecimal() and rest else name).replace("_", " ")

@@ -1,0 +1,166 @@
+"""Which picture is in which split: as the data set says, as a file says, or by the seed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camtrain.data.listing import UNDECIDED, Listing, split_number
+from camtrain.data.source import Source
+from camtrain.data.split import Split, check_fractions, divide
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_COLUMNS = ("path", "label", "split")
+
+
+def with_splits(
+    listing: Listing,
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    split_file: str | os.PathLike[str] | None = None,
+) -> Listing:
+    """A listing whose splits are decided, with val wherever there is train.
+
+    Pictures of no split are divided into train, val and test; of a data set that has train and no
+    val, train is divided into train and val. Both by ``divide``, class by class. Where the pictures
+    have several labels, each goes with the rarest of its classes.
+
+    Args:
+        listing: As the data set has it.
+        seed: Of the division.
+        val_fraction: Part of each class for val.
+        test_fraction: Part of each class for test, of pictures of no split.
+        split_file: What ``write_split`` kept of an earlier division. It decides for the pictures
+            that it names; others that would have to be divided are left out, with a warning.
+
+    Raises:
+        CamtrainValueError: The fractions leave nothing for train, or the file is damaged, or it
+            names no picture of the listing.
+        CamtrainFileNotFoundError: There is no such file.
+    """
+    check_fractions(val_fraction, test_fraction)
+    splits = listing.splits.copy()
+    is_open = splits == UNDECIDED
+    if not is_open.any() and not (splits == split_number("val")).any():
+        is_open = splits == split_number("train")
+        test_fraction = 0.0
+    rows = np.flatnonzero(is_open)
+    if split_file is not None:
+        return replace(listing, splits=_as_stored(listing, rows, Path(split_file)), is_divided=True)
+    for stratum in _strata(listing, rows):
+        places = {listing.paths[row]: row for row in stratum}
+        parts = divide(places, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+        for split, paths in parts.items():
+            splits[[places[path] for path in paths]] = split_number(split)
+    return replace(listing, splits=splits, is_divided=len(rows) > 0)
+
+
+def _strata(listing: Listing, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows that are divided together: of one class, of several the rarest, or of none."""
+    labels = listing.labels[rows]
+    if labels.ndim == 2:
+        rarest_first = np.argsort(labels.sum(0), kind="stable")
+        rarest = rarest_first[labels[:, rarest_first].argmax(1)]
+        labels = np.where(labels.any(1), rarest, labels.shape[1])
+    order = np.argsort(labels, kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(labels[order])) + 1) if len(rows) else []
+
+
+def _as_stored(listing: Listing, is_open: NDArray[np.int64], file: Path) -> NDArray[np.int8]:
+    """The splits that the file says; pictures that it does not name are of none if ``is_open``."""
+    stored = read_split(file)
+    splits = listing.splits.copy()
+    splits[is_open] = UNDECIDED
+    known = 0
+    for row, path in enumerate(listing.paths):
+        if path in stored:
+            splits[row] = split_number(stored[path])
+            known += 1
+    if not known:
+        raise CamtrainValueError(
+            f"{file} holds the split of other pictures than those of {listing.root}; give the "
+            "data folder that it was made with, or --data.split_file null to divide anew."
+        )
+    new, lost = int((splits == UNDECIDED).sum()), len(stored) - known
+    if new:
+        warnings.warn(
+            f"{new} of the pictures of {listing.root} are in no split of {file} and are left out; "
+            "a new run divides anew.",
+            stacklevel=2,
+        )
+    if lost:
+        warnings.warn(
+            f"{lost} of the pictures that {file} names are no longer in {listing.root}.",
+            stacklevel=2,
+        )
+    return splits
+
+
+def read_split(file: Path) -> dict[str, Split]:
+    """The split of each path, from ``path,label,split``.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no such file.
+        CamtrainValueError: A column is missing, or a row names no split; the line is named.
+    """
+    if not file.is_file():
+        raise CamtrainFileNotFoundError(
+            f"The file of splits {file} does not exist; give --data.split_file null to divide the "
+            "pictures by --data.seed."
+        )
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        reader = csv.DictReader(lines)
+        if not {"path", "split"} <= set(reader.fieldnames or ()):
+            raise CamtrainValueError(
+                f"{file} must start with the line {','.join(_COLUMNS)}, but starts with "
+                f"{','.join(reader.fieldnames or ())!r}; it is written by a run, take that of "
+                "another."
+            )
+        splits: dict[str | None, Split] = {split: split for split in get_args(Split)}
+        stored = {}
+        for row in reader:
+            if row["split"] not in splits:
+                raise CamtrainValueError(
+                    f"{file}, line {reader.line_num}: the split must be one of "
+                    f"{', '.join(get_args(Split))}, got {row['split']!r}; correct the line."
+                )
+            stored[row["path"]] = splits[row["split"]]
+    return stored
+
+
+def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
+    """Keep which picture is in which split, as ``path,label,split``, atomically.
+
+    Paths are relative to the data folder, so that it can be moved; the file can also be read as the
+    source ``csv``, once it lies in the data folder.
+
+    Args:
+        file: In a folder that exists.
+        sources: All splits of one data set.
+    """
+    part = file.with_name(f".{file.name}.part")
+    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for split, source in sources.items():
+            folder = f"{getattr(source, 'root', '')}{os.sep}"
+            for path, label in zip(source.paths, source.labels, strict=True):
+                names = _names(label, source.class_names)
+                writer.writerow([path.removeprefix(folder), ";".join(names), split])
+    os.replace(part, file)
+
+
+def _names(label: int | Tensor, class_names: tuple[str, ...]) -> list[str]:
+    numbers = label.nonzero()[:, 0].tolist() if isinstance(label, Tensor) else [label]
+    return [class_names[number] for number in numbers]

@@ -1,0 +1,133 @@
+"""What a data set says of its pictures, and the one source that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camtrain.data.decoding import read_image
+from camtrain.data.paths import PathList
+from camtrain.data.source import Picture
+from camtrain.data.split import Split
+
+UNDECIDED = -1  # the split of a picture that the data set leaves open
+Labels = NDArray[np.int64] | NDArray[np.bool_]
+
+
+def split_number(split: Split) -> int:
+    """The number that stands for a split in a listing."""
+    return get_args(Split).index(split)
+
+
+def no_boxes(row: int) -> Tensor:
+    """The boxes of a picture without any, (0, 4) int64."""
+    return torch.zeros(0, 4, dtype=torch.int64)
+
+
+def no_mask(row: int) -> Tensor | None:
+    """The mask of a picture without one."""
+    return None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Listing:
+    """All pictures of a data set, of all its splits: N rows. Every reader of a layout makes one.
+
+    Attributes:
+        root: The data folder.
+        paths: Relative to ``root``, with forward slashes, or absolute.
+        labels: (N,) int64, places in ``class_names``; for several labels multi-hot, (N, K) bool.
+        splits: (N,) int8, a ``split_number`` or ``UNDECIDED``.
+        class_names: K names.
+        has_class_list: The data set itself lists its classes, with or without pictures; else they
+            are those of the training pictures.
+        boxes: From a row to its boxes, (n, 4) int64, half-open xyxy, of the labelled class.
+        masks: From a row to its mask, (H, W) uint8 as in ``Picture``, or None.
+        images: (N, C, H, W) uint8 of pictures that come in one file; then no path is opened.
+        is_divided: Splits were decided here, by the seed, and not by the data set.
+    """
+
+    root: Path
+    paths: PathList
+    labels: Labels
+    splits: NDArray[np.int8]
+    class_names: tuple[str, ...]
+    has_class_list: bool = False
+    boxes: Callable[[int], Tensor] = no_boxes
+    masks: Callable[[int], Tensor | None] = no_mask
+    images: Tensor | None = None
+    is_divided: bool = False
+
+    def rows_of(self, split: Split) -> NDArray[np.int64]:
+        """The rows of a split, in order."""
+        return np.flatnonzero(self.splits == split_number(split))
+
+    def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of some rows are of each class, (K,)."""
+        labels = self.labels[rows]
+        if labels.ndim == 2:
+            return np.asarray(labels.sum(0, dtype=np.int64))
+        return np.bincount(labels.astype(np.int64), minlength=len(self.class_names))
+
+
+class ListedSource:
+    """One split of a listing: the source of every data set that lies on disk.
+
+    Attributes:
+        split: Its name.
+        class_names: K names.
+        labels: The label of every picture; for several labels multi-hot, (N, K) float32.
+        paths: The full path of every picture.
+        is_divided: See ``Listing``.
+    """
+
+    def __init__(self, listing: Listing, split: Split) -> None:
+        """Choose the pictures; none is read yet.
+
+        Args:
+            listing: Of all splits; it is shared, not copied.
+            split: Which of them.
+        """
+        self.split = split
+        self.root = listing.root
+        self.class_names = listing.class_names
+        self.is_divided = listing.is_divided
+        self._listing = listing
+        self._rows = listing.rows_of(split)
+        self.paths = listing.paths.take(self._rows).below(listing.root)
+        labels = torch.from_numpy(listing.labels[self._rows])
+        self.labels: list[int] | Tensor = labels.float() if labels.ndim == 2 else labels.tolist()
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self._rows)
+
+    def boxes(self, index: int) -> Tensor:
+        """The boxes of the picture at ``index``, (n, 4) int64, half-open xyxy."""
+        return self._listing.boxes(int(self._rows[index])).clone()
+
+    def read(self, index: int) -> Picture:
+        """Decode the picture at ``index``."""
+        row, path = int(self._rows[index]), self.paths[index]
+        images = self._listing.images
+        image = read_image(path) if images is None else images[row].clone()
+        mask = self._listing.masks(row)
+        if mask is not None and mask.shape != image.shape[1:]:
+            mask = _resized(mask, (image.shape[1], image.shape[2]))
+        return Picture(image, self.labels[index], self.boxes(index), path, mask)
+
+
+def _resized(mask: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A mask that was drawn at another resolution than its picture, at that of the picture."""
+    height, width = size_hw
+    return torch.from_numpy(
+        cv2.resize(mask.numpy(), (width, height), interpolation=cv2.INTER_NEAREST)
+    )

@@ -1,0 +1,104 @@
+"""MNIST, and whatever else comes in its idx files (LeCun et al., 1998)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from camtrain.data.listing import Listing, split_number
+from camtrain.data.paths import PathList
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_FOLDERS = ("", "MNIST/raw", "raw")
+_PARTS: dict[Split, str] = {"train": "train", "test": "t10k"}
+
+
+def mnist_listing(root: Path) -> Listing:
+    """The pictures of ``train-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte`` and so on.
+
+    The four files, plain or ``.gz``, lie in ``root``, in ``root/raw`` or, where torchvision puts
+    them, in ``root/MNIST/raw``. If there is none of them, torchvision downloads them. The pictures
+    are gray and kept in memory. There is no val: it is split off train.
+
+    Raises:
+        CamtrainValueError: A file is damaged, or there are more pictures than labels.
+        CamtrainFileNotFoundError: Some of the files are there, and others are not.
+    """
+    if not any(_file(root, f"{part}-images-idx3-ubyte") for part in _PARTS.values()):
+        from torchvision.datasets import MNIST  # costs a second, so only who downloads pays
+
+        MNIST(root, train=True, download=True)
+    images, labels, splits, paths = [], [], [], []
+    for split, part in _PARTS.items():
+        pictures = _read(root, f"{part}-images-idx3-ubyte", dimensions=3)
+        numbers = _read(root, f"{part}-labels-idx1-ubyte", dimensions=1)
+        if len(pictures) != len(numbers):
+            raise CamtrainValueError(
+                f"The {split} files of {root} must hold as many labels as pictures, got "
+                f"{len(numbers)} and {len(pictures)}; download them again."
+            )
+        images.append(pictures)
+        labels.append(numbers.astype(np.int64))
+        splits += [split_number(split)] * len(numbers)
+        paths += [f"{part}/{place:05d}" for place in range(len(numbers))]
+    if images[0].shape[1:] != images[1].shape[1:]:
+        raise CamtrainValueError(
+            f"Pictures of train and test in {root} must have one size, got {images[0].shape[1:]} "
+            f"and {images[1].shape[1:]}; download the files again."
+        )
+    every = np.concatenate(labels)
+    return Listing(
+        root=root,
+        paths=PathList.of(paths),
+        labels=every,
+        splits=np.array(splits, np.int8),
+        class_names=tuple(str(number) for number in range(int(every.max()) + 1)),
+        has_class_list=True,
+        images=torch.from_numpy(np.concatenate(images)[:, None]),
+    )
+
+
+def _file(root: Path, name: str) -> Path | None:
+    """One of the four files, wherever it lies."""
+    for folder in _FOLDERS:
+        for ending in ("", ".gz"):
+            file = root / folder / f"{name}{ending}"
+            if file.is_file():
+                return file
+    return None
+
+
+def _read(root: Path, name: str, *, dimensions: int) -> NDArray[np.uint8]:
+    """The array of an idx file: two zeros, type 8 (uint8), the dimensions, their sizes, the values.
+
+    The sizes are 32-bit, high byte first.
+    """
+    file = _file(root, name)
+    if file is None:
+        raise CamtrainFileNotFoundError(
+            f"{root} lacks {name} or {name}.gz, and holds others of the four files of MNIST; put "
+            "it there, or point --data.root at an empty folder to download them."
+        )
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CamtrainValueError(
+            f"{file} cannot be unpacked ({error}); download it again."
+        ) from error
+    start = 4 + 4 * dimensions
+    sizes = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
+        raise CamtrainValueError(
+            f"{file} must be an idx file of {dimensions} dimensions of bytes, but begins with "
+            f"{content[:4].hex()} and is {len(content)} bytes long; download it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes)

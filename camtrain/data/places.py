@@ -1,0 +1,115 @@
+"""Places365-Standard and Places205: scenes, named by lists (Zhou et al., TPAMI 2018; NIPS 2014)."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from camtrain.data.listing import Listing, split_number
+from camtrain.data.lists import check_first, find, lines_of
+from camtrain.data.paths import PathList
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainValueError
+
+_LISTS_365 = ("", "filelist_places365-standard/")
+_LISTS_205 = ("", "trainvalsplit_places205/", "trainvalsplit/")
+_IMAGES_205 = (
+    "data/vision/torralba/deeplearning/images256",
+    "images256",
+    "imagesPlaces205_resize",
+    "images",
+)
+
+
+class _Part(NamedTuple):
+    """One split: where its list and its pictures may be, relative to the data folder."""
+
+    split: Split
+    lists: list[str]
+    images: Sequence[str]
+
+
+def places365_listing(root: Path) -> Listing:
+    """Places365-Standard: train and val; its test pictures have no labels.
+
+    Lists in ``root`` or ``root/filelist_places365-standard``: ``places365_train_standard.txt``
+    (``/a/abbey/00000001.jpg 0``, below ``data_256`` or ``data_large``, as downloaded or as
+    torchvision renames them, ``data_256_standard``), ``places365_val.txt``
+    (``Places365_val_00000001.jpg 165``, below ``val_256`` or ``val_large``; may be missing),
+    ``categories_places365.txt`` (``/a/abbey 0``). Where both sizes are there, the small one is
+    taken. For the "easy format", ``train/CLASS/*``, use the source ``folder``.
+
+    Raises:
+        CamtrainFileNotFoundError: A list, the folder of pictures or its first picture is missing.
+        CamtrainValueError: A list is damaged.
+    """
+    train = ("data_256_standard", "data_256", "data_large_standard", "data_large")
+    parts = (
+        _Part("train", [f + "places365_train_standard.txt" for f in _LISTS_365], train),
+        _Part("val", [f + "places365_val.txt" for f in _LISTS_365], ("val_256", "val_large")),
+    )
+    return _listing(root, [f + "categories_places365.txt" for f in _LISTS_365], parts)
+
+
+def places205_listing(root: Path) -> Listing:
+    """Places205: train and val; its test pictures have no labels.
+
+    Lists in ``root``, ``root/trainvalsplit_places205`` or ``root/trainvalsplit``:
+    ``train_places205.csv`` and ``val_places205.csv`` (``a/abbey/gsun_0a.jpg 0``, separated by a
+    blank whatever the ending; val may be missing), ``categoryIndex_places205.csv``
+    (``/a/abbey 0``). The pictures lie below ``data/vision/torralba/deeplearning/images256``, as the
+    archive has it, or below ``images256``, ``imagesPlaces205_resize`` or ``images``.
+
+    Raises:
+        CamtrainFileNotFoundError: A list, the folder of pictures or its first picture is missing.
+        CamtrainValueError: A list is damaged.
+    """
+    parts = (
+        _Part("train", [f + "train_places205.csv" for f in _LISTS_205], _IMAGES_205),
+        _Part("val", [f + "val_places205.csv" for f in _LISTS_205], _IMAGES_205),
+    )
+    return _listing(root, [f + "categoryIndex_places205.csv" for f in _LISTS_205], parts)
+
+
+def _listing(root: Path, categories: Sequence[str], parts: Sequence[_Part]) -> Listing:
+    class_names = _class_names(find(root, categories, "the list of the classes"))
+    paths: list[str] = []
+    labels, splits = array("q"), array("b")
+    for split, lists, images in parts:
+        if split == "val" and not any((root / name).is_file() for name in lists):
+            continue
+        file = find(root, lists, f"the list of the {split} pictures")
+        folder = find(root, images, f"the folder of the {split} pictures").relative_to(root)
+        start = len(paths)
+        for line in lines_of(file, "path label"):
+            paths.append(f"{folder.as_posix()}/{line.fields[0].lstrip('/')}")
+            labels.append(line.integer(1, below=len(class_names)))
+            splits.append(split_number(split))
+        check_first(root / paths[start], file)
+    return Listing(
+        root=root,
+        paths=PathList.of(paths),
+        labels=np.array(labels, np.int64),
+        splits=np.array(splits, np.int8),
+        class_names=class_names,
+        has_class_list=True,
+    )
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    """The names of ``/a/apartment_building/outdoor 8``: apartment_building/outdoor, in order."""
+    numbered = {
+        line.integer(1): re.sub(r"^/?[a-z]/", "", line.fields[0])
+        for line in lines_of(file, "/letter/name number")
+    }
+    if sorted(numbered) != list(range(len(numbered))):
+        raise CamtrainValueError(
+            f"{file} must number its {len(numbered)} classes from 0 without gaps, but does not; "
+            "download it again."
+        )
+    return tuple(numbered[number] for number in range(len(numbered)))

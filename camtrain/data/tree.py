@@ -1,0 +1,166 @@
+"""Finding the pictures below a folder, and remembering them as long as the folders are the same."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camtrain.data.paths import PathList
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+_VERSION = 1  # of the cached index
+_WORTH_CACHING = 10_000  # pictures; a smaller tree is scanned in milliseconds
+_SETTLED = 2.0  # seconds: a folder that changed later may change again at the same time stamp
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """The picture files below a folder, F folders and N pictures.
+
+    Attributes:
+        folders: Every folder, also the empty ones, relative, with forward slashes, sorted.
+        counts: (F,) int64, the pictures that lie directly in each.
+        paths: The pictures, relative, folder by folder, sorted by name within each.
+        has_xml: Whether a folder holds a file that ends in ``.xml``.
+    """
+
+    folders: PathList
+    counts: NDArray[np.int64]
+    paths: PathList
+    has_xml: bool
+
+
+def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
+    """Find the pictures below some folders of a data folder, at any depth.
+
+    Hidden files and folders are passed over, links are followed. What was found below 10,000
+    pictures and more is kept in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and
+    taken from there while no folder has changed: adding, removing or renaming changes the time
+    stamp of the folder, so nothing but the folders is looked at again.
+
+    Args:
+        root: The data folder.
+        tops: The folders in it, relative; the empty name is all of ``root``.
+    """
+    index = _index_file(root, tops)
+    tree = _remembered(index, root)
+    if tree is not None:
+        return tree
+    start = time.time()
+    tree, times = _scanned(root, tops)
+    if len(tree.paths) >= _WORTH_CACHING and times.max() < (start - _SETTLED) * 1e9:
+        _remember(index, tree, times)
+    return tree
+
+
+def _scanned(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]]:
+    """The tree, and the time stamp of each folder from before it was read."""
+    folders, times, counts, lengths = [], array("q"), array("q"), array("q")
+    chunks, has_xml = [], False
+    for found in (found for top in sorted(tops) for found in _walk(root, top)):
+        start = f"{found.folder}/" if found.folder else ""
+        encoded = [os.fsencode(start + name) for name in sorted(found.names)]
+        folders.append(found.folder)
+        times.append(found.time)
+        counts.append(len(encoded))
+        lengths.extend(map(len, encoded))
+        chunks.append(b"".join(encoded))
+        has_xml = has_xml or found.has_xml
+    ends = np.cumsum(np.array(lengths, np.int64), dtype=np.int64)
+    paths = PathList.ending_at(b"".join(chunks), ends)
+    tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml)
+    return tree, np.array(times, np.int64)
+
+
+class _Folder(NamedTuple):
+    """One folder: its time stamp in ns, and the names of the pictures in it."""
+
+    folder: str
+    time: int
+    names: list[str]
+    has_xml: bool
+
+
+def _walk(root: Path, folder: str) -> Iterator[_Folder]:
+    """A folder and all below it; a link to one of its own parents ends there."""
+    here = os.path.join(root, folder)
+    stamp = os.stat(here).st_mtime_ns
+    names, inner, has_xml = [], [], False
+    with os.scandir(here) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                names.append(name)
+            elif entry.is_dir():
+                if not (entry.is_symlink() and _is_parent(entry.path, here)):
+                    inner.append(name)
+            elif name.endswith(".xml"):
+                has_xml = True
+    yield _Folder(folder, stamp, names, has_xml)
+    for name in sorted(inner):
+        yield from _walk(root, f"{folder}/{name}" if folder else name)
+
+
+def _is_parent(folder: str, other: str) -> bool:
+    return Path(other).resolve().is_relative_to(Path(folder).resolve())
+
+
+def subfolders(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the folders in a folder, which need not exist, without the hidden ones."""
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def _index_file(root: Path, tops: Sequence[str]) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    key = "\0".join([str(root), *sorted(tops), *IMAGE_SUFFIXES, str(_VERSION)])
+    return cache / "camtrain" / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"
+
+
+def _remember(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
+    """Write the index atomically; a cache folder that cannot be written only costs time."""
+    part = index.with_name(f".{index.stem}.{os.getpid()}.npz")
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            part,
+            folders=np.frombuffer(tree.folders.buffer, np.uint8),
+            folder_ends=tree.folders.ends,
+            times=times,
+            counts=tree.counts,
+            paths=np.frombuffer(tree.paths.buffer, np.uint8),
+            ends=tree.paths.ends,
+            has_xml=tree.has_xml,
+        )
+        os.replace(part, index)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _remembered(index: Path, root: Path) -> Tree | None:
+    """The tree of the index, if there is one and no folder has changed since."""
+    try:
+        with np.load(index) as stored:
+            folders = PathList.ending_at(stored["folders"].tobytes(), stored["folder_ends"])
+            for folder, seen in zip(folders, stored["times"], strict=True):
+                if os.stat(root / folder).st_mtime_ns != seen:
+                    return None
+            paths = PathList.ending_at(stored["paths"].tobytes(), stored["ends"])
+            return Tree(folders, stored["counts"], paths, bool(stored["has_xml"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # none, or a damaged one

@@ -1,0 +1,149 @@
+"""The metadata folders of the WSOL benchmark (Choe et al., arXiv 2007.04178)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from camtrain.data.box_errors import refuse_box
+from camtrain.data.boxes import BoxTable
+from camtrain.data.listing import Listing, no_mask, split_number
+from camtrain.data.lists import Line, check_first, find, lines_of
+from camtrain.data.masks import InstanceMasks
+from camtrain.data.paths import PathList
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_BOX_FORM = "path,x0,y0,x1,y1"
+_MASK_FORM = "path,mask,ignore"
+
+
+def wsol_listing(
+    root: Path,
+    metadata: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Listing:
+    """The pictures that ``metadata/{train,val,test}/image_ids.txt`` name, in that order.
+
+    Beside it ``class_labels.txt`` (``path,0``), and perhaps ``localization.txt``: boxes
+    (``path,x0,y0,x1,y1``, counted from 0, corners inclusive, several lines per picture), or masks
+    (``path,mask,ignore``: several masks per picture, the ignore mask in the first line).
+    ``image_sizes.txt`` is not needed. Paths are relative to ``root``, or to ``root/images``. The
+    lists have no class names: the classes are called by their numbers, which for ILSVRC are the
+    places in the sorted list of WordNet ids.
+
+    Args:
+        root: The folder of the pictures and masks.
+        metadata: The folder of the lists; None means ``root/metadata``, or ``root`` itself.
+        class_names: Names of the classes in the order of their numbers.
+
+    Raises:
+        CamtrainFileNotFoundError: There are no lists, or not the first picture.
+        CamtrainValueError: A list is damaged, lacks a picture, or numbers more classes than there
+            are names.
+    """
+    folder = Path(metadata).expanduser().absolute() if metadata else root / "metadata"
+    if not metadata and not folder.is_dir():
+        folder = root
+    splits = [split for split in get_args(Split) if (folder / split / "image_ids.txt").is_file()]
+    if not splits:
+        raise CamtrainFileNotFoundError(
+            f"{folder} must hold train, val or test with image_ids.txt, but holds none of them; "
+            "give the folder of the lists with --data.metadata."
+        )
+    ids: list[str] = []
+    labels: list[int] = []
+    numbers: list[int] = []
+    found: dict[Split, dict[str, int]] = {}
+    for split in splits:
+        here = [
+            line.fields[0]
+            for line in lines_of(folder / split / "image_ids.txt", "path", separator=",")
+        ]
+        found[split] = {path: len(ids) + place for place, path in enumerate(here)}
+        ids += here
+        labels += _labels(folder / split, here)
+        numbers += [split_number(split)] * len(here)
+    base = root if (root / ids[0]).is_file() or not (root / "images").is_dir() else root / "images"
+    check_first(base / ids[0], folder / splits[0] / "image_ids.txt")
+    boxes, masks = _localization(folder, found)
+    count = max(labels) + 1
+    if class_names is not None and count > len(class_names):
+        raise CamtrainValueError(
+            f"class_labels.txt in {folder} numbers {count} classes, and class_names has "
+            f"{len(class_names)}; give the names of all, in order."
+        )
+    return Listing(
+        root=base,
+        paths=PathList.of(ids),
+        labels=np.array(labels, np.int64),
+        splits=np.array(numbers, np.int8),
+        class_names=tuple(class_names or (str(number) for number in range(count))),
+        has_class_list=True,
+        boxes=BoxTable(len(ids), [row for row, _ in boxes], [box for _, box in boxes]),
+        masks=InstanceMasks(base, masks) if masks else no_mask,
+    )
+
+
+def _labels(folder: Path, ids: Sequence[str]) -> list[int]:
+    """The class numbers of a split, in the order of its pictures."""
+    file = find(folder, ["class_labels.txt"], "the list path,class")
+    label_of = {
+        line.fields[0]: line.integer(1) for line in lines_of(file, "path,class", separator=",")
+    }
+    missing = [path for path in ids if path not in label_of]
+    if missing:
+        raise CamtrainValueError(
+            f"{file} must have a line for every picture of image_ids.txt, but lacks "
+            f"{len(missing)} of them, first {missing[0]}; download the lists again."
+        )
+    return [label_of[path] for path in ids]
+
+
+def _localization(
+    folder: Path, found: dict[Split, dict[str, int]]
+) -> tuple[list[tuple[int, tuple[int, ...]]], dict[int, tuple[list[str], str]]]:
+    """Boxes, half-open, and masks with their ignore mask, by the row of their picture."""
+    boxes: list[tuple[int, tuple[int, ...]]] = []
+    masks: dict[int, tuple[list[str], str]] = {}
+    for split, row_of in found.items():
+        file = folder / split / "localization.txt"
+        if not file.is_file():
+            continue
+        form = _MASK_FORM if _has_masks(file) else _BOX_FORM
+        for line in lines_of(file, form, separator=","):
+            row = row_of.get(line.fields[0])
+            if row is None:
+                raise CamtrainValueError(
+                    f"{line.place}: {line.fields[0]} is not in image_ids.txt; expected {form} of "
+                    "one of its pictures; download the lists again."
+                )
+            if form == _BOX_FORM:
+                boxes += [(row, box) for box in _half_open(line)]
+            elif row in masks:
+                masks[row][0].append(line.fields[1])
+            else:
+                masks[row] = ([line.fields[1]], line.fields[2])
+    return boxes, masks
+
+
+def _has_masks(file: Path) -> bool:
+    with file.open(encoding="utf-8-sig") as lines:
+        return lines.readline().count(",") == _MASK_FORM.count(",")
+
+
+def _half_open(line: Line) -> list[tuple[int, ...]]:
+    """The box of a line, whose right and lower edges are those of the last pixels inside."""
+    xmin, ymin, xmax, ymax = (line.integer(column) for column in (1, 2, 3, 4))
+    if xmin > xmax or ymin > ymax:
+        refuse_box(
+            f"{line.place}: expected x0 <= x1 and y0 <= y1, got {','.join(line.fields[1:])}; "
+            "correct or delete the line.",
+            line.fields[0],
+        )
+        return []
+    return [(xmin, ymin, xmax + 1, ymax + 1)]
