@@ -25,7 +25,7 @@ from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
 from camtrain.training.results import MapWriter, write_localization
-from camtrain.training.run import KeptCheckpoint, RunFolder, RunWriter, SaveConfig
+from camtrain.training.run import SPLIT_NAME, KeptCheckpoint, RunFolder, RunWriter, SaveConfig
 from camtrain.training.summary import print_header, print_scores, print_written
 from camtrain.training.watching import CAMLogger
 
@@ -76,6 +76,15 @@ class CamtrainCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
+
+    def before_instantiate_classes(self) -> None:
+        """Give a training that goes on the splits that it began with."""
+        settings = self.config[self.subcommand]
+        if self.subcommand == "fit" and settings["ckpt_path"]:
+            folder = Path(settings["runs_dir"]) / _run_name(settings)
+            is_last = settings["ckpt_path"] == "last"
+            path = folder / "checkpoints" if is_last else Path(settings["ckpt_path"]).parent
+            settings["data"]["split_file"] = _split_of(path) or settings["data"]["split_file"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, once data and network are known to be good; writes nothing yet."""
@@ -294,9 +303,16 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
     data.update(class_names=own["class_names"])
+    data.update(split_file=_split_of(path.parent))  # not where it was before the run was moved
     preprocessing = {"channel_order": "rgb", **own["preprocessing"]}
     data.update({name: preprocessing[name] for name in ("mean", "std", "channel_order")})
     return {"model": model, "data": data}
+
+
+def _split_of(checkpoints: Path) -> str | None:
+    """The stored splits of the run that a folder of checkpoints belongs to, if it has them."""
+    file = checkpoints.absolute().parent / SPLIT_NAME
+    return str(file) if file.is_file() else None
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:

@@ -16,7 +16,10 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.bundle import write_bundle
+from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
+
+SPLIT_NAME = "split.csv"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One line per epoch."""
         return self.path / "metrics.csv"
+
+    @property
+    def split(self) -> Path:
+        """Which picture is in which split, where that was decided here."""
+        return self.path / SPLIT_NAME
 
     @property
     def cams(self) -> Path:
@@ -168,6 +176,12 @@ class RunWriter(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``."""
         self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the division into splits: a picture added later must not move others."""
+        data = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and isinstance(data, CAMDataModule):
+            data.write_split(self.folder.split)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the epoch has scores of its own."""

@@ -54,6 +54,7 @@ def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
         "heatmaps by epoch": folder.cams,
         "scores by epoch": folder.metrics,
         "localization, test": folder.path / "test" / "localization.json",
+        "splits of the pictures": folder.split,
         "settings": folder.config,
     }
     rows = {what: str(path) for what, path in paths.items() if path.exists()}
