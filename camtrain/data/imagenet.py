@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -23,7 +24,7 @@ from camtrain.data.imagenet_lists import (
 )
 from camtrain.data.listing import Listing, no_boxes, split_number
 from camtrain.data.split import Split
-from camtrain.data.tree import Tree, scan, subfolders
+from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _HOMES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "")
@@ -91,7 +92,8 @@ def _is_split(folder: Path) -> bool:
     """Whether a folder holds WNID folders, or is val and holds pictures."""
     if any(WNID.fullmatch(name) for name in subfolders(folder)):
         return True
-    return folder.name == "val" and len(scan(folder).paths) > 0
+    is_val = folder.name == "val" and folder.is_dir()
+    return is_val and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
 
 
 def _classes(root: Path, tree: Tree, words: Mapping[str, str] | None) -> list[str]:

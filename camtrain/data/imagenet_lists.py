@@ -165,7 +165,9 @@ def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str
 def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
     """ILSVRC2012_ID to WNID and words, of the synsets without children, from ``meta.mat``."""
     from scipy.io import loadmat  # comes with scikit-learn; only who has a devkit pays for it
+    from scipy.io.matlab import MatReadError
 
+    damages = (MatReadError, ValueError, KeyError, TypeError, IndexError, NotImplementedError)
     try:
         synsets = loadmat(file, squeeze_me=True)["synsets"]
         fields = (synsets[name] for name in ("ILSVRC2012_ID", "WNID", "words", "num_children"))
@@ -174,7 +176,7 @@ def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
             for number, wnid, words, children in zip(*fields, strict=True)
             if int(children) == 0
         }
-    except (ValueError, KeyError, TypeError, IndexError, NotImplementedError, OSError) as error:
+    except damages as error:
         raise CamtrainValueError(
             f"{file} must hold the synsets of ILSVRC2012, but cannot be read "
             f"({type(error).__name__}: {error}); unpack the devkit again."

@@ -18,6 +18,7 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _FOLDERS = ("", "MNIST/raw", "raw")
 _PARTS: dict[Split, str] = {"train": "train", "test": "t10k"}
+_KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
 def mnist_listing(root: Path) -> Listing:
@@ -29,12 +30,11 @@ def mnist_listing(root: Path) -> Listing:
 
     Raises:
         CamtrainValueError: A file is damaged, or there are more pictures than labels.
-        CamtrainFileNotFoundError: Some of the files are there, and others are not.
+        CamtrainFileNotFoundError: Some of the files are there, and others are not; or none, and
+            they cannot be downloaded.
     """
     if not any(_file(root, f"{part}-images-idx3-ubyte") for part in _PARTS.values()):
-        from torchvision.datasets import MNIST  # costs a second, so only who downloads pays
-
-        MNIST(root, train=True, download=True)
+        _download(root)
     images, labels, splits, paths = [], [], [], []
     for split, part in _PARTS.items():
         pictures = _read(root, f"{part}-images-idx3-ubyte", dimensions=3)
@@ -63,6 +63,19 @@ def mnist_listing(root: Path) -> Listing:
         has_class_list=True,
         images=torch.from_numpy(np.concatenate(images)[:, None]),
     )
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import MNIST  # costs a second, so only who downloads pays
+
+    try:
+        MNIST(root, train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        files = [f"{part}-{kind}" for part in _PARTS.values() for kind in _KINDS]
+        raise CamtrainFileNotFoundError(
+            f"{root} lacks the files of MNIST, and they cannot be downloaded ({error}); put "
+            f"{', '.join(files)}, plain or .gz, there."
+        ) from error
 
 
 def _file(root: Path, name: str) -> Path | None:
@@ -95,7 +108,8 @@ def _read(root: Path, name: str, *, dimensions: int) -> NDArray[np.uint8]:
             f"{file} cannot be unpacked ({error}); download it again."
         ) from error
     start = 4 + 4 * dimensions
-    sizes = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
+    header = content[:start].ljust(start, b"\0")
+    sizes = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
         raise CamtrainValueError(
             f"{file} must be an idx file of {dimensions} dimensions of bytes, but begins with "

@@ -1,43 +1,89 @@
-"""Sources by name."""
+"""Sources by name, and what is the same for all of them."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+import torch
 
-from camtrain.data import SourceOptions, make_source, source_splits
+from camtrain.data import ListedSource, Listing, SourceOptions, is_divided, make_sources
+from camtrain.data.listing import split_number
+from camtrain.data.paths import PathList
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from tests.data.trees import picture
 
 
 def test_digits_have_three_splits_of_the_given_lengths() -> None:
-    options = SourceOptions(lengths=(5, 4, 3), seed=7)
-    assert source_splits("digits", options) == ("train", "val", "test")
-    assert [len(make_source("digits", split, options)) for split in ("train", "val", "test")] == [
-        5,
-        4,
-        3,
-    ]
-    assert make_source("digits", "val", options).class_names == tuple("0123456789")
+    sources = make_sources("digits", SourceOptions(lengths=(5, 4, 3), seed=7))
+    assert {split: len(source) for split, source in sources.items()} == {
+        "train": 5,
+        "val": 4,
+        "test": 3,
+    }
+    assert sources["val"].class_names == tuple("0123456789")
+    assert not is_divided(sources)
 
 
 def test_a_folder_takes_its_options(tmp_path: Path) -> None:
     for name in "ab":
-        (tmp_path / name).mkdir()
         for number in range(10):
-            Image.new("L", (4, 6)).save(tmp_path / name / f"{number}.png")
+            picture(tmp_path / name / f"{number}.png")
     options = SourceOptions(root=tmp_path, val_fraction=0.3, test_fraction=0.0, seed=1)
-    assert source_splits("folder", options) == ("train", "val")
-    assert [len(make_source("folder", split, options)) for split in ("train", "val")] == [14, 6]
+    sources = make_sources("folder", options)
+    assert {split: len(source) for split, source in sources.items()} == {"train": 14, "val": 6}
+    assert is_divided(sources)
 
 
 def test_bad_sources_are_refused() -> None:
-    for call in (
-        lambda: source_splits("zip", SourceOptions()),
-        lambda: make_source("zip", "val", SourceOptions()),
-    ):
-        with pytest.raises(CamtrainValueError, match="one of folder, digits, got 'zip'"):
-            call()
-    with pytest.raises(CamtrainValueError, match=r"give --data\.root PATH"):
-        make_source("folder", "train", SourceOptions())
+    with pytest.raises(CamtrainValueError, match=r"one of folder, csv, .*digits, got 'zip'"):
+        make_sources("zip", SourceOptions())
+    with pytest.raises(CamtrainValueError, match=r"source folder needs .* give --data\.root PATH"):
+        make_sources("folder", SourceOptions())
     with pytest.raises(CamtrainFileNotFoundError, match="does not exist"):
-        source_splits("folder", SourceOptions(root="/nowhere"))
+        make_sources("folder", SourceOptions(root="/nowhere"))
+
+
+def test_paths_are_kept_as_bytes_and_come_back_whole() -> None:
+    names = ["a/1.jpg", "ä/ö 2.jpg", "", os_name := b"b/\xff.jpg".decode(errors="surrogateescape")]
+    paths = PathList.of(names)
+    assert paths == names
+    assert list(paths[1:3]) == names[1:3]
+    assert paths[-1] == os_name
+    assert paths.take(np.array([3, 0])).below("root") == [f"root/{os_name}", "root/a/1.jpg"]
+    assert PathList.of(["/else/1.jpg"]).below("root") == ["/else/1.jpg"]
+    assert PathList.of([]) == []
+    with pytest.raises(IndexError):
+        _ = paths[4]
+
+
+def listing(labels: np.ndarray, root: Path) -> Listing:
+    return Listing(
+        root=root,
+        paths=PathList.of(f"{row}.png" for row in range(len(labels))),
+        labels=labels,
+        splits=np.full(len(labels), split_number("val"), np.int8),
+        class_names=("a", "b"),
+    )
+
+
+def test_a_source_gives_labels_of_both_kinds(tmp_path: Path) -> None:
+    for row in range(3):
+        picture(tmp_path / f"{row}.png")
+    one = ListedSource(listing(np.array([1, 0, 1]), tmp_path), "val")
+    assert one.labels == [1, 0, 1]
+    assert one.read(0).label == 1
+    hot = np.array([[True, False], [False, False], [True, True]])
+    several = ListedSource(listing(hot, tmp_path), "val")
+    assert several.labels.dtype == torch.float32
+    assert several.read(2).label.tolist() == [1.0, 1.0]
+    assert several.read(2).path == several.paths[2] == str(tmp_path / "2.png")
+    assert len(ListedSource(listing(hot, tmp_path), "train")) == 0
+
+
+def test_a_mask_of_another_size_is_brought_to_that_of_the_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", (60, 20))
+    mask = torch.tensor([[0, 1, 255]], dtype=torch.uint8)
+    every = listing(np.array([0]), tmp_path)
+    source = ListedSource(Listing(**{**vars(every), "masks": lambda row: mask}), "val")
+    expected = torch.tensor([[0] * 20 + [1] * 20 + [255] * 20] * 20, dtype=torch.uint8)
+    assert torch.equal(source.read(0).mask, expected)
