@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from camtrain.data.box_errors import BoxError, listed_box_errors
+from camtrain.data.shards.fetch import is_url
 from camtrain.data.source import Picture, Source
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.data.split import Split
@@ -42,6 +43,8 @@ class Without:
             else [labels[place] for place in self._kept]
         )
         self.paths = [source.paths[place] for place in self._kept]
+        groups = getattr(source, "groups", None)
+        self.groups = None if groups is None else groups[self._kept]
 
     def __len__(self) -> int:
         """The number of pictures that stay."""
@@ -158,7 +161,7 @@ def folder_of(root: str | os.PathLike[str] | None) -> str:
     """The data folder, absolute, for ``name_in``; "" where there is none."""
     if root is None:
         return ""
-    path = Path(root).expanduser().absolute()
+    path = Path(root).expanduser() if is_url(root) else Path(root).expanduser().absolute()
     return str(path.parent if path.is_file() else path)  # a list of pictures lies beside them
 
 

@@ -52,6 +52,10 @@ class Listing:
         boxes: From a row to its boxes, (n, 4) int64, half-open xyxy, of the labelled class.
         masks: From a row to its mask, (H, W) uint8 as in ``Picture``, or None.
         images: (N, C, H, W) uint8 of pictures that come in one file; then no path is opened.
+        contents: From a row to the content of the picture's file, where there is no such file; then
+            no path is opened either.
+        groups: (N,) int64, pictures that had better be read one after the other; None: any order
+            is as good.
         is_divided: Splits were decided here, by the seed, and not by the data set.
     """
 
@@ -64,6 +68,8 @@ class Listing:
     boxes: Callable[[int], Tensor] = no_boxes
     masks: Callable[[int], Tensor | None] = no_mask
     images: Tensor | None = None
+    contents: Callable[[int], bytes] | None = None
+    groups: NDArray[np.int64] | None = None
     is_divided: bool = False
 
     def rows_of(self, split: Split) -> NDArray[np.int64]:
@@ -87,6 +93,7 @@ class ListedSource:
         labels: The label of every picture; for several labels multi-hot, (N, K) float32.
         paths: The full path of every picture.
         is_divided: See ``Listing``.
+        groups: See ``Listing``; (N,).
     """
 
     def __init__(self, listing: Listing, split: Split) -> None:
@@ -102,6 +109,7 @@ class ListedSource:
         self.is_divided = listing.is_divided
         self._listing = listing
         self._rows = listing.rows_of(split)
+        self.groups = None if listing.groups is None else listing.groups[self._rows]
         self.paths = listing.paths.take(self._rows).below(listing.root)
         labels = torch.from_numpy(listing.labels[self._rows])
         self.labels: list[int] | Tensor = labels.float() if labels.ndim == 2 else labels.tolist()
@@ -118,7 +126,11 @@ class ListedSource:
         """Decode the picture at ``index``."""
         row, path = int(self._rows[index]), self.paths[index]
         images = self._listing.images
-        image = read_image(path) if images is None else images[row].clone()
+        if images is None:
+            contents = self._listing.contents
+            image = read_image(path, data=None if contents is None else contents(row))
+        else:
+            image = images[row].clone()
         mask = self._listing.masks(row)
         if mask is not None and mask.shape != image.shape[1:]:
             mask = _resized(mask, (image.shape[1], image.shape[2]))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from camtrain.data.arguments import add_source_arguments, source_options
 from camtrain.data.checking.check import check_data
 from camtrain.data.checking.report import Report
 from camtrain.data.exclude import write_exclude
-from camtrain.data.sources import SOURCES, SourceOptions
 from camtrain.errors import CamtrainValueError
 
 _HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."
@@ -28,17 +28,9 @@ def main(args: Sequence[str]) -> int:
     settings = _parser().parse_args(args[1:])
     listed = Path(settings.exclude)
     _check_replaceable(listed)
-    options = SourceOptions(
-        root=settings.path,
-        seed=settings.seed,
-        val_fraction=settings.val_fraction,
-        test_fraction=settings.test_fraction,
-        split_file=settings.split_file,
-        metadata=settings.metadata,
-    )
     report = check_data(
         settings.source,
-        options,
+        source_options(settings),
         tiny=settings.tiny,
         processes=settings.workers,
         strict=settings.strict,
@@ -66,19 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain check-data photos; camtrain fit --data.root photos "
         "--data.exclude exclude.txt",
     )
-    defaults = SourceOptions()
-    parser.add_argument("path", nargs="?", help="the data folder, as --data.root")
-    parser.add_argument(
-        "--source", default="folder", help=f"as --data.source: {', '.join(SOURCES)} (folder)"
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="as --data.seed (0)")
-    for name in ("val_fraction", "test_fraction"):
-        default = getattr(defaults, name)
-        parser.add_argument(
-            f"--{name}", type=float, default=default, help=f"as --data.{name} ({default})"
-        )
-    for name in ("split_file", "metadata"):
-        parser.add_argument(f"--{name}", metavar="PATH", help=f"as --data.{name}")
+    add_source_arguments(parser)
     parser.add_argument(
         "--exclude",
         default="exclude.txt",
