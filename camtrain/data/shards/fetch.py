@@ -14,7 +14,6 @@ from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainVa
 
 # Not the library's pipe: URLs, which run commands: a checkpoint could bring one.
 _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
-_OPEN_FILES = 32  # that a process keeps open
 
 
 def webdataset(module: str) -> Any:  # noqa: ANN401  # the library has no types
@@ -58,7 +57,6 @@ class Store:
             )
         self.cache = cache.expanduser()
         self.cache_bytes = cache_bytes
-        self._files: dict[str, Any] = {}
 
     def read_all(self, name: str) -> bytes:
         """A whole small file, which is not kept.
@@ -90,38 +88,33 @@ class Store:
             CamtrainFileNotFoundError: The shard does not exist, or cannot be reached.
             CamtrainValueError: It is not the shard that the index knows.
         """
-        file = self._files.get(name)
-        if file is None:
-            file = self._open(name, size)
-            while len(self._files) >= _OPEN_FILES:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[name] = file
-        # At a place of its own, since processes may share the file after a fork.
-        return os.pread(file.fileno(), count, start)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open files."""
-        return {**vars(self), "_files": {}}
-
-    def _open(self, name: str, size: int) -> Any:  # noqa: ANN401  # a file of the library
         place = f"{self.root}/{name}"
         try:
-            file = self._fetched(place, name) if is_url(self.root) else _opened(place)
+            with self._open(place, name) as file:
+                found = os.fstat(file.fileno()).st_size
+                if found == size:
+                    file.seek(start)
+                    data: bytes = file.read(count)
+                    return data
         except (OSError, ValueError) as error:
             raise CamtrainFileNotFoundError(
                 f"The shard {place} cannot be read ({error}); copy it again, or check the "
                 "connection."
             ) from error
-        found = os.fstat(file.fileno()).st_size
-        if found != size:
-            file.close()
-            if is_url(self.root):
-                (self.cache / name).unlink(missing_ok=True)
-            raise CamtrainValueError(
-                f"The shard {place} must have {size} bytes, got {found}; copy it again, or write "
-                "the shards again with camtrain shards."
-            )
-        return file
+        if is_url(self.root):
+            (self.cache / name).unlink(missing_ok=True)
+        raise CamtrainValueError(
+            f"The shard {place} must have {size} bytes, got {found}; copy it again, or write the "
+            "shards again with camtrain shards."
+        )
+
+    def _open(self, place: str, name: str) -> Any:  # noqa: ANN401  # a file of the library
+        if not is_url(self.root):
+            return _opened(place)
+        try:
+            return _opened(str(self.cache / name))
+        except FileNotFoundError:
+            return self._fetched(place, name)
 
     def _fetched(self, url: str, name: str) -> Any:  # noqa: ANN401
         """The shard as a file, fetched by one process while the others wait for it."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from camtrain.data.listing import Labels
 from camtrain.data.paths import PathList
 from camtrain.data.split import Split
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -102,7 +102,8 @@ def load_index(read: Callable[[str], bytes], place: str) -> ShardIndex:
         place: The folder, for messages.
 
     Raises:
-        CamtrainValueError: It is no index, a damaged one, or one of a newer program.
+        CamtrainFileNotFoundError: There is no index.
+        CamtrainValueError: It is none that can be read, or one of a newer program.
     """
     try:
         content = json.loads(read(INDEX))
@@ -122,7 +123,7 @@ def load_index(read: Callable[[str], bytes], place: str) -> ShardIndex:
                 paths=paths,
                 **{name: arrays[name] for name in names},
             )
-    except CamtrainValueError:
+    except CamtrainError:
         raise
     except Exception as error:  # what a damaged file makes json and numpy raise cannot be known
         raise CamtrainValueError(
