@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,7 @@ def match_boxes(
 
 def find_boxes(
     root: Path, paths: PathList, labels: Labels, names: Sequence[str], *, has_xml: bool
-) -> BoxTable | XmlBoxes:
+) -> Callable[[int], Tensor]:
     """The boxes beside pictures in folders, in the one format that is there.
 
     ``root/boxes.csv`` (``path,xmin,ymin,xmax,ymax,class``, half-open), ``root/boxes.json`` or
@@ -150,7 +150,8 @@ def find_boxes(
         )
     if has_xml:
         return XmlBoxes(root, paths, labels, names, templates=["{parent}/{stem}.xml"], first=1)
-    boxes: Iterable[Box] = ()
-    for file in files:
-        boxes = from_csv(file) if file.name == _CSV else from_coco(file, paths)
+    if not files:
+        return no_boxes
+    [file] = files
+    boxes = from_csv(file) if file.name == _CSV else from_coco(file, paths)
     return match_boxes(boxes, paths, labels, names)

@@ -20,17 +20,17 @@ from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError
 
 
-def data_folder(root: str | os.PathLike[str]) -> Path:
-    """The absolute path of a data folder.
+def data_folder(root: str | os.PathLike[str], *, or_file: bool = False) -> Path:
+    """The absolute path of a data folder, or of a file if that may be instead.
 
     Raises:
         CamtrainFileNotFoundError: There is no such folder.
     """
     folder = Path(root).expanduser().absolute()
-    if not folder.is_dir():
+    if not (folder.is_dir() or (or_file and folder.is_file())):
         raise CamtrainFileNotFoundError(
-            f"The data folder {folder} does not exist; point --data.root at a folder that "
-            "holds train/CLASS/* or CLASS/*."
+            f"The data folder {folder} does not exist; point --data.root at the folder of the data "
+            "set, of photographs one that holds train/CLASS/* or CLASS/*."
         )
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,7 +63,7 @@ Builder = Callable[[SourceOptions], dict[Split, Source]]
 def _listed(
     read: Callable[[Any, SourceOptions], Listing],
     name: str,
-    place: Callable[[str | os.PathLike[str]], Any] = data_folder,
+    place: Callable[[str | os.PathLike[str]], str | Path],
 ) -> Builder:
     """The builder of a data set that lies on disk, from the function that lists its pictures."""
 
@@ -108,7 +109,10 @@ _LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
     "wsol": lambda root, options: wsol_listing(root, options.metadata, options.class_names),
 }
 SOURCES: dict[str, Builder] = {
-    **{name: _listed(read, name) for name, read in _LISTINGS.items()},
+    **{
+        name: _listed(read, name, partial(data_folder, or_file=name == "csv"))
+        for name, read in _LISTINGS.items()
+    },
     "shards": _listed(_shards, "shards", os.fspath),  # the root may be a URL
     "digits": _digits,
 }

@@ -7,6 +7,7 @@ import time
 import zipfile
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -149,13 +150,14 @@ def _remember(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
         )
         os.replace(part, index)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _remembered(index: Path, root: Path) -> Tree | None:
     """The tree of the index, if there is one and no folder has changed since."""
     try:
-        with np.load(index) as stored:
+        with index.open("rb") as file, np.load(file) as stored:
             folders = PathList.ending_at(stored["folders"].tobytes(), stored["folder_ends"])
             for folder, seen in zip(folders, stored["times"], strict=True):
                 if os.stat(root / folder).st_mtime_ns != seen:

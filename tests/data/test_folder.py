@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from camtrain.data import ImageFolder, SourceOptions, Split, make_sources
+from camtrain.data import ImageFolder, SourceOptions, Split, make_sources, tree
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 
 
@@ -108,6 +109,60 @@ def test_purely_numeric_class_names_sort_as_numbers(
     assert ImageFolder(flat(tmp_path, dict.fromkeys(names, 3)), "train").class_names == ordered
 
 
+def test_numbers_as_class_names_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = flat(tmp_path, dict.fromkeys(["10", "9", "200"], 3))
+    for _ in range(2):
+        assert ImageFolder(root, "train").class_names == ("9", "10", "200")
+    notices = [one.message for one in caplog.records]
+    assert notices == ["The class names are numbers and sorted as such: 9, 10, 200."]
+
+
+def test_folders_in_a_class_folder_belong_to_the_class(tmp_path: Path) -> None:
+    root = fill(tmp_path, [*THREE_SPLITS, "train/a/in/deep/2.png", "train/a/.in/3.png"])
+    assert names_of(ImageFolder(root, "train")) == [
+        "train/a/1.png",
+        "train/a/in/deep/2.png",
+        "train/b/1.png",
+    ]
+    assert ImageFolder(root, "train").labels == [0, 0, 1]
+
+
+def test_pictures_outside_the_class_folders_are_said(tmp_path: Path) -> None:
+    root = fill(tmp_path, [*THREE_SPLITS, "train/1.png", "val/2.png"])
+    with pytest.warns(UserWarning, match=r"2 pictures lie in a split of .* in no class folder"):
+        assert len(ImageFolder(root, "train")) == 2
+
+
+def test_all_splits_come_from_one_look_at_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    really = tree._scanned
+
+    def note(root: Path, tops: Sequence[str]) -> object:
+        looked.append(root)
+        return really(root, tops)
+
+    monkeypatch.setattr(tree, "_scanned", note)
+    sources = make_sources("folder", SourceOptions(root=fill(tmp_path, THREE_SPLITS)))
+    assert list(sources) == ["train", "val", "test"]
+    assert looked == [tmp_path]
+
+
+def test_masks_lie_beside_the_splits(tmp_path: Path) -> None:
+    root = fill(tmp_path, THREE_SPLITS)
+    pixels = np.zeros((5, 9), np.uint8)
+    pixels[1:3, 2:8] = 255
+    (root / "masks" / "test" / "b").mkdir(parents=True)
+    Image.fromarray(pixels).save(root / "masks" / "test" / "b" / "1.png")
+    test = ImageFolder(root, "test")
+    assert test.read(0).mask is None
+    assert test.read(1).mask.tolist() == (pixels > 0).astype(int).tolist()
+    assert ImageFolder(root, "train").read(1).mask is None
+
+
 def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
     root = fill(tmp_path, [*THREE_SPLITS, "train/a/.2.png", "train/.cache/1.png", "val/.b/1.png"])
     (root / "train/a/notes.txt").write_text("no picture")
@@ -201,3 +256,16 @@ def test_the_shared_photographs(name: str, sizes: dict[Split, int], classes: int
     height, width = picture.image.shape[-2:]
     assert len(picture.boxes_xyxy) >= 1
     assert (picture.boxes_xyxy <= picture.boxes_xyxy.new_tensor([width, height] * 2)).all()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the photographs of {SHARED}")
+def test_the_masks_of_the_shared_people_lie_in_their_boxes() -> None:
+    folder = ImageFolder(SHARED / "person", "test")
+    path = SHARED / "person" / "test" / "person" / "train2017-000000000036.jpg"
+    picture = folder.read(folder.paths.index(str(path)))
+    assert picture.mask.shape == picture.image.shape[1:]
+    is_inside = torch.zeros_like(picture.mask)
+    for x0, y0, x1, y1 in picture.boxes_xyxy.tolist():
+        is_inside[y0:y1, x0:x1] = 1
+    assert picture.mask.sum() > 1000
+    assert (picture.mask * is_inside).sum() > 0.99 * picture.mask.sum()

@@ -1,0 +1,150 @@
+"""Finding pictures below a folder, and when the index of them is used again."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from camtrain.data import tree
+from camtrain.data.tree import Tree, scan
+
+FILES = [
+    "b/2.JPG",
+    "b/10.png",
+    "b/in/1.webp",
+    "a/1.jpg",
+    "0.gif",
+    "a/.1.jpg",
+    ".c/1.jpg",
+    "a/1.txt",
+]
+
+
+def touch(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def settle(root: Path) -> None:
+    """Let all folders be a minute old."""
+    for folder, _, _ in os.walk(root):
+        stamp = os.stat(folder).st_mtime - 60
+        os.utime(folder, (stamp, stamp))
+
+
+@pytest.fixture
+def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that are really scanned, where even small trees are remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tree, "_WORTH_CACHING", 1)
+    scanned: list[Path] = []
+    really = tree._scanned
+
+    def note(root: Path, tops: Sequence[str]) -> object:
+        scanned.append(root)
+        return really(root, tops)
+
+    monkeypatch.setattr(tree, "_scanned", note)
+    return scanned
+
+
+def contents(found: Tree) -> tuple[list[str], list[str], list[int], bool]:
+    return list(found.folders), list(found.paths), found.counts.tolist(), found.has_xml
+
+
+def test_pictures_are_found_at_any_depth_and_in_order(tmp_path: Path) -> None:
+    found = contents(scan(touch(tmp_path, *FILES)))
+    paths = ["0.gif", "a/1.jpg", "b/10.png", "b/2.JPG", "b/in/1.webp"]
+    assert found == (["", "a", "b", "b/in"], paths, [1, 1, 2, 1], False)
+    assert list(scan(tmp_path, ["b", "a"]).paths) == paths[1:]
+    (tmp_path / "a" / "1.xml").touch()
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    assert scan(tmp_path, ["a"]).has_xml
+    assert list(scan(tmp_path, ["a"]).folders) == ["a", "a/folder.jpg"]
+    assert not scan(tmp_path, ["b"]).has_xml
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a/1.jpg", "else/b/2.jpg", "else/3.jpg")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "else" / "b", target_is_directory=True)
+    (tmp_path / "data" / "a" / "3.jpg").symlink_to(tmp_path / "else" / "3.jpg")
+    (tmp_path / "data" / "a" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "data" / "a" / "up").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert list(scan(tmp_path / "data").paths) == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
+
+
+def test_the_index_is_used_until_a_folder_changes(tmp_path: Path, scans: list[Path]) -> None:
+    root = touch(tmp_path / "data", *FILES)
+    settle(root)
+    before = contents(scan(root))
+    assert len(scans) == 1
+    assert contents(scan(root)) == before
+    assert len(scans) == 1
+
+    touch(root, "b/in/2.jpg")
+    assert contents(scan(root))[1] == [*before[1], "b/in/2.jpg"]
+    assert len(scans) == 2
+    settle(root)
+    (root / "b" / "in" / "1.webp").rename(root / "b" / "in" / "0.webp")
+    settle(root)
+    after = contents(scan(root))
+    assert after[1][-2:] == ["b/in/0.webp", "b/in/2.jpg"]
+    del scans[:]
+    assert contents(scan(root)) == after
+    assert scans == []
+    (root / "a" / "1.jpg").unlink()
+    (root / "a" / ".1.jpg").unlink()
+    (root / "a" / "1.txt").unlink()
+    (root / "a").rmdir()
+    assert list(scan(root).folders) == ["", "b", "b/in"]
+
+
+def test_a_folder_that_has_just_changed_is_not_remembered(
+    tmp_path: Path, scans: list[Path]
+) -> None:
+    """A second change may get the same time stamp."""
+    root = touch(tmp_path / "data", *FILES)
+    scan(root)
+    scan(root)
+    assert len(scans) == 2
+
+
+def test_other_folders_have_another_index(tmp_path: Path, scans: list[Path]) -> None:
+    for name in ("one", "two"):
+        touch(tmp_path / name, f"{name}/1.jpg")
+        settle(tmp_path / name)
+        assert list(scan(tmp_path / name).paths) == [f"{name}/1.jpg"]
+    assert list(scan(tmp_path / "one", ["one"]).paths) == ["one/1.jpg"]
+    assert list(scan(tmp_path / "one").paths) == ["one/1.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no index", b"PK\x03\x04 cut off"])
+def test_a_damaged_index_is_written_anew(content: bytes, tmp_path: Path, scans: list[Path]) -> None:
+    root = touch(tmp_path / "data", *FILES)
+    settle(root)
+    before = contents(scan(root))
+    [index] = (tmp_path / "cache" / "camtrain" / "trees").iterdir()
+    index.write_bytes(content)
+    assert contents(scan(root)) == before
+    assert len(scans) == 2
+    scan(root)
+    assert len(scans) == 2
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, scans: list[Path]) -> None:
+    root = touch(tmp_path / "data", *FILES)
+    settle(root)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert contents(scan(root)) == contents(scan(root))
+    assert len(scans) == 2
+
+
+def test_small_trees_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = touch(tmp_path / "data", *FILES)
+    settle(root)
+    scan(root)
+    assert not (tmp_path / "cache").exists()
