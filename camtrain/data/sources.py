@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,11 +59,7 @@ class SourceOptions:
 Builder = Callable[[SourceOptions], dict[Split, Source]]
 
 
-def _listed(
-    read: Callable[[Any, SourceOptions], Listing],
-    name: str,
-    place: Callable[[str | os.PathLike[str]], str | Path],
-) -> Builder:
+def _listed(read: Callable[[Any, SourceOptions], Listing], name: str) -> Builder:
     """The builder of a data set that lies on disk, from the function that lists its pictures."""
 
     def build(options: SourceOptions) -> dict[Split, Source]:
@@ -72,8 +67,11 @@ def _listed(
             raise CamtrainValueError(
                 f"The source {name} needs a data folder, got none; give --data.root PATH."
             )
+        place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
+        if name != "shards":
+            place = data_folder(place, or_file=name == "csv")
         listing = with_splits(
-            read(place(options.root), options),
+            read(place, options),
             seed=options.seed,
             val_fraction=options.val_fraction,
             test_fraction=options.test_fraction,
@@ -93,11 +91,7 @@ def _digits(options: SourceOptions) -> dict[Split, Source]:
     }
 
 
-def _shards(root: str, options: SourceOptions) -> Listing:
-    return shards_listing(root, cache=options.shards_cache, cache_gb=options.shards_cache_gb)
-
-
-_LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
+_LISTINGS: dict[str, Callable[[Any, SourceOptions], Listing]] = {
     "folder": lambda root, _: folder_listing(root),
     "csv": lambda root, _: csv_listing(root),
     "imagenet": lambda root, _: imagenet_listing(root),
@@ -107,13 +101,12 @@ _LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
     "inria": lambda root, _: inria_listing(root),
     "mnist": lambda root, _: mnist_listing(root),
     "wsol": lambda root, options: wsol_listing(root, options.metadata, options.class_names),
+    "shards": lambda root, options: shards_listing(
+        root, cache=options.shards_cache, cache_gb=options.shards_cache_gb
+    ),
 }
 SOURCES: dict[str, Builder] = {
-    **{
-        name: _listed(read, name, partial(data_folder, or_file=name == "csv"))
-        for name, read in _LISTINGS.items()
-    },
-    "shards": _listed(_shards, "shards", os.fspath),  # the root may be a URL
+    **{name: _listed(read, name) for name, read in _LISTINGS.items()},
     "digits": _digits,
 }
 
