@@ -12,9 +12,8 @@ from rich.console import Console
 
 from camtrain.data.arguments import add_source_arguments, source_options
 from camtrain.data.checking.check import check_data
-from camtrain.data.checking.report import Report
 from camtrain.data.exclude import write_exclude
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."
 
@@ -26,8 +25,9 @@ def main(args: Sequence[str]) -> int:
         1 where something would break a training, else 0.
     """
     settings = _parser().parse_args(args[1:])
-    listed = Path(settings.exclude)
-    _check_replaceable(listed)
+    listed = Path(settings.exclude).expanduser()
+    table = Path(settings.json).expanduser() if settings.json else None
+    _check_settings(settings, listed, table)
     report = check_data(
         settings.source,
         source_options(settings),
@@ -36,12 +36,14 @@ def main(args: Sequence[str]) -> int:
         strict=settings.strict,
         console=Console(stderr=True),
     )
-    report.show(Console())
-    if settings.json:
-        _write_json(report, Path(settings.json))
+    if table is not None:
+        table.write_text(json.dumps(report.as_json(), indent=1))
     excluded = report.excluded()
-    if excluded or listed.is_file():
+    is_listed = bool(excluded) or listed.is_file()
+    if is_listed:
         write_exclude(listed, excluded, [_HEADER])
+    report.show(Console())
+    if is_listed:
         print(
             f"{len(excluded)} paths written to {listed}; leave them out with "
             f"--data.exclude {listed}"
@@ -80,8 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_replaceable(listed: Path) -> None:
-    """Refuse to overwrite a list that somebody wrote by hand, before hours of reading."""
+def _check_settings(settings: argparse.Namespace, listed: Path, table: Path | None) -> None:
+    """Refuse, before hours of reading, what would fail after them."""
+    if settings.workers < 0 or settings.tiny < 0:
+        raise CamtrainValueError(
+            f"--workers and --tiny must be at least 0, got {settings.workers} and {settings.tiny}."
+        )
+    for file in (listed, table):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise CamtrainFileNotFoundError(
+                f"{file} cannot be written, since its folder does not exist; make the folder."
+            )
     if listed.exists() and not (
         listed.is_file() and listed.read_bytes().startswith(f"# {_HEADER}".encode())
     ):
@@ -89,7 +100,3 @@ def _check_replaceable(listed: Path) -> None:
             f"{listed} was not written by camtrain check-data and would be overwritten; "
             "name another file with --exclude FILE."
         )
-
-
-def _write_json(report: Report, file: Path) -> None:
-    file.expanduser().write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False))

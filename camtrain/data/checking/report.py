@@ -126,7 +126,8 @@ class Report:
 def _examples(findings: Sequence[Finding]) -> Iterator[str]:
     for finding in findings[:_EXAMPLES]:
         where = " = ".join(finding.paths[:4]) or finding.split
-        yield ": ".join(filter(None, (where, finding.detail)))
+        text = ": ".join(filter(None, (where, finding.detail)))
+        yield text.encode(errors="replace").decode()  # no terminal shows every file name
     if len(findings) > _EXAMPLES:
         yield f"and {len(findings) - _EXAMPLES} more; --json FILE has them all"
 

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO
 
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 
@@ -16,7 +17,7 @@ from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainVa
 _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
 
 
-def webdataset(module: str) -> Any:  # noqa: ANN401  # the library has no types
+def webdataset(module: str) -> ModuleType:
     """A module of the webdataset library.
 
     Raises:
@@ -94,8 +95,7 @@ class Store:
                 found = os.fstat(file.fileno()).st_size
                 if found == size:
                     file.seek(start)
-                    data: bytes = file.read(count)
-                    return data
+                    return file.read(count)
         except (OSError, ValueError) as error:
             raise CamtrainFileNotFoundError(
                 f"The shard {place} cannot be read ({error}); copy it again, or check the "
@@ -108,7 +108,7 @@ class Store:
             "shards again with camtrain shards."
         )
 
-    def _open(self, place: str, name: str) -> Any:  # noqa: ANN401  # a file of the library
+    def _open(self, place: str, name: str) -> IO[bytes]:
         if not is_url(self.root):
             return _opened(place)
         try:
@@ -116,7 +116,7 @@ class Store:
         except FileNotFoundError:
             return self._fetched(place, name)
 
-    def _fetched(self, url: str, name: str) -> Any:  # noqa: ANN401
+    def _fetched(self, url: str, name: str) -> IO[bytes]:
         """The shard as a file, fetched by one process while the others wait for it."""
         library = webdataset("cache")
         cache = library.FileCache(
@@ -132,8 +132,9 @@ class Store:
                 return _opened(cache.get_file(url))
 
 
-def _opened(path: str) -> Any:  # noqa: ANN401
-    return webdataset("gopen").gopen(path)
+def _opened(path: str) -> IO[bytes]:
+    file: IO[bytes] = webdataset("gopen").gopen(path)
+    return file
 
 
 @contextmanager

@@ -90,15 +90,16 @@ class ShardIndex:
             "shards": [shard._asdict() for shard in self.shards],
         }
         part = folder / f".{INDEX}.part"
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        part.write_text(json.dumps(content, indent=1))
         part.replace(folder / INDEX)
 
 
-def load_index(read: Callable[[str], bytes], place: str) -> ShardIndex:
+def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> ShardIndex:
     """The index of a folder of shards.
 
     Args:
-        read: The content of a file of the folder, by its name.
+        content: Of ``index.json``.
+        read: The content of another file of the folder, by its name.
         place: The folder, for messages.
 
     Raises:
@@ -106,19 +107,19 @@ def load_index(read: Callable[[str], bytes], place: str) -> ShardIndex:
         CamtrainValueError: It is none that can be read, or one of a newer program.
     """
     try:
-        content = json.loads(read(INDEX))
-        version = content["camtrain_shards"]
+        stated = json.loads(content)
+        version = stated["camtrain_shards"]
         if version > _FORMAT:
             raise CamtrainValueError(
                 f"The shards of {place} have format {version}, and this version of camtrain reads "
                 f"up to {_FORMAT}; update camtrain."
             )
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-        with np.load(io.BytesIO(read(content["arrays"])), allow_pickle=False) as arrays:
+        shards = tuple(Shard(**shard) for shard in stated["shards"])
+        with np.load(io.BytesIO(read(stated["arrays"])), allow_pickle=False) as arrays:
             paths = PathList.ending_at(arrays["path_bytes"].tobytes(), arrays["path_ends"])
             names = ("labels", "places", "mask_places", "box_rows", "boxes_xyxy")
             index = ShardIndex(
-                class_names=tuple(content["class_names"]),
+                class_names=tuple(stated["class_names"]),
                 shards=shards,
                 paths=paths,
                 **{name: arrays[name] for name in names},

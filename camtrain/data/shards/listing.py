@@ -42,8 +42,9 @@ def shards_listing(
             "has written."
         )
     reader = Store(root, Path(), 0)
-    index = load_index(reader.read_all, folder)
-    place = cache_folder(cache, folder, reader.read_all(INDEX)) if is_url(root) else Path()
+    content = reader.read_all(INDEX)
+    index = load_index(content, reader.read_all, folder)
+    place = cache_folder(cache, folder, content) if is_url(root) else Path()
     contents = ShardContents(Store(root, place, int(cache_gb * 1e9)), index)
     return Listing(
         root=Path(root).expanduser(),

@@ -111,7 +111,7 @@ def _sample(
     sample = {
         "__key__": f"{number:09d}",
         suffix or "image": content,
-        "json": json.dumps(truth, ensure_ascii=False).encode(errors="surrogateescape"),
+        "json": json.dumps(truth).encode(),
     }
     return sample if picture.mask is None else {**sample, "mask.png": _png(picture.mask[None])}
 

@@ -242,6 +242,8 @@ def test_many_classes_are_abridged() -> None:
         (["nowhere"], "does not exist"),
         ([], "give --data.root"),
         ([".", "--source", "nothing"], "must be one of"),
+        ([".", "--workers", "-1"], "must be at least 0, got -1 and 32"),
+        ([".", "--json", "gone/x.json"], "gone/x.json cannot be written"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -254,6 +256,27 @@ def test_bad_arguments_are_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["check-data", *args]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_file_names_that_are_no_text_are_listed_too(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = b"train/red/\xff [bold].png".decode(errors="surrogateescape")
+    (photographs / name).write_bytes(b"")
+    assert run(photographs, tmp_path) == 1
+    assert "train/red/? [bold].png" in capsys.readouterr().out
+    assert read_exclude(tmp_path / "exclude.txt") == [name]
+    assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["paths"] == [name]
+    _, kept = make_sources_without("folder", SourceOptions(root=photographs), [name])
+    assert len(kept["train"]) == 16
+
+
+def test_an_interrupt_ends_at_once(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("camtrain.data.checking.reading.examine", interrupted)
+    assert main(["check-data", str(photographs), "--workers", "0"]) == 130
 
 
 def test_a_broken_header_of_the_boxes_is_refused(photographs: Path) -> None:
