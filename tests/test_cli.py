@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def make_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+def make_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int | None]], None]:
     """Make the verb ``sing``, which calls a function."""
 
-    def make(function: Callable[..., None]) -> None:
+    def make(function: Callable[..., int | None]) -> None:
         module = ModuleType("a_room_that_sings")
         monkeypatch.setattr(module, "main", function, raising=False)
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -90,6 +90,14 @@ def test_a_verb_gets_its_arguments_as_they_are(
     monkeypatch.setattr(sys, "argv", ["camtrain", *args])
     assert cli.main() == 0
     assert heard == [args, args]
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+def test_a_verb_says_its_exit_status(
+    returned: int | None, status: int, make_verb: Callable[[Callable[..., int | None]], None]
+) -> None:
+    make_verb(lambda args: returned)
+    assert cli.main(["sing"]) == status
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,13 @@ from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, 
 from camtrain.data.decoding import read_image, to_rgb
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.division import write_split
+from camtrain.data.exclude import (
+    Without,
+    make_sources_without,
+    read_exclude,
+    without,
+    write_exclude,
+)
 from camtrain.data.folder import ImageFolder
 from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
 from camtrain.data.source import Picture, Source
@@ -36,20 +43,25 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Split",
+    "Without",
     "augmentation",
     "boxes_to_input",
     "collate",
     "fit_channels",
     "is_divided",
     "make_sources",
+    "make_sources_without",
     "maps_on_picture",
     "normalize",
     "prepare",
+    "read_exclude",
     "read_image",
     "resize",
     "seed_of",
     "source_of",
     "to_pixels",
     "to_rgb",
+    "without",
+    "write_exclude",
     "write_split",
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from camtrain.data.box_errors import refuse_box
 from camtrain.errors import CamtrainValueError
 
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
@@ -48,11 +49,13 @@ def from_csv(file: Path) -> Iterator[Box]:
             except (TypeError, ValueError):
                 xmin = ymin = xmax = ymax = 0
             if not (0 <= xmin < xmax and 0 <= ymin < ymax):
-                raise CamtrainValueError(
+                refuse_box(
                     f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
                     f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
-                    "correct or delete the line."
+                    "correct or delete the line.",
+                    row["path"] or "",
                 )
+                continue
             yield Box(row["path"], (xmin, ymin, xmax, ymax), row.get("class") or "")
 
 
@@ -70,10 +73,12 @@ def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]
     try:
         objects = list(ElementTree.parse(file).getroot().iter("object"))
     except ElementTree.ParseError as error:
-        raise CamtrainValueError(
+        refuse_box(
             f"{file} must be the XML of a picture's boxes, but cannot be read ({error}); replace "
-            "or delete it."
-        ) from error
+            "or delete it.",
+            str(file),
+        )
+        return
     for each in objects:
         name = (each.findtext("name") or "").strip()
         if name not in names:
@@ -84,11 +89,13 @@ def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]
         except ValueError:
             xmin, ymin, xmax, ymax = 0, 0, -1, -1
         if xmin > xmax or ymin > ymax:
-            raise CamtrainValueError(
+            refuse_box(
                 f"{file}: expected numbers with xmin <= xmax and ymin <= ymax in the bndbox of "
                 f"{name}, got {', '.join(str(corner) for corner in corners)}; correct or delete "
-                "the object."
+                "the object.",
+                str(file),
             )
+            continue
         # Some tools count Pascal's pixels from 0 after all.
         box_xyxy = (max(0, xmin - first), max(0, ymin - first), xmax - first + 1, ymax - first + 1)
         yield Box(str(file), box_xyxy, name)
@@ -125,10 +132,12 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
     path_of = _by_name(file, paths, {place for place, _, _ in found})
     for place, numbers, name in found:
         if len(numbers) != 4 or min(numbers[2:]) < 0:
-            raise CamtrainValueError(
+            refuse_box(
                 f"{file}: expected x, y, width, height in the bbox of {place}, got "
-                f"{', '.join(f'{number:g}' for number in numbers)}; correct or delete it."
+                f"{', '.join(f'{number:g}' for number in numbers)}; correct or delete it.",
+                path_of.get(place, place),
             )
+            continue
         if place in path_of:
             yield Box(path_of[place], from_xywh(*numbers), name)
 

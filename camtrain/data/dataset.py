@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from camtrain.data.augmentations import augmentation
+from camtrain.data.shards.order import shuffled_by_shard
 from camtrain.data.source import Source
 from camtrain.data.transforms import normalize
 from camtrain.errors import CamtrainValueError
@@ -110,6 +111,12 @@ class PreparedDataset(Dataset[Sample]):
             return labels[self.indices]
         return [labels[index] for index in self.indices]
 
+    @property
+    def groups(self) -> Tensor | None:
+        """See ``EpochSampler``."""
+        groups = getattr(self.source, "groups", None)
+        return None if groups is None else torch.as_tensor(groups)[self.indices]
+
     def __len__(self) -> int:
         """The number of items."""
         return len(self.indices)
@@ -140,10 +147,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: Number of items.
         shuffle: A random order in every epoch, or 0, 1, 2, ...
         seed: Of the order.
+        groups: (N,), items that had better be asked for one after the other, such as those of a
+            shard; None: any order is as good.
     """
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, length: int, *, shuffle: bool, seed: int, groups: Tensor | None = None
+    ) -> None:
         """Start at epoch 0."""
+        self.groups = groups
         self.length = length
         self.shuffle = shuffle
         self.seed = seed
@@ -162,7 +174,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = torch.arange(self.length)
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-            order = torch.randperm(self.length, generator=generator)
+            order = (
+                torch.randperm(self.length, generator=generator)
+                if self.groups is None
+                else shuffled_by_shard(self.groups, generator)
+            )
         return iter([(self.epoch, index) for index in order.tolist()])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
+def read_image(path: str | os.PathLike[str], *, data: bytes | None = None) -> Tensor:
     """Decode a picture file.
 
     Args:
         path: A file of any format that Pillow reads; of an animation, the first frame is taken.
+        data: The content of the file where it is in memory already; ``path`` only names it then.
 
     Returns:
         (3, H, W) uint8, upright: the EXIF orientation is applied.
@@ -39,7 +41,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             bomb).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else BytesIO(data)) as image:
             rgb = to_rgb(image)
     except FileNotFoundError:
         raise CamtrainFileNotFoundError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data.decoding import read_image
+from camtrain.data.decoding import Decode, read_image
 from camtrain.data.paths import PathList
 from camtrain.data.source import Picture
 from camtrain.data.split import Split
@@ -53,6 +54,10 @@ class Listing:
         boxes: From a row to its boxes, (n, 4) int64, half-open xyxy, of the labelled class.
         masks: From a row to its mask, (H, W) uint8 as in ``Picture``, or None.
         images: (N, C, H, W) uint8 of pictures that come in one file; then no path is opened.
+        contents: From a row to the content of the picture's file, where there is no such file; then
+            no path is opened either.
+        groups: (N,) int64, pictures that had better be read one after the other; None: any order
+            is as good.
         is_divided: Splits were decided here, by the seed, and not by the data set.
     """
 
@@ -65,6 +70,8 @@ class Listing:
     boxes: Callable[[int], Tensor] = no_boxes
     masks: Callable[[int], Tensor | None] = no_mask
     images: Tensor | None = None
+    contents: Callable[[int], bytes] | None = None
+    groups: NDArray[np.int64] | None = None
     is_divided: bool = False
 
     def rows_of(self, split: Split) -> NDArray[np.int64]:
@@ -88,6 +95,7 @@ class ListedSource:
         labels: The label of every picture; for several labels multi-hot, (N, K) float32.
         paths: The full path of every picture.
         is_divided: See ``Listing``.
+        groups: See ``Listing``; (N,).
     """
 
     def __init__(self, listing: Listing, split: Split) -> None:
@@ -103,6 +111,7 @@ class ListedSource:
         self.is_divided = listing.is_divided
         self._listing = listing
         self._rows = listing.rows_of(split)
+        self.groups = None if listing.groups is None else listing.groups[self._rows]
         self.paths = listing.paths.take(self._rows).below(listing.root)
         labels = torch.from_numpy(listing.labels[self._rows])
         self.labels: list[int] | Tensor = labels.float() if labels.ndim == 2 else labels.tolist()
@@ -133,13 +142,15 @@ class ListedFiles(ListedSource):
         """Decode the picture at ``index``."""
         return self.read_with(index, read_image)
 
-    def read_with(self, index: int, decode: Callable[[str], Tensor]) -> Picture:
+    def read_with(self, index: int, decode: Decode) -> Picture:
         """As ``read``, with the image that ``decode`` makes of the file; all else is the same."""
-        path = self.paths[index]
-        picture = self._picture(index, decode(path))
+        path, contents = self.paths[index], self._listing.contents
+        data = None if contents is None else contents(int(self._rows[index]))
+        picture = self._picture(index, decode(path, data=data))
         if picture.mask is None:
             return picture
-        return picture._replace(mask=_as_large_as(path, picture.mask))
+        file = path if data is None else BytesIO(data)
+        return picture._replace(mask=_as_large_as(file, picture.mask))
 
 
 def source_of(listing: Listing, split: Split) -> ListedSource:
@@ -147,9 +158,9 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
     return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
 
 
-def _as_large_as(path: str, mask: Tensor) -> Tensor:
+def _as_large_as(file: str | BytesIO, mask: Tensor) -> Tensor:
     """A mask at the resolution of its picture, should it have been drawn at another."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         width, height = image.size
     if mask.shape in ((height, width), (width, height)):  # the latter where EXIF turns the picture
         return mask

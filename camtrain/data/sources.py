@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from camtrain.data.classes import with_classes
 from camtrain.data.csv_list import csv_listing
@@ -19,6 +19,7 @@ from camtrain.data.inria import inria_listing
 from camtrain.data.listing import ListedSource, Listing, source_of
 from camtrain.data.mnist import mnist_listing
 from camtrain.data.places import places205_listing, places365_listing
+from camtrain.data.shards.listing import shards_listing
 from camtrain.data.source import Source
 from camtrain.data.split import Split
 from camtrain.data.wsol_lists import wsol_listing
@@ -38,6 +39,9 @@ class SourceOptions:
         lengths: Numbers of drawn digits in train, val, test.
         class_names: The class list of a trained network; None: that of the data.
         metadata: Of ``wsol``: the folder with the lists; None: ``root/metadata``.
+        shards_cache: Of ``shards`` behind a URL: the folder that keeps them; None: one in the
+            user's cache folder.
+        shards_cache_gb: The most that it may hold, in 10^9 bytes.
     """
 
     root: str | os.PathLike[str] | None = None
@@ -48,12 +52,14 @@ class SourceOptions:
     lengths: tuple[int, int, int] = (6000, 1000, 1000)
     class_names: Sequence[str] | None = None
     metadata: str | os.PathLike[str] | None = None
+    shards_cache: str | os.PathLike[str] | None = None
+    shards_cache_gb: float = 100.0
 
 
 Builder = Callable[[SourceOptions], dict[Split, Source]]
 
 
-def _listed(read: Callable[[Path, SourceOptions], Listing], name: str) -> Builder:
+def _listed(read: Callable[[Any, SourceOptions], Listing], name: str) -> Builder:
     """The builder of a data set that lies on disk, from the function that lists its pictures."""
 
     def build(options: SourceOptions) -> dict[Split, Source]:
@@ -61,8 +67,11 @@ def _listed(read: Callable[[Path, SourceOptions], Listing], name: str) -> Builde
             raise CamtrainValueError(
                 f"The source {name} needs a data folder, got none; give --data.root PATH."
             )
+        place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
+        if name != "shards":
+            place = data_folder(place, or_file=name == "csv")
         listing = with_splits(
-            read(data_folder(options.root, or_file=name == "csv"), options),
+            read(place, options),
             seed=options.seed,
             val_fraction=options.val_fraction,
             test_fraction=options.test_fraction,
@@ -82,7 +91,7 @@ def _digits(options: SourceOptions) -> dict[Split, Source]:
     }
 
 
-_LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
+_LISTINGS: dict[str, Callable[[Any, SourceOptions], Listing]] = {
     "folder": lambda root, _: folder_listing(root),
     "csv": lambda root, _: csv_listing(root),
     "imagenet": lambda root, _: imagenet_listing(root),
@@ -92,6 +101,9 @@ _LISTINGS: dict[str, Callable[[Path, SourceOptions], Listing]] = {
     "inria": lambda root, _: inria_listing(root),
     "mnist": lambda root, _: mnist_listing(root),
     "wsol": lambda root, options: wsol_listing(root, options.metadata, options.class_names),
+    "shards": lambda root, options: shards_listing(
+        root, cache=options.shards_cache, cache_gb=options.shards_cache_gb
+    ),
 }
 SOURCES: dict[str, Builder] = {
     **{name: _listed(read, name) for name, read in _LISTINGS.items()},

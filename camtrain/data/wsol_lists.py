@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 
+from camtrain.data.box_errors import refuse_box
 from camtrain.data.boxes import BoxTable
 from camtrain.data.listing import Listing, no_mask, split_number
 from camtrain.data.lists import Line, check_first, find, lines_of
@@ -122,7 +123,7 @@ def _localization(
                     "one of its pictures; download the lists again."
                 )
             if form == _BOX_FORM:
-                boxes.append((row, _half_open(line)))
+                boxes += [(row, box) for box in _half_open(line)]
             elif row in masks:
                 masks[row][0].append(line.fields[1])
             else:
@@ -135,12 +136,14 @@ def _has_masks(file: Path) -> bool:
         return lines.readline().count(",") == _MASK_FORM.count(",")
 
 
-def _half_open(line: Line) -> tuple[int, ...]:
+def _half_open(line: Line) -> list[tuple[int, ...]]:
     """The box of a line, whose right and lower edges are those of the last pixels inside."""
     xmin, ymin, xmax, ymax = (line.integer(column) for column in (1, 2, 3, 4))
     if xmin > xmax or ymin > ymax:
-        raise CamtrainValueError(
+        refuse_box(
             f"{line.place}: expected x0 <= x1 and y0 <= y1, got {','.join(line.fields[1:])}; "
-            "correct or delete the line."
+            "correct or delete the line.",
+            line.fields[0],
         )
-    return xmin, ymin, xmax + 1, ymax + 1
+        return []
+    return [(xmin, ymin, xmax + 1, ymax + 1)]

@@ -22,7 +22,8 @@ from camtrain.data import (
     augmentation,
     collate,
     is_divided,
-    make_sources,
+    make_sources_without,
+    read_exclude,
     write_split,
 )
 from camtrain.errors import CamtrainValueError
@@ -61,6 +62,9 @@ class CAMDataModule(LightningDataModule):
         metadata: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         lengths: tuple[int, int, int] = (6000, 1000, 1000),
+        exclude: str | Path | Sequence[str] | None = None,
+        shards_cache: str | Path | None = None,
+        shards_cache_gb: float = 100.0,
     ) -> None:
         """Remember the settings; nothing is read yet.
 
@@ -69,8 +73,9 @@ class CAMDataModule(LightningDataModule):
                 split; boxes from ``boxes.csv``, COCO or Pascal VOC files. ``csv``: ``labels.csv``
                 with ``path,label[,split]``; labels ``a;b`` are several. ``imagenet``,
                 ``places365``, ``places205``, ``cub``, ``inria``, ``mnist`` (downloaded if need be)
-                and ``wsol`` (metadata of the WSOL benchmark): as they are published. ``digits``:
-                drawn, needs no folder.
+                and ``wsol`` (metadata of the WSOL benchmark): as they are published. ``shards``:
+                what ``camtrain shards`` has written, a folder or a URL. ``digits``: drawn, needs no
+                folder.
             root: The data folder; of ``csv`` also the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
@@ -93,13 +98,23 @@ class CAMDataModule(LightningDataModule):
             metadata: Of ``wsol``: the folder of its lists; None means ``root/metadata``.
             class_names: The class list of a trained network; None: that of the data.
             lengths: Numbers of drawn digits in train, val, test.
+            exclude: Pictures to leave out of every split: a text file with one path per line, such
+                as ``camtrain check-data`` writes, or the paths, relative to ``root``. Checkpoints
+                keep the paths.
+            shards_cache: Of ``shards`` behind a URL: the folder that keeps them on this disk; None
+                means one in the user's cache folder.
+            shards_cache_gb: The most that it may hold, in 10^9 bytes; beyond it, the shards that
+                were fetched first are deleted.
         """
         super().__init__()
         # Checkpoints hold plain values.
         root = None if root is None else str(root)
         split_file = None if split_file is None else str(split_file)
         metadata = None if metadata is None else str(metadata)
+        shards_cache = None if shards_cache is None else str(shards_cache)
+        exclude = read_exclude(exclude) if isinstance(exclude, str | Path) else exclude
         self.save_hyperparameters()
+        self.save_hyperparameters({"exclude": None if exclude is None else list(exclude)})
         if batch_size < 1 or workers < 0:
             raise CamtrainValueError(
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size} and "
@@ -118,6 +133,8 @@ class CAMDataModule(LightningDataModule):
             metadata=metadata,
             lengths=lengths,
             class_names=class_names,
+            shards_cache=shards_cache,
+            shards_cache_gb=shards_cache_gb,
         )
         # The network's mean, std and channel order take their place once a trainer brings it.
         self._preprocessing = Preprocessing(
@@ -135,8 +152,8 @@ class CAMDataModule(LightningDataModule):
     @cached_property
     def sources(self) -> dict[Split, Source]:
         """The splits there are; the folder is read, and refused if need be, on first use."""
-        sources = make_sources(self.hparams["source"], self._options)
-        self._is_divided = is_divided(sources)
+        exclude = self.hparams["exclude"] or ()
+        self._whole, sources = make_sources_without(self.hparams["source"], self._options, exclude)
         return sources
 
     @property
@@ -166,9 +183,8 @@ class CAMDataModule(LightningDataModule):
         Args:
             file: What ``split_file`` reads; left alone where it exists.
         """
-        sources = self.sources
-        if self._is_divided and not file.exists():
-            write_split(file, sources)
+        if self.sources and is_divided(self._whole) and not file.exists():
+            write_split(file, self._whole)
 
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
@@ -213,7 +229,12 @@ class CAMDataModule(LightningDataModule):
         return DataLoader(
             dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int
             batch_size=self.hparams["batch_size"],
-            sampler=EpochSampler(len(dataset), shuffle=is_train, seed=self.hparams["seed"]),
+            sampler=EpochSampler(
+                len(dataset),
+                shuffle=is_train,
+                seed=self.hparams["seed"],
+                groups=dataset.groups,
+            ),
             num_workers=self.hparams["workers"],
             persistent_workers=self.hparams["workers"] > 0,
             collate_fn=collate,

@@ -106,3 +106,16 @@ def test_a_missing_split_is_named(tmp_path: Path, photographs: Path) -> None:
     data.setup("test")
     with pytest.raises(CamtrainError, match="has no test split, only train, val"):
         data.test_dataloader()
+
+
+def test_excluded_pictures_are_in_no_batch(tmp_path: Path, photographs: Path) -> None:
+    (tmp_path / "list.txt").write_text("# broken\ntrain/red/0.png\nval/blue/3.png\n")
+    paths = ["train/red/0.png", "val/blue/3.png"]
+    for exclude in (str(tmp_path / "list.txt"), tmp_path / "list.txt", paths, tuple(paths)):
+        data = CAMDataModule(root=photographs, size=32, workers=0, exclude=exclude)
+        data.setup("fit")
+        assert data.hparams["exclude"] == data.hparams_initial["exclude"] == paths
+        for loader, count in ((data.train_dataloader(), 15), (data.val_dataloader(), 7)):
+            seen = [path for batch in loader for path in batch.paths]
+            assert len(seen) == len(set(seen)) == count
+            assert not {str(photographs / path) for path in paths} & set(seen)

@@ -1,0 +1,1 @@
+"""Looking at every picture of a data set once, before a training does."""

@@ -1,0 +1,176 @@
+"""Every picture read once, as training reads it, by several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtrain.data.box_errors import listed_box_errors
+from camtrain.data.source import Source
+
+# Starting the processes costs as much as reading about this many pictures of 500 pixels.
+_FEW = 500
+_AT_ONCE = 32  # pictures per message between processes
+
+
+class Record(NamedTuple):
+    """What one picture showed.
+
+    Attributes:
+        size_hw: (H, W) upright, as training sees it; (0, 0) where it cannot be read.
+        pixels: Hash of the decoded pixels; b"" where it cannot be read.
+        error: Why it cannot be read; "" where it can.
+        is_empty: The file has 0 bytes.
+        complaint: What a decoder said of a picture that it could read all the same; mostly "".
+        format: Pillow's name for the file's content; "" where it is no file, or no picture.
+        boxes: How many boxes it has.
+        off_boxes: Of each bad box: what is wrong, and how far it reaches outside, in pixels (0: it
+            cannot be read, or has no area).
+    """
+
+    size_hw: tuple[int, int] = (0, 0)
+    pixels: bytes = b""
+    error: str = ""
+    is_empty: bool = False
+    complaint: str = ""
+    format: str = ""
+    boxes: int = 0
+    off_boxes: tuple[tuple[str, int], ...] = ()
+
+
+def examine(source: Source, index: int) -> Record:
+    """Read one picture with the decoder of training and keep what is worth knowing."""
+    path = Path(source.paths[index])
+    is_file = path.is_file()
+    if is_file and not path.stat().st_size:
+        return Record(error="the file has 0 bytes", is_empty=True)
+    with _overheard() as said, listed_box_errors() as refused:
+        try:
+            picture = source.read(index)
+        except Exception as error:  # whatever it is, a training would meet it too
+            reason = error.__cause__ or error
+            text = " ".join(str(reason).split()) or type(reason).__name__
+            return Record(error=text, format=format_of(path) if is_file else "")
+    refused_boxes = [(str(error), 0) for error in refused]
+    size_hw = (picture.image.shape[-2], picture.image.shape[-1])
+    return Record(
+        size_hw=size_hw,
+        pixels=_digest(picture.image),
+        complaint=said[0] if said else "",
+        format=format_of(path) if is_file else "",
+        boxes=len(picture.boxes_xyxy),
+        off_boxes=(*refused_boxes, *_off_boxes(picture.boxes_xyxy, size_hw)),
+    )
+
+
+def examine_all(
+    sources: Sequence[Source], build: Callable[[], Sequence[Source]], processes: int
+) -> Iterator[Record]:
+    """The records of the pictures of all sources, one source after the other.
+
+    Args:
+        sources: What to read.
+        build: Makes the same sources in another process.
+        processes: How many to start; few pictures are read without any.
+    """
+    tasks = [
+        (number, range(start, min(start + _AT_ONCE, len(source))))
+        for number, source in enumerate(sources)
+        for start in range(0, len(source), _AT_ONCE)
+    ]
+    if processes == 0 or sum(map(len, sources)) <= _FEW:
+        for number, indices in tasks:
+            yield from (examine(sources[number], index) for index in indices)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (build,)) as pool:
+        try:
+            for records in pool.map(_examine_some, tasks):
+                yield from records
+        except BaseException:  # Ctrl-C must not wait for what is still to be read
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_sources: Sequence[Source] = ()  # of this process
+
+
+def _begin(build: Callable[[], Sequence[Source]]) -> None:
+    global _sources
+    _sources = build()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what happens then
+
+
+def _examine_some(task: tuple[int, range]) -> list[Record]:
+    number, indices = task
+    return [examine(_sources[number], index) for index in indices]
+
+
+def _digest(image: Tensor) -> bytes:
+    """Equal for equal pixels, whatever file they come from."""
+    shape = str(tuple(image.shape)).encode()
+    return hashlib.sha1(
+        shape + image.contiguous().numpy().tobytes(), usedforsecurity=False
+    ).digest()
+
+
+def format_of(path: Path) -> str:
+    """What the first bytes of a file say it is."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            return image.format or ""
+    except Exception:  # no picture, or one that has been reported already
+        return ""
+
+
+def _off_boxes(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Iterator[tuple[str, int]]:
+    height, width = size_hw
+    for xmin, ymin, xmax, ymax in boxes_xyxy.tolist():
+        box = f"box {xmin},{ymin},{xmax},{ymax}"
+        if xmin >= xmax or ymin >= ymax:
+            yield f"{box} has no area", 0
+        elif beyond := max(-xmin, -ymin, xmax - width, ymax - height, 0):
+            yield f"{box} reaches {beyond} px outside the picture of {width}x{height}", beyond
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What is said meanwhile as a warning, or by a C library on the process's standard error.
+
+    That is where libjpeg tells of damage which it could patch: such a picture is shown with gray
+    or shifted blocks.
+    """
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, _diverted() as errors:
+        warnings.simplefilter("always")
+        yield said
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").splitlines()
+    said += [str(warning.message) for warning in caught] + [line for line in lines if line.strip()]
+
+
+@contextmanager
+def _diverted() -> Iterator[IO[bytes]]:
+    """A file that takes the process's standard error meanwhile."""
+    own = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(own, 2)
+            os.close(own)

@@ -1,0 +1,214 @@
+"""Pictures that are left out of every split, by a list of their paths."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from camtrain.data.box_errors import BoxError, listed_box_errors
+from camtrain.data.shards.fetch import is_url
+from camtrain.data.source import Picture, Source
+from camtrain.data.sources import SourceOptions, make_sources
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+
+_COMMENT = "#"
+_UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # any file name of the system
+
+
+class Without:
+    """A source without some of its pictures; classes, order and everything else stay.
+
+    Args:
+        source: The pictures.
+        excluded: Tells by a ``Picture.path`` whether it is left out.
+    """
+
+    def __init__(self, source: Source, excluded: Callable[[str], bool]) -> None:
+        """Choose the pictures that stay; none is read."""
+        self._source = source
+        self._kept = [place for place, path in enumerate(source.paths) if not excluded(path)]
+        self.class_names = source.class_names
+        labels = source.labels
+        self.labels: list[int] | Tensor = (
+            labels[self._kept]
+            if isinstance(labels, Tensor)
+            else [labels[place] for place in self._kept]
+        )
+        self.paths = [source.paths[place] for place in self._kept]
+        groups = getattr(source, "groups", None)
+        self.groups = None if groups is None else groups[self._kept]
+
+    def __len__(self) -> int:
+        """The number of pictures that stay."""
+        return len(self._kept)
+
+    def boxes(self, index: int) -> Tensor:
+        """The boxes of the picture at ``index``, (n, 4) int64 half-open xyxy."""
+        return self._source.boxes(self._kept[index])
+
+    def read(self, index: int) -> Picture:
+        """The picture at ``index``."""
+        return self._source.read(self._kept[index])
+
+
+class _FilesWithout(Without):
+    """The same for a source whose files others may decode."""
+
+    def read_with(self, index: int, decode: Callable[..., Tensor]) -> Picture:
+        """As ``read``, with the image that ``decode`` makes of its file."""
+        picture: Picture = cast("Any", self._source).read_with(self._kept[index], decode)
+        return picture
+
+
+def make_sources_without(
+    name: str, options: SourceOptions, exclude: Collection[str]
+) -> tuple[dict[Split, Source], dict[Split, Source]]:
+    """All splits of the named source, as they are and without the excluded pictures.
+
+    Boxes that cannot be right do no harm where they are those of excluded pictures.
+
+    Args:
+        name: A key of ``SOURCES``.
+        options: What the source needs to know.
+        exclude: Paths, relative to the data folder where they lie below it, with forward slashes.
+
+    Raises:
+        CamtrainValueError: As in ``make_sources``; or a split, or a class of train, is left without
+            pictures.
+        CamtrainFileNotFoundError: As in ``make_sources``.
+    """
+    if not exclude:
+        whole = make_sources(name, options)
+        return whole, whole
+    with listed_box_errors() as errors:
+        whole = make_sources(name, options)
+    return whole, without(whole, exclude, options.root, box_errors=errors)
+
+
+def without(
+    sources: Mapping[Split, Source],
+    exclude: Collection[str],
+    root: str | os.PathLike[str] | None,
+    *,
+    box_errors: Sequence[BoxError] = (),
+) -> dict[Split, Source]:
+    """The splits of a data set without the excluded pictures.
+
+    Args:
+        sources: All splits, since a line that no split knows is worth a warning.
+        exclude: Paths, relative to ``root`` where they lie below it, with forward slashes.
+        root: The data folder.
+        box_errors: Of the sources; those of excluded pictures are forgotten.
+
+    Raises:
+        CamtrainValueError: A split, or a class of train, is left without pictures; or a box error
+            is about another picture.
+    """
+    folder = folder_of(root)
+    names = {name_in(folder, posixpath.normpath(name)) for name in exclude}
+    found: set[str] = set()
+    for error in box_errors:
+        name = name_in(folder, posixpath.normpath(error.path))
+        if name not in names:
+            raise error
+        found.add(name)
+
+    def excluded(path: str) -> bool:
+        name = name_in(folder, path)
+        if name in names:
+            found.add(name)
+        return name in names
+
+    kept: dict[Split, Source] = {
+        split: (_FilesWithout if hasattr(one, "read_with") else Without)(one, excluded)
+        for split, one in sources.items()
+    }
+    for split, source in kept.items():
+        if len(source) == len(sources[split]):
+            continue
+        lost = (_class_sizes(sources[split]) > 0) & (_class_sizes(source) == 0)
+        if not len(source) or (split == "train" and lost.any()):
+            what = "pictures" if not len(source) else source.class_names[int(lost.int().argmax())]
+            raise CamtrainValueError(
+                f"exclude leaves no {what} in the {split} split; add pictures, or shorten the list."
+            )
+    if unknown := sorted(names - found):
+        warnings.warn(
+            f"exclude names {len(unknown)} pictures that the data does not have, the first is "
+            f"{unknown[0]}; paths are relative to the data folder.",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _class_sizes(source: Source) -> Tensor:
+    """How many pictures of each class there are, (K,)."""
+    labels = torch.as_tensor(source.labels)
+    if labels.ndim == 2:
+        return (labels > 0).sum(0)
+    return labels.long().bincount(minlength=len(source.class_names))
+
+
+def folder_of(root: str | os.PathLike[str] | None) -> str:
+    """The data folder, absolute, for ``name_in``; "" where there is none."""
+    if root is None:
+        return ""
+    path = Path(root).expanduser() if is_url(root) else Path(root).expanduser().absolute()
+    return str(path.parent if path.is_file() else path)  # a list of pictures lies beside them
+
+
+def name_in(folder: str, path: str) -> str:
+    """How a list names a picture: relative to the data folder, wherever that is mounted."""
+    if folder and path.startswith(os.path.join(folder, "")):
+        return path[len(folder) :].lstrip(os.sep).replace(os.sep, "/")
+    return path
+
+
+def read_exclude(file: str | os.PathLike[str]) -> list[str]:
+    """The paths in a list of one per line; empty lines and those that begin with # say nothing.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no such file.
+    """
+    try:
+        data = Path(file).expanduser().read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise CamtrainFileNotFoundError(
+            f"--data.exclude must be a text file with one path per line, and {file} is none; "
+            "camtrain check-data writes one."
+        ) from None
+    lines = [line.removesuffix("\r") for line in data.decode(**_UTF8).split("\n")]
+    return [line for line in lines if line.strip() and not line.startswith(_COMMENT)]
+
+
+def write_exclude(
+    file: str | os.PathLike[str], reasons: Mapping[str, str], comments: Sequence[str] = ()
+) -> None:
+    """Write what ``read_exclude`` reads.
+
+    Args:
+        file: Where to.
+        reasons: Why each path is excluded, for people.
+        comments: The lines at the top.
+
+    Raises:
+        CamtrainValueError: A path has a line break in it.
+    """
+    lines = [f"{_COMMENT} {comment}" for comment in comments]
+    for path, reason in reasons.items():
+        if "\n" in path:
+            raise CamtrainValueError(
+                f"A path in the list of excluded pictures has a line break: {path!r}; rename it."
+            )
+        lines += [f"{_COMMENT} {' '.join(reason.split())}"] * bool(reason)
+        lines.append(f"./{path}" if path.startswith(_COMMENT) else path)
+    text = "".join(f"{line}\n" for line in lines)
+    Path(file).expanduser().write_bytes(text.encode(**_UTF8))

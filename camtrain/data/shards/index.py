@@ -1,0 +1,141 @@
+"""What every shard of a data set holds, and where."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camtrain.data.listing import Labels
+from camtrain.data.paths import PathList
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainError, CamtrainValueError
+
+INDEX = "index.json"
+_FORMAT = 1
+
+
+class Shard(NamedTuple):
+    """One tar file.
+
+    Attributes:
+        file: Its name in the folder of the index.
+        split: Train, val or test: a shard has samples of one split.
+        samples: How many.
+        bytes: The size of the file.
+    """
+
+    file: str
+    split: Split
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """N samples, in the order of the shards and, within each, of the tar file.
+
+    Attributes:
+        class_names: K names.
+        shards: The tar files.
+        labels: (N,) int64, or multi-hot, (N, K) bool.
+        paths: Of the pictures before, relative to their data folder.
+        places: (N, 2) int64, first byte and number of bytes of each picture in its shard.
+        mask_places: (N, 2) int64, likewise of its mask; 0 bytes: none.
+        box_rows: (M,) int64, the sample of each box.
+        boxes_xyxy: (M, 4) int64, half-open.
+    """
+
+    class_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    labels: Labels
+    paths: PathList
+    places: NDArray[np.int64]
+    mask_places: NDArray[np.int64]
+    box_rows: NDArray[np.int64]
+    boxes_xyxy: NDArray[np.int64]
+
+    @property
+    def shard_of(self) -> NDArray[np.int64]:
+        """(N,), the place of each sample's shard in ``shards``."""
+        return np.repeat(np.arange(len(self.shards)), [shard.samples for shard in self.shards])
+
+    def save(self, folder: Path) -> None:
+        """Write ``index.json``, for people and programs, and the file of arrays that it names."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            labels=self.labels,
+            path_bytes=np.frombuffer(self.paths.buffer, np.uint8),
+            path_ends=self.paths.ends,
+            places=self.places,
+            mask_places=self.mask_places,
+            box_rows=self.box_rows,
+            boxes_xyxy=self.boxes_xyxy,
+        )
+        # Named after the content, so that an index never meets arrays of another one.
+        name = f"samples-{hashlib.sha256(buffer.getvalue()).hexdigest()[:12]}.npz"
+        (folder / name).write_bytes(buffer.getvalue())
+        content = {
+            "camtrain_shards": _FORMAT,
+            "class_names": self.class_names,
+            "arrays": name,
+            "shards": [shard._asdict() for shard in self.shards],
+        }
+        part = folder / f".{INDEX}.part"
+        part.write_text(json.dumps(content, indent=1))
+        part.replace(folder / INDEX)
+
+
+def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> ShardIndex:
+    """The index of a folder of shards.
+
+    Args:
+        content: Of ``index.json``.
+        read: The content of another file of the folder, by its name.
+        place: The folder, for messages.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no index.
+        CamtrainValueError: It is none that can be read, or one of a newer program.
+    """
+    try:
+        stated = json.loads(content)
+        version = stated["camtrain_shards"]
+        if version > _FORMAT:
+            raise CamtrainValueError(
+                f"The shards of {place} have format {version}, and this version of camtrain reads "
+                f"up to {_FORMAT}; update camtrain."
+            )
+        shards = tuple(Shard(**shard) for shard in stated["shards"])
+        with np.load(io.BytesIO(read(stated["arrays"])), allow_pickle=False) as arrays:
+            paths = PathList.ending_at(arrays["path_bytes"].tobytes(), arrays["path_ends"])
+            names = ("labels", "places", "mask_places", "box_rows", "boxes_xyxy")
+            index = ShardIndex(
+                class_names=tuple(stated["class_names"]),
+                shards=shards,
+                paths=paths,
+                **{name: arrays[name] for name in names},
+            )
+    except CamtrainError:
+        raise
+    except Exception as error:  # what a damaged file makes json and numpy raise cannot be known
+        raise CamtrainValueError(
+            f"{INDEX} of {place} cannot be read ({type(error).__name__}: {error}); write the "
+            "shards again with camtrain shards."
+        ) from error
+    if not len(paths) == len(index.places) == sum(shard.samples for shard in shards):
+        raise CamtrainValueError(
+            f"{INDEX} of {place} counts {sum(shard.samples for shard in shards)} samples and lists "
+            f"{len(paths)}; write the shards again with camtrain shards."
+        )
+    if any("/" in shard.file or shard.split not in get_args(Split) for shard in shards):
+        raise CamtrainValueError(f"{INDEX} of {place} names files that are no shards beside it.")
+    return index

@@ -1,0 +1,167 @@
+"""Writing shards with the webdataset library."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtrain.data.exclude import folder_of, name_in
+from camtrain.data.paths import PathList
+from camtrain.data.shards.fetch import webdataset
+from camtrain.data.shards.index import Shard, ShardIndex
+from camtrain.data.source import Picture, Source
+from camtrain.data.split import Split
+from camtrain.errors import CamtrainValueError
+
+
+class _Row(NamedTuple):
+    """What the index keeps of a sample."""
+
+    path: str
+    label: int | Tensor
+    boxes_xyxy: Tensor
+
+
+def write_shards(
+    sources: Mapping[Split, Source],
+    folder: Path,
+    *,
+    root: str | None = None,
+    shard_mb: float = 200.0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Write the pictures of a data set as shards, and at last their index.
+
+    A sample is the file of its picture, byte for byte (a picture without a file becomes a PNG),
+    a JSON file with ``path``, ``labels``, ``classes`` and ``boxes_xyxy``, and ``mask.png`` where it
+    has a mask. The pictures of train are shuffled first, so that every shard has a bit of
+    everything. Every picture is decoded once: shards hold no damaged ones.
+
+    Args:
+        sources: All splits.
+        folder: New, or empty.
+        root: The data folder of the pictures.
+        shard_mb: Size of a shard, in 10^6 bytes, about.
+        seed: Of the order of train.
+
+    Yields:
+        The number of pictures written so far.
+
+    Raises:
+        CamtrainValueError: The folder is not empty, the size is not positive, or a picture cannot
+            be read.
+        CamtrainError: The webdataset library is not installed.
+    """
+    if shard_mb <= 0:
+        raise CamtrainValueError(f"shard_mb must be above 0, got {shard_mb}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CamtrainValueError(f"{folder} must be a new or empty folder; choose another one.")
+    writer = webdataset("writer")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[_Row] = []
+    shards: list[Shard] = []
+    for split, source in sources.items():
+        before = len(rows)
+        order = torch.arange(len(source))
+        if split == "train":
+            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+        with writer.ShardWriter(
+            f"{str(folder).replace('%', '%%')}/{split}-%06d.tar",
+            maxcount=10**9,
+            maxsize=shard_mb * 1e6,
+            verbose=0,
+            encoder=False,
+            mtime=0,  # the same pictures make the same shards
+        ) as shard_writer:
+            for index in order.tolist():
+                picture = source.read(index)
+                name = name_in(folder_of(root), picture.path)
+                shard_writer.write(_sample(len(rows) - before, picture, name, source.class_names))
+                rows.append(_Row(name, picture.label, picture.boxes_xyxy))
+                yield len(rows)
+        shards += _written(folder, split)
+    _index(folder, shards, rows, next(iter(sources.values())).class_names).save(folder)
+
+
+def _sample(
+    number: int, picture: Picture, name: str, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The files of a sample, as webdataset wants them."""
+    path = Path(picture.path)
+    if path.is_file():
+        suffix, content = path.suffix.lower().removeprefix("."), path.read_bytes()
+    else:
+        suffix, content = "png", _png(picture.image)
+    labels = _labels(picture.label)
+    truth = {
+        "path": name,
+        "labels": labels,
+        "classes": [class_names[label] for label in labels],
+        "boxes_xyxy": picture.boxes_xyxy.tolist(),
+    }
+    sample = {
+        "__key__": f"{number:09d}",
+        suffix or "image": content,
+        "json": json.dumps(truth).encode(),
+    }
+    return sample if picture.mask is None else {**sample, "mask.png": _png(picture.mask[None])}
+
+
+def _labels(label: int | Tensor) -> list[int]:
+    return label.nonzero()[:, 0].tolist() if isinstance(label, Tensor) else [label]
+
+
+def _png(image: Tensor) -> bytes:
+    """A lossless file of (C, H, W) uint8 with one or three channels."""
+    pixels = image.permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _written(folder: Path, split: Split) -> Iterator[Shard]:
+    """The shards of a split on disk."""
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as tar:
+            samples = sum(member.name.endswith(".json") for member in tar)
+        yield Shard(path.name, split, samples, path.stat().st_size)
+
+
+def _index(
+    folder: Path, shards: list[Shard], rows: list[_Row], class_names: tuple[str, ...]
+) -> ShardIndex:
+    """The index of shards that were written with these samples, in this order."""
+    places = np.zeros((len(rows), 2), np.int64)
+    mask_places = np.zeros((len(rows), 2), np.int64)
+    row = -1
+    for shard in shards:
+        key = ""
+        with tarfile.open(folder / shard.file) as tar:
+            for member in tar:
+                start, _, suffix = member.name.partition(".")
+                row += start != key
+                key = start
+                if suffix != "json":
+                    into = mask_places if suffix == "mask.png" else places
+                    into[row] = member.offset_data, member.size
+    several = any(isinstance(one.label, Tensor) for one in rows)
+    labels = np.array([np.asarray(one.label) for one in rows])
+    return ShardIndex(
+        class_names=class_names,
+        shards=tuple(shards),
+        labels=labels.astype(bool) if several else labels.astype(np.int64),
+        paths=PathList.of(one.path for one in rows),
+        places=places,
+        mask_places=mask_places,
+        box_rows=np.repeat(np.arange(len(rows)), [len(one.boxes_xyxy) for one in rows]),
+        boxes_xyxy=np.concatenate([one.boxes_xyxy.numpy() for one in rows]).reshape(-1, 4),
+    )

@@ -1,0 +1,25 @@
+"""Leaving pictures out, from the command line to the test of a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from camtrain.cli import main
+
+
+def test_a_checkpoint_is_tested_without_the_pictures_it_was_trained_without(
+    fit_arguments: Callable[..., list[str]], tmp_path: Path, photographs: Path
+) -> None:
+    (photographs / "train/red/0.png").write_bytes(b"")
+    (photographs / "test/red/1.png").write_bytes(b"")
+    listed = tmp_path / "exclude.txt"
+    assert main(["check-data", str(photographs), "--exclude", str(listed)]) == 1
+    assert main(fit_arguments("--data.exclude", str(listed))) == 0
+    listed.unlink()
+    best = tmp_path / "runs/run/checkpoints/best.ckpt"
+    kept = torch.load(best, weights_only=True)["datamodule_hyper_parameters"]["exclude"]
+    assert kept == ["train/red/0.png", "test/red/1.png"]
+    test = ["test", "--ckpt_path", str(best), "--trainer.enable_progress_bar", "false"]
+    assert main(test) == 0  # the broken picture would be an error
+    assert main([*test, "--data.exclude", '["train/red/0.png", "test/red/1.png"]']) == 0

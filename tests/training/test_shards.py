@@ -1,0 +1,147 @@
+"""Training on shards: exact epochs with workers, and with processes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from camtrain.cli import main
+from camtrain.training import CAMDataModule
+
+pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
+
+
+ASKED: Counter[str] = Counter()  # how often the server was asked for each path
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        """Count and serve."""
+        ASKED[self.path] += 1
+        super().do_GET()
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def shards(photographs: Path, tmp_path: Path) -> Path:
+    """The photographs as shards; 15 in train, which two processes cannot share evenly."""
+    (photographs / "train/red/0.png").unlink()
+    folder = tmp_path / "shards"
+    assert main(["shards", str(photographs), "--to", str(folder), "--shard_mb", "0.015"]) == 0
+    return folder
+
+
+@pytest.fixture
+def url(shards: Path) -> Iterator[str]:
+    """The shards behind a URL of this machine."""
+    ASKED.clear()
+    handler = partial(_Handler, directory=str(shards))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+        thread.join()
+
+
+def epoch(root: str, workers: int, number: int, cache: Path) -> dict[str, torch.Tensor]:
+    """The samples of an epoch by path; each must come once."""
+    data = CAMDataModule(
+        source="shards", root=root, size=32, batch_size=4, workers=workers, shards_cache=cache
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    pairs = [
+        (path, image)
+        for batch in loader
+        for path, image in zip(batch.paths, batch.images, strict=True)
+    ]
+    assert len(pairs) == len(dict(pairs)) == 15
+    return {path.rpartition("train/")[2]: image for path, image in pairs}
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_with_any_number_of_workers_from_any_place(
+    shards: Path, url: str, tmp_path: Path
+) -> None:
+    alone = epoch(str(shards), 0, 3, tmp_path)
+    for name, root in (("a", str(shards)), ("b", url)):
+        found = epoch(root, 2, 3, tmp_path / name)
+        assert list(found) == list(alone)
+        assert all(torch.equal(found[path], image) for path, image in alone.items())
+    other = epoch(str(shards), 0, 4, tmp_path)
+    assert list(other) != list(alone)
+    assert not all(torch.equal(other[path], image) for path, image in alone.items())
+
+
+PROCESS = """
+import json, sys
+import pytorch_lightning as pl
+from camtrain.training import CAMDataModule, CAMModule
+
+class Noting(pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        seen.append([trainer.current_epoch, batch.paths])
+
+seen = []
+url, folder = sys.argv[1:]
+data = CAMDataModule("shards", url, size=32, batch_size=4, workers=2, shards_cache=folder)
+module = CAMModule("camtrain/digits", 2, neck=(), backbone_args={"width": 2})
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    num_sanity_val_steps=0, callbacks=[Noting()],
+)
+trainer.fit(module, data)
+with open(f"{folder}/seen{trainer.global_rank}.json", "w") as file:
+    json.dump(seen, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_share_an_epoch(url: str, tmp_path: Path) -> None:
+    (tmp_path / "process.py").write_text(PROCESS)  # which Lightning starts a second time
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "process.py"), url, str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = [json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2)]
+    for number in range(2):
+        shares = [
+            [path for epoch, paths in share for path in paths if epoch == number] for share in seen
+        ]
+        # Of 15 pictures, one comes twice, so that both processes take as many steps.
+        assert [len(share) for share in shares] == [8, 8]
+        assert len(set(shares[0]) | set(shares[1])) == 15
+    assert {count for path, count in ASKED.items() if path.endswith(".tar")} == {1}
+
+
+def test_a_network_is_trained_and_tested_on_shards(shards: Path, tmp_path: Path) -> None:
+    arguments = [
+        *("--model.backbone", "camtrain/digits", "--model.backbone_args", '{"width": 4}'),
+        *("--model.neck", "[]", "--data.source", "shards", "--data.root", str(shards)),
+        *("--data.size", "32", "--data.workers", "0", "--trainer.max_epochs", "1"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--runs_dir", str(tmp_path / "runs"), "--name", "run", "--logger", "none"),
+    ]
+    assert main(["fit", *arguments]) == 0
+    best = tmp_path / "runs/run/checkpoints/best.ckpt"
+    assert main(["test", "--ckpt_path", str(best), "--trainer.enable_progress_bar", "false"]) == 0
