@@ -1,11 +1,27 @@
 """From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets."""
 
-from camtrain.data.augmentations import AUGMENTATIONS, augmentation
-from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
-from camtrain.data.decoding import read_image, to_rgb
+from camtrain.data.augmentations import AUGMENTATIONS, Augmentation, Augmented
+from camtrain.data.auto_augment import AutoAugment
+from camtrain.data.dataset import (
+    Batch,
+    Damaged,
+    EpochSampler,
+    PreparedDataset,
+    Sample,
+    collate,
+    seed_of,
+)
+from camtrain.data.decoding import (
+    DamagedImageError,
+    Decode,
+    Decoded,
+    decode_image,
+    read_image,
+    to_rgb,
+)
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.folder import ImageFolder, available_splits
-from camtrain.data.source import Picture, Source
+from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, make_source, source_splits
 from camtrain.data.split import Split
 from camtrain.data.transforms import (
@@ -17,13 +33,22 @@ from camtrain.data.transforms import (
     resize,
     to_pixels,
 )
+from camtrain.data.views import View
 
 __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
+    "Augmentation",
+    "Augmented",
+    "AutoAugment",
     "Batch",
     "ClutteredDigits",
+    "Damaged",
+    "DamagedImageError",
+    "Decode",
+    "Decoded",
     "EpochSampler",
+    "FileSource",
     "ImageFolder",
     "Picture",
     "PreparedDataset",
@@ -31,10 +56,11 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Split",
-    "augmentation",
+    "View",
     "available_splits",
     "boxes_to_input",
     "collate",
+    "decode_image",
     "fit_channels",
     "make_source",
     "maps_on_picture",

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 
 from camtrain.data.boxes import read_boxes
-from camtrain.data.decoding import read_image
+from camtrain.data.decoding import Decode, read_image
 from camtrain.data.source import Picture
 from camtrain.data.split import Split, check_fractions, divide
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -83,11 +83,15 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, index: int) -> Picture:
-        """Decode the picture at ``index``; its path is the full one."""
+        """The picture at ``index``; its path is the full one."""
+        return self.read_with(index, read_image)
+
+    def read_with(self, index: int, decode: Decode) -> Picture:
+        """As ``read``, with another decoder."""
         path = self.paths[index]
         file = self.root / path
         boxes_xyxy = self._boxes.get(path, torch.zeros(0, 4, dtype=torch.int64))
-        return Picture(read_image(file), self.labels[index], boxes_xyxy.clone(), str(file))
+        return Picture(decode(file), self.labels[index], boxes_xyxy.clone(), str(file))
 
 
 def available_splits(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from camtrain.data import AUGMENTATIONS, augmentation, resize
+from camtrain.data import AUGMENTATIONS, Augmentation, resize
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
 
@@ -14,7 +14,7 @@ PREPROCESSING = Preprocessing(size=(28, 42))
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_gives_bytes_of_the_size(name: str, channels: int) -> None:
     image = torch.randint(0, 256, (channels, 50, 37), dtype=torch.uint8)
-    augmented = augmentation(name, PREPROCESSING)(image)
+    augmented = Augmentation(name, PREPROCESSING)(image)
     assert augmented.shape == (3, 28, 42)
     assert augmented.dtype == torch.uint8
 
@@ -22,9 +22,9 @@ def test_every_augmentation_gives_bytes_of_the_size(name: str, channels: int) ->
 def test_none_is_the_resize_and_flip_mirrors_it_half_of_the_time() -> None:
     image = torch.randint(0, 256, (3, 50, 37), dtype=torch.uint8)
     plain = resize(image, PREPROCESSING)
-    assert torch.equal(augmentation("none", PREPROCESSING)(image), plain)
+    assert torch.equal(Augmentation("none", PREPROCESSING)(image), plain)
     torch.manual_seed(0)
-    flip = augmentation("flip", PREPROCESSING)
+    flip = Augmentation("flip", PREPROCESSING)
     mirrored = [torch.equal(flip(image), plain.flip(-1)) for _ in range(100)]
     assert 30 < sum(mirrored) < 70
 
@@ -33,10 +33,12 @@ def test_paper_cuts_a_window_out_of_the_enlarged_picture() -> None:
     image = torch.randint(0, 256, (3, 50, 37), dtype=torch.uint8)
     large = resize(image, Preprocessing(size=(32, 48)))
     windows = large.unfold(1, 28, 1).unfold(2, 42, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    cut = augmentation("paper", PREPROCESSING)(image)
+    cut = Augmentation("paper", PREPROCESSING)(image)
     assert any(torch.equal(window, side) for window in windows for side in (cut, cut.flip(-1)))
 
 
 def test_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(CamtrainValueError, match="none, flip, light, imagenet, paper, got 'heavy'"):
-        augmentation("heavy", PREPROCESSING)
+    with pytest.raises(
+        CamtrainValueError, match="none, flip, light, imagenet, paper, wsol, got 'heavy'"
+    ):
+        Augmentation("heavy", PREPROCESSING)
