@@ -52,17 +52,16 @@ class Sample:
     input_mask: Tensor
 
 
-@dataclass(frozen=True)
-class Damaged:
+class Damaged(NamedTuple):
     """A picture that cannot be read, where a sample was meant to be.
 
     Attributes:
-        index: Its place in the data set.
+        item: Its place in the data set.
         message: One sentence that names the file.
         input_shape: (C, h, w), the shape of the image that is missing.
     """
 
-    index: int
+    item: int
     message: str
     input_shape: tuple[int, int, int]
 

@@ -1,5 +1,7 @@
 """Every augmentation gives the size, and does what its name says."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,3 +44,30 @@ def test_an_unknown_name_lists_the_names() -> None:
         CamtrainValueError, match="none, flip, light, imagenet, paper, wsol, got 'heavy'"
     ):
         Augmentation("heavy", PREPROCESSING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"auto_augment": "autoaugment"},
+            "trivialaugment, or None, got 'autoaugment'",
+        ),
+        ({"hide_and_seek": 1.0}, r"probability in \[0, 1\), got 1.0"),
+        ({"name": "wsol", "preprocessing": Preprocessing(resize_mode="pad")}, "squash.*got pad"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CamtrainValueError, match=message):
+        Augmentation(**{"name": "none", "preprocessing": PREPROCESSING, **settings})
+
+
+def test_wsol_warps_where_paper_keeps_what_the_resize_mode_says() -> None:
+    image = torch.randint(0, 256, (3, 50, 37), dtype=torch.uint8)
+    crop = Preprocessing(size=(28, 42), resize_mode="crop")
+    seen = {}
+    for name, settings in (("wsol", PREPROCESSING), ("paper", PREPROCESSING), ("paper", crop)):
+        torch.manual_seed(2)
+        seen[name, settings.resize_mode] = Augmentation(name, settings)(image)
+    assert torch.equal(seen["wsol", "squash"], seen["paper", "squash"])
+    assert not torch.equal(seen["wsol", "squash"], seen["paper", "crop"])
