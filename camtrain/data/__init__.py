@@ -1,8 +1,24 @@
 """From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets."""
 
-from camtrain.data.augmentations import AUGMENTATIONS, augmentation
-from camtrain.data.dataset import Batch, EpochSampler, PreparedDataset, Sample, collate, seed_of
-from camtrain.data.decoding import read_image, to_rgb
+from camtrain.data.augmentations import AUGMENTATIONS, Augmentation, Augmented
+from camtrain.data.auto_augment import AutoAugment
+from camtrain.data.dataset import (
+    Batch,
+    Damaged,
+    EpochSampler,
+    PreparedDataset,
+    Sample,
+    collate,
+    seed_of,
+)
+from camtrain.data.decoding import (
+    DamagedImageError,
+    Decode,
+    Decoded,
+    decode_image,
+    read_image,
+    to_rgb,
+)
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.division import write_split
 from camtrain.data.exclude import (
@@ -14,7 +30,7 @@ from camtrain.data.exclude import (
 )
 from camtrain.data.folder import ImageFolder
 from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
-from camtrain.data.source import Picture, Source
+from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
 from camtrain.data.transforms import (
@@ -26,13 +42,22 @@ from camtrain.data.transforms import (
     resize,
     to_pixels,
 )
+from camtrain.data.views import View
 
 __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
+    "Augmentation",
+    "Augmented",
+    "AutoAugment",
     "Batch",
     "ClutteredDigits",
+    "Damaged",
+    "DamagedImageError",
+    "Decode",
+    "Decoded",
     "EpochSampler",
+    "FileSource",
     "ImageFolder",
     "ListedFiles",
     "ListedSource",
@@ -43,10 +68,11 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Split",
+    "View",
     "Without",
-    "augmentation",
     "boxes_to_input",
     "collate",
+    "decode_image",
     "fit_channels",
     "is_divided",
     "make_sources",

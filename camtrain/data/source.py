@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from camtrain.data.decoding import Decode
 
 
 class Picture(NamedTuple):
@@ -51,3 +53,11 @@ class Source(Protocol):
 
     def read(self, index: int) -> Picture:
         """The picture at ``index``."""
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A source of picture files, which others may decode: smaller, or as they are stored."""
+
+    def read_with(self, index: int, decode: Decode) -> Picture:
+        """As ``read``, with the image that ``decode`` makes of its file; all else is the same."""

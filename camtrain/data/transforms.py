@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from camtrain.data.views import INTERPOLATIONS, View
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Placement, Preprocessing
-
-# exact: a pixel covers [i, i + 1), as in Placement; torch's plain "nearest" is off by half a pixel
-INTERPOLATIONS = {
-    "nearest": InterpolationMode.NEAREST_EXACT,
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-}
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:
@@ -56,23 +49,9 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         (len(mean), h, w) of the same type, h x w being ``preprocessing.size``.
     """
     image = fit_channels(image, len(preprocessing.mean))
-    image_hw = (image.shape[-2], image.shape[-1])
-    resized: Tensor = TF.resize(
-        image,
-        list(preprocessing.resized_hw(image_hw)),
-        interpolation=INTERPOLATIONS[preprocessing.interpolation],
-        antialias=True,
-    )
-    if preprocessing.resize_mode == "squash":
-        return resized
-    placement = preprocessing.placement(image_hw)
-    top, left = int(placement.offset_y), int(placement.offset_x)
-    height, width = preprocessing.size
-    if preprocessing.resize_mode == "crop":
-        return resized[:, -top : height - top, -left : width - left]
-    canvas = _mean_colour(preprocessing, image.dtype).expand(-1, height, width).clone()
-    canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized
-    return canvas
+    view = View.whole((image.shape[-2], image.shape[-1]), preprocessing)
+    mode = INTERPOLATIONS[preprocessing.interpolation]
+    return view.of(image, mode, fill_colour(preprocessing, image.dtype))
 
 
 def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -86,7 +65,9 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         The same shape, float32.
     """
     pixels: Tensor = TF.to_dtype(_reordered(image, preprocessing), torch.float32, scale=True)
-    normalized: Tensor = TF.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
+    mean, std = list(preprocessing.mean), list(preprocessing.std)
+    # in place where the pixels are a copy already
+    normalized: Tensor = TF.normalize(pixels, mean, std, inplace=image.dtype == torch.uint8)
     return normalized
 
 
@@ -171,7 +152,8 @@ def _reordered(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     return image.flip(-3) if preprocessing.channel_order == "bgr" else image
 
 
-def _mean_colour(preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
-    """(C, 1, 1) mean of a picture in units of ``dtype``; normalized, it is 0 but for rounding."""
-    mean = _reordered(torch.tensor(preprocessing.mean)[:, None, None], preprocessing)
-    return mean.to(dtype) if dtype.is_floating_point else (mean * 255).round().to(dtype)
+def fill_colour(preprocessing: Preprocessing, dtype: torch.dtype) -> list[float]:
+    """The mean of a picture, per channel, in units of ``dtype``; normalized it is nearly 0."""
+    mean = _reordered(torch.tensor(preprocessing.mean)[:, None, None], preprocessing).flatten()
+    colour = mean if dtype.is_floating_point else (mean * 255).round()
+    return colour.tolist()

@@ -138,7 +138,8 @@ class BoxScores(nn.Module):
             metric.reset()
         # A process that meets no picture with boxes synchronizes like the others.
         nothing, numbers = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
-        none = Batch(nothing, numbers, [], torch.zeros(0, 2), numbers, [], [])
+        sizes_hw = torch.zeros(0, 2)
+        none = Batch(nothing, numbers, [], sizes_hw, numbers, [], [], [], [], numbers, ())
         self.update(WholeMaps(nothing, nothing), torch.zeros(0, 1), numbers, none)
 
     def _max_box_acc(self, name: str) -> MaxBoxAcc | MaxBoxAccV2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camtrain.data import (
+    Augmentation,
+    AutoAugment,
     Batch,
+    DamagedImageError,
     EpochSampler,
     PreparedDataset,
     Source,
     SourceOptions,
     Split,
-    augmentation,
     collate,
     is_divided,
     make_sources_without,
@@ -54,6 +57,12 @@ class CAMDataModule(LightningDataModule):
         std: Sequence[float] | None = None,
         channel_order: ChannelOrder | None = None,
         augment: str = "light",
+        auto_augment: AutoAugment | None = None,
+        hide_and_seek: float = 0.0,
+        reduced_decoding: bool = True,
+        exif: bool = True,
+        max_damaged: int = 100,
+        allow_damaged: bool = False,
         workers: int = 2,
         seed: int = 0,
         val_fraction: float = 0.15,
@@ -88,7 +97,17 @@ class CAMDataModule(LightningDataModule):
             channel_order: Of the network's input, and so of ``mean`` and ``std``: ``rgb``, ``bgr``,
                 or None for the network's own.
             augment: Of the training pictures: ``none``, ``flip``, ``light``, ``imagenet``,
-                ``paper``.
+                ``paper``, ``wsol``; see ``camtrain.data.Augmentation``.
+            auto_augment: After it, ``randaugment`` or ``trivialaugment``.
+            hide_and_seek: Probability that a cell of a 4 x 4 grid over a training picture is hidden
+                under the mean colour.
+            reduced_decoding: Decode large training JPEGs at 1/2, 1/4 or 1/8 where the network's
+                input needs no more; evaluation and prediction decode them whole.
+            exif: Turn pictures upright as their EXIF says; false where the boxes are those of the
+                pixels as they are stored.
+            max_damaged: Training files that may be damaged, and are skipped, before the training
+                stops; counted by each process.
+            allow_damaged: Skip damaged files in evaluation too, where they are errors otherwise.
             workers: Processes that prepare batches; 0 means the training process itself.
             seed: Of the order, the augmentation, and the division into splits.
             val_fraction: Part of each class for validation, where the source has no such split.
@@ -120,6 +139,8 @@ class CAMDataModule(LightningDataModule):
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size} and "
                 f"{workers}."
             )
+        if max_damaged < 0:
+            raise CamtrainValueError(f"max_damaged must be at least 0 files, got {max_damaged}.")
         if (mean is None) != (std is None):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
@@ -146,8 +167,9 @@ class CAMDataModule(LightningDataModule):
             crop_pct=crop_pct,
             channel_order=channel_order or "rgb",
         )
-        augmentation(augment, self._preprocessing)
+        Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
+        self._damaged: set[str] = set()  # one sentence per file
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
@@ -189,13 +211,32 @@ class CAMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
         self._check_task()
+        names = ("augment", "auto_augment", "hide_and_seek", "reduced_decoding")
+        augment, auto_augment, hide_and_seek, reduced = (self.hparams[name] for name in names)
         for split, source in self.sources.items():
-            self.datasets[split] = PreparedDataset(
-                source,
-                self.preprocessing,
-                augment=self.hparams["augment"] if split == "train" else "none",
-                seed=self.hparams["seed"],
-            )
+            common: dict[str, Any] = {"seed": self.hparams["seed"], "exif": self.hparams["exif"]}
+            if split == "train":
+                common |= {"augment": augment, "auto_augment": auto_augment}
+                common |= {"hide_and_seek": hide_and_seek, "reduced": reduced}
+            self.datasets[split] = PreparedDataset(source, self.preprocessing, **common)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Name the damaged files of a batch, and stop where there may be none, or no more."""
+        for message in [one.message for one in batch.damaged]:
+            is_training = self.trainer is not None and self.trainer.training
+            if not is_training and not self.hparams["allow_damaged"]:
+                raise DamagedImageError(
+                    f"{message.removesuffix('.')}, or give --data.allow_damaged true."
+                )
+            if message not in self._damaged:
+                self._damaged.add(message)
+                warnings.warn(f"Skipped: {message}", stacklevel=2)
+            if is_training and len(self._damaged) > self.hparams["max_damaged"]:
+                raise DamagedImageError(
+                    f"More than max_damaged={self.hparams['max_damaged']} files are damaged; the "
+                    f"last one: {message}"
+                )
+        return batch
 
     def _check_task(self) -> None:
         net = getattr(getattr(self.trainer, "lightning_module", None), "net", None)

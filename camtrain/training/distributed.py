@@ -25,14 +25,16 @@ def without_repeats(
         return batch
     repeated = is_repeat(
         batch_idx * loader.batch_size,
-        len(batch[1]),
+        len(batch[1]) + (len(batch.damaged) if isinstance(batch, Batch) else 0),
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         length=len(loader.dataset),
     )
+    if isinstance(batch, Batch):
+        repeated = repeated[batch.places.cpu()]
     kept = (~repeated).nonzero()[:, 0].tolist()
     columns = [
         [values[place] for place in kept] if isinstance(values, list) else values[kept]
-        for values in batch
+        for values in (batch[:-1] if isinstance(batch, Batch) else batch)  # the last is no column
     ]
-    return Batch._make(columns) if isinstance(batch, Batch) else columns
+    return Batch._make([*columns, batch.damaged]) if isinstance(batch, Batch) else columns

@@ -18,6 +18,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import score_names
 from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
@@ -137,7 +138,8 @@ class CamtrainCLI(LightningCLI):
         # Two, since one that keeps the best writes its `last` only together with a new best.
         every = self.config[self.subcommand]["trainer"]["check_val_every_n_epoch"] or 1
         best = KeptCheckpoint(folder, "best", monitor=monitor, every=every)
-        return [RunWriter(folder, best), best, KeptCheckpoint(folder, "last")]
+        picture = BatchPicture(folder.path / "train_batch.jpg")
+        return [RunWriter(folder, best), picture, best, KeptCheckpoint(folder, "last")]
 
     def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, test the best epoch if there is a test split, say where everything is."""

@@ -29,6 +29,9 @@ from camtrain.training.freezing import freeze, keep_in_eval
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
 
+# Of counts: all batches of all processes.
+_SUMMED: dict[str, Any] = {"reduce_fx": "sum", "sync_dist": True, "batch_size": 1}
+
 
 class CAMModule(LightningModule):
     """Trains a CAM network; takes batches of (images, labels, ...) from any LightningDataModule.
@@ -170,11 +173,21 @@ class CAMModule(LightningModule):
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
+        if isinstance(batch, Batch):
+            damaged = float(len(batch.damaged))
+            self.log("train/damaged", damaged, on_step=False, on_epoch=True, **_SUMMED)
+            if batch.damaged and len(images) < 2:  # BatchNorm cannot train on one picture
+                return self._nothing_learned()
         loss = loss_of(self(images), labels, self.net.task)
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
         )
         return loss
+
+    def _nothing_learned(self) -> Tensor:
+        """A loss whose gradients are 0, so that processes with more pictures need not wait."""
+        self.log("train/loss", 0.0, on_step=False, on_epoch=True, prog_bar=True, batch_size=0)
+        return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``_evaluate``."""

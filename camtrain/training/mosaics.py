@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from camtrain.data import PreparedDataset
+from camtrain.data import DamagedImageError, PreparedDataset
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import takes
 from camtrain.training.datamodule import CAMDataModule
 
 
-class Mosaics(Dataset[tuple[Tensor, Tensor]]):
+class Mosaics(Dataset["tuple[Tensor, Tensor] | None"]):
     """Mosaics of four pictures of four classes: the image (C, H, W), the classes (4,).
 
     Args:
@@ -34,13 +34,23 @@ class Mosaics(Dataset[tuple[Tensor, Tensor]]):
         """The number of mosaics."""
         return len(self.plan)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The mosaic at ``index``."""
-        samples = [self.pictures[place] for place in self.plan[index].tolist()]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """The mosaic at ``index``; None where a file of it is damaged."""
+        try:
+            samples = [self.pictures[place] for place in self.plan[index].tolist()]
+        except DamagedImageError:  # the evaluation has named it
+            return None
         images = torch.stack([sample.image for sample in samples])
         return mosaic(images, size=self.size_hw), torch.stack(
             [torch.as_tensor(s.label) for s in samples]
         )
+
+
+def _collate(mosaics: list[tuple[Tensor, Tensor] | None]) -> list[Tensor] | None:
+    """A batch of the mosaics that there are."""
+    whole = [one for one in mosaics if one is not None]
+    batch: list[Tensor] | None = default_collate(whole) if whole else None
+    return batch
 
 
 @torch.no_grad()
@@ -62,7 +72,7 @@ def mosaic_scores(
     plan = mosaic_plan(labels) if labels.ndim == 1 else labels[:0]  # of one class each
     if not len(plan):
         return {}
-    channels, height, width = pictures[0].image.shape
+    channels, (height, width) = len(data.preprocessing.mean), data.preprocessing.size
     # At twice the size, so that the pictures keep theirs, where the network takes it.
     is_free = takes(net.backbone, channels, (2 * height, 2 * width))
     own = plan[trainer.global_rank :: trainer.world_size]
@@ -70,10 +80,11 @@ def mosaic_scores(
         Mosaics(pictures, own, None if is_free else (height, width)),
         batch_size=max(1, data.hparams["batch_size"] // 4),
         num_workers=data.hparams["workers"],
+        collate_fn=_collate,
     )
     metric = MosaicScore().to(device)
     metric.update(torch.zeros(0, 4, 1, 1))  # of fewer mosaics than processes one may get none
-    for images, classes in loader:
+    for images, classes in filter(None, loader):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         metric.update(net.class_maps(images, classes=classes.to(device)).maps)
     return {f"mosaic_{name}": value for name, value in metric.compute().items()}

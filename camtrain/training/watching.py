@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from camtrain.data import PreparedDataset, to_pixels
+from camtrain.data import DamagedImageError, PreparedDataset, to_pixels
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.heatmap import picture_heatmaps
@@ -100,7 +100,8 @@ class CAMLogger(Callback):
             return
         if not self._indices or max(self._indices) >= len(dataset):
             self._indices = stratified(_labels(dataset), self.num_images, self.seed)
-        self._watched = [_read(dataset, index, net) for index in self._indices]
+        read = (_read_or_skip(dataset, index, net) for index in self._indices)
+        self._watched = [one for one in read if one is not None]
         if trainer.global_step == 0:
             self._show(trainer, net, epoch=0)
 
@@ -198,9 +199,17 @@ def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[Wa
     return rows
 
 
+def _read_or_skip(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched | None:
+    """Whether a damaged picture is an error is for the validation to say."""
+    try:
+        return _read(dataset, index, net)
+    except DamagedImageError:
+        return None
+
+
 def _read(dataset: Sequence[Any], index: int, net: CAMNet) -> _Watched:
     if isinstance(dataset, PreparedDataset):
-        sample, picture = dataset[index], dataset.source.read(dataset.indices[index])
+        sample, picture = dataset[index], dataset.picture(index)
         labels, boxes_xyxy = _classes(sample.label), sample.boxes_xyxy
         return _Watched(picture.image, sample.image, labels, boxes_xyxy, dataset.preprocessing)
     image, label = dataset[index][:2]

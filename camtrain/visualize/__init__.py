@@ -1,5 +1,6 @@
 """Heatmaps, boxes and names drawn on pictures, contact sheets of them, and a chart of scores."""
 
+from camtrain.visualize.batch import batch_sheet
 from camtrain.visualize.charts import threshold_chart
 from camtrain.visualize.overlay import (
     COLORMAPS,
@@ -17,6 +18,7 @@ __all__ = [
     "TRUE_BOX",
     "Color",
     "WatchedPicture",
+    "batch_sheet",
     "contact_sheet",
     "draw_boxes",
     "overlay",

@@ -1,20 +1,29 @@
 """Samples, batches, and the law that an augmentation depends on (seed, epoch, index) alone."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camtrain.data import (
+    AutoAugment,
     Batch,
     ClutteredDigits,
+    Damaged,
+    DamagedImageError,
+    Decode,
     EpochSampler,
+    ImageFolder,
     Picture,
     PreparedDataset,
     collate,
     prepare,
+    read_image,
 )
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
@@ -130,3 +139,139 @@ def test_workers_draw_the_same_digits() -> None:
     )
     assert here.shape == (10, 1, 64, 64)
     assert torch.equal(here, there)
+
+
+class Files:
+    """One class of picture files, each with the same box."""
+
+    class_names = ("a", "b")
+
+    def __init__(self, paths: list[Path], box: tuple[int, ...]) -> None:
+        self.paths, self.labels = paths, [0] * len(paths)
+        self.boxes_xyxy = torch.tensor([box])
+
+    def __len__(self) -> int:
+        """The number of files."""
+        return len(self.paths)
+
+    def read(self, index: int) -> Picture:
+        """The picture, whole."""
+        return self.read_with(index, read_image)
+
+    def read_with(self, index: int, decode: Decode) -> Picture:
+        """The picture as ``decode`` makes it."""
+        image = decode(self.paths[index])
+        return Picture(image, self.labels[index], self.boxes_xyxy, str(self.paths[index]))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Files:
+    """A JPEG of 500 x 701 pixels, dark with a bright box."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60, (500, 701, 3)).astype(np.uint8)
+    pixels[120:360, 200:520] += 180
+    Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
+    return Files([tmp_path / "large.jpg"], (200, 120, 520, 360))
+
+
+def test_a_reduced_sample_is_the_whole_one_within_a_few_levels(large: Files) -> None:
+    preprocessing = Preprocessing(size=(48, 64), mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    for name in ("none", "paper", "imagenet", "light"):
+        whole, reduced = (
+            PreparedDataset(large, preprocessing, augment=name, reduced=reduced)
+            for reduced in (False, True)
+        )
+        for epoch in range(6):
+            one, other = whole[epoch, 0], reduced[epoch, 0]
+            assert other.size_hw == one.size_hw == (500, 701)
+            assert torch.equal(other.boxes_xyxy, one.boxes_xyxy)
+            # The part begins where a reduced pixel does: within 7 of 500 pixels.
+            assert (other.input_boxes_xyxy - one.input_boxes_xyxy).abs().max() < 4
+            bright = (other.image[1] > 120).nonzero()
+            found = torch.cat([bright.amin(0).flip(0), bright.amax(0).flip(0) + 1])
+            assert (found - other.input_boxes_xyxy[0]).abs().max() <= 1
+            if name in ("none", "paper"):
+                assert (one.image - other.image).abs().mean() < 2  # levels of 255
+                assert torch.equal(other.input_boxes_xyxy, one.input_boxes_xyxy)
+            assert not torch.equal(one.image, other.image)
+
+
+def test_small_pictures_are_never_reduced(large: Files) -> None:
+    preprocessing = Preprocessing(size=(260, 360))
+    for epoch in range(4):
+        one, other = (
+            PreparedDataset(large, preprocessing, augment="imagenet", reduced=reduced)[epoch, 0]
+            for reduced in (False, True)
+        )
+        assert torch.equal(one.image, other.image)
+
+
+def test_hide_and_seek_hides_cells_under_the_mean_colour_and_nothing_else() -> None:
+    plain = PreparedDataset(Noise(), PREPROCESSING)
+    hiding = PreparedDataset(Noise(), PREPROCESSING, hide_and_seek=0.5)
+    hidden = 0
+    for index in range(11):
+        before, after = plain[index].image, hiding[index].image
+        cells = (before != after).any(0).reshape(4, 6, 4, 9).permute(0, 2, 1, 3).flatten(2)
+        share = cells.float().mean(-1)
+        assert ((share == 0) | (share > 0.9)).all()
+        hidden += int((share > 0).sum())
+        covered = (before != after).any(0)
+        assert after[:, covered].abs().max() < 0.02
+        assert torch.equal(hiding[index].image, after)
+        assert not torch.equal(hiding[1, index].image, after)
+    assert 50 < hidden < 126  # of 176
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
+def test_an_auto_augment_depends_on_seed_epoch_and_index_alone(policy: AutoAugment) -> None:
+    dataset = PreparedDataset(Noise(), PREPROCESSING, auto_augment=policy)
+    plain = PreparedDataset(Noise(), PREPROCESSING)
+    first = [dataset[2, index].image for index in range(11)]
+    torch.manual_seed(1)
+    assert all(torch.equal(dataset[2, index].image, first[index]) for index in range(11))
+    assert sum(torch.equal(plain[index].image, first[index]) for index in range(11)) < 5
+
+
+def test_a_loader_is_told_of_damaged_files_and_others_get_an_error(
+    photographs: Path,
+) -> None:
+    files = sorted(photographs.glob("train/*/*.png"))
+    files[2].write_bytes(files[2].read_bytes()[:500])
+    source = ImageFolder(photographs, "train")
+    for workers in (0, 2):
+        dataset = PreparedDataset(source, PREPROCESSING)
+        with pytest.raises(DamagedImageError, match=r"2\.png cannot be read"):
+            dataset[2]
+        first, *rest = DataLoader(dataset, 4, collate_fn=collate, num_workers=workers)
+        assert first.indices.tolist() == [0, 1, 3]
+        assert first.places.tolist() == [0, 1, 3]
+        assert len(first.images) == len(first.paths) == len(first.input_boxes_xyxy) == 3
+        [damaged] = first.damaged
+        assert isinstance(damaged, Damaged)
+        assert damaged.item == 2
+        assert str(files[2]) in damaged.message
+        assert not any(batch.damaged for batch in rest)
+
+
+def test_a_batch_may_be_damaged_altogether() -> None:
+    batch = collate([Damaged(3, "The image x cannot be read.", (3, 24, 36))] * 2)
+    assert batch.images.shape == (0, 3, 24, 36)
+    assert batch.labels.shape == batch.indices.shape == batch.places.shape == (0,)
+    assert batch.sizes_hw.shape == (0, 2)
+    assert len(batch.damaged) == 2
+
+
+def test_stored_pixels_need_a_source_of_files(large: Files) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    with Image.open(large.paths[0]) as image:
+        image.save(large.paths[0], exif=exif)
+    assert PreparedDataset(large, PREPROCESSING)[0].size_hw == (701, 500)
+    assert PreparedDataset(large, PREPROCESSING, exif=False)[0].size_hw == (500, 701)
+    assert PreparedDataset(large, PREPROCESSING, exif=False).picture(0).image.shape[1:] == (
+        500,
+        701,
+    )
+    with pytest.raises(CamtrainValueError, match="exif must be true for Noise"):
+        PreparedDataset(Noise(), PREPROCESSING, exif=False)

@@ -1,13 +1,15 @@
 """Every kind of picture file becomes upright RGB."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from camtrain.data import read_image
+from camtrain.data import DamagedImageError, decode_image, read_image, to_rgb
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 RED_ON_TOP = np.zeros((6, 10, 3), np.uint8)
@@ -108,3 +110,114 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(CamtrainValueError, match="decompression bomb"):
         read_image(tmp_path / "bomb.png")
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Smooth colours with some noise, as a JPEG compresses them."""
+    rng = np.random.default_rng(height)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return Image.fromarray((smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def by_pillow(data: bytes) -> torch.Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+KINDS = [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_the_fast_decoder_gives_the_pixels_of_pillow(options: dict[str, Any], mode: str) -> None:
+    """Both are built on libjpeg-turbo here; another build may round by a level or two."""
+    data = jpeg(photograph(61, 83).convert(mode), **options)
+    difference = read_image("a.jpg", data=data).int() - by_pillow(data).int()
+    assert difference.abs().max() <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_a_jpeg_is_damaged_as_soon_as_pixels_are_missing(options: dict[str, Any]) -> None:
+    data = jpeg(photograph(40, 56), **options)
+    assert read_image("a.jpg", data=data).shape == (3, 40, 56)
+    for missing in (*range(8, 60), len(data) // 2, len(data) - 20):
+        with pytest.raises(DamagedImageError, match=r"a\.jpg cannot be read"):
+            read_image("a.jpg", data=data[:-missing])
+
+
+def test_damage_within_a_jpeg_is_judged_by_pillow() -> None:
+    whole = jpeg(photograph(61, 83))
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(300, len(data), 3):
+            data[place] = rng.integers(256)
+        try:
+            expected = by_pillow(bytes(data))
+        except (OSError, SyntaxError, ValueError):
+            with pytest.raises(DamagedImageError):
+                read_image("a.jpg", data=bytes(data))
+            outcomes.add("refused")
+        else:
+            assert torch.equal(read_image("a.jpg", data=bytes(data)), expected)
+            outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_a_reduced_jpeg_is_the_average_of_the_whole_and_upright(orientation: int | None) -> None:
+    upright = photograph(160, 232)
+    options = {}
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    data = jpeg(stored(orientation or 1, upright), quality=95, **options)
+    whole = decode_image("a.jpg", data=data)
+    assert whole.image.shape == (3, 160, 232)
+    for factor in (2, 4, 8):
+        reduced = decode_image("a.jpg", data=data, shrink=lambda _, by=factor: by + 0.5)
+        assert reduced.size_hw == (160, 232)
+        assert reduced.factor == factor
+        expected = torch.nn.functional.avg_pool2d(whole.image.float(), factor)
+        assert reduced.image.shape == expected.shape
+        assert (reduced.image - expected).abs().mean() < 2
+
+
+def test_odd_sides_are_rounded_up_and_never_reduced_when_turned() -> None:
+    data = jpeg(photograph(161, 235))
+    reduced = decode_image("a.jpg", data=data, shrink=lambda size_hw: size_hw[0] / 40)
+    assert (reduced.image.shape, reduced.size_hw) == ((3, 41, 59), (161, 235))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode_image("a.jpg", data=jpeg(photograph(161, 235), exif=exif), shrink=lambda _: 8)
+    assert (turned.image.shape, turned.factor) == ((3, 235, 161), 1)
+    png = io.BytesIO()
+    photograph(160, 232).save(png, "PNG")
+    assert decode_image("a.png", data=png.getvalue(), shrink=lambda _: 8).factor == 1
+
+
+def test_the_stored_pixels_can_be_asked_for() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(photograph(40, 56), exif=exif)
+    assert read_image("a.jpg", data=data).shape == (3, 56, 40)
+    assert read_image("a.jpg", data=data, exif=False).shape == (3, 40, 56)
+    file = io.BytesIO()
+    photograph(40, 56).save(file, "PNG", exif=exif)
+    assert read_image("a.png", data=file.getvalue(), exif=False).shape == (3, 40, 56)
+
+
+def test_a_jpeg_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpeg(photograph(40, 56))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr("cv2.imdecode", None)
+    with pytest.raises(DamagedImageError, match=r"a\.jpg.*decompression bomb"):
+        read_image("a.jpg", data=data)

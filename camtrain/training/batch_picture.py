@@ -1,0 +1,75 @@
+"""A picture of the first batch of a training: what the network sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from camtrain.data import Batch, to_pixels
+from camtrain.preprocessing import Preprocessing
+from camtrain.visualize import batch_sheet
+
+MOST_PICTURES = 25
+
+
+class BatchPicture(Callback):
+    """Writes the first augmented batch, with boxes and class names, as a JPEG.
+
+    It takes the very batch that is trained on, from any data module, so that it changes neither
+    order nor random numbers. Pixels are recovered by the ``preprocessing`` of the module's ``net``;
+    where there is none, they are spread over the range from black to white.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Nothing is written before the training starts.
+
+        Args:
+            path: The JPEG to write.
+        """
+        self.path = Path(path)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
+    ) -> None:
+        """Write it before the first step; a continued training has it already."""
+        is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
+        if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        images = batch[0][:MOST_PICTURES].detach().cpu().float()
+        if not len(images) or images.shape[1] not in (1, 3):  # all damaged, or no colours
+            return
+        net = getattr(pl_module, "net", None)
+        pixels = _pixels(images, getattr(net, "preprocessing", None))
+        boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else [torch.zeros(0, 4)]
+        boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        names = getattr(net, "class_names", None) or names or ()
+        captions = [_caption(label, names) for label in batch[1][: len(images)]]
+        height, width = images.shape[-2:]
+        title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
+        sheet = batch_sheet(pixels, boxes, captions, title=title)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}.part")
+        sheet.save(part, format="JPEG", quality=90)
+        os.replace(part, self.path)
+
+
+def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """(B, C, h, w) uint8 of normalized images."""
+    if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
+        return to_pixels(images, preprocessing)
+    low, high = images.aminmax()
+    return ((images - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8)
+
+
+def _caption(label: Tensor, names: Sequence[str]) -> str:
+    """The names of a class number or of a multi-hot label, (K,)."""
+    classes = [int(label)] if label.ndim == 0 else label.nonzero()[:, 0].tolist()
+    known = (names[one] if one < len(names) else str(one) for one in classes)
+    return ", ".join(known) or "no class"
