@@ -113,15 +113,16 @@ def decode_image(
                 data = file.read()
         content = BytesIO(data)
         with Image.open(content) as image:
-            pixels_at = content.tell()  # where Pillow has stopped, if it is a JPEG
-            orientation = _orientation(image) if exif else None
-            width, height = image.size
-            size_hw = (width, height) if orientation in _TRANSPOSED else (height, width)
-            most = shrink(size_hw) if shrink is not None else 1.0
             if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+                pixels_at = content.tell()  # where Pillow has stopped
+                orientation = _orientation(image) if exif else None
+                width, height = image.size
+                size_hw = (width, height) if orientation in _TRANSPOSED else (height, width)
+                most = shrink(size_hw) if shrink is not None else 1.0
                 factor = _factor(most, size_hw, is_turned=orientation in _UPRIGHT)
                 pixels = _decode_jpeg(image, data, pixels_at, factor, orientation)
                 return Decoded(pixels, size_hw, factor)
+            # Not asked for its orientation yet: a PNG is read for that, and its damage passed over.
             rgb = to_rgb(image, exif=exif)
             return Decoded(_pixels(rgb), (rgb.height, rgb.width), 1)
     except FileNotFoundError:
