@@ -1,17 +1,17 @@
-"""Sources as torch data sets: prepared samples, the order of an epoch, batches."""
+"""Sources as torch data sets: prepared samples and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from camtrain.data.augmentations import augmentation
+from camtrain.data.seeds import seed_of
 from camtrain.data.source import Source
 from camtrain.data.transforms import normalize
 from camtrain.errors import CamtrainValueError
@@ -68,8 +68,8 @@ class PreparedDataset(Dataset[Sample]):
     """The pictures of a source, augmented and normalized.
 
     An item is asked for by ``(epoch, index)``, as ``EpochSampler`` does, or by ``index``, which
-    means epoch 0. The augmentation depends on seed, epoch and index alone, and leaves torch's
-    random state as it was.
+    means epoch 0. The augmentation depends on seed, epoch and index alone (where an epoch draws an
+    item several times, also on the draw), and leaves torch's random state as it was.
 
     Args:
         source: Where the pictures come from.
@@ -111,13 +111,14 @@ class PreparedDataset(Dataset[Sample]):
         """The number of items."""
         return len(self.indices)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample at ``(epoch, index)``."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+        """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
+        key = key if isinstance(key, tuple) else (0, key)
+        index = key[1]
         picture = self.source.read(self.indices[index])
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed, which would seed the GPU's random numbers too
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_of(self.seed, *key))
             image = self._augment(picture.image)
         return Sample(
             image=normalize(image, self.preprocessing),
@@ -128,39 +129,6 @@ class PreparedDataset(Dataset[Sample]):
             path=picture.path,
             mask=torch.zeros(0, 0, dtype=torch.uint8) if picture.mask is None else picture.mask,
         )
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields ``(epoch, index)``; the order depends on seed and epoch alone.
-
-    Args:
-        length: Number of items.
-        shuffle: A random order in every epoch, or 0, 1, 2, ...
-        seed: Of the order.
-    """
-
-    def __init__(self, length: int, *, shuffle: bool, seed: int) -> None:
-        """Start at epoch 0."""
-        self.length = length
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; Lightning calls it before each one."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """The number of items."""
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The keys of one epoch."""
-        order = torch.arange(self.length)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-            order = torch.randperm(self.length, generator=generator)
-        return iter([(self.epoch, index) for index in order.tolist()])
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -174,8 +142,3 @@ def collate(samples: Sequence[Sample]) -> Batch:
         paths=[sample.path for sample in samples],
         masks=[sample.mask for sample in samples],
     )
-
-
-def seed_of(*numbers: int) -> int:
-    """A well mixed 64-bit seed from a few numbers, the same everywhere."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

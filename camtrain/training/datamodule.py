@@ -15,11 +15,14 @@ from camtrain.data import (
     Batch,
     EpochSampler,
     PreparedDataset,
+    ResumableLoader,
+    SamplerName,
     Source,
     SourceOptions,
     Split,
     augmentation,
     collate,
+    leave_signals_to_parent,
     make_source,
     source_splits,
 )
@@ -51,6 +54,7 @@ class CAMDataModule(LightningDataModule):
         std: Sequence[float] | None = None,
         channel_order: ChannelOrder | None = None,
         augment: str = "light",
+        sampler: SamplerName = "shuffle",
         workers: int = 2,
         seed: int = 0,
         val_fraction: float = 0.15,
@@ -76,6 +80,8 @@ class CAMDataModule(LightningDataModule):
                 or None for the network's own.
             augment: Of the training pictures: ``none``, ``flip``, ``light``, ``imagenet``,
                 ``paper``.
+            sampler: ``shuffle``: every training picture once per epoch; ``balanced``: as many,
+                drawn with replacement so that every class is equally likely.
             workers: Processes that prepare batches; 0 means the training process itself.
             seed: Of the order, the augmentation, and the division into splits.
             val_fraction: Part of each class for validation, where the source has no such split.
@@ -91,6 +97,8 @@ class CAMDataModule(LightningDataModule):
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size} and "
                 f"{workers}."
             )
+        if sampler not in ("shuffle", "balanced"):
+            raise CamtrainValueError(f"sampler must be shuffle or balanced, got {sampler!r}.")
         if (mean is None) != (std is None):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
@@ -175,14 +183,23 @@ class CAMDataModule(LightningDataModule):
                 f"add the folder {split}/CLASS, or choose another verb."
             )
         dataset = self.datasets[split]
-        is_train = split == "train"
-        return DataLoader(
+        workers, is_train = self.hparams["workers"], split == "train"
+        is_balanced = is_train and self.hparams["sampler"] == "balanced"
+        sampler = EpochSampler(
+            len(dataset),
+            shuffle=is_train,
+            seed=self.hparams["seed"],
+            labels=dataset.labels if is_balanced else None,
+            **(getattr(self.trainer, "distributed_sampler_kwargs", None) or {}),
+        )
+        return ResumableLoader(
             dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int
             batch_size=self.hparams["batch_size"],
-            sampler=EpochSampler(len(dataset), shuffle=is_train, seed=self.hparams["seed"]),
-            num_workers=self.hparams["workers"],
-            persistent_workers=self.hparams["workers"] > 0,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=leave_signals_to_parent,
             collate_fn=collate,
             # BatchNorm cannot train on a last batch of one picture.
-            drop_last=is_train and len(dataset) > 1 == len(dataset) % self.hparams["batch_size"],
+            drop_last=is_train and len(sampler) > 1 == len(sampler) % self.hparams["batch_size"],
         )

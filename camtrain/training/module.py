@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -24,6 +24,7 @@ from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.distributed import without_repeats
+from camtrain.training.epoch_mean import EpochMean
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
 from camtrain.training.mosaics import mosaic_scores
@@ -127,6 +128,7 @@ class CAMModule(LightningModule):
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
+        self.train_loss = EpochMean()
         self.map_threshold = DEFAULT_THRESHOLD
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
@@ -171,10 +173,17 @@ class CAMModule(LightningModule):
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
         loss = loss_of(self(images), labels, self.net.task)
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
-        )
+        self.train_loss.update(loss, len(images))
+        self._log_train_loss()
         return loss
+
+    def on_train_start(self) -> None:
+        """Log the loss of an epoch that goes on with its validation, without a further step."""
+        if self.train_loss.update_called:
+            self._log_train_loss()
+
+    def _log_train_loss(self) -> None:
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``_evaluate``."""
@@ -275,6 +284,9 @@ class CAMModule(LightningModule):
             "map_threshold": self.map_threshold,
             "is_calibrated": self.is_calibrated,
             "seed": self._seed,
+            "train_loss": cast("Tensor", self.all_gather(self.train_loss.sums()))
+            .reshape(-1, 2)  # a row for each process
+            .tolist(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -295,6 +307,10 @@ class CAMModule(LightningModule):
         self.map_threshold = own["map_threshold"]
         self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
         self._seed = own["seed"]
+        if self._is_resuming():
+            sums = own.get("train_loss", [])
+            if len(sums) == self.trainer.world_size:
+                self.train_loss.restore(sums[self.global_rank])
         if self._trainer is not None:  # what the pictures go through now, not what they did then
             self._take_from_data()
 
