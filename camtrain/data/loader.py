@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _MEANING = {
     "batch_size": "batch size",
-    "length": "number of training pictures",
+    "pictures": "number of training pictures",
     "processes": "number of processes",
     "balanced": "balanced sampler",
 }
@@ -57,7 +57,7 @@ class ResumableLoader(DataLoader[T]):
             epoch, given = self._continued
         else:
             epoch, given = self._epoch, self._given
-        return {"epoch": epoch, "batches": given, **self._layout()}
+        return {"epoch": epoch, "batches": given, "length": len(self), **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on there, if it is of that epoch.
@@ -65,30 +65,32 @@ class ResumableLoader(DataLoader[T]):
         Raises:
             CamtrainValueError: The batches of an epoch are no longer what they were.
         """
+        if 0 < state["batches"] < state["length"]:
+            self._check_same_batches(state)
+        self._continued = (int(state["epoch"]), int(state["batches"]))
+
+    def _check_same_batches(self, state: dict[str, Any]) -> None:
         if not isinstance(self.sampler, EpochSampler):
             raise CamtrainValueError(
                 "Only an order of camtrain's own can be continued within an epoch, got "
                 f"{type(self.sampler).__name__}; leave --trainer.overfit_batches out."
             )
         for name, now in self._layout().items():
-            if state.get(name) != now:
+            if state[name] != now:
                 raise CamtrainValueError(
                     "A training that stopped within an epoch goes on with the same batches; the "
-                    f"{_MEANING[name]} was {state.get(name)}, got {now}; give the same settings "
-                    "and data, or start a new run from its network with --model.weights."
+                    f"{_MEANING[name]} was {state[name]}, got {now}; give the same settings and "
+                    "data, or start a new run from its network with --model.weights."
                 )
-        self._continued = (int(state["epoch"]), int(state["batches"]))
 
     def _layout(self) -> dict[str, int | bool]:
         """What the batches of an epoch depend on, beside seed and epoch."""
         sampler = self.sampler
-        if not isinstance(sampler, EpochSampler):
-            return {"batch_size": self.batch_size or 0}
         return {
             "batch_size": self.batch_size or 0,
-            "length": sampler.length,
-            "processes": sampler.num_replicas,
-            "balanced": sampler.is_balanced,
+            "pictures": sampler.length if isinstance(sampler, EpochSampler) else 0,
+            "processes": sampler.num_replicas if isinstance(sampler, EpochSampler) else 1,
+            "balanced": isinstance(sampler, EpochSampler) and sampler.is_balanced,
         }
 
     def _epoch_now(self) -> int:

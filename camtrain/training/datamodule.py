@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -123,6 +124,8 @@ class CAMDataModule(LightningDataModule):
         )
         augmentation(augment, self._preprocessing)
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
+        self._train_loader: ResumableLoader[Batch] | None = None
+        self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
@@ -166,7 +169,23 @@ class CAMDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, in an order that depends on seed and epoch alone."""
-        return self._loader("train")
+        self._train_loader = self._loader("train")
+        if self._train_state is not None:
+            self._train_loader.load_state_dict(self._train_state)
+            self._train_state = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of an epoch were trained on.
+
+        Lightning keeps the state of the loader too, but forgets to load it where the optimizer has
+        asked for the length of the training, which makes the loader before its time.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``; called before the loader is made."""
+        self._train_state = state_dict["train"]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the validation split."""
@@ -176,7 +195,7 @@ class CAMDataModule(LightningDataModule):
         """Batches of the test split."""
         return self._loader("test")
 
-    def _loader(self, split: Split) -> DataLoader[Batch]:
+    def _loader(self, split: Split) -> ResumableLoader[Batch]:
         if split not in self.datasets:
             raise CamtrainValueError(
                 f"{self.hparams['root']} has no {split} split, only {', '.join(self.datasets)}; "
@@ -199,6 +218,7 @@ class CAMDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # or starting workers would use global random numbers
             collate_fn=collate,
             # BatchNorm cannot train on a last batch of one picture.
             drop_last=is_train and len(sampler) > 1 == len(sampler) % self.hparams["batch_size"],

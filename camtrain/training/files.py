@@ -35,6 +35,8 @@ def write_text(path: Path, text: str) -> None:
 
 def duplicate(source: Path, path: Path) -> None:
     """Make ``path`` a second name of a file that is only ever replaced; a copy where links fail."""
+    if path.exists() and path.samefile(source):  # renaming one name to the other does nothing
+        return
     with replacing(path) as part:
         part.unlink(missing_ok=True)
         try:

@@ -182,6 +182,10 @@ class CAMModule(LightningModule):
         if self.train_loss.update_called:
             self._log_train_loss()
 
+    def on_train_epoch_start(self) -> None:
+        """Begin the mean of the epoch anew; not called when an epoch goes on."""
+        self.train_loss.reset()
+
     def _log_train_loss(self) -> None:
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
 
