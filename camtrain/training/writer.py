@@ -151,9 +151,7 @@ class RunWriter(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Go on with the random numbers, which the start has used."""
-        if self._random is not None:
-            set_random_state(self._random)
-            self._random = None
+        self._set_random_state()
 
     def on_train_batch_end(
         self,
@@ -169,6 +167,7 @@ class RunWriter(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last.ckpt``, unless little would be lost; stop if that is wished."""
+        self._set_random_state()
         batch_idx = trainer.fit_loop.batch_idx
         if not trainer.sanity_checking and _is_whole_step(trainer, batch_idx):
             self._save_if_due(trainer, min(self._seconds, _LOST_TO_VALIDATION))
@@ -238,6 +237,11 @@ class RunWriter(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder.last, weights_only=False)
         self._saved_at = time.monotonic()
+
+    def _set_random_state(self) -> None:
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def _stop_if_wished(self, trainer: Trainer) -> None:
         if _any_process(trainer, self.signals.received is not None):

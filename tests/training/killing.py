@@ -6,58 +6,76 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 _PRELOADED = ["camtrain.training.main", "tests.training.killing"]
 
 
-def run_in_child(args: list[str], kill: tuple[str, int] | None = None) -> int:
+def run_in_child(
+    args: list[str],
+    kill: tuple[str, int] | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGKILL,),
+) -> int:
     """Run the command line; returns the exit status, minus the signal's number where one killed it.
+
+    What it prints goes to ``RUNS_DIR/NAME.log``.
 
     Args:
         args: Of the command line.
-        kill: A place of ``PLACES`` and how often it is passed before the process dies there.
+        kill: A place of ``PLACES`` and how often it is passed before the signals come there.
+        signals: Sent to the process with all that belong to it, as a terminal does.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    log = Path(args[args.index("--runs_dir") + 1]) / f"{len(args)}.log"
-    child = context.Process(target=_run, args=(args, kill, str(log)))
+    values = dict(pairwise(args))
+    log = Path(values["--runs_dir"]) / f"{values['--name']}.log"
+    child = context.Process(target=_run, args=(args, kill, signals, str(log)))
     child.start()
     child.join()
     assert child.exitcode is not None
     return child.exitcode
 
 
-def _run(args: list[str], kill: tuple[str, int] | None, log: str) -> None:
+def _run(
+    args: list[str], kill: tuple[str, int] | None, signals: Sequence[signal.Signals], log: str
+) -> None:
     import torch
 
     from camtrain.cli import main
 
+    os.setsid()
     os.makedirs(os.path.dirname(log), exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     multiprocessing.set_start_method("fork", force=True)  # of the workers; inherited otherwise
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     if kill is not None:
         place, count = kill
-        PLACES[place](_dying(count))
+        PLACES[place](_struck(count, signals))
     sys.exit(main(args))
 
 
-def _dying(count: int) -> Callable[[], None]:
-    """A function whose ``count``-th call is the process's last."""
+def _struck(count: int, signals: Sequence[signal.Signals]) -> Callable[[], None]:
+    """A function whose ``count``-th call brings the signals."""
     calls = iter(range(1, count + 1))
     own = os.getpid()
 
-    def die() -> None:
-        if os.getpid() == own and next(calls, count) == count:
-            os.kill(own, signal.SIGKILL)
+    def strike() -> None:
+        if os.getpid() != own or next(calls, 0) != count:
+            return
+        for number in signals:
+            if number == signal.SIGKILL:
+                os.kill(own, number)
+            if number == signal.SIGINT:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid or 0, number)
+            os.killpg(0, number)
 
-    return die
+    return strike
 
 
 def _before(owner: object, name: str, die: Callable[[], None], only: str = "") -> None:
@@ -70,6 +88,12 @@ def _before(owner: object, name: str, die: Callable[[], None], only: str = "") -
         return original(*args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+def _in_start(die: Callable[[], None]) -> None:
+    from camtrain.training.main import CamtrainCLI
+
+    _before(CamtrainCLI, "_begin", die)
 
 
 def _in_step(die: Callable[[], None]) -> None:
@@ -115,6 +139,7 @@ def _after_everything(die: Callable[[], None]) -> None:
 
 
 PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
+    "in the start": _in_start,
     "in a step": _in_step,
     "in a validation": _in_validation,
     "within the checkpoint": _within_the_checkpoint,

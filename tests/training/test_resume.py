@@ -101,3 +101,37 @@ def test_killed_anywhere_and_continued_equals_never_killed(
         assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
         assert_same(state_of(tmp_path / "runs" / name), expected, where)
         shutil.rmtree(tmp_path / "runs" / name)
+
+
+STOPS = [
+    ("in a step", 8, (signal.SIGINT,), 130),
+    ("in a step", 8, (signal.SIGTERM,), 143),
+    ("in a step", 8, (signal.SIGINT, signal.SIGINT), 130),  # impatient
+    ("in a step", 5, (signal.SIGINT,), 130),  # with the last batch of an epoch
+    ("in a step", 15, (signal.SIGTERM,), 143),  # of all
+    ("in a validation", 2, (signal.SIGINT,), 130),
+    ("in a sheet", 1, (signal.SIGINT,), 130),
+    ("in the start", 1, (signal.SIGINT, signal.SIGINT), 130),
+]
+
+
+@pytest.mark.slow
+def test_stopped_anywhere_and_continued_equals_never_stopped(
+    whole: Path, fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    expected = state_of(whole)
+    for number, (place, count, signals, status) in enumerate(STOPS):
+        name = f"run{number}"
+        args = fit_arguments(*HARD, "--name", name)
+        where = f"{place}, {count}, {signals}"
+        assert run_in_child(args, (place, count), signals) == status, where
+        told = (tmp_path / "runs" / f"{name}.log").read_text()
+        assert "Traceback" not in told, where
+        folder = tmp_path / "runs" / name
+        if place == "in a step" and count == 8 and len(signals) == 1:
+            last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+            assert last["global_step"] == 8, where
+            assert "the same command with --ckpt_path last" in told
+        assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
+        assert_same(state_of(folder), expected, where)
+        shutil.rmtree(folder)
