@@ -18,6 +18,7 @@ from camtrain.training.files import write_text
 LoggerName = Literal["wandb", "tensorboard", "none"]
 
 _LONGEST_START = 20  # seconds that W&B may take to start a run
+_LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _wandb_logger(folder: Path, project: str, so_far: LoggedSoFar | None) -> Wan
             wandb.teardown()  # its service still holds the run's id
     offline = logger("offline")
     if so_far is not None and so_far.wandb_step:
-        offline.experiment.log({}, step=so_far.wandb_step)
+        offline.experiment.log({}, step=so_far.wandb_step + _LOGGED_SINCE)
     return offline
 
 

@@ -105,6 +105,10 @@ class RunWriter(Checkpoint):
         self._loaded = checkpoint.get("run", {})
         states = self._loaded.get("random", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        if checkpoint["callbacks"][self.state_key]["is_epoch_end"] and trainer.max_steps != -1:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for part in (progress["total"], progress["current"]):
+                part["completed"] = part["processed"]  # or the epoch would end a second time
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish what a killed run had begun to derive from its last checkpoint."""
@@ -137,6 +141,10 @@ class RunWriter(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on, stop at whole steps only."""
         self._saved_at = time.monotonic()
+        if self._is_epoch_end and trainer.max_steps != -1:
+            # Where steps are counted, Lightning takes every start from a checkpoint for one in the
+            # middle of an epoch.
+            trainer.fit_loop.epoch_loop.restarting = False
         if self._loaded:
             follow_new_schedule(trainer, self._loaded["steps"])
         self.signals.listen()

@@ -104,6 +104,7 @@ def test_killed_anywhere_and_continued_equals_never_killed(
 
 
 STOPS = [
+    ("in the start", 1, (signal.SIGINT, signal.SIGINT), 130),
     ("in a step", 8, (signal.SIGINT,), 130),
     ("in a step", 8, (signal.SIGTERM,), 143),
     ("in a step", 8, (signal.SIGINT, signal.SIGINT), 130),  # impatient
@@ -111,7 +112,6 @@ STOPS = [
     ("in a step", 15, (signal.SIGTERM,), 143),  # of all
     ("in a validation", 2, (signal.SIGINT,), 130),
     ("in a sheet", 1, (signal.SIGINT,), 130),
-    ("in the start", 1, (signal.SIGINT, signal.SIGINT), 130),
 ]
 
 
