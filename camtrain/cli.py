@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CamtrainError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # or a second one would break into the exit
         return 130
     return status or 0
 

@@ -2,15 +2,7 @@
 
 from camtrain.data.augmentations import AUGMENTATIONS, Augmentation, Augmented
 from camtrain.data.auto_augment import AutoAugment
-from camtrain.data.dataset import (
-    Batch,
-    Damaged,
-    EpochSampler,
-    PreparedDataset,
-    Sample,
-    collate,
-    seed_of,
-)
+from camtrain.data.dataset import Batch, Damaged, PreparedDataset, Sample, collate
 from camtrain.data.decoding import (
     DamagedImageError,
     Decode,
@@ -30,6 +22,9 @@ from camtrain.data.exclude import (
 )
 from camtrain.data.folder import ImageFolder
 from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
+from camtrain.data.loader import ResumableLoader, leave_signals_to_parent
+from camtrain.data.sampler import EpochSampler, SamplerName
+from camtrain.data.seeds import seed_of
 from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
@@ -64,7 +59,9 @@ __all__ = [
     "Listing",
     "Picture",
     "PreparedDataset",
+    "ResumableLoader",
     "Sample",
+    "SamplerName",
     "Source",
     "SourceOptions",
     "Split",
@@ -75,6 +72,7 @@ __all__ = [
     "decode_image",
     "fit_channels",
     "is_divided",
+    "leave_signals_to_parent",
     "make_sources",
     "make_sources_without",
     "maps_on_picture",

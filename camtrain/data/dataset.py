@@ -1,22 +1,21 @@
-"""Sources as torch data sets: prepared samples, the order of an epoch, batches."""
+"""Sources as torch data sets: prepared samples and batches."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from camtrain.data.augmentations import Augmentation, Augmented
 from camtrain.data.auto_augment import AutoAugment
 from camtrain.data.decoding import DamagedImageError, decode_image, read_image
-from camtrain.data.shards.order import shuffled_by_shard
+from camtrain.data.seeds import seed_of
 from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.transforms import normalize
 from camtrain.data.views import View
@@ -101,9 +100,10 @@ class PreparedDataset(Dataset[Sample]):
     """The pictures of a source, augmented and normalized.
 
     An item is asked for by ``(epoch, index)``, as ``EpochSampler`` does, or by ``index``, which
-    means epoch 0. The augmentation depends on seed, epoch and index alone, and leaves torch's
-    random state as it was. A loader, which asks for a whole batch at once, is given ``Damaged``
-    where a file cannot be read; who asks for a single item gets the error.
+    means epoch 0. The augmentation depends on seed, epoch and index alone (where an epoch draws an
+    item several times, also on the draw), and leaves torch's random state as it was. A loader,
+    which asks for a whole batch at once, is given ``Damaged`` where a file cannot be read; who asks
+    for a single item gets the error.
 
     Args:
         source: Where the pictures come from.
@@ -178,12 +178,13 @@ class PreparedDataset(Dataset[Sample]):
             return self.source.read(self.indices[index])
         return self._files.read_with(self.indices[index], partial(read_image, exif=self.exif))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample at ``(epoch, index)``."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+        """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
+        key = key if isinstance(key, tuple) else (0, key)
+        index = key[1]
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed, which would seed the GPU's random numbers too
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_of(self.seed, *key))
             reader = _Reader(self)
             if self._files is None:
                 picture = self.source.read(self.indices[index])
@@ -203,11 +204,11 @@ class PreparedDataset(Dataset[Sample]):
             input_mask=augmented.mask,
         )
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Sample | Damaged]:
+    def __getitems__(self, keys: Sequence[int | tuple[int, ...]]) -> list[Sample | Damaged]:
         """The samples of a batch; torch's loader asks for them so."""
         return [self._sample_or_damaged(key) for key in keys]
 
-    def _sample_or_damaged(self, key: int | tuple[int, int]) -> Sample | Damaged:
+    def _sample_or_damaged(self, key: int | tuple[int, ...]) -> Sample | Damaged:
         try:
             return self[key]
         except DamagedImageError as error:
@@ -254,48 +255,6 @@ class _Reader:
         return self._view.shrink
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields ``(epoch, index)``; the order depends on seed and epoch alone.
-
-    Args:
-        length: Number of items.
-        shuffle: A random order in every epoch, or 0, 1, 2, ...
-        seed: Of the order.
-        groups: (N,), items that had better be asked for one after the other, such as those of a
-            shard; None: any order is as good.
-    """
-
-    def __init__(
-        self, length: int, *, shuffle: bool, seed: int, groups: Tensor | None = None
-    ) -> None:
-        """Start at epoch 0."""
-        self.groups = groups
-        self.length = length
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; Lightning calls it before each one."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """The number of items."""
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The keys of one epoch."""
-        order = torch.arange(self.length)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-            order = (
-                torch.randperm(self.length, generator=generator)
-                if self.groups is None
-                else shuffled_by_shard(self.groups, generator)
-            )
-        return iter([(self.epoch, index) for index in order.tolist()])
-
-
 def collate(samples: Sequence[Sample | Damaged]) -> Batch:
     """Samples to a batch; give it to a ``DataLoader`` as ``collate_fn``."""
     damaged = tuple(sample for sample in samples if isinstance(sample, Damaged))
@@ -322,8 +281,3 @@ def _labels(samples: Sequence[Sample]) -> Tensor:
     if not samples:
         return torch.empty(0, dtype=torch.int64)
     return torch.stack([torch.as_tensor(sample.label) for sample in samples])
-
-
-def seed_of(*numbers: int) -> int:
-    """A well mixed 64-bit seed from a few numbers, the same everywhere."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

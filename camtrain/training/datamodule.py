@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,11 +21,14 @@ from camtrain.data import (
     DamagedImageError,
     EpochSampler,
     PreparedDataset,
+    ResumableLoader,
+    SamplerName,
     Source,
     SourceOptions,
     Split,
     collate,
     is_divided,
+    leave_signals_to_parent,
     make_sources_without,
     read_exclude,
     write_split,
@@ -63,6 +67,7 @@ class CAMDataModule(LightningDataModule):
         exif: bool = True,
         max_damaged: int = 100,
         allow_damaged: bool = False,
+        sampler: SamplerName = "shuffle",
         workers: int = 2,
         seed: int = 0,
         val_fraction: float = 0.15,
@@ -108,6 +113,8 @@ class CAMDataModule(LightningDataModule):
             max_damaged: Training files that may be damaged, and are skipped, before the training
                 stops; counted by each process.
             allow_damaged: Skip damaged files in evaluation too, where they are errors otherwise.
+            sampler: ``shuffle``: every training picture once per epoch; ``balanced``: as many,
+                drawn with replacement so that every class is equally likely.
             workers: Processes that prepare batches; 0 means the training process itself.
             seed: Of the order, the augmentation, and the division into splits.
             val_fraction: Part of each class for validation, where the source has no such split.
@@ -141,6 +148,8 @@ class CAMDataModule(LightningDataModule):
             )
         if max_damaged < 0:
             raise CamtrainValueError(f"max_damaged must be at least 0 files, got {max_damaged}.")
+        if sampler not in ("shuffle", "balanced"):
+            raise CamtrainValueError(f"sampler must be shuffle or balanced, got {sampler!r}.")
         if (mean is None) != (std is None):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
@@ -170,6 +179,8 @@ class CAMDataModule(LightningDataModule):
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
         self._damaged: set[str] = set()  # one sentence per file
+        self._train_loader: ResumableLoader[Batch] | None = None
+        self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
@@ -249,7 +260,23 @@ class CAMDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, in an order that depends on seed and epoch alone."""
-        return self._loader("train")
+        self._train_loader = self._loader("train")
+        if self._train_state is not None:
+            self._train_loader.load_state_dict(self._train_state)
+            self._train_state = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches of an epoch were trained on.
+
+        Lightning keeps the state of the loader too, but forgets to load it where the optimizer has
+        asked for the length of the training, which makes the loader before its time.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``; called before the loader is made."""
+        self._train_state = state_dict["train"]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the validation split."""
@@ -259,26 +286,32 @@ class CAMDataModule(LightningDataModule):
         """Batches of the test split."""
         return self._loader("test")
 
-    def _loader(self, split: Split) -> DataLoader[Batch]:
+    def _loader(self, split: Split) -> ResumableLoader[Batch]:
         if split not in self.datasets:
             raise CamtrainValueError(
                 f"{self.hparams['root']} has no {split} split, only {', '.join(self.datasets)}; "
                 f"add the folder {split}/CLASS, or choose another verb."
             )
         dataset = self.datasets[split]
-        is_train = split == "train"
-        return DataLoader(
+        workers, is_train = self.hparams["workers"], split == "train"
+        is_balanced = is_train and self.hparams["sampler"] == "balanced"
+        sampler = EpochSampler(
+            len(dataset),
+            shuffle=is_train,
+            seed=self.hparams["seed"],
+            labels=dataset.labels if is_balanced else None,
+            groups=dataset.groups,
+            **(getattr(self.trainer, "distributed_sampler_kwargs", None) or {}),
+        )
+        return ResumableLoader(
             dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int
             batch_size=self.hparams["batch_size"],
-            sampler=EpochSampler(
-                len(dataset),
-                shuffle=is_train,
-                seed=self.hparams["seed"],
-                groups=dataset.groups,
-            ),
-            num_workers=self.hparams["workers"],
-            persistent_workers=self.hparams["workers"] > 0,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # or starting workers would use global random numbers
             collate_fn=collate,
             # BatchNorm cannot train on a last batch of one picture.
-            drop_last=is_train and len(dataset) > 1 == len(dataset) % self.hparams["batch_size"],
+            drop_last=is_train and len(sampler) > 1 == len(sampler) % self.hparams["batch_size"],
         )

@@ -21,14 +21,18 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import score_names
-from camtrain.training.loggers import LoggerName, finish_loggers, make_loggers
+from camtrain.training.files import AtomicCheckpointIO
+from camtrain.training.loggers import LoggedSoFar, LoggerName, finish_loggers, make_loggers
 from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
 from camtrain.training.results import MapWriter, write_localization
-from camtrain.training.run import SPLIT_NAME, KeptCheckpoint, RunFolder, RunWriter, SaveConfig
+from camtrain.training.run import SPLIT_NAME, RunFolder
+from camtrain.training.settings import SaveConfig, check_same_settings
+from camtrain.training.stopping import StopSignals
 from camtrain.training.summary import print_header, print_scores, print_written
 from camtrain.training.watching import CAMLogger
+from camtrain.training.writer import RunWriter
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 20,
@@ -46,6 +50,7 @@ class CamtrainCLI(LightningCLI):
     datamodule: CAMDataModule
     folder: RunFolder | None = None
     _makes_loggers = False
+    _signals: StopSignals
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As in LightningCLI, with errors of one line."""
@@ -68,6 +73,11 @@ class CamtrainCLI(LightningCLI):
             "Of validate and test: also write the maps as the WSOL benchmark's program reads them."
         )
         add("--save_maps", bool, False, maps)
+        often = (
+            "Minutes from one last.ckpt within an epoch to the next; 0: after every step; null: "
+            "only after epochs, and when stopping."
+        )
+        add("--save_every_minutes", float | None, 15.0, often)
         best = "Score of the best epoch, a loss is minimized; None means val/acc1, or val/map."
         add("--monitor", str | None, None, best)
         add("--logger", LoggerName, "wandb", "Where curves and heatmaps go, beside the run folder.")
@@ -79,7 +89,8 @@ class CamtrainCLI(LightningCLI):
         """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
 
     def before_instantiate_classes(self) -> None:
-        """Give a training that goes on the splits that it began with."""
+        """Prepare for Ctrl-C; give a training that goes on the splits that it began with."""
+        self._signals = StopSignals()
         settings = self.config[self.subcommand]
         if self.subcommand == "fit" and settings["ckpt_path"]:
             folder = Path(settings["runs_dir"]) / _run_name(settings)
@@ -112,8 +123,12 @@ class CamtrainCLI(LightningCLI):
             if self._makes_loggers:
                 kwargs["logger"] = False
             kwargs["default_root_dir"] = self.folder.path
+            plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         own = self.config_init[self.subcommand]["trainer"]["callbacks"] or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        # The checkpoint of the run comes first, so that those of somebody's own know of it.
+        kwargs["callbacks"] = [*callbacks, *(own if isinstance(own, list) else [own])]
         made = super().instantiate_trainer(**kwargs)
         if self.folder is not None and made.is_global_zero:  # the others come to a run begun
             continues = settings["ckpt_path"] == "last"
@@ -135,50 +150,70 @@ class CamtrainCLI(LightningCLI):
             )
         watcher = self.config_init[self.subcommand]["cams"]
         watcher.dirpath = watcher.dirpath or folder.cams
-        # Two, since one that keeps the best writes its `last` only together with a new best.
-        every = self.config[self.subcommand]["trainer"]["check_val_every_n_epoch"] or 1
-        best = KeptCheckpoint(folder, "best", monitor=monitor, every=every)
-        picture = BatchPicture(folder.path / "train_batch.jpg")
-        return [RunWriter(folder, best), picture, best, KeptCheckpoint(folder, "last")]
+        every = self.config[self.subcommand]["save_every_minutes"]
+        writer = RunWriter(folder, monitor=monitor, signals=self._signals, every_minutes=every)
+        return [writer, BatchPicture(folder.path / "train_batch.jpg")]
 
     def fit(self, model: LightningModule, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, test the best epoch if there is a test split, say where everything is."""
         if self.folder is not None:
             ckpt_path = self._begin(self.folder, ckpt_path)
         print_header(self.model, self.datamodule, self.trainer)
-        with self._ending_cleanly():
+        with self._signals, self._ending_cleanly():
             self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
         if self.folder is None:
             return
         if "test" in self.datamodule.sources:
-            best = str(self.folder.checkpoints / "best.ckpt")
             with self._ending_cleanly():
-                self.trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
+                self.trainer.test(
+                    self.model, self.datamodule, ckpt_path=str(self.folder.best), verbose=False
+                )
             self._conclude("test", self.folder.path / "test")
-        print_written(self.folder, self.trainer.loggers)
+        print_written(self.folder, self.trainer)
         finish_loggers(self.trainer.loggers)
 
     @contextmanager
     def _ending_cleanly(self) -> Iterator[None]:
-        """Exit with 130 after Ctrl-C, as shells expect, where Lightning would with 1."""
+        """Exit with 130 after Ctrl-C, with 143 after SIGTERM, where Lightning would with 1."""
         try:
             yield
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            print_written(self.folder, self.trainer.loggers)
-            sys.exit(130)
+            print_written(self.folder, self.trainer)
+            finish_loggers(self.trainer.loggers)
+            sys.exit(self._signals.exit_status)
 
     def _begin(self, folder: RunFolder, ckpt_path: str | None) -> str | None:
         """Make room, start the loggers, and return the checkpoint to go on from, if any."""
         settings = self.config[self.subcommand]
-        if ckpt_path != "last" and self.trainer.is_global_zero:
+        so_far = None
+        if ckpt_path == "last":
+            if folder.last.is_file():
+                ckpt_path = str(folder.last)
+                so_far = self._check_continues(folder)
+            else:
+                print(f"The run in {folder.path} was stopped before its first checkpoint; anew.")
+                ckpt_path, so_far = None, LoggedSoFar()
+        elif self.trainer.is_global_zero:
             folder.clear()
         if self._makes_loggers:
             self.trainer.loggers = make_loggers(
-                settings["logger"], folder.path, settings["project"]
+                settings["logger"], folder.path, settings["project"], so_far=so_far
             )
-        return str(folder.checkpoints / "last.ckpt") if ckpt_path == "last" else ckpt_path
+        return ckpt_path
+
+    def _check_continues(self, folder: RunFolder) -> LoggedSoFar:
+        """Make sure that the run is continued as it began; where its loggers go on."""
+        checkpoint = torch.load(folder.last, map_location="cpu", weights_only=True, mmap=True)
+        check_same_settings(
+            checkpoint,
+            folder,
+            model=self.model.hparams,
+            data=self.datamodule.hparams,
+            max_epochs=self.trainer.max_epochs,
+        )
+        return LoggedSoFar.of(checkpoint)
 
     def validate(
         self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any

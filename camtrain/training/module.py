@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -24,13 +24,11 @@ from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.distributed import without_repeats
+from camtrain.training.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
-
-# Of counts: all batches of all processes.
-_SUMMED: dict[str, Any] = {"reduce_fx": "sum", "sync_dist": True, "batch_size": 1}
 
 
 class CAMModule(LightningModule):
@@ -130,6 +128,8 @@ class CAMModule(LightningModule):
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
+        self.train_loss = EpochMean()
+        self.train_damaged = EpochSum()
         self.map_threshold = DEFAULT_THRESHOLD
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
@@ -173,21 +173,33 @@ class CAMModule(LightningModule):
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
-        if isinstance(batch, Batch):
-            damaged = float(len(batch.damaged))
-            self.log("train/damaged", damaged, on_step=False, on_epoch=True, **_SUMMED)
-            if batch.damaged and len(images) < 2:  # BatchNorm cannot train on one picture
-                return self._nothing_learned()
-        loss = loss_of(self(images), labels, self.net.task)
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
-        )
+        damaged = len(batch.damaged) if isinstance(batch, Batch) else 0
+        if damaged and len(images) < 2:  # BatchNorm cannot train on one picture
+            loss = self._nothing_learned()
+        else:
+            loss = loss_of(self(images), labels, self.net.task)
+            self.train_loss.update(loss, len(images))
+        self.train_damaged.update(damaged)
+        self._log_so_far()
         return loss
 
     def _nothing_learned(self) -> Tensor:
         """A loss whose gradients are 0, so that processes with more pictures need not wait."""
-        self.log("train/loss", 0.0, on_step=False, on_epoch=True, prog_bar=True, batch_size=0)
         return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
+
+    def on_train_start(self) -> None:
+        """Log the loss of an epoch that goes on with its validation, without a further step."""
+        if self.train_loss.update_called:
+            self._log_so_far()
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the sums of the epoch anew; not called when an epoch goes on."""
+        self.train_loss.reset()
+        self.train_damaged.reset()
+
+    def _log_so_far(self) -> None:
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``_evaluate``."""
@@ -288,6 +300,11 @@ class CAMModule(LightningModule):
             "map_threshold": self.map_threshold,
             "is_calibrated": self.is_calibrated,
             "seed": self._seed,
+            "train_sums": cast(
+                "Tensor", self.all_gather(sums_of(self.train_loss, self.train_damaged))
+            )
+            .reshape(-1, 3)  # a row for each process
+            .tolist(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -308,6 +325,10 @@ class CAMModule(LightningModule):
         self.map_threshold = own["map_threshold"]
         self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
         self._seed = own["seed"]
+        if self._is_resuming():
+            sums = own.get("train_sums", [])
+            if len(sums) == self.trainer.world_size:
+                restore_sums(self.train_loss, self.train_damaged, sums[self.global_rank])
         if self._trainer is not None:  # what the pictures go through now, not what they did then
             self._take_from_data()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
 from camtrain.localization.wsol import score_map
-from camtrain.training.run import write_text
+from camtrain.training.files import write_text
 from camtrain.visualize import threshold_chart
 
 # Of the benchmark's metadata folder, each with one line per picture or per box.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -44,9 +41,9 @@ def print_scores(split: str, trainer: Trainer) -> None:
     Console().print(table)
 
 
-def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
-    """Where everything was written."""
-    if folder is None:
+def print_written(folder: RunFolder | None, trainer: Trainer) -> None:
+    """Where everything was written, and how to go on with what was stopped."""
+    if folder is None or not trainer.is_global_zero:
         return
     paths = {
         "bundle, for inference": folder.bundle,
@@ -58,9 +55,13 @@ def print_written(folder: RunFolder | None, loggers: Sequence[Logger]) -> None:
         "settings": folder.config,
     }
     rows = {what: str(path) for what, path in paths.items() if path.exists()}
-    hint = sync_hint(loggers)
+    hint = sync_hint(trainer.loggers)
     if hint:
         rows["curves"] = hint
+    if not rows:  # stopped before anything was
+        return
+    if trainer.interrupted and folder.last.is_file():
+        rows["continue"] = "the same command with --ckpt_path last"
     width = max(map(len, rows))
     # Plain lines, unlike a table, keep a long path whole, so that it can be copied.
     print("\n".join(["Written:", *(f"  {what:{width}}  {where}" for what, where in rows.items())]))

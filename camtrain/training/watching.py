@@ -23,6 +23,7 @@ from camtrain.localization import boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
 from camtrain.preprocessing import Preprocessing
+from camtrain.training.files import replacing
 from camtrain.visualize import WatchedPicture, contact_sheet, panel
 
 MOST_IMAGES = 48
@@ -119,7 +120,8 @@ class CAMLogger(Callback):
         sheet = contact_sheet(rows, title=title, colormap=self.colormap, tile=self.tile)
         folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
         folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"epoch_{epoch:03d}.jpg", quality=90)
+        with replacing(folder / f"epoch_{epoch:03d}.jpg") as part:
+            sheet.save(part, "JPEG", quality=90)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 panels = _of_one_size(
@@ -128,9 +130,9 @@ class CAMLogger(Callback):
                 captions = [caption(row) for row in rows]
                 logger.log_image("val/cams", panels, trainer.global_step, caption=captions)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    "val/cams", np.asarray(sheet), trainer.global_step, dataformats="HWC"
-                )
+                # Under the number of the step that Lightning logs the scores with.
+                step = max(0, trainer.global_step - 1)
+                logger.experiment.add_image("val/cams", np.asarray(sheet), step, dataformats="HWC")
 
 
 def _of_one_size(panels: list[Image.Image]) -> list[Image.Image]:

@@ -75,6 +75,9 @@ def test_an_augmentation_depends_on_seed_epoch_and_index_alone(options: dict[str
     for index, image in found.items():
         assert torch.equal(image, dataset[2, index].image)
         assert not torch.equal(image, dataset[3, index].image)
+        draws = [dataset[2, index, draw].image for draw in (0, 1, 1)]
+        assert torch.equal(draws[1], draws[2])
+        assert not torch.equal(draws[0], draws[1])  # twice in one epoch, another way each time
     other_seed = PreparedDataset(Noise(), PREPROCESSING, augment="imagenet", seed=6)
     assert not torch.equal(other_seed[2, 0].image, found[0])
 

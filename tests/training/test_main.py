@@ -16,7 +16,7 @@ from camtrain.data import PreparedDataset, read_image, resize
 from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
-from camtrain.training.run import RunWriter
+from camtrain.training.writer import RunWriter
 from tests.training.conftest import quiet_trainer
 from tests.training.wandb_file import history
 
@@ -360,7 +360,7 @@ def test_a_training_is_continued_as_it_began(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(fit_arguments("--ckpt_path", "last", "--model.neck", "[4]")) == 2
-    assert "continued with the network it began with" in capsys.readouterr().err
+    assert "settings it began with: --model.neck was [], got [4]; give" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -371,16 +371,18 @@ def test_a_moved_run_goes_on_with_its_best_epoch(
     shutil.move(tmp_path / "runs" / "run", tmp_path / "runs" / "moved")
     bundle = tmp_path / "runs" / "moved" / "model.safetensors"
     before = bundle.read_bytes()
+    note_best = RunWriter._note_best
+
+    def best_is_known(writer: RunWriter, epoch: int, scores: dict[str, float]) -> None:
+        assert writer.best is not None
+        assert writer.best["epoch"] <= 4
+        note_best(writer, epoch, {**scores, "val/acc1": 0.0})
+
     with monkeypatch.context() as patch:
-        patch.setattr(RunWriter, "_is_best", lambda self, scores: best_is_known(self))
+        patch.setattr(RunWriter, "_note_best", best_is_known)
         more = ("--name", "moved", "--ckpt_path", "last", "--trainer.max_epochs", "5")
         run(fit_arguments("--model.lr", "0.01", *more))
     assert bundle.read_bytes() == before
-
-
-def best_is_known(writer: RunWriter) -> bool:
-    assert writer.best.best_model_score is not None
-    return False
 
 
 def test_somebody_s_own_checkpoints_do_not_choose_the_bundle(

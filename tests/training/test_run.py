@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from camtrain.errors import CamtrainError
-from camtrain.training.run import RunFolder, as_csv, write_text
+from camtrain.training.files import write_text
+from camtrain.training.run import RunFolder, as_csv
 
 
 def earlier_run(path: Path) -> RunFolder:
@@ -49,7 +50,7 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 
 
 def test_without_a_checkpoint_nothing_can_be_continued(tmp_path: Path) -> None:
-    with pytest.raises(CamtrainError, match=r"holds no checkpoints/last\.ckpt"):
+    with pytest.raises(CamtrainError, match=r"holds none \(no checkpoints/last\.ckpt"):
         RunFolder(tmp_path).check_free(continues=True, overwrite=False)
 
 

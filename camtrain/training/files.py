@@ -1,0 +1,68 @@
+"""Files that are replaced whole: whoever is killed while writing leaves the old one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path to write to instead; it takes the place of ``path`` at the end, if all went well.
+
+    It lies in the same folder, since only within a file system is renaming atomic, and is on the
+    disk before it takes the place: a power cut leaves the old file or the new one.
+    """
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+def duplicate(source: Path, path: Path) -> None:
+    """Make ``path`` a second name of a file that is only ever replaced; a copy where links fail."""
+    if path.exists() and path.samefile(source):  # renaming one name to the other does nothing
+        return
+    with replacing(path) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, part)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what a killed run had begun to write."""
+    for part in folder.rglob(".*.part"):
+        part.unlink()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically.
+
+    Lightning writes them through fsspec, which makes the new file in the system's temporary folder
+    and, where that is another file system, copies it over the old one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Write a checkpoint; see the base class."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            torch.save(checkpoint, part)

@@ -1,0 +1,103 @@
+"""The settings of a run: stored with it, and the same when it is continued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
+
+from camtrain.errors import CamtrainValueError
+from camtrain.training.files import write_text
+from camtrain.training.run import RunFolder
+from camtrain.training.writer import RunWriter
+
+# What may change when a training is continued: where the pictures lie and how fast they are read;
+# weights have been read once and for all.
+_MAY_CHANGE = {
+    "model": {"weights", "num_classes", "_instantiator"},
+    "data": {
+        *("root", "workers", "class_names", "split_file", "max_damaged", "allow_damaged"),
+        "_instantiator",
+    },
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's ``config.yaml``; that of a continued run only once it really goes on."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it at once where there is none."""
+        if not _writer_of(trainer).folder.config.exists():
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace it: the checkpoint has been found to fit these settings."""
+        _writer_of(trainer).check_same_steps(trainer)
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it into the folder of the run."""
+        folder = _writer_of(trainer).folder
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.config, self.parser.dump(self.config, skip_none=False))
+
+
+def _writer_of(trainer: Trainer) -> RunWriter:
+    callbacks: list[Callback] = cast("Any", trainer).callbacks
+    return next(c for c in callbacks if isinstance(c, RunWriter))
+
+
+def check_same_settings(
+    checkpoint: Mapping[str, Any],
+    folder: RunFolder,
+    *,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    max_epochs: int | None,
+) -> None:
+    """Refuse to continue a training with settings that would make it another one.
+
+    Lightning takes the learning rate and all else that the optimizer knows from the checkpoint,
+    and would ignore new ones without a word; other data or losses would join two trainings into
+    one that no config describes. More epochs are welcome.
+
+    Args:
+        checkpoint: To go on from.
+        folder: Of its run.
+        model: Settings of the network and its training, now.
+        data: Settings of the pictures, now.
+        max_epochs: Of the training; None and -1 mean no limit.
+
+    Raises:
+        CamtrainValueError: A setting differs, or the training has had more epochs already.
+    """
+    pairs = (("model", "hyper_parameters", model), ("data", "datamodule_hyper_parameters", data))
+    changed = [
+        f"--{part}.{name} was {then[name]!r}, got {now[name]!r}"
+        for part, key, now in pairs
+        for then in [checkpoint.get(key, {})]
+        for name in sorted((now.keys() & then.keys()) - _MAY_CHANGE[part])
+        if _plain(now[name]) != _plain(then[name])
+    ]
+    if changed:
+        raise CamtrainValueError(
+            f"A training is continued with the settings it began with: {'; '.join(changed)}; give "
+            f"the same (they are in {folder.config}), or start a new run from its network with "
+            f"--model.weights {folder.bundle}."
+        )
+    epochs = len(checkpoint["callbacks"]["RunWriter"]["rows"])
+    if max_epochs is not None and 0 <= max_epochs < epochs:
+        raise CamtrainValueError(
+            f"--trainer.max_epochs must be at least {epochs}, the epochs that the training in "
+            f"{folder.path} has had, got {max_epochs}; to go on, give more."
+        )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  # settings can be anything
+    """A setting as YAML and checkpoints hold it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,293 @@
+"""Keeps a run folder up to date, so that a run killed at any moment goes on as if it never was."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import read_checkpoint, write_bundle
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.files import duplicate, remove_parts, write_text
+from camtrain.training.loggers import wandb_step
+from camtrain.training.random_state import of_all_processes, random_state, set_random_state
+from camtrain.training.run import RunFolder, as_csv
+from camtrain.training.schedule import follow_new_schedule
+from camtrain.training.stopping import StopSignals
+
+_LOST_TO_VALIDATION = 60  # seconds of training, at most, when a validation is interrupted
+_VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
+
+
+class RunWriter(Checkpoint):
+    """Writes ``last.ckpt``, and from it ``metrics.csv``, ``best.ckpt`` and the bundle.
+
+    At the end of an epoch ``last.ckpt`` comes first and holds everything, scores included; the
+    other files are derived from it. A run killed in between derives them when it goes on. Within
+    an epoch ``last.ckpt`` is written from time to time, and when the training is to stop: after a
+    whole optimizer step, or before a validation (then no other callback has exchanged the weights
+    yet, as an average of them does).
+
+    Args:
+        folder: Where to write.
+        monitor: Score of the best epoch.
+        signals: Ctrl-C and SIGTERM.
+        every_minutes: Minutes from one ``last.ckpt`` within an epoch to the next; 0 after every
+            step, None only at the end of epochs and when stopping.
+
+    Attributes:
+        rows: Of ``metrics.csv``.
+        best: Number, from 1, and score of the best epoch, or None.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        monitor: str,
+        signals: StopSignals,
+        every_minutes: float | None = 15.0,
+    ) -> None:
+        if every_minutes is not None and not every_minutes >= 0:
+            raise CamtrainValueError(
+                f"--save_every_minutes must be at least 0, or null for never, got {every_minutes}."
+            )
+        self.folder = folder
+        self.monitor = monitor
+        self.signals = signals
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, float] | None = None
+        self._seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self._saved_at = time.monotonic()
+        self._has_validated = False
+        self._is_epoch_end = False  # whether the checkpoint is that of a whole epoch
+        self._loaded: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None  # to go on with
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lines so far, and which epoch is the best: none is lost or doubled."""
+        return {"rows": self.rows, "best": self.best, "is_epoch_end": self._is_epoch_end}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        self.rows = list(state_dict["rows"])
+        self.best = state_dict["best"]
+        self._is_epoch_end = state_dict["is_epoch_end"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what Lightning forgets."""
+        checkpoint["run"] = {
+            "random": of_all_processes(random_state(), trainer.world_size),
+            "has_stopped": trainer.should_stop,
+            "steps_per_epoch": _steps_per_epoch(trainer),
+            "steps": trainer.estimated_stepping_batches,
+            "is_validating": trainer.validating,
+            "wandb_step": wandb_step(trainer.loggers),
+        }
+        if trainer.validating:
+            # Or it would be skipped: to Lightning, whoever goes on after an epoch has validated.
+            progress = checkpoint["loops"]["fit_loop"][_VAL_PROGRESS]
+            for part in (progress["total"], progress["current"]):
+                done = part["completed"]
+                part.update(ready=done + 1, started=done + 1, processed=done)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See ``on_save_checkpoint``."""
+        self._loaded = checkpoint.get("run", {})
+        states = self._loaded.get("random", [])
+        self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
+        if checkpoint["callbacks"][self.state_key]["is_epoch_end"] and trainer.max_steps != -1:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for part in (progress["total"], progress["current"]):
+                part["completed"] = part["processed"]  # or the epoch would end a second time
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish what a killed run had begun to derive from its last checkpoint."""
+        if trainer.ckpt_path is None:
+            return
+        stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
+        if self._loaded.get("has_stopped") and any(stoppers):
+            trainer.should_stop = True
+        if trainer.is_global_zero:
+            self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            remove_parts(self.folder.path)
+            self._derive(Path(trainer.ckpt_path))
+        if not trainer.strategy.broadcast(self.folder.best.is_file()):
+            self.best = None  # it was begun elsewhere, from another run's checkpoint
+
+    def check_same_steps(self, trainer: Trainer) -> None:
+        """Refuse to go on where epochs have become longer or shorter.
+
+        Raises:
+            CamtrainValueError: The schedule of the learning rate counts steps.
+        """
+        before, now = self._loaded.get("steps_per_epoch"), _steps_per_epoch(trainer)
+        if before is not None and before != now:
+            raise CamtrainValueError(
+                f"A training is continued with as many steps per epoch as it began with, {before}, "
+                f"got {now}; give the same batch size, number of devices, accumulation and "
+                "pictures, or start a new run from its network with --model.weights."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the division into splits; from now on, stop at whole steps only."""
+        data = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and isinstance(data, CAMDataModule):
+            data.write_split(self.folder.split)  # a picture added later must not move others
+        self._saved_at = time.monotonic()
+        if self._is_epoch_end and trainer.max_steps != -1:
+            # Where steps are counted, Lightning takes every start from a checkpoint for one in the
+            # middle of an epoch.
+            trainer.fit_loop.epoch_loop.restarting = False
+        if self._loaded:
+            follow_new_schedule(trainer, self._loaded["steps"])
+        self.signals.listen()
+        self.signals.is_training = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between epochs, if that is wished."""
+        self._is_epoch_end = False
+        self._stop_if_wished(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Go on with the random numbers, which the start has used."""
+        self._set_random_state()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Write ``last.ckpt`` after a whole step, if it is time, and stop if that is wished."""
+        if not _validates_next(trainer, batch_idx) and _is_whole_step(trainer, batch_idx):
+            self._save_if_due(trainer, self._seconds)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``last.ckpt``, unless little would be lost; stop if that is wished."""
+        self._set_random_state()
+        batch_idx = trainer.fit_loop.batch_idx
+        if not trainer.sanity_checking and _is_whole_step(trainer, batch_idx):
+            self._save_if_due(trainer, min(self._seconds, _LOST_TO_VALIDATION))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *batch: object
+    ) -> None:
+        """Stop within a validation, if that is wished."""
+        self._stop_if_wished(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has scores of its own."""
+        self._has_validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's line, and write everything."""
+        scores = {
+            name: value.item()
+            for name, value in trainer.callback_metrics.items()
+            if self._has_validated or not name.startswith("val/")  # left over from before
+        }
+        epoch = trainer.current_epoch + 1
+        self.rows.append({"epoch": epoch, "step": trainer.global_step, **scores})
+        if self._has_validated:
+            self._note_best(epoch, scores)
+        self._has_validated, self._is_epoch_end = False, True
+        self._save(trainer)
+        if trainer.is_global_zero:
+            self._derive(self.folder.last)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals interrupt at once again."""
+        self._stop_if_wished(trainer)
+        self.signals.is_training = False
+
+    def _note_best(self, epoch: int, scores: dict[str, float]) -> None:
+        if self.monitor not in scores:
+            raise CamtrainValueError(
+                f"--monitor must be one of the logged scores, got {self.monitor!r}; logged are "
+                f"{', '.join(sorted(scores))}."
+            )
+        sign = 1 if mode_of(self.monitor) == "max" else -1
+        score = scores[self.monitor]
+        if math.isnan(score):
+            score = -sign * math.inf
+        if self.best is None or sign * score > sign * self.best["score"]:
+            self.best = {"epoch": epoch, "score": score}
+
+    def _derive(self, last: Path) -> None:
+        """Write what follows from the last checkpoint, the network of the best epoch included."""
+        if self.rows:
+            write_text(self.folder.metrics, as_csv(self.rows))
+        if not self._is_epoch_end or not self.best or self.best["epoch"] != self.rows[-1]["epoch"]:
+            return
+        duplicate(last, self.folder.best)
+        with isolate_rng():  # a network is built to read it
+            bundle = read_checkpoint(self.folder.best)
+        scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
+        write_bundle(self.folder.bundle, bundle.net, threshold=bundle.threshold, scores=scores)
+
+    def _save_if_due(self, trainer: Trainer, seconds: float) -> None:
+        is_due = time.monotonic() - self._saved_at >= seconds
+        if _any_process(trainer, is_due or self.signals.received is not None):
+            self._save(trainer)
+            self._stop_if_wished(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.folder.last, weights_only=False)
+        self._saved_at = time.monotonic()
+
+    def _set_random_state(self) -> None:
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+
+    def _stop_if_wished(self, trainer: Trainer) -> None:
+        if _any_process(trainer, self.signals.received is not None):
+            self.signals.stop()
+
+
+def mode_of(score: str) -> Literal["min", "max"]:
+    """Which way a score gets better."""
+    return "min" if "loss" in score else "max"
+
+
+def _any_process(trainer: Trainer, wish: bool) -> bool:
+    """Whether any process wishes it; all must do the same."""
+    if trainer.world_size == 1:
+        return wish
+    return bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
+
+
+def _steps_per_epoch(trainer: Trainer) -> int | None:
+    batches = trainer.num_training_batches
+    return None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def _is_whole_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether no gradient waits for further batches."""
+    done = batch_idx + 1
+    return done == trainer.num_training_batches or done % trainer.accumulate_grad_batches == 0
+
+
+def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the epoch or a part of it ends with this batch, so that a validation may follow."""
+    every = trainer.val_check_batch
+    if batch_idx + 1 == trainer.num_training_batches or every is None:
+        return True
+    is_by_epoch = trainer.check_val_every_n_epoch is not None
+    place = batch_idx if is_by_epoch else trainer.fit_loop.total_batch_idx
+    return not math.isinf(every) and (place + 1) % every == 0

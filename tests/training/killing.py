@@ -1,0 +1,153 @@
+"""Trainings in processes of their own, which kill themselves at a chosen place."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+_PRELOADED = ["camtrain.training.main", "tests.training.killing"]
+
+
+def run_in_child(
+    args: list[str],
+    kill: tuple[str, int] | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGKILL,),
+) -> int:
+    """Run the command line; returns the exit status, minus the signal's number where one killed it.
+
+    What it prints goes to ``RUNS_DIR/NAME.log``.
+
+    Args:
+        args: Of the command line.
+        kill: A place of ``PLACES`` and how often it is passed before the signals come there.
+        signals: Sent to the process with all that belong to it, as a terminal does.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    values = dict(pairwise(args))
+    log = Path(values["--runs_dir"]) / f"{values['--name']}.log"
+    child = context.Process(target=_run, args=(args, kill, signals, str(log)))
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _run(
+    args: list[str], kill: tuple[str, int] | None, signals: Sequence[signal.Signals], log: str
+) -> None:
+    import torch
+
+    from camtrain.cli import main
+
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers; inherited otherwise
+    torch.set_num_threads(1)
+    if kill is not None:
+        place, count = kill
+        PLACES[place](_struck(count, signals))
+    sys.exit(main(args))
+
+
+def _struck(count: int, signals: Sequence[signal.Signals]) -> Callable[[], None]:
+    """A function whose ``count``-th call brings the signals."""
+    calls = iter(range(1, count + 1))
+    own = os.getpid()
+
+    def strike() -> None:
+        if os.getpid() != own or next(calls, 0) != count:
+            return
+        for number in signals:
+            if number == signal.SIGKILL:
+                os.kill(own, number)
+            if number == signal.SIGINT:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid or 0, number)
+            os.killpg(0, number)
+
+    return strike
+
+
+def _before(owner: object, name: str, die: Callable[[], None], only: str = "") -> None:
+    """Let ``die`` be called before a function, or only where a path among its arguments fits."""
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> object:
+        if not only or any(isinstance(a, (str, Path)) and Path(a).name == only for a in args):
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _in_start(die: Callable[[], None]) -> None:
+    from camtrain.training.main import CamtrainCLI
+
+    _before(CamtrainCLI, "_begin", die)
+
+
+def _in_step(die: Callable[[], None]) -> None:
+    from camtrain.training.module import CAMModule
+
+    _before(CAMModule, "training_step", die)
+
+
+def _in_validation(die: Callable[[], None]) -> None:
+    from camtrain.training.module import CAMModule
+
+    _before(CAMModule, "validation_step", die)
+
+
+def _within_the_checkpoint(die: Callable[[], None]) -> None:
+    import torch
+
+    save = torch.save
+
+    def half(content: object, path: Path) -> None:
+        save(content, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        die()
+        save(content, path)
+
+    torch.save = half
+
+
+def _before_replacing(name: str) -> Callable[[Callable[[], None]], None]:
+    return lambda die: _before(os, "replace", die, name)
+
+
+def _before_the_bundle(die: Callable[[], None]) -> None:
+    from camtrain.training import writer
+
+    _before(writer, "write_bundle", die)
+
+
+def _after_everything(die: Callable[[], None]) -> None:
+    from camtrain.training.main import CamtrainCLI
+
+    _before(CamtrainCLI, "_conclude", die)
+
+
+PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
+    "in the start": _in_start,
+    "in a step": _in_step,
+    "in a validation": _in_validation,
+    "within the checkpoint": _within_the_checkpoint,
+    "before last.ckpt": _before_replacing("last.ckpt"),
+    "before metrics.csv": _before_replacing("metrics.csv"),
+    "before best.ckpt": _before_replacing("best.ckpt"),
+    "before the bundle": _before_the_bundle,
+    "in a sheet": _before_replacing("epoch_001.jpg"),
+    "in the test": _after_everything,
+}

@@ -1,0 +1,244 @@
+"""Continuing a run: what may change, what is refused, and what the loggers show."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camtrain.cli import main
+from camtrain.training.main import main as run
+from camtrain.training.module import CAMModule
+from tests.training.wandb_file import history
+
+Arguments = Callable[..., list[str]]
+
+LAST = ("--ckpt_path", "last")
+
+
+class PowerCutError(RuntimeError):
+    """What ends a training in the middle."""
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a training up to a step."""
+
+    def cut_at(args: list[str], step: int) -> None:
+        original, calls = CAMModule.training_step, iter(range(1, step + 1))
+
+        def step_or_cut(module: CAMModule, batch: object, batch_idx: int) -> torch.Tensor:
+            if next(calls) == step:
+                raise PowerCutError
+            return original(module, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CAMModule, "training_step", step_or_cut)
+            with pytest.raises(PowerCutError):
+                run(args)
+
+    return cut_at
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def last_of(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    expected = last_of(other)["state_dict"]
+    for name, tensor in last_of(one)["state_dict"].items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+WAYS = {
+    "accumulated gradients": (
+        ("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "3"),
+        (4, 9),
+    ),
+    "a balanced order": (("--data.sampler", "balanced", "--data.batch_size", "3"), (4, 8)),
+    "steps instead of epochs": (
+        ("--trainer.max_steps", "12", "--trainer.max_epochs", "20", "--data.batch_size", "3"),
+        (4, 7, 11),
+    ),
+    "validation within epochs": (
+        ("--trainer.val_check_interval", "2", "--data.batch_size", "3"),
+        (2, 3, 5, 8),
+    ),
+    "validation every other epoch": (("--trainer.check_val_every_n_epoch", "2"), (2, 4)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_training_goes_on_exactly(
+    way: str, fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
+) -> None:
+    more, steps = WAYS[way]
+    more = ("--model.dropout", "0.5", "--save_every_minutes", "0", *more)
+    run(fit_arguments(*more, "--name", "whole"))
+    whole = tmp_path / "runs" / "whole"
+    for step in steps:
+        name = f"cut{step}"
+        cut(fit_arguments(*more, "--name", name), step)
+        run(fit_arguments(*more, "--name", name, *LAST))
+        assert_same_weights(tmp_path / "runs" / name, whole)
+        assert rows_of(tmp_path / "runs" / name) == rows_of(whole), step
+
+
+CHANGES = {
+    "the learning rate": (["--model.lr", "0.5"], "--model.lr was 0.001, got 0.5"),
+    "the optimizer": (["--model.optimizer", "sgd"], "--model.optimizer was 'adamw', got 'sgd'"),
+    "the augmentation": (["--data.augment", "none"], "--data.augment was 'light', got 'none'"),
+    "the batch size": (["--data.batch_size", "4"], "--data.batch_size was 8, got 4"),
+    "the accumulation": (
+        ["--trainer.accumulate_grad_batches", "2"],
+        "as many steps per epoch as it began with, 2, got 1",
+    ),
+    "fewer epochs": (["--trainer.max_epochs", "1"], "--trainer.max_epochs must be at least 2"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_would_make_it_another_training_is_refused(
+    change: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    more, told = CHANGES[change]
+    args = [*fit_arguments(*LAST, "--trainer.max_epochs", "3"), *more]
+    assert main(args) == 2
+    assert told in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_other_pictures_are_refused_within_an_epoch(
+    fit_arguments: Arguments,
+    photographs: Path,
+    cut: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = fit_arguments("--data.batch_size", "4", "--save_every_minutes", "0")
+    cut(args, 3)
+    (photographs / "train" / "red" / "7.png").unlink()
+    assert main([*args, *LAST]) == 2
+    assert "number of training pictures was 16, got 15" in capsys.readouterr().err
+
+
+def test_more_workers_and_another_place_are_no_other_training(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path, cut: Callable[..., None]
+) -> None:
+    more = ("--data.batch_size", "4", "--save_every_minutes", "0")
+    run(fit_arguments(*more, "--name", "whole"))
+    cut(fit_arguments(*more, "--name", "cut"), 3)
+    moved = photographs.rename(tmp_path / "moved")
+    others = ("--data.root", str(moved), "--data.workers", "1")
+    run([*fit_arguments(*more, "--name", "cut", *LAST), *others])
+    assert_same_weights(tmp_path / "runs" / "cut", tmp_path / "runs" / "whole")
+
+
+def test_a_finished_run_can_be_trained_longer(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments("--model.lr", "0.01"))
+    capsys.readouterr()
+    run(fit_arguments("--model.lr", "0.01", *LAST, "--trainer.max_epochs", "4"))
+    # 4 of 8 steps, 2 of them warm-up: a third of the half cosine.
+    assert "has 8 steps now, 4 before" in (told := capsys.readouterr().out)
+    assert "with 0.0075" in told
+    assert [row["epoch"] for row in rows_of(tmp_path / "runs" / "run")] == ["1", "2", "3", "4"]
+    before = last_of(tmp_path / "runs" / "run")["state_dict"]
+    run(fit_arguments("--model.lr", "0.01", *LAST, "--trainer.max_epochs", "4"))
+    assert len(rows_of(tmp_path / "runs" / "run")) == 4
+    for name, tensor in last_of(tmp_path / "runs" / "run")["state_dict"].items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_run_that_stopped_early_has_ended(
+    fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
+) -> None:
+    config = tmp_path / "stopping.yaml"
+    kind = "pytorch_lightning.callbacks.EarlyStopping"
+    stopping = f"{{class_path: {kind}, init_args: {{monitor: val/acc1, mode: max, patience: 1}}}}"
+    config.write_text(f"trainer:\n  callbacks: [{stopping}]\n")
+    # Nothing changes with such a learning rate, so that it stops after the second epoch.
+    more = ("--config", str(config), "--trainer.max_epochs", "6", "--model.lr", "1e-12")
+    cut(fit_arguments(*more), 4)
+    run(fit_arguments(*more, *LAST))
+    assert len(rows_of(tmp_path / "runs" / "run")) == 2
+    run(fit_arguments(*more, *LAST))
+    assert len(rows_of(tmp_path / "runs" / "run")) == 2
+
+
+def test_tensorboard_shows_no_step_twice(
+    fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
+) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ("--logger", "tensorboard", "--data.batch_size", "4", "--trainer.max_epochs", "3")
+    cut(fit_arguments(*more), 7)
+    run(fit_arguments(*more, *LAST))
+    events = accumulators.EventAccumulator(str(tmp_path / "runs" / "run" / "tensorboard"))
+    events.Reload()
+    for name in ("train/loss", "val/acc1"):
+        assert [event.step for event in events.Scalars(name)] == [3, 7, 11], name
+    assert [event.step for event in events.Images("val/cams")] == [0, 3, 7, 11]
+
+
+def test_wandb_goes_on_with_the_same_run(
+    fit_arguments: Arguments,
+    tmp_path: Path,
+    cut: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = ("--logger", "wandb", "--data.batch_size", "4")
+    cut(fit_arguments(*more), 6)
+    wandb.finish()
+    run(fit_arguments(*more, *LAST))
+    wandb.teardown()  # its service writes the file in its own time
+    parts = sorted((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
+    number = (tmp_path / "runs" / "run" / "wandb" / "run_id").read_text()
+    assert {part.name.rpartition("-")[2] for part in parts} == {number}
+    assert f"wandb sync {' '.join(map(str, parts))}" in capsys.readouterr().out
+    logged = [history(next(part.glob("*.wandb"))) for part in parts]
+    steps = [[int(row["_step"]) for row in rows] for rows in logged]
+    assert max(steps[0]) < min(steps[1])
+    losses = [row["trainer/global_step"] for rows in logged for row in rows if "train/loss" in row]
+    assert losses == ["3", "7"]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+    fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
+) -> None:
+    cut(fit_arguments(), 1)
+    assert not (tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt").exists()
+    assert main(fit_arguments(*LAST)) == 0
+    assert len(rows_of(tmp_path / "runs" / "run")) == 2
+
+
+def test_another_run_s_checkpoint_begins_a_run_of_its_own(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    run(fit_arguments())
+    best = tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt"
+    more = ("--name", "other", "--ckpt_path", str(best), "--trainer.max_epochs", "3")
+    assert main(fit_arguments(*more)) == 0
+    assert (tmp_path / "runs" / "other" / "model.safetensors").is_file()
+    assert len(rows_of(tmp_path / "runs" / "other")) == 3
+
+
+def test_a_time_below_zero_is_refused(
+    fit_arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments("--save_every_minutes", "-1")) == 2
+    assert "--save_every_minutes must be at least 0" in capsys.readouterr().err

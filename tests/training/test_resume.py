@@ -1,0 +1,137 @@
+"""Law 8: killed at any moment and continued equals never killed, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.killing import run_in_child
+
+Arguments = Callable[..., list[str]]
+
+# Two workers, random augmentation, dropout, BatchNorm, accumulated gradients, 5 batches per epoch
+# of which the last is smaller.
+HARD = (
+    *("--data.workers", "2", "--data.batch_size", "3", "--data.augment", "imagenet"),
+    *("--model.dropout", "0.5", "--model.neck", "[4]", "--model.neck_norm", "batch"),
+    *("--model.lr", "0.01", "--trainer.max_epochs", "3"),
+)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Everything of a run that must not depend on where it was killed."""
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    return {
+        "last": last["state_dict"],
+        "best": best["state_dict"],
+        "optimizer": last["optimizer_states"],
+        "schedule": last["lr_schedulers"],
+        "random": last["run"]["random"],
+        "bundle": load_file(folder / "model.safetensors"),
+        "metrics": (folder / "metrics.csv").read_text(),
+        "sheets": {path.name: path.read_bytes() for path in (folder / "cams").iterdir()},
+        "files": {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if path.is_file() and "wandb" not in path.parts
+        },
+    }
+
+
+def assert_same(found: object, expected: object, where: str) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert isinstance(found, torch.Tensor)
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert isinstance(found, dict)
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(found, list)
+        assert len(found) == len(expected), where
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{where}[{number}]")
+    else:
+        assert found == expected, where
+
+
+@pytest.fixture
+def whole(fit_arguments: Arguments, tmp_path: Path) -> Path:
+    assert run_in_child(fit_arguments(*HARD, "--name", "whole")) == 0
+    return tmp_path / "runs" / "whole"
+
+
+KILLS = [
+    ("in a step", 1, 15),  # before the first checkpoint
+    ("in a step", 8, 15),  # in the second epoch
+    ("in a step", 8, 0),  # with a checkpoint after every step
+    ("in a step", 12, 0),
+    ("in a validation", 2, 0),
+    ("in a validation", 3, 15),
+    ("within the checkpoint", 2, 15),
+    ("within the checkpoint", 9, 0),
+    ("before last.ckpt", 2, 15),
+    ("before metrics.csv", 2, 15),
+    ("before best.ckpt", 1, 15),
+    ("before the bundle", 1, 0),
+    ("in a sheet", 1, 15),
+    ("in the test", 1, 15),
+]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_continued_equals_never_killed(
+    whole: Path, fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    expected = state_of(whole)
+    for number, (place, count, minutes) in enumerate(KILLS):
+        name = f"run{number}"
+        args = fit_arguments(*HARD, "--name", name, "--save_every_minutes", str(minutes))
+        where = f"{place}, {count}, {minutes}"
+        assert run_in_child(args, kill=(place, count)) == -signal.SIGKILL, where
+        assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
+        assert_same(state_of(tmp_path / "runs" / name), expected, where)
+        shutil.rmtree(tmp_path / "runs" / name)
+
+
+STOPS = [
+    ("in the start", 1, (signal.SIGINT, signal.SIGINT), 130),
+    ("in a step", 8, (signal.SIGINT,), 130),
+    ("in a step", 8, (signal.SIGTERM,), 143),
+    ("in a step", 8, (signal.SIGINT, signal.SIGINT), 130),  # impatient
+    ("in a step", 5, (signal.SIGINT,), 130),  # with the last batch of an epoch
+    ("in a step", 15, (signal.SIGTERM,), 143),  # of all
+    ("in a validation", 2, (signal.SIGINT,), 130),
+    ("in a sheet", 1, (signal.SIGINT,), 130),
+]
+
+
+@pytest.mark.slow
+def test_stopped_anywhere_and_continued_equals_never_stopped(
+    whole: Path, fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    expected = state_of(whole)
+    for number, (place, count, signals, status) in enumerate(STOPS):
+        name = f"run{number}"
+        args = fit_arguments(*HARD, "--name", name)
+        where = f"{place}, {count}, {signals}"
+        assert run_in_child(args, (place, count), signals) == status, where
+        told = (tmp_path / "runs" / f"{name}.log").read_text()
+        assert "Traceback" not in told, where
+        folder = tmp_path / "runs" / name
+        if place == "in a step" and count == 8 and len(signals) == 1:
+            last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+            assert last["global_step"] == 8, where
+            assert "the same command with --ckpt_path last" in told
+        assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
+        assert_same(state_of(folder), expected, where)
+        shutil.rmtree(folder)
