@@ -57,7 +57,7 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         *,
         shuffle: bool,
         seed: int,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
         groups: Tensor | None = None,
         num_replicas: int = 1,
         rank: int = 0,
@@ -102,7 +102,7 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         return torch.arange(self.length)
 
 
-def _places_by_class(labels: Sequence[int], length: int) -> list[Tensor]:
+def _places_by_class(labels: Sequence[int] | Tensor, length: int) -> list[Tensor]:
     if len(labels) != length:
         raise CamtrainValueError(
             f"labels must be as many as items, {length}, got {len(labels)}; give one per item."

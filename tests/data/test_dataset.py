@@ -150,7 +150,7 @@ class Files:
     class_names = ("a", "b")
 
     def __init__(self, paths: list[Path], box: tuple[int, ...]) -> None:
-        self.paths, self.labels = paths, [0] * len(paths)
+        self.paths, self.labels = [str(path) for path in paths], [0] * len(paths)
         self.boxes_xyxy = torch.tensor([box])
 
     def __len__(self) -> int:
@@ -164,7 +164,11 @@ class Files:
     def read_with(self, index: int, decode: Decode) -> Picture:
         """The picture as ``decode`` makes it."""
         image = decode(self.paths[index])
-        return Picture(image, self.labels[index], self.boxes_xyxy, str(self.paths[index]))
+        return Picture(image, self.labels[index], self.boxes(index), self.paths[index])
+
+    def boxes(self, index: int) -> Tensor:
+        """The one box."""
+        return self.boxes_xyxy
 
 
 @pytest.fixture
