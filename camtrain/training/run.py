@@ -16,6 +16,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.bundle import write_bundle
+from camtrain.training.averaging import averaged_weights
 from camtrain.training.module import CAMModule
 
 
@@ -190,7 +191,8 @@ class RunWriter(Callback):
         is_best, self._has_validated = self._has_validated and self._is_best(scores), False
         if is_best:
             threshold = pl_module.map_threshold
-            write_bundle(self.folder.bundle, pl_module.net, threshold=threshold, scores=scores)
+            with averaged_weights(trainer, pl_module):
+                write_bundle(self.folder.bundle, pl_module.net, threshold=threshold, scores=scores)
 
     def _is_best(self, scores: dict[str, float]) -> bool:
         monitor = str(self.best.monitor)

@@ -1,0 +1,64 @@
+"""The exponential moving average of the weights: Lightning's callback, with exact rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+
+class ExponentialAverage(WeightAveraging):
+    """Averages the weights after every step of the optimizer, and evaluates and keeps the average.
+
+    ``average = decay * average + (1 - decay) * weights``, from the weights after the first step on.
+    BatchNorm statistics are averaged likewise; counters are copied. What does not change, because
+    it is frozen, is bit-identical in the average. A checkpoint's ``state_dict`` is the average;
+    what training goes on from stands beside it.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        """Nothing is averaged before a training begins.
+
+        Args:
+            decay: In (0, 1).
+        """
+        super().__init__(multi_avg_fn=partial(_move_towards, decay=decay))
+
+    @contextmanager
+    def swapped(self, module: LightningModule) -> Iterator[None]:
+        """The average in place of the weights, for a while."""
+        if self._average_model is None:
+            yield
+            return
+        self._swap_models(module)
+        try:
+            yield
+        finally:
+            self._swap_models(module)
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """The weights that are evaluated and shipped: the average where one is kept."""
+    callbacks: list[Callback] = cast("Any", trainer).callbacks
+    with ExitStack() as stack:
+        for callback in callbacks:
+            if isinstance(callback, ExponentialAverage):
+                stack.enter_context(callback.swapped(module))
+        yield
+
+
+def _move_towards(
+    averages: list[Tensor], weights: list[Tensor], _count: Tensor | int, *, decay: float
+) -> None:
+    """One step of the average, in place; equal tensors stay equal to the last bit."""
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+    else:
+        torch._foreach_copy_(averages, weights)
