@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder
 
 from camtrain.errors import CamtrainValueError
 
+# The first losses, averaged over few batches, say little; the last may be those of a divergence.
+_SKIPPED = slice(10, -1)
+
 
 class FoundLearningRate(LearningRateFinder):
-    """Tries rates from 1e-8 to 1 in 100 steps, all parameters at the same, and takes the steepest.
+    """Tries rates from 1e-6 to 1 in 100 steps, all parameters at the same, and takes the steepest.
 
     Weights, statistics and random numbers are afterwards as they were (L. Smith, *Cyclical Learning
     Rates for Training Neural Networks*, WACV 2017, section 3.3). A continued training keeps the
-    rate that was found when it began.
+    rate that was found when it began; ``fast_dev_run`` keeps the one that was given.
     """
 
     is_trying = False
     _continues = False
+
+    def __init__(self) -> None:
+        """Nothing is tried before a training begins."""
+        super().__init__(min_lr=1e-6, max_lr=1.0, num_training_steps=100, update_attr=False)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -35,17 +44,42 @@ class FoundLearningRate(LearningRateFinder):
         """
         if self._continues or getattr(trainer, "fast_dev_run", False):
             return
+        epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
         self.is_trying = True
         try:
             self.lr_find(trainer, pl_module)
         finally:
             self.is_trying = False
-        found = self.optimal_lr.suggestion() if self.optimal_lr is not None else None
-        if found is None:
-            raise CamtrainValueError(
-                "find_lr found no learning rate, since the loss was finite in too few of its 100 "
-                "steps; give lr yourself."
-            )
+            trainer.fit_loop.max_epochs = epochs
+        assert self.optimal_lr is not None
+        pl_module.hparams["lr"] = steepest(**self.optimal_lr.results)
         trainer.strategy.setup_optimizers(trainer)
         if trainer.is_global_zero:
-            print(f"Learning rate found: {found:.3g}")
+            print(f"Learning rate found: {pl_module.hparams['lr']:.3g}")
+
+
+def steepest(lr: Sequence[float], loss: Sequence[float]) -> float:
+    """The rate at which the loss falls fastest, per factor of the rate.
+
+    (Lightning's own suggestion takes the slope per rate, which noise at the lowest rates decides.)
+
+    Args:
+        lr: Rates in geometric order.
+        loss: Losses, averaged along the way.
+
+    Raises:
+        CamtrainValueError: It falls nowhere, or was finite at fewer than two rates.
+
+    Example:
+        >>> steepest([10.0**n for n in range(-16, 0)], [2.0] * 11 + [1.9, 1.7, 1.2, 1.1, 3.0])
+        0.0001
+    """
+    rates, losses = np.array(lr[_SKIPPED]), np.array(loss[_SKIPPED])
+    rates, losses = rates[np.isfinite(losses)], losses[np.isfinite(losses)]
+    slopes = np.gradient(losses) if len(losses) > 1 else np.zeros(1)
+    if slopes.min() >= 0:
+        raise CamtrainValueError(
+            f"find_lr found no learning rate at which the loss falls, in {len(losses)} steps with "
+            "a finite loss; give lr yourself."
+        )
+    return float(rates[slopes.argmin()])
