@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import LearningRateFinder
 
 from camtrain.errors import CamtrainValueError
 
-# The first losses, averaged over few batches, say little; the last may be those of a divergence.
-_SKIPPED = slice(10, -1)
+_FACTOR = 0.98  # of the average that Lightning takes
+_WINDOW = 11
 
 
 class FoundLearningRate(LearningRateFinder):
@@ -61,25 +61,27 @@ class FoundLearningRate(LearningRateFinder):
 def steepest(lr: Sequence[float], loss: Sequence[float]) -> float:
     """The rate at which the loss falls fastest, per factor of the rate.
 
-    (Lightning's own suggestion takes the slope per rate, which noise at the lowest rates decides.)
+    Lightning's losses are averages over the steps before, and so late by up to decades of the rate;
+    its own suggestion is the steepest slope per rate, which noise at the lowest rates decides. Here
+    the average is undone, and one over the eleven steps around is taken.
 
     Args:
         lr: Rates in geometric order.
-        loss: Losses, averaged along the way.
+        loss: Averages as in Lightning's callback, of factor 0.98, after each of them.
 
     Raises:
-        CamtrainValueError: It falls nowhere, or was finite at fewer than two rates.
-
-    Example:
-        >>> steepest([10.0**n for n in range(-16, 0)], [2.0] * 11 + [1.9, 1.7, 1.2, 1.1, 3.0])
-        0.0001
+        CamtrainValueError: The loss falls nowhere, or is finite in fewer than twelve steps.
     """
-    rates, losses = np.array(lr[_SKIPPED]), np.array(loss[_SKIPPED])
-    rates, losses = rates[np.isfinite(losses)], losses[np.isfinite(losses)]
-    slopes = np.gradient(losses) if len(losses) > 1 else np.zeros(1)
+    past = np.array(loss) * (1 - _FACTOR ** np.arange(2, len(loss) + 2))
+    losses = (past - _FACTOR * np.concatenate([[0.0], past[:-1]])) / (1 - _FACTOR)
+    is_finite = np.isfinite(losses)
+    rates, losses = np.array(lr)[is_finite], losses[is_finite]
+    slopes = np.zeros(1)
+    if len(losses) > _WINDOW:
+        slopes = np.gradient(np.convolve(losses, np.full(_WINDOW, 1 / _WINDOW), mode="valid"))
     if slopes.min() >= 0:
         raise CamtrainValueError(
             f"find_lr found no learning rate at which the loss falls, in {len(losses)} steps with "
             "a finite loss; give lr yourself."
         )
-    return float(rates[slopes.argmin()])
+    return float(rates[slopes.argmin() + _WINDOW // 2])
