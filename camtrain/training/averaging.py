@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 
@@ -29,6 +30,13 @@ class ExponentialAverage(WeightAveraging):
             decay: In (0, 1).
         """
         super().__init__(multi_avg_fn=partial(_move_towards, decay=decay))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with a training's average; what is measured is the average anyway."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:

@@ -87,6 +87,8 @@ def configure(
     optimizer = make_optimizer(parameter_groups(net, options), options)
     schedule = make_schedule(optimizer, options, steps=steps, steps_per_epoch=steps_per_epoch)
     if schedule is None:
+        for group in optimizer.param_groups:  # the schedules do it themselves
+            group["lr"] *= group["lr_scale"]
         return optimizer
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
