@@ -2,7 +2,6 @@
 
 import doctest
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from camtrain.cli import main
 from camtrain.data import Batch
 from camtrain.errors import CamtrainError
+from camtrain.model.camnet import Task
 from camtrain.training import CAMDataModule, CAMModule, learning_rate, losses
 from camtrain.training.learning_rate import steepest
 from camtrain.training.losses import balanced_weights
@@ -61,7 +61,7 @@ def test_balanced_weights_of_several_labels() -> None:
 
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_mixed_targets_are_the_shares_of_the_pixels(way: str, task: Any) -> None:  # noqa: ANN401
+def test_mixed_targets_are_the_shares_of_the_pixels(way: str, task: Task) -> None:
     labels = LABELS if task == "multiclass" else HOT
     # Each picture is its own number everywhere, so that the shares can be read off the pixels.
     images = torch.arange(4.0)[:, None, None, None].expand(4, 2, 5, 7).contiguous()
@@ -165,6 +165,7 @@ def test_the_rate_is_found_where_the_loss_falls_fastest() -> None:
         steepest(rates, [float("nan")] * 100)
 
 
+@pytest.mark.slow
 def test_finding_a_rate_leaves_everything_as_it_was(
     data: CAMDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
