@@ -1,18 +1,23 @@
 """Every shipped config is understood by the real command line, and trains on its kind of data."""
 
 import gzip
+import itertools
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from camtrain.cli import main
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SWEEP = ROOT / "configs" / "sweep.yaml"
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path != SWEEP)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -90,8 +95,7 @@ HERE = {"quickstart", "animals3", "lenet"}  # trained elsewhere, on what they ar
 
 
 def test_every_config_is_tried() -> None:
-    trained = {config.stem for config in CONFIGS if "program:" not in config.read_text()}
-    assert set(LAYOUTS) | HERE == trained
+    assert set(LAYOUTS) | HERE == {config.stem for config in CONFIGS}
 
 
 @pytest.mark.slow
@@ -112,3 +116,32 @@ def test_a_config_trains_on_pictures_in_the_real_layout(name: str, tmp_path: Pat
     )
     assert status == 0
     assert (tmp_path / "runs" / name / "model.safetensors").is_file()
+
+
+def commands_of(sweep: dict[str, Any]) -> list[list[str]]:
+    """The arguments of every trial, as the agent of W&B spells them."""
+    names = list(sweep["parameters"])
+    commands = []
+    for values in itertools.product(*(sweep["parameters"][name]["values"] for name in names)):
+        options = [f"--{name}={value}" for name, value in zip(names, values, strict=True)]
+        macros = {"${env}": [], "${interpreter}": [], "${program}": [], "${args}": options}
+        commands.append([a for part in sweep["command"] for a in macros.get(part, [part])])
+    return commands
+
+
+def test_every_trial_of_the_sweep_is_parsed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load(SWEEP.read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    commands = commands_of(sweep)
+    assert len(commands) == 24
+    for command in commands:
+        with pytest.raises(SystemExit) as exit_:
+            main([*command, "--print_config"])
+        assert exit_.value.code == 0
+        told = yaml.safe_load(capsys.readouterr().out)
+        for option in command[2:]:
+            room, name, value = re.fullmatch(r"--(\w+)\.(\w+)=(.*)", option).groups()  # type: ignore[union-attr]
+            assert told[room][name] == yaml.safe_load(value)

@@ -23,6 +23,13 @@ from camtrain.model.cam import PoolName
 from camtrain.model.camnet import CAMNet, Task, check_task
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
+from camtrain.model.own_weights import (
+    OwnWeights,
+    check_same_trunk,
+    fill_from_own,
+    keeps_head,
+    unsaid_from_own,
+)
 from camtrain.model.probe import drop_unused, probe
 from camtrain.model.published import Weights, adapt_in_chans, find_weights
 from camtrain.model.recipes import (
@@ -73,6 +80,10 @@ def create_model(
             out.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
+            Of a bundle, a network of this project, go on: the trunk, which must be the same; the
+            neck, if it is the same; the head, if neck and K are the same and there is no neck or
+            ``num_classes`` is None; and its preprocessing. There ``cut``, ``stride`` and
+            ``backbone_args`` of None mean the bundle's.
         cut: The layer after which the network is cut off: any one, or where timm's forward pass
             cannot be read as a graph one of the blocks that the network lists.
         stride: Pixels of the image per pixel of the map, smaller than the backbone's own; by
@@ -103,8 +114,13 @@ def create_model(
     check_task(task)
     name = full_name(backbone)
     found = find_weights(name, weights)
-    backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
-    own_classes = _classes_of(name, found, in_chans, backbone_args)
+    own = None if found is None else found.own
+    if own is not None:
+        cut, stride, backbone_args = unsaid_from_own(own, cut, stride, backbone_args)
+        own_classes = own.recipe["num_classes"]
+    else:
+        backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
+        own_classes = _classes_of(name, found, in_chans, backbone_args)
     keeps_classes = num_classes is None
     num_classes = own_classes if num_classes is None else num_classes
     if num_classes is None or num_classes < 1:
@@ -128,6 +144,8 @@ def create_model(
         "backbone_args": backbone_args,
     }
     recipe = with_paper_defaults(recipe)
+    if found is not None and own is not None:
+        return _from_own(recipe, found, own, keeps_classes=keeps_classes)
     net = None
     if not neck and cut is None and num_classes == own_classes and name not in PAPER_NETWORKS:
         with suppress(NotCamReadyError, NoGraphError):
@@ -145,6 +163,19 @@ def from_recipe(recipe: dict[str, Any]) -> CAMNet:
     build = _with_own_head if recipe.get("own_head") else _with_new_head
     # Recipes from before there were other tasks do not say theirs.
     return build({**recipe, "task": recipe.get("task", "multiclass")}, None)
+
+
+def _from_own(
+    recipe: dict[str, Any], found: Weights, own: OwnWeights, *, keeps_classes: bool
+) -> CAMNet:
+    """A network that goes on from a bundle."""
+    check_same_trunk(recipe, own)
+    with_head = keeps_head(recipe, own, keeps_classes=keeps_classes)
+    net = from_recipe({**recipe, "own_head": with_head and own.recipe.get("own_head", False)})
+    fill_from_own(net, found.tensors, own, with_head=with_head)
+    if keeps_classes and own.class_names is not None:
+        net.name_classes(own.class_names)
+    return net
 
 
 def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:

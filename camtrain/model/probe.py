@@ -33,12 +33,13 @@ class Probe(NamedTuple):
     Attributes:
         shape: Of the result.
         layers: In the order of their calls.
-        weights: Names of the parameters and buffers that something was computed with.
+        weights: Names of the parameters and buffers that something was computed with, in the order
+            of their first use.
     """
 
     shape: tuple[int, ...]
     layers: list[Layer]
-    weights: set[str]
+    weights: tuple[str, ...]
 
 
 def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
@@ -72,7 +73,10 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
     finally:
         for handle in handles:
             handle.remove()
-    weights = {name for name, tensor in on_meta.items() if id(tensor) in operands.found}
+    names: dict[int, list[str]] = {}
+    for name, tensor in on_meta.items():
+        names.setdefault(id(tensor), []).append(name)
+    weights = tuple(name for found in operands.found for name in names.get(found, ()))
     return Probe(tuple(last_of(result).shape), layers, weights)
 
 
@@ -90,7 +94,7 @@ def drop_unused(backbone: nn.Module, probed: Probe) -> None:
 
     Layers without weights stay: attention asks its dropout for the probability without calling it.
     """
-    used = {layer.name for layer in probed.layers} | probed.weights
+    used = {*(layer.name for layer in probed.layers), *probed.weights}
     names = {name[:end] for name in used for end in _ends_of_parts(name)}
     # By identity: some networks use a layer under several names.
     needed = {id(module) for name, module in backbone.named_modules() if name in names}
@@ -101,11 +105,11 @@ def drop_unused(backbone: nn.Module, probed: Probe) -> None:
 
 
 class _Operands(TorchFunctionMode):
-    """Notes which tensors anything is computed with."""
+    """Notes which tensors anything is computed with, in the order of their first use."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[int] = set()
+        self.found: dict[int, None] = {}
 
     def __torch_function__(
         self,
@@ -116,7 +120,7 @@ class _Operands(TorchFunctionMode):
     ) -> object:
         """Run a function as it is."""
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
-            self.found |= {id(leaf) for leaf in tree_leaves((args, kwargs))}
+            self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, kwargs)))
         return func(*args, **(kwargs or {}))
 
 

@@ -7,6 +7,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.backbones import first_conv
 from camtrain.model.caffemodel import caffe_weights
+from camtrain.model.own_weights import OwnWeights, read_own
 from camtrain.model.recipes import caffe_layers
 from camtrain.model.weights import read_weights, renamed
 
@@ -31,11 +33,13 @@ class Weights:
         tensors: By the names of the original classifier.
         source: A weight name or a path, for messages.
         class_names: K names, or None where the publisher gives none.
+        own: What is known of them where they are a bundle's, whose names the tensors then have.
     """
 
     tensors: dict[str, Tensor]
     source: str
     class_names: tuple[str, ...] | None = None
+    own: OwnWeights | None = None
 
 
 def published_weights(name: str, weights: str) -> Weights:
@@ -71,6 +75,9 @@ def find_weights(name: str, weights: str | Path | None) -> Weights | None:
     if is_file and Path(weights).suffix == ".caffemodel":
         return Weights(caffe_weights(weights, caffe_layers(name), name), str(weights))
     if is_file:
+        own = read_own(Path(weights))
+        if own is not None:
+            return Weights(safetensors.torch.load_file(weights), own.source, own.class_names, own)
         return Weights(read_weights(weights), str(weights))
     return published_weights(name, str(weights))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -365,6 +366,7 @@ def _run_name(settings: Namespace) -> str:
     if settings["name"]:
         return str(settings["name"])
     configs = settings["config"] or []
-    if configs:
-        return Path(str(configs[-1])).stem
-    return str(settings["model"]["backbone"]).rpartition("/")[2]
+    name = Path(str(configs[-1])).stem if configs else str(settings["model"]["backbone"])
+    # The agent of a W&B sweep runs the same config several times.
+    trial = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    return "-".join([name.rpartition("/")[2], *([trial] if trial else [])])

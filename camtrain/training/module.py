@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
@@ -22,13 +23,23 @@ from camtrain.model.cam import PoolName
 from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
+from camtrain.training.averaging import ExponentialAverage
 from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.distributed import without_repeats
 from camtrain.training.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
 from camtrain.training.evaluation import Evaluation
-from camtrain.training.freezing import freeze, keep_in_eval
+from camtrain.training.freezing import Freezing, wrap_again
+from camtrain.training.learning_rate import FoundLearningRate
+from camtrain.training.losses import (
+    ClassWeights,
+    FiniteLoss,
+    balanced_weights,
+    check_class_weights,
+)
+from camtrain.training.mixing import Mixing
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
+from camtrain.training.optimization import Optimization, configure
 
 
 class CAMModule(LightningModule):
@@ -65,11 +76,26 @@ class CAMModule(LightningModule):
         in_chans: int = 3,
         backbone_args: dict[str, Any] | None = None,
         freeze_backbone: bool = False,
-        optimizer: Literal["sgd", "adamw"] = "adamw",
+        freeze_until: str | None = None,
+        unfreeze_at_epoch: int | None = None,
+        optimizer: str = "adamw",
+        opt_args: dict[str, Any] | None = None,
         lr: float = 1e-3,
+        find_lr: bool = False,
+        backbone_lr_ratio: float = 1.0,
+        layer_decay: float = 1.0,
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
+        schedule: str = "warmup_cosine",
+        schedule_args: dict[str, Any] | None = None,
         warmup_epochs: float = 1.0,
+        label_smoothing: float = 0.0,
+        class_weights: ClassWeights | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        ema_decay: float | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
     ) -> None:
         """Build the network and remember the settings.
 
@@ -91,24 +117,38 @@ class CAMModule(LightningModule):
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
             freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
-            optimizer: ``sgd`` or ``adamw``.
-            lr: Learning rate after the warm-up; it falls to 0 along a cosine.
+            freeze_until: Leave only its layers up to this one as they are; named like a cut.
+            unfreeze_at_epoch: Epochs after which the frozen layers are trained too; None: never.
+            optimizer: ``sgd`` (with momentum), ``adamw``, or any other of timm's, such as ``lamb``.
+            opt_args: Its further arguments, such as ``{"betas": [0.9, 0.99]}``.
+            lr: Learning rate after the warm-up.
+            find_lr: Find the learning rate by trying, before the training; ``lr`` is not used.
+            backbone_lr_ratio: The backbone's learning rate is this times that of neck and head.
+            layer_decay: Each layer of the backbone has this times the rate of the one after it.
             weight_decay: Of weights, not of biases and norms.
-            momentum: Only for ``sgd``.
+            momentum: Only for optimizers that have one.
+            schedule: ``warmup_cosine`` falls to 0 along a cosine; or timm's ``cosine``, ``tanh``,
+                ``poly``, ``wsd``, ``rsqrt``, ``step``, ``multistep``, ``constant``, ``none``.
+            schedule_args: Arguments of timm's schedule, in epochs, or in steps where ``epochs`` in
+                their name is ``steps``: ``{"decay_steps": 40000, "decay_rate": 0.1}``.
             warmup_epochs: Epochs, or parts of one, over which the learning rate rises linearly.
+            label_smoothing: Part of the target that is shared by all classes, in [0, 1).
+            class_weights: Of the training's loss, one per class; ``balanced``: every class counts
+                as much.
+            mixup: Mix pairs of pictures, with shares of Beta(alpha, alpha); 0: off, 0.2 is usual.
+            cutmix: Paste rectangles of other pictures, likewise; 1 is usual.
+            ema_decay: Evaluate and keep an exponential moving average of the weights, with this
+                decay per step, such as 0.999; None: the weights themselves.
+            channels_last: Keep pictures and weights with the channels last, usually faster.
+            compile: Train through ``torch.compile``; evaluation runs as shipped.
         """
         super().__init__()
-        if optimizer not in ("sgd", "adamw"):
-            raise CamtrainValueError(f"optimizer must be sgd or adamw, got {optimizer!r}.")
-        if lr <= 0 or weight_decay < 0 or warmup_epochs < 0:
-            raise CamtrainValueError(
-                "lr must be above 0, weight_decay and warmup_epochs at least 0, "
-                f"got {lr}, {weight_decay}, {warmup_epochs}."
-            )
         # Checkpoints hold plain values.
         weights = str(weights) if isinstance(weights, Path) else weights
         neck = list(neck)
         self.save_hyperparameters()
+        self._optimization()  # which checks them
+        _check_loss(label_smoothing, ema_decay)
         self.net = create_model(
             backbone,
             num_classes,
@@ -124,7 +164,8 @@ class CAMModule(LightningModule):
             task=task,
             in_chans=in_chans,
             backbone_args=backbone_args,
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=self._memory_format)
+        check_class_weights(class_weights, self.net.head.out_features)
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
         )
@@ -134,19 +175,51 @@ class CAMModule(LightningModule):
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
         self._seed = 0
-        if freeze_backbone:
-            freeze(self.net.backbone)
+        self._freezing = self._freeze()
+        self._mixing = Mixing(self.net.head.out_features, task, mixup=mixup, cutmix=cutmix)
+        self._class_weights: Tensor | None = None
+        self._losses = FiniteLoss()
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
-        logits: Tensor = self.net(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.net(images.contiguous(memory_format=self._memory_format))
         return logits
 
     def train(self, mode: bool = True) -> CAMModule:
         """Change the mode of everything that is not frozen."""
         super().train(mode)
-        keep_in_eval(self.net.backbone, self.hparams["freeze_backbone"])
+        self._freezing.keep_in_eval()
         return self
+
+    def on_validation_model_train(self) -> None:
+        """Go on training after a validation, what is frozen excepted."""
+        # Lightning would set `training`, but a traced trunk changes its graph in `train`.
+        self.train()
+
+    def _freeze(self) -> Freezing:
+        names = ("freeze_backbone", "freeze_until", "unfreeze_at_epoch")
+        return Freezing(self.net, **{name: self.hparams[name] for name in names})
+
+    def on_train_start(self) -> None:
+        """Freeze what is frozen in this epoch, which may be in the middle of a resumed one."""
+        self._freeze_for_epoch()
+        if self.train_damaged.update_called:  # it may go on with its validation, without a step
+            self._log_so_far()
+
+    def on_train_epoch_start(self) -> None:
+        """Unfreeze when it is time, and sum anew; not called when an epoch goes on."""
+        self._freeze_for_epoch()
+        self.train_loss.reset()
+        self.train_damaged.reset()
+
+    def _freeze_for_epoch(self) -> None:
+        if self._freezing.apply(self.current_epoch):
+            self.train()
+            wrap_again(self.trainer.strategy)
 
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data, if it knows them."""
@@ -157,9 +230,36 @@ class CAMModule(LightningModule):
             )
         self._seed = torch.initial_seed()
         self._take_from_data()
-        if self.hparams["freeze_backbone"]:
-            # It is meant to be: a frozen backbone stays in evaluation mode.
+        if stage != "fit":
+            return
+        self._class_weights = self._weights_of_classes()
+        if self._freezing.part.modules:
+            # It is meant to be: what is frozen stays in evaluation mode.
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        if self.hparams["compile"]:
+            self.net.compile()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What Lightning has as callbacks: the average of the weights, the learning rate finder."""
+        callbacks: list[Callback] = []
+        if self.hparams["ema_decay"] is not None:
+            callbacks.append(ExponentialAverage(self.hparams["ema_decay"]))
+        if self.hparams["find_lr"]:
+            callbacks.append(FoundLearningRate())
+        return callbacks
+
+    def _weights_of_classes(self) -> Tensor | None:
+        weights = self.hparams["class_weights"]
+        if weights != "balanced":
+            return None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", {})
+        labels = getattr(datasets.get("train"), "labels", None)
+        if labels is None:
+            raise CamtrainValueError(
+                "class_weights=balanced needs the labels of all training pictures, which only a "
+                "CAMDataModule tells; give a list with a number for each class."
+            )
+        return balanced_weights(torch.as_tensor(labels), self.net.head.out_features, self.net.task)
 
     def _take_from_data(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -172,13 +272,14 @@ class CAMModule(LightningModule):
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
-        images, labels = batch[0], batch[1]
         damaged = len(batch.damaged) if isinstance(batch, Batch) else 0
-        if damaged and len(images) < 2:  # BatchNorm cannot train on one picture
+        if damaged and len(batch[1]) < 2:  # BatchNorm cannot train on one picture
             loss = self._nothing_learned()
         else:
-            loss = loss_of(self(images), labels, self.net.task)
-            self.train_loss.update(loss, len(images))
+            batch = self._mixed(batch)
+            loss = self._loss(self._logits(batch), batch[1])
+            self._losses.see(loss, batch, batch_idx)
+            self.train_loss.update(loss, len(batch[1]))
         self.train_damaged.update(damaged)
         self._log_so_far()
         return loss
@@ -187,19 +288,45 @@ class CAMModule(LightningModule):
         """A loss whose gradients are 0, so that processes with more pictures need not wait."""
         return torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
 
-    def on_train_start(self) -> None:
-        """Log the loss of an epoch that goes on with its validation, without a further step."""
-        if self.train_loss.update_called:
-            self._log_so_far()
-
-    def on_train_epoch_start(self) -> None:
-        """Begin the sums of the epoch anew; not called when an epoch goes on."""
-        self.train_loss.reset()
-        self.train_damaged.reset()
-
     def _log_so_far(self) -> None:
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
+
+    def _mixed(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """A batch after mixup or cutmix, which make its labels shares of the classes."""
+        if not self._mixing:
+            return batch
+        images, labels = self._mixing(batch[0], batch[1])
+        if isinstance(batch, Batch):
+            return batch._replace(images=images, labels=labels)
+        return [images, labels, *batch[2:]]
+
+    def _logits(self, batch: Sequence[Any]) -> Tensor:
+        """Logits (B, K) of a batch of the training."""
+        logits: Tensor = self(batch[0])
+        return logits
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss that is trained on, unlike that of the evaluation."""
+        weights = self._class_weights
+        if weights is not None:
+            weights = self._class_weights = weights.to(logits.device)
+        return loss_of(
+            logits,
+            labels,
+            self.net.task,
+            are_mixed=bool(self._mixing),
+            label_smoothing=self.hparams["label_smoothing"],
+            class_weights=weights,
+        )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop rather than take a step that no loss justifies."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(c, FoundLearningRate) and c.is_trying for c in callbacks):
+            return
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self._losses.check(step=self.global_step, epoch=self.current_epoch, lr=max(rates))
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``_evaluate``."""
@@ -232,9 +359,9 @@ class CAMModule(LightningModule):
         images, labels = batch[0], batch[1]
         maps = None
         with torch.autocast(images.device.type, enabled=False):
-            images = images.float().contiguous(memory_format=torch.channels_last)
+            images = images.float().contiguous(memory_format=self._memory_format)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self.net(images)
+                logits = self.net.classify(self.net.features(images))
             else:
                 output = self.net.class_maps(images, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
@@ -265,29 +392,23 @@ class CAMModule(LightningModule):
         assert isinstance(evaluation, Evaluation)
         return evaluation
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with linear warm-up and cosine decay, step by step."""
-        hparams = self.hparams
-        trained = [p for p in self.net.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer: torch.optim.Optimizer
-        if hparams["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
+        """Optimizer and schedule; see ``camtrain.training.optimization``."""
+        steps = self.trainer.estimated_stepping_batches
+        batches, per_step = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        return configure(
+            self.net, self._optimization(), steps=steps, steps_per_epoch=batches / per_step
+        )
+
+    def _optimization(self) -> Optimization:
+        return Optimization(**{f.name: self.hparams[f.name] for f in fields(Optimization)})
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ANN401 - Lightning's
+        """Set the rate of the next step; timm's schedules want its number."""
+        if isinstance(scheduler, LRScheduler):
+            super().lr_scheduler_step(scheduler, metric)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise CamtrainValueError(
-                "The learning rate falls to 0 at the end of the training, and this one has no end; "
-                "give --trainer.max_epochs or --trainer.max_steps."
-            )
-        epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup = min(int(total), round(hparams["warmup_epochs"] * epoch))
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, int(total)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            scheduler.step_update(self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint whole: loading it needs neither weights file nor data."""
@@ -315,9 +436,8 @@ class CAMModule(LightningModule):
             self._check_same("network", self.net.recipe, recipe)
             self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])
         if self.net.recipe != recipe:
-            self.net = from_recipe(recipe).to(self.device).to(memory_format=torch.channels_last)
-            if self.hparams["freeze_backbone"]:
-                freeze(self.net.backbone)
+            self.net = from_recipe(recipe).to(self.device).to(memory_format=self._memory_format)
+            self._freezing = self._freeze()
         if own["class_names"] is not None:
             self.net.name_classes(own["class_names"])
         if own["preprocessing"] is not None:
@@ -343,14 +463,10 @@ class CAMModule(LightningModule):
             )
 
 
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor of the learning rate: rises linearly to 1, then falls to 0 along a half cosine.
-
-    Example:
-        >>> [round(warmup_cosine(step, 2, 6), 3) for step in range(7)]
-        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def _check_loss(label_smoothing: float, ema_decay: float | None) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise CamtrainValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise CamtrainValueError(
+            f"ema_decay must lie between 0 and 1, such as 0.999, or be None, got {ema_decay}."
+        )

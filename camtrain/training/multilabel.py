@@ -17,7 +17,14 @@ _EDGES = torch.linspace(-15.0, 15.0, 601)
 
 
 def loss_of(
-    logits: Tensor, labels: Tensor, task: Task, *, reduction: Literal["mean", "none"] = "mean"
+    logits: Tensor,
+    labels: Tensor,
+    task: Task,
+    *,
+    reduction: Literal["mean", "none"] = "mean",
+    are_mixed: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the classes, or for multi-label the binary one of each, mean over all.
 
@@ -26,19 +33,28 @@ def loss_of(
         labels: (B,), class numbers; for multi-label also (B, K), multi-hot of any type.
         task: ``multiclass`` or ``multilabel``.
         reduction: ``none`` for one number per picture, (B,), or per picture and class, (B, K).
+        are_mixed: The labels are (B, K), shares of the classes in [0, 1].
+        label_smoothing: Part s of a target that all classes share, as 1/K each; for multi-label it
+            is moved to 1/2.
+        class_weights: (K,); for multi-label the weight of what has the class.
 
     Raises:
         CamtrainValueError: The labels do not fit the logits or the task.
     """
     if task == "multilabel":
-        targets = multi_hot(labels, logits.shape[1])
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction)
+        targets = labels if are_mixed else multi_hot(labels, logits.shape[1])
+        targets = targets.lerp(torch.full_like(targets, 0.5), label_smoothing)
+        return F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=class_weights, reduction=reduction
+        )
     if labels.ndim != 1 and not labels.is_floating_point():
         raise CamtrainValueError(
             f"labels must be one class number per picture, (B,), got {tuple(labels.shape)}; for "
             'several labels per picture give task="multilabel".'
         )
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    return F.cross_entropy(
+        logits, labels, class_weights, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
 from camtrain.errors import CamtrainError
 from camtrain.training.files import write_text
+from camtrain.training.main import _run_name
 from camtrain.training.run import RunFolder, as_csv
 
 
@@ -64,3 +66,13 @@ def test_a_text_replaces_the_old_one_whole(tmp_path: Path) -> None:
     write_text(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_trial_of_a_sweep_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Namespace(name=None, config=["configs/a.yaml"])
+    assert _run_name(settings) == "a"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    assert _run_name(settings) == "a-r1"
+    settings = Namespace(name=None, config=None, model=Namespace(backbone="timm/resnet18"))
+    assert _run_name(settings) == "resnet18-r1"
