@@ -32,6 +32,13 @@ from camtrain.preprocessing import (
     Preprocessing,
     ResizeMode,
 )
+from camtrain.training.cache import (
+    FeatureDataset,
+    cached_split,
+    check_disk,
+    collate_features,
+    uses_cache,
+)
 
 
 class CAMDataModule(LightningDataModule):
@@ -57,6 +64,8 @@ class CAMDataModule(LightningDataModule):
         test_fraction: float = 0.15,
         class_names: Sequence[str] | None = None,
         lengths: tuple[int, int, int] = (6000, 1000, 1000),
+        cache_features: bool | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         """Remember the settings; nothing is read yet.
 
@@ -82,9 +91,15 @@ class CAMDataModule(LightningDataModule):
             test_fraction: Part of each class for test, where the source has no splits.
             class_names: The class list of a trained network; None: that of the data.
             lengths: Numbers of drawn digits in train, val, test.
+            cache_features: Keep what a frozen backbone makes of every picture (and its mirror
+                image), so that epochs touch only neck and head; None means wherever it can be done,
+                which takes ``augment`` ``none`` or ``flip``.
+            cache_dir: Folder of what is kept; None means ``camtrain/features`` in the user's cache
+                folder. What no training has used for 30 days is removed when the next one writes.
         """
         super().__init__()
-        root = None if root is None else str(root)  # checkpoints hold plain values
+        # Checkpoints hold plain values.
+        root, cache_dir = (None if one is None else str(one) for one in (root, cache_dir))
         self.save_hyperparameters()
         if batch_size < 1 or workers < 0:
             raise CamtrainValueError(
@@ -115,6 +130,7 @@ class CAMDataModule(LightningDataModule):
         )
         augmentation(augment, self._preprocessing)
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
+        self._cached: dict[str, FeatureDataset | None] = {}
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
@@ -148,13 +164,44 @@ class CAMDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
-        for split, source in self.sources.items():
-            self.datasets[split] = PreparedDataset(
-                source,
-                self.preprocessing,
-                augment=self.hparams["augment"] if split == "train" else "none",
-                seed=self.hparams["seed"],
-            )
+        self._cached = {}
+        for split in self.sources:
+            augment = self.hparams["augment"] if split == "train" else "none"
+            self.datasets[split] = self._prepared(split, augment)
+        uses_cache(self.trainer, self.hparams)  # refuses at once what it will refuse
+
+    def _prepared(self, split: Split, augment: str) -> PreparedDataset:
+        return PreparedDataset(
+            self.sources[split], self.preprocessing, augment=augment, seed=self.hparams["seed"]
+        )
+
+    def cached(self, split: Split) -> FeatureDataset | None:
+        """What the frozen backbone made of the pictures, where a training is fed with that.
+
+        Raises:
+            CamtrainValueError: It was asked for and cannot be.
+        """
+        if split not in self._cached:
+            self._cached[split] = None
+            if uses_cache(self.trainer, self.hparams):
+                pictures, bare = self.datasets[split], self._prepared(split, "none")
+                assert self.trainer is not None
+                self._cached[split] = cached_split(
+                    self.trainer, pictures, bare, split, self.hparams
+                )
+        return self._cached[split]
+
+    def check_cache(self) -> None:
+        """Refuse kept features that cannot be kept, before a training begins.
+
+        Raises:
+            CamtrainValueError: They were asked for and cannot be kept, or the disk is too small.
+        """
+        if uses_cache(self.trainer, self.hparams):
+            assert self.trainer is not None
+            for split in self.sources:
+                if split != "test":
+                    check_disk(self.trainer, self._prepared(split, "none"), split, self.hparams)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, in an order that depends on seed and epoch alone."""
@@ -174,15 +221,16 @@ class CAMDataModule(LightningDataModule):
                 f"{self.hparams['root']} has no {split} split, only {', '.join(self.datasets)}; "
                 f"add the folder {split}/CLASS, or choose another verb."
             )
-        dataset = self.datasets[split]
-        is_train = split == "train"
+        dataset, is_train = self.datasets[split], split == "train"
+        features = self.cached(split) if split != "test" else None
+        workers = self.hparams["workers"] if features is None else 0  # they would cost more
         return DataLoader(
-            dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int
+            dataset if features is None else features,  # type: ignore[arg-type]  # typeshed knows no keys but int
             batch_size=self.hparams["batch_size"],
             sampler=EpochSampler(len(dataset), shuffle=is_train, seed=self.hparams["seed"]),
-            num_workers=self.hparams["workers"],
-            persistent_workers=self.hparams["workers"] > 0,
-            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=collate if features is None else collate_features,
             # BatchNorm cannot train on a last batch of one picture.
             drop_last=is_train and len(dataset) > 1 == len(dataset) % self.hparams["batch_size"],
         )

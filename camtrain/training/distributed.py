@@ -35,4 +35,4 @@ def without_repeats(
         [values[place] for place in kept] if isinstance(values, list) else values[kept]
         for values in batch
     ]
-    return Batch._make(columns) if isinstance(batch, Batch) else columns
+    return type(batch)._make(columns) if isinstance(batch, Batch) else columns

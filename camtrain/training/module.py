@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,11 +23,13 @@ from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.box_scores import on_whole_pictures
+from camtrain.training.cache import FeatureBatch
 from camtrain.training.distributed import without_repeats
 from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
+from camtrain.training.solvers import HeadSolver, check_solver, resting_optimizer, solve
 
 
 class CAMModule(LightningModule):
@@ -64,6 +66,7 @@ class CAMModule(LightningModule):
         in_chans: int = 3,
         backbone_args: dict[str, Any] | None = None,
         freeze_backbone: bool = False,
+        head_solver: HeadSolver = "sgd",
         optimizer: Literal["sgd", "adamw"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
@@ -90,6 +93,9 @@ class CAMModule(LightningModule):
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
             freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
+            head_solver: ``sgd``: training by steps. ``logistic``, ``svm``: scikit-learn solves the
+                head on the kept features of a frozen backbone, in one epoch; an ``svm``'s scores
+                are no probabilities.
             optimizer: ``sgd`` or ``adamw``.
             lr: Learning rate after the warm-up; it falls to 0 along a cosine.
             weight_decay: Of weights, not of biases and norms.
@@ -133,6 +139,7 @@ class CAMModule(LightningModule):
         self._seed = 0
         if freeze_backbone:
             freeze(self.net.backbone)
+        check_solver(head_solver, self.net, freeze_backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
@@ -154,6 +161,8 @@ class CAMModule(LightningModule):
             )
         self._seed = torch.initial_seed()
         self._take_from_data()
+        if stage == "fit" and self.hparams["head_solver"] != "sgd":
+            self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
         if self.hparams["freeze_backbone"]:
             # It is meant to be: a frozen backbone stays in evaluation mode.
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -165,12 +174,25 @@ class CAMModule(LightningModule):
             self.net.name_classes(names)
         self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
 
+    def on_train_start(self) -> None:
+        """Solve the head, if that is the way to train it."""
+        solver = self.hparams["head_solver"]
+        if solver != "sgd":
+            solve(self.trainer, self.net, solver)
+
+    def _logits(self, batch: Sequence[Any], images: Tensor) -> Tensor:
+        """Logits (B, K) of a batch's images, or of the features that a frozen backbone has made."""
+        if isinstance(batch, FeatureBatch):
+            features = images.float().contiguous(memory_format=torch.channels_last)
+            return self.net.classify(self.net.neck(features))
+        return self.forward(images)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
-        loss = loss_of(self(images), labels, self.net.task)
+        loss = loss_of(self._logits(batch, images), labels, self.net.task)
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
         )
@@ -209,9 +231,13 @@ class CAMModule(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=torch.channels_last)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self.net(images)
+                logits = self._logits(batch, images)
             else:
-                output = self.net.class_maps(images, classes=labels)
+                output = (
+                    self.net.maps_of(self.net.neck(images), classes=labels)
+                    if isinstance(batch, FeatureBatch)
+                    else self.net.class_maps(images, classes=labels)
+                )
                 logits, maps = output.logits, output.maps[:, 0]
         if not isinstance(batch, Batch) or maps is None:
             self._evaluation(split).update(logits, None, labels)
@@ -240,9 +266,11 @@ class CAMModule(LightningModule):
         assert isinstance(evaluation, Evaluation)
         return evaluation
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD or AdamW with linear warm-up and cosine decay, step by step."""
         hparams = self.hparams
+        if hparams["head_solver"] != "sgd":
+            return resting_optimizer(self.net.head)
         trained = [p for p in self.net.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": hparams["weight_decay"]},

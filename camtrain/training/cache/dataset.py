@@ -1,0 +1,161 @@
+"""Data sets of kept features, in place of the pictures they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from camtrain.data import Batch, Picture, PreparedDataset, Sample, collate
+from camtrain.preprocessing import Preprocessing
+from camtrain.training.cache.key import paths_of
+from camtrain.training.cache.store import Arrays
+
+_NO_MASK = torch.zeros(0, 0, dtype=torch.uint8)
+
+
+class FeatureBatch(Batch):
+    """A batch whose ``images`` are the backbone's feature maps, (B, C, h, w).
+
+    Where the pooled vector is all that is needed, it stands there as a map of 1 x 1, whose pooling
+    is itself. Batches of training know neither boxes nor sizes: training does not look at them.
+    """
+
+    __slots__ = ()
+
+
+def collate_features(samples: Sequence[Sample]) -> FeatureBatch:
+    """Samples of a ``FeatureDataset`` to a batch."""
+    return FeatureBatch(*collate(samples))
+
+
+class FeatureDataset(Dataset[Sample]):
+    """What the frozen backbone made of every picture, asked for as a ``PreparedDataset`` is.
+
+    Args:
+        pictures: The data set it takes the place of.
+        arrays: ``vectors`` (N, V, C) float32, ``maps`` (M, V, C, h, w) or both; V is 2 where the
+            mirror images are kept too.
+        mapped: Places in ``pictures`` of the M maps.
+        known: Samples without pixels by place, as far as they have been read.
+        is_bfloat16: Whether ``maps`` holds bfloat16, which NumPy does not know, as int16.
+        for_training: Its pictures are mirrored as ``pictures`` would mirror them, and know their
+            label only; else they bring boxes, sizes and masks.
+    """
+
+    def __init__(
+        self,
+        pictures: PreparedDataset,
+        arrays: Arrays,
+        *,
+        mapped: Sequence[int] = (),
+        known: Mapping[int, Sample] | None = None,
+        is_bfloat16: bool = False,
+        for_training: bool,
+    ) -> None:
+        """Nothing is read yet."""
+        self.pictures = pictures
+        self.labels = pictures.labels
+        self._vectors = arrays.get("vectors")
+        self._maps = arrays.get("maps")
+        self._row_of = {index: row for row, index in enumerate(mapped)}
+        self._is_bfloat16 = is_bfloat16
+        self._for_training = for_training
+        some = self._maps if self._vectors is None else self._vectors
+        assert some is not None
+        views = some.shape[1]
+        self._mirrors = mirrors(pictures) if for_training and views == 2 else None
+        paths = paths_of(pictures.source)
+        self._paths = [paths[index] for index in pictures.indices]
+        self._known: dict[int, Sample] = dict(known or {})
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.pictures)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample at ``(epoch, index)``, its features for an image."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not self._for_training:
+            return replace(self._annotated(index), image=self.features(index))
+        view = 0 if self._mirrors is None else int(is_mirrored(self._mirrors, epoch, index))
+        return Sample(
+            image=self.features(index, view),
+            label=self.labels[index],
+            boxes_xyxy=torch.zeros(0, 4, dtype=torch.int64),
+            size_hw=(0, 0),
+            index=index,
+            path=self._paths[index],
+            mask=_NO_MASK,
+        )
+
+    def features(self, index: int, view: int = 0) -> Tensor:
+        """The feature map of a picture, (C, h, w), or its pooled vector, (C, 1, 1).
+
+        Where some pictures have maps, a vector is spread over a constant one, whose mean it is.
+        """
+        row = self._row_of.get(index)
+        if row is not None:
+            assert self._maps is not None
+            kept = torch.from_numpy(self._maps[row, view].copy())
+            return kept.view(torch.bfloat16) if self._is_bfloat16 else kept
+        assert self._vectors is not None
+        vector = torch.from_numpy(self._vectors[index, view].copy())[:, None, None]
+        return vector if self._maps is None else vector.expand(-1, *self._maps.shape[-2:])
+
+    def vectors(self) -> tuple[Tensor, list[int]]:
+        """Pooled vectors (N * V, C), and which picture each belongs to."""
+        assert self._vectors is not None, "maps only"
+        count, views, channels = self._vectors.shape
+        places = [index for index in range(count) for _ in range(views)]
+        return torch.from_numpy(self._vectors.reshape(-1, channels).copy()), places
+
+    def _annotated(self, index: int) -> Sample:
+        """Everything about a picture but its pixels; read once, unless it has a mask."""
+        if index not in self._known:
+            sample = replace(self.pictures[index], image=torch.zeros(0))
+            if sample.mask.numel():  # masks have the size of the picture: too many to keep
+                return sample
+            self._known[index] = sample
+        return self._known[index]
+
+
+class _TwoPixels:
+    """Pictures of a dark pixel beside a bright one, which tell whether they were mirrored."""
+
+    class_names = ("none",)
+
+    def __init__(self, length: int) -> None:
+        self.labels = [0] * length
+        self.paths = [""] * length
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def boxes(self, index: int) -> Tensor:
+        """None."""
+        return torch.zeros(0, 4, dtype=torch.int64)
+
+    def read(self, index: int) -> Picture:
+        """The picture, (1, 1, 2)."""
+        image = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+        return Picture(image, 0, self.boxes(index), "")
+
+
+def mirrors(pictures: PreparedDataset) -> PreparedDataset:
+    """Pictures of two pixels that go the way of ``pictures``, for ``is_mirrored``.
+
+    The very data set and augmentation decide, so that the features come mirrored in the same epochs
+    as the pictures would.
+    """
+    plain = Preprocessing(size=(1, 2), mean=(0.0,), std=(1.0,), interpolation="nearest")
+    return PreparedDataset(_TwoPixels(len(pictures)), plain, augment="flip", seed=pictures.seed)
+
+
+def is_mirrored(mirrors: PreparedDataset, epoch: int, index: int) -> bool:
+    """Whether the picture at ``(epoch, index)`` is mirrored."""
+    image = mirrors[epoch, index].image
+    return bool(image[0, 0, 0] > image[0, 0, 1])

@@ -1,0 +1,249 @@
+"""Solvers for a linear head on a frozen backbone: seconds of scikit-learn instead of epochs."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.camnet import CAMNet
+from camtrain.training.cache import FeatureDataset
+from camtrain.training.multilabel import MeanAveragePrecision, multi_hot
+
+HeadSolver = Literal["sgd", "logistic", "svm"]
+# Inverse strengths of the regularization (scikit-learn's C), the strongest first.
+REGULARIZATION = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+_Array = npt.NDArray[np.float64]
+
+
+class Labelled(NamedTuple):
+    """Pooled features and what they are of.
+
+    Attributes:
+        features: (N, C), float32.
+        labels: (N,), class numbers, or (N, K), multi-hot.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A linear head.
+
+    Attributes:
+        weight: (K, C), float32.
+        bias: (K,), float32.
+        regularization: The C that was chosen.
+        score: Accuracy on the validation pictures; mean average precision for multi-label.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    regularization: float
+    score: float
+
+
+def check_solver(solver: str, net: CAMNet, is_frozen: bool) -> None:
+    """Refuse a solver that cannot solve this network's head.
+
+    Raises:
+        CamtrainValueError: An unknown solver, or a network that is more than a linear head on the
+            means of frozen features.
+    """
+    if solver not in get_args(HeadSolver):
+        raise CamtrainValueError(
+            f"head_solver must be one of {', '.join(get_args(HeadSolver))}, got {solver!r}."
+        )
+    wanted = [
+        (net.pool == "avg", "--model.pool avg"),
+        (isinstance(net.neck, nn.Identity), "--model.neck []"),
+        (is_frozen, "--model.freeze_backbone true"),
+    ]
+    missing = [option for is_there, option in wanted if not is_there]
+    if solver != "sgd" and missing:
+        raise CamtrainValueError(
+            f"head_solver {solver} solves a linear head on the means of frozen features; give "
+            f"{', '.join(missing)}, or leave head_solver out."
+        )
+
+
+def resting_optimizer(head: nn.Linear) -> SGD:
+    """An optimizer that leaves the solved head as it is."""
+    return SGD(head.parameters(), lr=0.0)
+
+
+def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver) -> None:
+    """Give a network the head that a solver finds on the kept features of train and val.
+
+    Raises:
+        CamtrainValueError: There are no such features, or no val split, or train lacks a class.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(trainer, "fast_dev_run", False):  # keeps no features
+        return
+    if not hasattr(data, "cached") or "val" not in data.datasets:
+        raise CamtrainValueError(
+            f"head_solver {solver} chooses the regularization on a val split of CAMDataModule, and "
+            "there is none; add val/CLASS, or give --data.val_fraction above 0."
+        )
+    train, val = data.cached("train"), data.cached("val")
+    found = None
+    if trainer.is_global_zero:
+        start = time.perf_counter()
+        weights = getattr(trainer.lightning_module, "hparams", {}).get("class_weights")
+        solution = solve_head(
+            solver, _labelled(train), _labelled(val), net.head.out_features, class_weights=weights
+        )
+        print(
+            f"Head: {solver}, C = {solution.regularization:g} with {100 * solution.score:.2f} % on "
+            f"val, in {time.perf_counter() - start:.1f} s",
+            flush=True,
+        )
+        found = (solution.weight, solution.bias)
+    weight, bias = trainer.strategy.broadcast(found or (net.head.weight, net.head.bias))
+    with torch.no_grad():
+        net.head.weight.copy_(weight)
+        net.head.bias.copy_(bias)
+
+
+def solve_head(
+    solver: HeadSolver,
+    train: Labelled,
+    val: Labelled,
+    num_classes: int,
+    *,
+    class_weights: Sequence[float] | None = None,
+) -> Solution:
+    """The head of the regularization that is best on the validation pictures; a tie: the stronger.
+
+    ``logistic`` minimizes the cross-entropy of all classes (multi-label: of each class against the
+    rest), plus ``|w|^2 / 2C``; its scores are probabilities as those of ordinary training are.
+    ``svm``, which Zhou et al. used on such features (section 3.3), separates each class from the
+    rest with a squared hinge; its logits are margins, so the softmax of them ranks the classes but
+    is no probability. Features are standardized for the solver, and the head is folded back onto
+    the features as they are.
+
+    Args:
+        solver: ``logistic`` or ``svm``.
+        train: Features to solve for.
+        val: Features to choose among ``REGULARIZATION`` with.
+        num_classes: K.
+        class_weights: What a picture of each class counts, K numbers; None means 1.
+
+    Raises:
+        CamtrainValueError: A class has no picture in train, or all of them.
+    """
+    targets = multi_hot(train.labels, num_classes)  # (N, K)
+    lone = [k for k in range(num_classes) if bool((targets[:, k] == targets[0, k]).all())]
+    if lone:
+        raise CamtrainValueError(
+            "head_solver needs in train pictures of each class and pictures without it, but class "
+            f"{', '.join(map(str, lone))} is in none or in all; add pictures, or leave it out."
+        )
+    mean, std = train.features.double().mean(0), train.features.double().std(0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    standard = ((train.features - mean) / std).numpy()
+    weights = None if class_weights is None else dict(enumerate(class_weights))
+    best: Solution | None = None
+    for strength in REGULARIZATION:
+        fit = _fitter(solver, strength)
+        if train.labels.ndim == 2:
+            head = _one_by_one(fit, standard, targets.numpy(), class_weights)
+        else:
+            head = _of_every_class(fit(standard, train.labels.numpy(), weights), solver)
+        weight = torch.from_numpy(head.weight) / std
+        bias = torch.from_numpy(head.bias) - weight @ mean
+        weight, bias = weight.float(), bias.float()
+        score = _score(F.linear(val.features, weight, bias), val.labels)
+        if best is None or score > best.score:
+            best = Solution(weight, bias, strength, score)
+    assert best is not None
+    return best
+
+
+class _Head(NamedTuple):
+    weight: _Array  # (K, C)
+    bias: _Array  # (K,)
+
+
+# Features (N, C), labels (N,), what the pictures of each class count.
+_Fit = Callable[[_Array, npt.NDArray[Any], Mapping[int, float] | None], _Head]
+
+
+def _fitter(solver: HeadSolver, strength: float) -> _Fit:
+    """A function that fits scikit-learn's model."""
+    from sklearn.exceptions import ConvergenceWarning  # costs a second, so only who solves pays
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    def fit(
+        features: _Array, labels: npt.NDArray[Any], weights: Mapping[int, float] | None
+    ) -> _Head:
+        model = (
+            LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+            if solver == "logistic"
+            else LinearSVC(C=strength, class_weight=weights, max_iter=10_000, random_state=0)
+        )
+        with warnings.catch_warnings():
+            # One that has not converged is measured on val as the others are.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(features, labels)
+        return _Head(model.coef_, model.intercept_)
+
+    return fit
+
+
+def _of_every_class(head: _Head, solver: HeadSolver) -> _Head:
+    """A row for each class; of two classes scikit-learn gives one, for the second."""
+    if len(head.bias) > 1:
+        return head
+    # The logits of a softmax differ by the logit of the sigmoid.
+    factor = 0.5 if solver == "logistic" else 1.0
+    weight, bias = factor * head.weight, factor * head.bias
+    return _Head(np.concatenate([-weight, weight]), np.concatenate([-bias, bias]))
+
+
+def _one_by_one(
+    fit: _Fit,
+    features: _Array,
+    targets: npt.NDArray[Any],
+    class_weights: Sequence[float] | None,
+) -> _Head:
+    """A row for each class, against the pictures without it."""
+    heads = []
+    for k in range(targets.shape[1]):
+        weight = 1.0 if class_weights is None else class_weights[k]
+        heads.append(fit(features, targets[:, k], {0: 1.0, 1: weight}))
+    return _Head(
+        np.concatenate([head.weight for head in heads]),
+        np.concatenate([head.bias for head in heads]),
+    )
+
+
+def _score(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy; mean average precision of multi-hot labels."""
+    if labels.ndim == 1:
+        return (logits.argmax(1) == labels).float().mean().item()
+    metric = MeanAveragePrecision(logits.shape[1])
+    metric.update(logits, labels)
+    return float(metric.compute())
+
+
+def _labelled(dataset: FeatureDataset) -> Labelled:
+    vectors, places = dataset.vectors()
+    labels = torch.as_tensor(dataset.labels)
+    return Labelled(vectors, labels[places])
