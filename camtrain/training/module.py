@@ -180,19 +180,19 @@ class CAMModule(LightningModule):
         if solver != "sgd":
             solve(self.trainer, self.net, solver)
 
-    def _logits(self, batch: Sequence[Any], images: Tensor) -> Tensor:
+    def _logits(self, batch: Sequence[Any]) -> Tensor:
         """Logits (B, K) of a batch's images, or of the features that a frozen backbone has made."""
         if isinstance(batch, FeatureBatch):
-            features = images.float().contiguous(memory_format=torch.channels_last)
+            features = batch.images.float().contiguous(memory_format=torch.channels_last)
             return self.net.classify(self.net.neck(features))
-        return self.forward(images)
+        return self.forward(batch[0])
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed_of(*step))
         images, labels = batch[0], batch[1]
-        loss = loss_of(self._logits(batch, images), labels, self.net.task)
+        loss = loss_of(self._logits(batch), labels, self.net.task)
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images)
         )
@@ -231,13 +231,12 @@ class CAMModule(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=torch.channels_last)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self._logits(batch, images)
+                logits = self._logits(batch)
             else:
-                output = (
-                    self.net.maps_of(self.net.neck(images), classes=labels)
-                    if isinstance(batch, FeatureBatch)
-                    else self.net.class_maps(images, classes=labels)
-                )
+                if isinstance(batch, FeatureBatch):
+                    output = self.net.maps_of(self.net.neck(images), classes=labels)
+                else:
+                    output = self.net.class_maps(images, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
         if not isinstance(batch, Batch) or maps is None:
             self._evaluation(split).update(logits, None, labels)

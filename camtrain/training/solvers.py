@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import CAMNet
+from camtrain.model.camnet import CAMNet, Task
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.multilabel import MeanAveragePrecision, multi_hot
 
@@ -26,6 +26,7 @@ HeadSolver = Literal["sgd", "logistic", "svm"]
 REGULARIZATION = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 _Array = npt.NDArray[np.float64]
+_ClassWeights = Sequence[float] | Literal["balanced"] | None
 
 
 class Labelled(NamedTuple):
@@ -106,7 +107,12 @@ def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver) -> None:
         start = time.perf_counter()
         weights = getattr(trainer.lightning_module, "hparams", {}).get("class_weights")
         solution = solve_head(
-            solver, _labelled(train), _labelled(val), net.head.out_features, class_weights=weights
+            solver,
+            _labelled(train),
+            _labelled(val),
+            net.head.out_features,
+            task=net.task,
+            class_weights=weights,
         )
         print(
             f"Head: {solver}, C = {solution.regularization:g} with {100 * solution.score:.2f} % on "
@@ -126,13 +132,14 @@ def solve_head(
     val: Labelled,
     num_classes: int,
     *,
-    class_weights: Sequence[float] | None = None,
+    task: Task = "multiclass",
+    class_weights: _ClassWeights = None,
 ) -> Solution:
     """The head of the regularization that is best on the validation pictures; a tie: the stronger.
 
     ``logistic`` minimizes the cross-entropy of all classes (multi-label: of each class against the
     rest), plus ``|w|^2 / 2C``; its scores are probabilities as those of ordinary training are.
-    ``svm``, which Zhou et al. used on such features (section 3.3), separates each class from the
+    ``svm``, which Zhou et al. used on such features (section 4), separates each class from the
     rest with a squared hinge; its logits are margins, so the softmax of them ranks the classes but
     is no probability. Features are standardized for the solver, and the head is folded back onto
     the features as they are.
@@ -142,7 +149,9 @@ def solve_head(
         train: Features to solve for.
         val: Features to choose among ``REGULARIZATION`` with.
         num_classes: K.
-        class_weights: What a picture of each class counts, K numbers; None means 1.
+        task: ``multilabel`` separates each class from the rest by itself.
+        class_weights: What a picture of each class counts, K numbers; ``balanced``: every class
+            counts as much; None: every picture.
 
     Raises:
         CamtrainValueError: A class has no picture in train, or all of them.
@@ -157,18 +166,17 @@ def solve_head(
     mean, std = train.features.double().mean(0), train.features.double().std(0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     standard = ((train.features - mean) / std).numpy()
-    weights = None if class_weights is None else dict(enumerate(class_weights))
     best: Solution | None = None
     for strength in REGULARIZATION:
         fit = _fitter(solver, strength)
-        if train.labels.ndim == 2:
+        if task == "multilabel":
             head = _one_by_one(fit, standard, targets.numpy(), class_weights)
         else:
-            head = _of_every_class(fit(standard, train.labels.numpy(), weights), solver)
+            head = _at_once(fit, standard, train.labels.numpy(), class_weights, solver)
         weight = torch.from_numpy(head.weight) / std
         bias = torch.from_numpy(head.bias) - weight @ mean
         weight, bias = weight.float(), bias.float()
-        score = _score(F.linear(val.features, weight, bias), val.labels)
+        score = _score(F.linear(val.features, weight, bias), val.labels, task)
         if best is None or score > best.score:
             best = Solution(weight, bias, strength, score)
     assert best is not None
@@ -180,8 +188,8 @@ class _Head(NamedTuple):
     bias: _Array  # (K,)
 
 
-# Features (N, C), labels (N,), what the pictures of each class count.
-_Fit = Callable[[_Array, npt.NDArray[Any], Mapping[int, float] | None], _Head]
+_Counts = dict[int, float] | Literal["balanced"] | None  # what a picture of each class counts
+_Fit = Callable[[_Array, npt.NDArray[Any], _Counts], _Head]  # of features (N, C), labels (N,)
 
 
 def _fitter(solver: HeadSolver, strength: float) -> _Fit:
@@ -190,13 +198,11 @@ def _fitter(solver: HeadSolver, strength: float) -> _Fit:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    def fit(
-        features: _Array, labels: npt.NDArray[Any], weights: Mapping[int, float] | None
-    ) -> _Head:
+    def fit(features: _Array, labels: npt.NDArray[Any], counts: _Counts) -> _Head:
         model = (
-            LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+            LogisticRegression(C=strength, class_weight=counts, max_iter=1000)
             if solver == "logistic"
-            else LinearSVC(C=strength, class_weight=weights, max_iter=10_000, random_state=0)
+            else LinearSVC(C=strength, class_weight=counts, max_iter=10_000, random_state=0)
         )
         with warnings.catch_warnings():
             # One that has not converged is measured on val as the others are.
@@ -207,39 +213,50 @@ def _fitter(solver: HeadSolver, strength: float) -> _Fit:
     return fit
 
 
-def _of_every_class(head: _Head, solver: HeadSolver) -> _Head:
+def _at_once(
+    fit: _Fit,
+    features: _Array,
+    labels: npt.NDArray[Any],
+    class_weights: _ClassWeights,
+    solver: HeadSolver,
+) -> _Head:
     """A row for each class; of two classes scikit-learn gives one, for the second."""
+    head = fit(features, labels, _counts(class_weights))
     if len(head.bias) > 1:
         return head
-    # The logits of a softmax differ by the logit of the sigmoid.
+    # The logits of a softmax over two differ by the one logit of the sigmoid.
     factor = 0.5 if solver == "logistic" else 1.0
     weight, bias = factor * head.weight, factor * head.bias
     return _Head(np.concatenate([-weight, weight]), np.concatenate([-bias, bias]))
 
 
 def _one_by_one(
-    fit: _Fit,
-    features: _Array,
-    targets: npt.NDArray[Any],
-    class_weights: Sequence[float] | None,
+    fit: _Fit, features: _Array, targets: npt.NDArray[Any], class_weights: _ClassWeights
 ) -> _Head:
     """A row for each class, against the pictures without it."""
-    heads = []
-    for k in range(targets.shape[1]):
-        weight = 1.0 if class_weights is None else class_weights[k]
-        heads.append(fit(features, targets[:, k], {0: 1.0, 1: weight}))
-    return _Head(
-        np.concatenate([head.weight for head in heads]),
-        np.concatenate([head.bias for head in heads]),
-    )
+    classes = range(targets.shape[1])
+    heads = [fit(features, targets[:, k], _counts(class_weights, k)) for k in classes]
+    weight, bias = zip(*heads, strict=True)
+    return _Head(np.concatenate(weight), np.concatenate(bias))
 
 
-def _score(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy; mean average precision of multi-hot labels."""
-    if labels.ndim == 1:
+def _counts(class_weights: _ClassWeights, k: int | None = None) -> _Counts:
+    """In scikit-learn's form: of every class, or of class k against the rest."""
+    if class_weights is None:
+        return None
+    if isinstance(class_weights, str):
+        return "balanced"
+    if k is not None:
+        return {0: 1.0, 1: float(class_weights[k])}
+    return dict(enumerate(map(float, class_weights)))
+
+
+def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
+    """Accuracy; mean average precision of a multi-label network."""
+    if task == "multiclass":
         return (logits.argmax(1) == labels).float().mean().item()
     metric = MeanAveragePrecision(logits.shape[1])
-    metric.update(logits, labels)
+    metric.update(logits, multi_hot(labels, logits.shape[1]))
     return float(metric.compute())
 
 

@@ -72,6 +72,9 @@ def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> st
         return "the backbone is trained; give --model.freeze_backbone true"
     if hparams.get("unfreeze_at_epoch") is not None:
         return "the backbone is trained later; leave out --model.unfreeze_at_epoch"
+    mixing = [name for name in ("mixup", "cutmix") if hparams.get(name)]
+    if mixing:
+        return f"{mixing[0]} mixes pictures anew in every step; leave out --model.{mixing[0]}"
     if net.recipe is None:
         return "camtrain cannot name this network; build it with create_model"
     if settings["augment"] not in VIEWS:
@@ -79,6 +82,9 @@ def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> st
             f"augment {settings['augment']} makes other pictures in every epoch; give "
             f"--data.augment {' or '.join(VIEWS)}"
         )
+    for name in ("auto_augment", "hide_and_seek"):
+        if settings.get(name):
+            return f"{name} makes other pictures in every epoch; leave out --data.{name}"
     return None
 
 
@@ -90,7 +96,8 @@ def _pays_off(
         return False
     if is_required(module, settings):
         return True
-    if getattr(trainer, "overfit_batches", 0) or trainer.limit_train_batches != 1.0:
+    limit = trainer.limit_train_batches  # 1 is a number of batches
+    if getattr(trainer, "overfit_batches", 0) or not isinstance(limit, float) or limit != 1.0:
         return False
     epochs = trainer.max_epochs
     return epochs is None or epochs < 0 or epochs > VIEWS[settings["augment"]]

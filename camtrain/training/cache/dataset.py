@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,8 +38,8 @@ class FeatureDataset(Dataset[Sample]):
 
     Args:
         pictures: The data set it takes the place of.
-        arrays: ``vectors`` (N, V, C) float32, ``maps`` (M, V, C, h, w) or both; V is 2 where the
-            mirror images are kept too.
+        arrays: ``kept`` (N,), which pictures could be read; ``vectors`` (N, V, C) float32, ``maps``
+            (M, V, C, h, w) or both; V is 2 where the mirror images are kept too.
         mapped: Places in ``pictures`` of the M maps.
         known: Samples without pixels by place, as far as they have been read.
         is_bfloat16: Whether ``maps`` holds bfloat16, which NumPy does not know, as int16.
@@ -59,6 +60,7 @@ class FeatureDataset(Dataset[Sample]):
         """Nothing is read yet."""
         self.pictures = pictures
         self.labels = pictures.labels
+        self._is_kept = arrays["kept"]
         self._vectors = arrays.get("vectors")
         self._maps = arrays.get("maps")
         self._row_of = {index: row for row, index in enumerate(mapped)}
@@ -79,6 +81,8 @@ class FeatureDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample at ``(epoch, index)``, its features for an image."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not self._is_kept[index]:
+            return self.pictures[key]  # which says what is wrong with it
         if not self._for_training:
             return replace(self._annotated(index), image=self.features(index))
         view = 0 if self._mirrors is None else int(is_mirrored(self._mirrors, epoch, index))
@@ -109,9 +113,9 @@ class FeatureDataset(Dataset[Sample]):
     def vectors(self) -> tuple[Tensor, list[int]]:
         """Pooled vectors (N * V, C), and which picture each belongs to."""
         assert self._vectors is not None, "maps only"
-        count, views, channels = self._vectors.shape
-        places = [index for index in range(count) for _ in range(views)]
-        return torch.from_numpy(self._vectors.reshape(-1, channels).copy()), places
+        _, views, channels = self._vectors.shape
+        places = [index for index in np.flatnonzero(self._is_kept).tolist() for _ in range(views)]
+        return torch.from_numpy(self._vectors[self._is_kept].reshape(-1, channels)), places
 
     def _annotated(self, index: int) -> Sample:
         """Everything about a picture but its pixels; read once, unless it has a mask."""

@@ -21,7 +21,13 @@ from camtrain.model.cam import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.choice import is_required
 from camtrain.training.cache.dataset import FeatureDataset
-from camtrain.training.cache.key import backbone_parts, hash_of_pictures, key_of, versions
+from camtrain.training.cache.key import (
+    backbone_parts,
+    hash_of_pictures,
+    key_of,
+    other_settings,
+    versions,
+)
 from camtrain.training.cache.plan import (
     Plan,
     estimate_of,
@@ -63,7 +69,7 @@ def cached_split(
     """
     plan, strategy = plan_of(trainer, bare, split, settings), trainer.strategy
     root = store.cache_folder(settings["cache_dir"])
-    folder = root / strategy.broadcast(_key(trainer, plan))
+    folder = root / strategy.broadcast(_key(trainer, plan, settings))
     if not strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
         refusal = _refusal(trainer, plan, root, settings)
         if not strategy.reduce_boolean_decision(refusal is None, all=True):
@@ -95,7 +101,7 @@ def check_disk(
         CamtrainValueError: See ``cached_split``.
     """
     plan, root = plan_of(trainer, bare, split, settings), store.cache_folder(settings["cache_dir"])
-    if not store.is_complete(root / _key(trainer, plan)):
+    if not store.is_complete(root / _key(trainer, plan, settings)):
         _refusal(trainer, plan, root, settings)
 
 
@@ -107,10 +113,11 @@ def _refusal(trainer: Trainer, plan: Plan, root: Path, settings: Mapping[str, An
     return refusal
 
 
-def _key(trainer: Trainer, plan: Plan) -> str:
+def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
     net = net_of(trainer)
     parts = {
         "backbone": backbone_parts(net),
+        "settings": other_settings(settings),
         "preprocessing": plan.pictures.preprocessing.to_dict(),
         # Only the first process' key counts.
         "pictures": hash_of_pictures(plan.pictures.source) if trainer.is_global_zero else "",
@@ -165,6 +172,7 @@ def _write(
     arrays: store.Arrays, batch: Batch, dtype: torch.dtype, trainer: Trainer, plan: Plan
 ) -> bool:
     """Put the features of a batch in their places; False where they do not fit into ``dtype``."""
+    arrays["kept"][batch.indices.numpy()] = True
     row_of = {index: row for row, index in enumerate(plan.mapped)}
     chosen = [at for at, index in enumerate(batch.indices.tolist()) if index in row_of]
     rows = [row_of[index] for index in batch.indices[chosen].tolist()]

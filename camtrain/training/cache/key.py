@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from itertools import chain
@@ -21,6 +22,13 @@ from camtrain.model.camnet import CAMNet
 # Parts of a network's recipe that come after the backbone.
 _AFTER_THE_BACKBONE = ("num_classes", "pool", "dropout", "task")
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+# Settings of the data module that change no picture, or are in the key in another form. One that is
+# not listed changes the key.
+_OTHER_SETTINGS = (
+    *("source", "root", "seed", "val_fraction", "test_fraction", "class_names", "lengths"),
+    *("batch_size", "workers", "sampler", "augment", "cache_features", "cache_dir"),
+    *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
+)
 # Own code that decides about pixels and features.
 _OWN_CODE = ("data/*.py", "model/*.py", "training/cache/*.py", "preprocessing.py")
 
@@ -69,7 +77,7 @@ def hash_of_pictures(source: Source) -> str:
         try:
             found = os.stat(path)
             total.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
-        except FileNotFoundError:
+        except OSError:  # no file of its own
             image = source.read(index).image
             total.update(f"{path} {tuple(image.shape)}".encode())
             total.update(_bytes_of(image))
@@ -81,6 +89,11 @@ def paths_of(source: Source) -> list[str]:
     paths = getattr(source, "paths", None) or [f"picture {i}" for i in range(len(source))]
     root = Path(getattr(source, "root", None) or "")
     return [str(root / path) for path in paths]
+
+
+def other_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What else a data module was told that may change a picture, as plain values."""
+    return {name: repr(value) for name, value in settings.items() if name not in _OTHER_SETTINGS}
 
 
 @cache

@@ -45,7 +45,7 @@ class Plan:
 
     def specs(self, dtype: torch.dtype) -> dict[str, ArraySpec]:
         """The arrays, maps being kept as ``dtype``; NumPy has int16 for bfloat16."""
-        specs = {}
+        specs = {"kept": ArraySpec((len(self.pictures),), "bool")}
         if self.has_vectors:
             shape = (len(self.pictures), self.views, self.shape[0])
             specs["vectors"] = ArraySpec(shape, "float32")
@@ -131,7 +131,9 @@ def estimate_of(plan: Plan, root: Path) -> str:
         /home/me/.cache/camtrain/features, 62.0 GB free``
     """
     terms = []
-    for spec in plan.specs(torch.float16).values():
+    for name, spec in plan.specs(torch.float16).items():
+        if name == "kept":
+            continue
         count, views, channels, *map_hw = spec.shape
         factors = [f"{count} pictures", *([f"{views} views"] if views > 1 else [])]
         factors += [f"{channels} channels", *map(str, map_hw)]
