@@ -84,14 +84,22 @@ def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
     part.mkdir(parents=True)
     lock = os.open(part / _LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    for name, spec in specs.items():
-        path = part / f"{name}.npy"
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=spec.shape)
-        if hasattr(os, "posix_fallocate") and spec.nbytes:
-            # A full disk is an error here; met while writing to mapped memory it kills the process.
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    try:
+        for name, spec in specs.items():
+            _allocate(part / f"{name}.npy", spec)
+    except OSError:
+        shutil.rmtree(part)
+        os.close(lock)
+        raise
     return lock
+
+
+def _allocate(path: Path, spec: ArraySpec) -> None:
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=spec.shape)
+    if hasattr(os, "posix_fallocate"):
+        # A full disk is an error here; met while writing to mapped memory it kills the process.
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def open_part(part: Path, specs: Mapping[str, ArraySpec]) -> Arrays:
