@@ -29,7 +29,8 @@ from camtrain.training.evaluation import Evaluation
 from camtrain.training.freezing import freeze, keep_in_eval
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
-from camtrain.training.solvers import HeadSolver, check_solver, resting_optimizer, solve
+from camtrain.training.solvers import HeadSolver
+from camtrain.training.solving import check_solver, resting_optimizer, solve
 
 
 class CAMModule(LightningModule):

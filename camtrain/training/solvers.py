@@ -1,24 +1,20 @@
-"""Solvers for a linear head on a frozen backbone: seconds of scikit-learn instead of epochs."""
+"""Solvers for a linear head: scikit-learn on pooled features, folded into ordinary weights."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import CAMNet, Task
-from camtrain.training.cache import FeatureDataset
+from camtrain.model.camnet import Task
 from camtrain.training.multilabel import MeanAveragePrecision, multi_hot
 
 HeadSolver = Literal["sgd", "logistic", "svm"]
@@ -56,74 +52,6 @@ class Solution:
     bias: Tensor
     regularization: float
     score: float
-
-
-def check_solver(solver: str, net: CAMNet, is_frozen: bool) -> None:
-    """Refuse a solver that cannot solve this network's head.
-
-    Raises:
-        CamtrainValueError: An unknown solver, or a network that is more than a linear head on the
-            means of frozen features.
-    """
-    if solver not in get_args(HeadSolver):
-        raise CamtrainValueError(
-            f"head_solver must be one of {', '.join(get_args(HeadSolver))}, got {solver!r}."
-        )
-    wanted = [
-        (net.pool == "avg", "--model.pool avg"),
-        (isinstance(net.neck, nn.Identity), "--model.neck []"),
-        (is_frozen, "--model.freeze_backbone true"),
-    ]
-    missing = [option for is_there, option in wanted if not is_there]
-    if solver != "sgd" and missing:
-        raise CamtrainValueError(
-            f"head_solver {solver} solves a linear head on the means of frozen features; give "
-            f"{', '.join(missing)}, or leave head_solver out."
-        )
-
-
-def resting_optimizer(head: nn.Linear) -> SGD:
-    """An optimizer that leaves the solved head as it is."""
-    return SGD(head.parameters(), lr=0.0)
-
-
-def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver) -> None:
-    """Give a network the head that a solver finds on the kept features of train and val.
-
-    Raises:
-        CamtrainValueError: There are no such features, or no val split, or train lacks a class.
-    """
-    data: Any = getattr(trainer, "datamodule", None)
-    if getattr(trainer, "fast_dev_run", False):  # keeps no features
-        return
-    if not hasattr(data, "cached") or "val" not in data.datasets:
-        raise CamtrainValueError(
-            f"head_solver {solver} chooses the regularization on a val split of CAMDataModule, and "
-            "there is none; add val/CLASS, or give --data.val_fraction above 0."
-        )
-    train, val = data.cached("train"), data.cached("val")
-    found = None
-    if trainer.is_global_zero:
-        start = time.perf_counter()
-        weights = getattr(trainer.lightning_module, "hparams", {}).get("class_weights")
-        solution = solve_head(
-            solver,
-            _labelled(train),
-            _labelled(val),
-            net.head.out_features,
-            task=net.task,
-            class_weights=weights,
-        )
-        print(
-            f"Head: {solver}, C = {solution.regularization:g} with {100 * solution.score:.2f} % on "
-            f"val, in {time.perf_counter() - start:.1f} s",
-            flush=True,
-        )
-        found = (solution.weight, solution.bias)
-    weight, bias = trainer.strategy.broadcast(found or (net.head.weight, net.head.bias))
-    with torch.no_grad():
-        net.head.weight.copy_(weight)
-        net.head.bias.copy_(bias)
 
 
 def solve_head(
@@ -258,9 +186,3 @@ def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
     metric = MeanAveragePrecision(logits.shape[1])
     metric.update(logits, multi_hot(labels, logits.shape[1]))
     return float(metric.compute())
-
-
-def _labelled(dataset: FeatureDataset) -> Labelled:
-    vectors, places = dataset.vectors()
-    labels = torch.as_tensor(dataset.labels)
-    return Labelled(vectors, labels[places])

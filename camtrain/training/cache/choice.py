@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +64,8 @@ def is_required(module: LightningModule | None, settings: Mapping[str, Any]) -> 
 
 def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> str | None:
     """What stands against kept features, and what to change; None where nothing does."""
+    if os.name != "posix":
+        return "this system lacks the file locks that it needs; use Linux or macOS"
     net = getattr(module, "net", None)
     if module is None or not isinstance(net, CAMNet):
         return "the module has no .net that is a CAMNet; use CAMModule"

@@ -100,12 +100,16 @@ def check_disk(
     Raises:
         CamtrainValueError: See ``cached_split``.
     """
+    if not is_required(trainer.lightning_module, settings):
+        return
     plan, root = plan_of(trainer, bare, split, settings), store.cache_folder(settings["cache_dir"])
     if not store.is_complete(root / _key(trainer, plan, settings)):
         _refusal(trainer, plan, root, settings)
 
 
 def _refusal(trainer: Trainer, plan: Plan, root: Path, settings: Mapping[str, Any]) -> str | None:
+    if trainer.local_rank == 0:
+        store.remove_unused(root)
     required = is_required(trainer.lightning_module, settings)
     refusal = refusal_of(plan, root, is_required=required)
     if refusal and required:
@@ -136,7 +140,6 @@ def _fill(trainer: Trainer, plan: Plan, folder: Path, settings: Mapping[str, Any
     """Make a cache; with bfloat16 where the features leave the range of float16."""
     if trainer.local_rank == 0:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        store.remove_unused(folder.parent)
     # What was computed in bfloat16 loses nothing in it.
     first = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float16
     for dtype in dict.fromkeys((first, torch.bfloat16)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -82,6 +81,8 @@ def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
         OSError: There is not so much space.
     """
     part.mkdir(parents=True)
+    import fcntl  # not on Windows, where no cache is used
+
     lock = os.open(part / _LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -153,6 +154,8 @@ def free_bytes(root: Path) -> int:
 
 
 def _is_locked(part: Path) -> bool:
+    import fcntl
+
     try:
         with open(part / _LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
