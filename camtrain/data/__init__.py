@@ -2,7 +2,16 @@
 
 from camtrain.data.augmentations import AUGMENTATIONS, Augmentation, Augmented
 from camtrain.data.auto_augment import AutoAugment
-from camtrain.data.dataset import Batch, Damaged, PreparedDataset, Sample, collate
+from camtrain.data.dataset import (
+    Batch,
+    Damaged,
+    Key,
+    PreparedDataset,
+    Sample,
+    collate,
+    index_of,
+    sample_or_damaged,
+)
 from camtrain.data.decoding import (
     DamagedImageError,
     Decode,
@@ -54,6 +63,7 @@ __all__ = [
     "EpochSampler",
     "FileSource",
     "ImageFolder",
+    "Key",
     "ListedFiles",
     "ListedSource",
     "Listing",
@@ -71,6 +81,7 @@ __all__ = [
     "collate",
     "decode_image",
     "fit_channels",
+    "index_of",
     "is_divided",
     "leave_signals_to_parent",
     "make_sources",
@@ -81,6 +92,7 @@ __all__ = [
     "read_exclude",
     "read_image",
     "resize",
+    "sample_or_damaged",
     "seed_of",
     "source_of",
     "to_pixels",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from camtrain.data.transforms import normalize
 from camtrain.data.views import View
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
+
+Key = int | tuple[int, ...]  # index, (epoch, index) or (epoch, index, draw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +181,10 @@ class PreparedDataset(Dataset[Sample]):
             return self.source.read(self.indices[index])
         return self._files.read_with(self.indices[index], partial(read_image, exif=self.exif))
 
-    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
+    def __getitem__(self, key: Key) -> Sample:
         """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
-        key = key if isinstance(key, tuple) else (0, key)
-        index = key[1]
-        with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed, which would seed the GPU's random numbers too
-            torch.default_generator.manual_seed(seed_of(self.seed, *key))
+        index = index_of(key)
+        with self._drawing(key):
             reader = _Reader(self)
             if self._files is None:
                 picture = self.source.read(self.indices[index])
@@ -204,17 +204,39 @@ class PreparedDataset(Dataset[Sample]):
             input_mask=augmented.mask,
         )
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, ...]]) -> list[Sample | Damaged]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample | Damaged]:
         """The samples of a batch; torch's loader asks for them so."""
-        return [self._sample_or_damaged(key) for key in keys]
+        input_shape = (len(self.preprocessing.mean), *self.preprocessing.size)
+        return [sample_or_damaged(self, key, input_shape) for key in keys]
 
-    def _sample_or_damaged(self, key: int | tuple[int, ...]) -> Sample | Damaged:
-        try:
-            return self[key]
-        except DamagedImageError as error:
-            index = key[1] if isinstance(key, tuple) else key
-            input_shape = (len(self.preprocessing.mean), *self.preprocessing.size)
-            return Damaged(index, str(error), input_shape)
+    def is_mirrored(self, key: Key) -> bool:
+        """Whether the picture at ``(epoch, index)`` is mirrored, without reading it."""
+        with self._drawing(key):
+            return self.augmentation.draw(self.preprocessing.size).is_mirrored
+
+    @contextmanager
+    def _drawing(self, key: Key) -> Iterator[None]:
+        """The random numbers of one sample; torch's own stay as they were."""
+        with torch.random.fork_rng(devices=[]):
+            numbers = key if isinstance(key, tuple) else (0, key)
+            # not torch.manual_seed, which would seed the GPU's random numbers too
+            torch.default_generator.manual_seed(seed_of(self.seed, *numbers))
+            yield
+
+
+def index_of(key: Key) -> int:
+    """The place in the data set of what is asked for by ``key``."""
+    return key[1] if isinstance(key, tuple) else key
+
+
+def sample_or_damaged(
+    dataset: Dataset[Sample], key: Key, input_shape: tuple[int, int, int]
+) -> Sample | Damaged:
+    """The sample of a data set at ``key``, or what says that its picture cannot be read."""
+    try:
+        return dataset[key]
+    except DamagedImageError as error:
+        return Damaged(index_of(key), str(error), input_shape)
 
 
 class _Reader:

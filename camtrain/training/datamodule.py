@@ -42,6 +42,13 @@ from camtrain.preprocessing import (
     Preprocessing,
     ResizeMode,
 )
+from camtrain.training.cache import (
+    FeatureDataset,
+    cached_split,
+    check_disk,
+    collate_features,
+    uses_cache,
+)
 
 
 class CAMDataModule(LightningDataModule):
@@ -79,6 +86,8 @@ class CAMDataModule(LightningDataModule):
         exclude: str | Path | Sequence[str] | None = None,
         shards_cache: str | Path | None = None,
         shards_cache_gb: float = 100.0,
+        cache_features: bool | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         """Remember the settings; nothing is read yet.
 
@@ -131,13 +140,18 @@ class CAMDataModule(LightningDataModule):
                 means one in the user's cache folder.
             shards_cache_gb: The most that it may hold, in 10^9 bytes; beyond it, the shards that
                 were fetched first are deleted.
+            cache_features: Keep what a frozen backbone makes of every picture (and its mirror
+                image), so that epochs touch only neck and head; None means wherever it can be done,
+                which takes ``augment`` ``none`` or ``flip``.
+            cache_dir: Folder of what is kept; None means ``camtrain/features`` in the user's cache
+                folder. What no training has used for 30 days is removed when the next one writes.
         """
         super().__init__()
         # Checkpoints hold plain values.
-        root = None if root is None else str(root)
-        split_file = None if split_file is None else str(split_file)
-        metadata = None if metadata is None else str(metadata)
-        shards_cache = None if shards_cache is None else str(shards_cache)
+        root, split_file, metadata, shards_cache, cache_dir = (
+            None if path is None else str(path)
+            for path in (root, split_file, metadata, shards_cache, cache_dir)
+        )
         exclude = read_exclude(exclude) if isinstance(exclude, str | Path) else exclude
         self.save_hyperparameters()
         self.save_hyperparameters({"exclude": None if exclude is None else list(exclude)})
@@ -179,6 +193,7 @@ class CAMDataModule(LightningDataModule):
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
         self._damaged: set[str] = set()  # one sentence per file
+        self._cached: dict[str, FeatureDataset | None] = {}
         self._train_loader: ResumableLoader[Batch] | None = None
         self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
 
@@ -222,14 +237,47 @@ class CAMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
         self._check_task()
-        names = ("augment", "auto_augment", "hide_and_seek", "reduced_decoding")
-        augment, auto_augment, hide_and_seek, reduced = (self.hparams[name] for name in names)
-        for split, source in self.sources.items():
-            common: dict[str, Any] = {"seed": self.hparams["seed"], "exif": self.hparams["exif"]}
-            if split == "train":
-                common |= {"augment": augment, "auto_augment": auto_augment}
-                common |= {"hide_and_seek": hide_and_seek, "reduced": reduced}
-            self.datasets[split] = PreparedDataset(source, self.preprocessing, **common)
+        self._cached = {}
+        for split in self.sources:
+            augment = self.hparams["augment"] if split == "train" else "none"
+            self.datasets[split] = self._prepared(split, augment)
+        uses_cache(self.trainer, self.hparams)  # refuses at once what it will refuse
+
+    def _prepared(self, split: Split, augment: str) -> PreparedDataset:
+        common: dict[str, Any] = {"seed": self.hparams["seed"], "exif": self.hparams["exif"]}
+        if split == "train":
+            names = ("auto_augment", "hide_and_seek")
+            common |= {name: self.hparams[name] for name in names}
+            common["reduced"] = self.hparams["reduced_decoding"]
+        return PreparedDataset(self.sources[split], self.preprocessing, augment=augment, **common)
+
+    def cached(self, split: Split) -> FeatureDataset | None:
+        """What the frozen backbone made of the pictures, where a training is fed with that.
+
+        Raises:
+            CamtrainValueError: It was asked for and cannot be.
+        """
+        if split not in self._cached:
+            self._cached[split] = None
+            if uses_cache(self.trainer, self.hparams):
+                pictures, bare = self.datasets[split], self._prepared(split, "none")
+                assert self.trainer is not None
+                self._cached[split] = cached_split(
+                    self.trainer, pictures, bare, split, self.hparams
+                )
+        return self._cached[split]
+
+    def check_cache(self) -> None:
+        """Refuse kept features that cannot be kept, before a training begins.
+
+        Raises:
+            CamtrainValueError: They were asked for and cannot be kept, or the disk is too small.
+        """
+        if uses_cache(self.trainer, self.hparams):
+            assert self.trainer is not None
+            for split in self.sources:
+                if split != "test":
+                    check_disk(self.trainer, self._prepared(split, "none"), split, self.hparams)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Name the damaged files of a batch, and stop where there may be none, or no more."""
@@ -292,26 +340,27 @@ class CAMDataModule(LightningDataModule):
                 f"{self.hparams['root']} has no {split} split, only {', '.join(self.datasets)}; "
                 f"add the folder {split}/CLASS, or choose another verb."
             )
-        dataset = self.datasets[split]
-        workers, is_train = self.hparams["workers"], split == "train"
+        dataset, is_train = self.datasets[split], split == "train"
+        features = self.cached(split) if split != "test" else None
+        workers = self.hparams["workers"] if features is None else 0  # they would cost more
         is_balanced = is_train and self.hparams["sampler"] == "balanced"
         sampler = EpochSampler(
             len(dataset),
             shuffle=is_train,
             seed=self.hparams["seed"],
             labels=dataset.labels if is_balanced else None,
-            groups=dataset.groups,
+            groups=dataset.groups if features is None else None,
             **(getattr(self.trainer, "distributed_sampler_kwargs", None) or {}),
         )
         return ResumableLoader(
-            dataset,  # type: ignore[arg-type]  # typeshed knows no keys but int
+            dataset if features is None else features,  # type: ignore[arg-type]  # typeshed knows no keys but int
             batch_size=self.hparams["batch_size"],
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # or starting workers would use global random numbers
-            collate_fn=collate,
+            collate_fn=collate if features is None else collate_features,
             # BatchNorm cannot train on a last batch of one picture.
             drop_last=is_train and len(sampler) > 1 == len(sampler) % self.hparams["batch_size"],
         )

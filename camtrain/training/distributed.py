@@ -37,4 +37,4 @@ def without_repeats(
         [values[place] for place in kept] if isinstance(values, list) else values[kept]
         for values in (batch[:-1] if isinstance(batch, Batch) else batch)  # the last is no column
     ]
-    return Batch._make([*columns, batch.damaged]) if isinstance(batch, Batch) else columns
+    return type(batch)._make([*columns, batch.damaged]) if isinstance(batch, Batch) else columns

@@ -134,6 +134,9 @@ class CamtrainCLI(LightningCLI):
         if self.folder is not None and made.is_global_zero:  # the others come to a run begun
             continues = settings["ckpt_path"] == "last"
             self.folder.check_free(continues=continues, overwrite=settings["overwrite"])
+            self.datamodule.trainer = made
+            made.strategy.connect(self.model)  # as `Trainer.fit` does
+            self.datamodule.check_cache()
         return made
 
     def _writers(self, folder: RunFolder, monitor: str) -> list[Callback]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,6 +25,7 @@ from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.averaging import ExponentialAverage
 from camtrain.training.box_scores import on_whole_pictures
+from camtrain.training.cache import FeatureBatch
 from camtrain.training.distributed import without_repeats
 from camtrain.training.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
 from camtrain.training.evaluation import Evaluation
@@ -40,6 +41,8 @@ from camtrain.training.mixing import Mixing
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
 from camtrain.training.optimization import Optimization, configure
+from camtrain.training.solvers import HeadSolver
+from camtrain.training.solving import check_solver, resting_optimizer, solve
 
 
 class CAMModule(LightningModule):
@@ -78,6 +81,7 @@ class CAMModule(LightningModule):
         freeze_backbone: bool = False,
         freeze_until: str | None = None,
         unfreeze_at_epoch: int | None = None,
+        head_solver: HeadSolver = "sgd",
         optimizer: str = "adamw",
         opt_args: dict[str, Any] | None = None,
         lr: float = 1e-3,
@@ -119,6 +123,9 @@ class CAMModule(LightningModule):
             freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
             freeze_until: Leave only its layers up to this one as they are; named like a cut.
             unfreeze_at_epoch: Epochs after which the frozen layers are trained too; None: never.
+            head_solver: ``sgd``: training by steps. ``logistic``, ``svm``: scikit-learn solves the
+                head on the kept features of a frozen backbone, in one epoch; an ``svm``'s scores
+                are no probabilities.
             optimizer: ``sgd`` (with momentum), ``adamw``, or any other of timm's, such as ``lamb``.
             opt_args: Its further arguments, such as ``{"betas": [0.9, 0.99]}``.
             lr: Learning rate after the warm-up.
@@ -179,6 +186,7 @@ class CAMModule(LightningModule):
         self._mixing = Mixing(self.net.head.out_features, task, mixup=mixup, cutmix=cutmix)
         self._class_weights: Tensor | None = None
         self._losses = FiniteLoss()
+        check_solver(head_solver, self.net, self._freezing.stays and freeze_backbone)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -209,6 +217,10 @@ class CAMModule(LightningModule):
         self._freeze_for_epoch()
         if self.train_damaged.update_called:  # it may go on with its validation, without a step
             self._log_so_far()
+        solver = self.hparams["head_solver"]
+        if solver != "sgd":
+            weights = self._class_weights
+            solve(self.trainer, self.net, solver, None if weights is None else weights.tolist())
 
     def on_train_epoch_start(self) -> None:
         """Unfreeze when it is time, and sum anew; not called when an epoch goes on."""
@@ -233,6 +245,8 @@ class CAMModule(LightningModule):
         if stage != "fit":
             return
         self._class_weights = self._weights_of_classes()
+        if self.hparams["head_solver"] != "sgd":
+            self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
         if self._freezing.part.modules:
             # It is meant to be: what is frozen stays in evaluation mode.
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -303,6 +317,9 @@ class CAMModule(LightningModule):
 
     def _logits(self, batch: Sequence[Any]) -> Tensor:
         """Logits (B, K) of a batch of the training."""
+        if isinstance(batch, FeatureBatch):  # a frozen backbone has done its part
+            features = batch.images.float().contiguous(memory_format=self._memory_format)
+            return self.net.classify(self.net.neck(features))
         logits: Tensor = self(batch[0])
         return logits
 
@@ -360,10 +377,12 @@ class CAMModule(LightningModule):
         maps = None
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=self._memory_format)
+            is_kept = isinstance(batch, FeatureBatch)
+            features = self.net.neck(images) if is_kept else self.net.features(images)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self.net.classify(self.net.features(images))
+                logits = self.net.classify(features)
             else:
-                output = self.net.class_maps(images, classes=labels)
+                output = self.net.maps_of(features, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
         if not isinstance(batch, Batch) or maps is None:
             self._evaluation(split).update(logits, None, labels)
@@ -392,8 +411,10 @@ class CAMModule(LightningModule):
         assert isinstance(evaluation, Evaluation)
         return evaluation
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule; see ``camtrain.training.optimization``."""
+        if self.hparams["head_solver"] != "sgd":
+            return resting_optimizer(self.net.head)
         steps = self.trainer.estimated_stepping_batches
         batches, per_step = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         return configure(

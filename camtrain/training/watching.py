@@ -23,6 +23,7 @@ from camtrain.localization import boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
 from camtrain.preprocessing import Preprocessing
+from camtrain.training.cache import FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.visualize import WatchedPicture, contact_sheet, panel
 
@@ -78,6 +79,7 @@ class CAMLogger(Callback):
         self.seed = seed
         self._indices: list[int] = []
         self._watched: list[_Watched] = []
+        self._kept: Tensor | None = None  # the backbone's features, where it stays as it is
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""
@@ -96,13 +98,18 @@ class CAMLogger(Callback):
                 "with "
                 f"{type(net).__name__}; use camtrain.training.CAMModule."
             )
-        dataset = _validation_dataset(trainer)
+        dataset, self._kept = _validation_dataset(trainer), None
+        is_cached = isinstance(dataset, FeatureDataset)
+        if isinstance(dataset, FeatureDataset):
+            dataset = dataset.pictures
         if dataset is None or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         if not self._indices or max(self._indices) >= len(dataset):
             self._indices = stratified(_labels(dataset), self.num_images, self.seed)
         read = (_read_or_skip(dataset, index, net) for index in self._indices)
         self._watched = [one for one in read if one is not None]
+        if is_cached and self._watched:
+            self._kept = _trunk(self._watched, net)
         if trainer.global_step == 0:
             self._show(trainer, net, epoch=0)
 
@@ -114,7 +121,8 @@ class CAMLogger(Callback):
             self._show(trainer, net, epoch=trainer.current_epoch + 1)
 
     def _show(self, trainer: Trainer, net: CAMNet, epoch: int) -> None:
-        rows = _rows(self._watched, net, _class_names(trainer, net))
+        trunk = _trunk(self._watched, net) if self._kept is None else self._kept
+        rows = _rows(self._watched, trunk, net, _class_names(trainer, net))
         right = sum(row.is_right for row in rows)
         title = f"epoch {epoch}  ·  {right} of {len(rows)} right"
         sheet = contact_sheet(rows, title=title, colormap=self.colormap, tile=self.tile)
@@ -168,13 +176,23 @@ def caption(row: WatchedPicture) -> str:
     )
 
 
-def _rows(watched: list[_Watched], net: CAMNet, names: Sequence[str]) -> list[WatchedPicture]:
+def _trunk(watched: list[_Watched], net: CAMNet) -> Tensor:
+    """What the backbone makes of the pictures, (B, C, h, w)."""
     device = net.head.weight.device
     images = torch.stack([one.image for one in watched]).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
+    with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        features: Tensor = net.backbone(images)
+    return features
+
+
+def _rows(
+    watched: list[_Watched], trunk: Tensor, net: CAMNet, names: Sequence[str]
+) -> list[WatchedPicture]:
+    device = net.head.weight.device
     labels = torch.tensor([one.labels[0] if one.labels else 0 for one in watched], device=device)
     with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        features = net.features(images)
+        features = net.neck(trunk)
         logits = net.classify(features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.maps_of(features, classes=classes).maps.cpu()

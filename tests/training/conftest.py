@@ -9,6 +9,13 @@ from pytorch_lightning import Trainer
 from camtrain.training import CAMDataModule, CAMModule
 
 
+@pytest.fixture(autouse=True)
+def features_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where feature caches go: not into the cache folder of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "camtrain" / "features"
+
+
 @pytest.fixture
 def data(photographs: Path) -> CAMDataModule:
     return CAMDataModule(root=photographs, size=32, batch_size=8, workers=0)
