@@ -48,6 +48,9 @@ def folder_listing(root: Path) -> Listing:
         CamtrainValueError: The boxes are damaged.
     """
     on_disk = [split for split in get_args(Split) if subfolders(root / split)]
+    for name in ("valid", "validation"):
+        if "val" not in on_disk and on_disk and subfolders(root / name):
+            warnings.warn(f"{root / name} is left out; rename it to val to use it.", stacklevel=2)
     tree = scan(root, on_disk or [""])
     classes, splits = [], []
     numbers = {str(split): split_number(split) for split in on_disk}
