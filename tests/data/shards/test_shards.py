@@ -174,6 +174,14 @@ def test_a_list_of_the_folder_leaves_out_the_same_of_the_shards(
         assert len(torch.as_tensor(kept["train"].groups)) == 15
 
 
+def test_a_relative_folder_is_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards.rename(shards.parent / "a:b")
+    monkeypatch.chdir(shards.parent)
+    _, kept = make_sources_without("shards", SourceOptions(root="a:b"), ["train/red/0.png"])
+    assert len(kept["train"]) == 15
+    assert kept["train"].read(0).path.startswith(str(shards.parent / "a:b" / "train"))
+
+
 def test_a_class_list_may_be_given(shards: Path) -> None:
     sources = read(shards, class_names=("green", "red", "blue"))
     assert sources["val"].labels == [2, 2, 2, 2, 1, 1, 1, 1]
