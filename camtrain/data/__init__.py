@@ -13,7 +13,7 @@ from camtrain.data.exclude import (
     write_exclude,
 )
 from camtrain.data.folder import ImageFolder
-from camtrain.data.listing import ListedSource, Listing
+from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
 from camtrain.data.source import Picture, Source
 from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
 from camtrain.data.split import Split
@@ -34,6 +34,7 @@ __all__ = [
     "ClutteredDigits",
     "EpochSampler",
     "ImageFolder",
+    "ListedFiles",
     "ListedSource",
     "Listing",
     "Picture",
@@ -57,6 +58,7 @@ __all__ = [
     "read_image",
     "resize",
     "seed_of",
+    "source_of",
     "to_pixels",
     "to_rgb",
     "without",

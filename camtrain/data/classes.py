@@ -70,8 +70,9 @@ def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
         return _warn_of_missing(_renamed(listing, _with(listing.class_names, counts)), rows)
     if given is None:
         return _warn_of_missing(listing, rows)
+    known = set(given)
     for split, places in rows.items():
-        unknown = [n for n in _with(listing.class_names, listing.counts(places)) if n not in given]
+        unknown = [n for n in _with(listing.class_names, listing.counts(places)) if n not in known]
         if unknown:
             raise CamtrainValueError(
                 f"The {split} split of {listing.root} has the class {some(unknown)}, unknown to "
@@ -94,8 +95,9 @@ def _check_own_classes(listing: Listing, rows: _Rows) -> None:
     names = listing.class_names
     first, *others = rows
     known = _with(names, listing.counts(rows[first]))
+    of_first = set(known)
     for split in others:
-        unknown = [name for name in _with(names, listing.counts(rows[split])) if name not in known]
+        unknown = [n for n in _with(names, listing.counts(rows[split])) if n not in of_first]
         if unknown:
             raise CamtrainValueError(
                 f"The {split} split of {listing.root} has the class {some(unknown)}, unknown to "
@@ -103,7 +105,8 @@ def _check_own_classes(listing: Listing, rows: _Rows) -> None:
                 f"class to {first}."
             )
     left_out = _with(names, listing.counts(np.flatnonzero(listing.splits == UNDECIDED)))
-    empty = [name for name in names if name not in known and name not in left_out]
+    seen = of_first | set(left_out)
+    empty = [name for name in names if name not in seen]
     if empty and first == "train":
         raise CamtrainValueError(
             f"The class {some(empty)} has no image in the train split of {listing.root}; "

@@ -13,7 +13,7 @@ import numpy as np
 from camtrain.data.boxes import find_boxes
 from camtrain.data.classes import in_order, with_classes
 from camtrain.data.division import with_splits
-from camtrain.data.listing import UNDECIDED, ListedSource, Listing, no_mask, split_number
+from camtrain.data.listing import UNDECIDED, ListedFiles, Listing, no_mask, split_number
 from camtrain.data.masks import FolderMasks
 from camtrain.data.split import Split
 from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
@@ -48,6 +48,9 @@ def folder_listing(root: Path) -> Listing:
         CamtrainValueError: The boxes are damaged.
     """
     on_disk = [split for split in get_args(Split) if subfolders(root / split)]
+    for name in ("valid", "validation"):
+        if "val" not in on_disk and on_disk and subfolders(root / name):
+            warnings.warn(f"{root / name} is left out; rename it to val to use it.", stacklevel=2)
     tree = scan(root, on_disk or [""])
     classes, splits = [], []
     numbers = {str(split): split_number(split) for split in on_disk}
@@ -100,7 +103,7 @@ def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> N
             )
 
 
-class ImageFolder(ListedSource):
+class ImageFolder(ListedFiles):
     """One split of pictures in folders, see ``folder_listing``.
 
     Where ``root/train`` exists without ``root/val``, val is split off train, stratified and seeded.

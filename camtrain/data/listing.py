@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from camtrain.data.decoding import read_image
@@ -85,7 +86,7 @@ class Listing:
 
 
 class ListedSource:
-    """One split of a listing: the source of every data set that lies on disk.
+    """One split of a listing: the source of every data set that lies on disk. See ``source_of``.
 
     Attributes:
         split: Its name.
@@ -123,23 +124,44 @@ class ListedSource:
         return self._listing.boxes(int(self._rows[index])).clone()
 
     def read(self, index: int) -> Picture:
-        """Decode the picture at ``index``."""
-        row, path = int(self._rows[index]), self.paths[index]
+        """The picture at ``index``, which is in memory."""
         images = self._listing.images
-        if images is None:
-            contents = self._listing.contents
-            image = read_image(path, data=None if contents is None else contents(row))
-        else:
-            image = images[row].clone()
-        mask = self._listing.masks(row)
-        if mask is not None and mask.shape != image.shape[1:]:
-            mask = _resized(mask, (image.shape[1], image.shape[2]))
-        return Picture(image, self.labels[index], self.boxes(index), path, mask)
+        assert images is not None
+        return self._picture(index, images[int(self._rows[index])].clone())
+
+    def _picture(self, index: int, image: Tensor) -> Picture:
+        mask = self._listing.masks(int(self._rows[index]))
+        return Picture(image, self.labels[index], self.boxes(index), self.paths[index], mask)
 
 
-def _resized(mask: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """A mask that was drawn at another resolution than its picture, at that of the picture."""
-    height, width = size_hw
-    return torch.from_numpy(
-        cv2.resize(mask.numpy(), (width, height), interpolation=cv2.INTER_NEAREST)
-    )
+class ListedFiles(ListedSource):
+    """One split of a listing whose pictures are files."""
+
+    def read(self, index: int) -> Picture:
+        """Decode the picture at ``index``."""
+        return self.read_with(index, read_image)
+
+    def read_with(self, index: int, decode: Callable[..., Tensor]) -> Picture:
+        """As ``read``, with the image that ``decode`` makes of the file; all else is the same."""
+        path, contents = self.paths[index], self._listing.contents
+        if contents is not None:  # their masks are as large as the pictures
+            return self._picture(index, decode(path, data=contents(int(self._rows[index]))))
+        picture = self._picture(index, decode(path))
+        if picture.mask is None:
+            return picture
+        return picture._replace(mask=_as_large_as(path, picture.mask))
+
+
+def source_of(listing: Listing, split: Split) -> ListedSource:
+    """The source of one split of a listing."""
+    return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
+
+
+def _as_large_as(path: str, mask: Tensor) -> Tensor:
+    """A mask at the resolution of its picture, should it have been drawn at another."""
+    with Image.open(path) as image:
+        width, height = image.size
+    if mask.shape in ((height, width), (width, height)):  # the latter where EXIF turns the picture
+        return mask
+    resized = cv2.resize(mask.numpy(), (width, height), interpolation=cv2.INTER_NEAREST)
+    return torch.from_numpy(resized)

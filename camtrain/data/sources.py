@@ -16,7 +16,7 @@ from camtrain.data.division import with_splits
 from camtrain.data.folder import data_folder, folder_listing
 from camtrain.data.imagenet import imagenet_listing
 from camtrain.data.inria import inria_listing
-from camtrain.data.listing import ListedSource, Listing
+from camtrain.data.listing import ListedSource, Listing, source_of
 from camtrain.data.mnist import mnist_listing
 from camtrain.data.places import places205_listing, places365_listing
 from camtrain.data.shards.listing import shards_listing
@@ -79,7 +79,7 @@ def _listed(read: Callable[[Any, SourceOptions], Listing], name: str) -> Builder
         )
         listing = with_classes(listing, options.class_names)
         present = [split for split in get_args(Split) if len(listing.rows_of(split))]
-        return {split: ListedSource(listing, split) for split in present}
+        return {split: source_of(listing, split) for split in present}
 
     return build
 

@@ -135,6 +135,13 @@ def test_pictures_outside_the_class_folders_are_said(tmp_path: Path) -> None:
         assert len(ImageFolder(root, "train")) == 2
 
 
+def test_another_name_of_val_is_said(tmp_path: Path) -> None:
+    root = flat(tmp_path / "train", {"a": 10, "b": 10}).parent
+    fill(root, ["valid/a/1.png", "valid/b/1.png"])
+    with pytest.warns(UserWarning, match="valid is left out; rename it to val to use it"):
+        assert len(ImageFolder(root, "train", val_fraction=0.3)) == 14
+
+
 def test_all_splits_come_from_one_look_at_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """ImageNet in every layout of it that is met."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,13 @@ def words(root: Path) -> None:
     text(root / "synset_words.txt", *(f"{wnid} {name}" for _, wnid, name in DEVKIT))
 
 
-def meta(folder: Path) -> None:
+def meta(folder: Path, leaves: Sequence[tuple[int, str, str]] = DEVKIT) -> None:
     """``meta.mat`` as MATLAB writes it: a struct array of synsets, (n, 1)."""
     kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)]
-    synsets = np.zeros((4, 1), dtype=[*kinds, ("num_children", object)])
-    inner = (4, "n00001740", "entity")
-    for row, (number, wnid, name) in enumerate([*DEVKIT, inner]):
-        children = 0.0 if row < 3 else 2.0
+    synsets = np.zeros((len(leaves) + 1, 1), dtype=[*kinds, ("num_children", object)])
+    inner = (len(leaves) + 1, "n00001740", "entity")
+    for row, (number, wnid, name) in enumerate([*leaves, inner]):
+        children = 0.0 if row < len(leaves) else 2.0
         synsets[row, 0] = (float(number), wnid, name, "a thing", children)
     folder.mkdir(parents=True, exist_ok=True)
     savemat(folder / "meta.mat", {"synsets": synsets})
@@ -169,6 +169,29 @@ def test_a_partial_folder_takes_the_class_list_of_a_network(shared: Path) -> Non
         own.class_names[label] for label in own.labels
     ]
     assert len(source.boxes(0)) >= 1
+
+
+def test_the_devkit_s_numbers_are_those_of_the_ilsvrc_evaluation(
+    shared: Path, tmp_path: Path
+) -> None:
+    """798 validation pictures, and a map from the devkit's numbers to sorted places, of others."""
+    oracle = shared / "oracles" / "ilsvrc_eval"
+    places = np.load(oracle / "label_map.npz")["ilsvrc_id_to_alphabetical0"].tolist()
+    data = np.load(oracle / "data.npz")
+    numbers, labels = data["val_index1"].ravel().tolist(), data["labels"].ravel().tolist()
+    (tmp_path / "val").mkdir()
+    for number in numbers:
+        (tmp_path / "val" / f"{val_name(number)}.JPEG").touch()
+    lines = ["1"] * max(numbers)
+    for number, label in zip(numbers, labels, strict=True):
+        lines[number - 1] = str(label)
+    text(tmp_path / "data" / "ILSVRC2012_validation_ground_truth.txt", *lines)
+    synsets = [(id_, f"n{places[id_]:08d}", f"name {places[id_]}") for id_ in range(1, 1001)]
+    meta(tmp_path / "data", synsets)
+    assert places[490] == 65  # of ILSVRC2012_val_00000001, in the devkit and in Caffe's val.txt
+    source = sources_of(tmp_path, class_names=[f"name {place}" for place in range(1000)])["val"]
+    expected = {val_name(n): places[label] for n, label in zip(numbers, labels, strict=True)}
+    assert {Path(p).stem: n for p, n in zip(source.paths, source.labels, strict=True)} == expected
 
 
 def no_list(root: Path) -> None:

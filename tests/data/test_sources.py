@@ -1,16 +1,17 @@
 """Sources by name, and what is the same for all of them."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from camtrain.data import ListedSource, Listing, SourceOptions, is_divided, make_sources
+from camtrain.data import Listing, SourceOptions, is_divided, make_sources, source_of
 from camtrain.data.listing import split_number
 from camtrain.data.paths import PathList
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from tests.data.trees import picture
+from tests.data.trees import picture, xml
 
 
 def test_digits_have_three_splits_of_the_given_lengths() -> None:
@@ -69,21 +70,34 @@ def listing(labels: np.ndarray, root: Path) -> Listing:
 def test_a_source_gives_labels_of_both_kinds(tmp_path: Path) -> None:
     for row in range(3):
         picture(tmp_path / f"{row}.png")
-    one = ListedSource(listing(np.array([1, 0, 1]), tmp_path), "val")
+    one = source_of(listing(np.array([1, 0, 1]), tmp_path), "val")
     assert one.labels == [1, 0, 1]
     assert one.read(0).label == 1
     hot = np.array([[True, False], [False, False], [True, True]])
-    several = ListedSource(listing(hot, tmp_path), "val")
+    several = source_of(listing(hot, tmp_path), "val")
     assert several.labels.dtype == torch.float32
     assert several.read(2).label.tolist() == [1.0, 1.0]
     assert several.read(2).path == several.paths[2] == str(tmp_path / "2.png")
-    assert len(ListedSource(listing(hot, tmp_path), "train")) == 0
+    assert len(source_of(listing(hot, tmp_path), "train")) == 0
+
+
+def test_sources_reach_worker_processes(tmp_path: Path) -> None:
+    """Those that are spawned get a copy."""
+    for split in ("train", "val"):
+        for name in "ab":
+            picture(tmp_path / split / name / "1.png")
+            xml(tmp_path / split / name / "1.xml", (name, 1, 2, 3, 4))
+            picture(tmp_path / "masks" / split / name / "1.png")
+    source = pickle.loads(pickle.dumps(make_sources("folder", SourceOptions(root=tmp_path))))["val"]
+    assert source.paths[1] == str(tmp_path / "val/b/1.png")
+    assert source.read(1).boxes_xyxy.tolist() == [[0, 1, 3, 4]]
+    assert source.read(1).mask.all()
 
 
 def test_a_mask_of_another_size_is_brought_to_that_of_the_picture(tmp_path: Path) -> None:
     picture(tmp_path / "0.png", (60, 20))
     mask = torch.tensor([[0, 1, 255]], dtype=torch.uint8)
     every = listing(np.array([0]), tmp_path)
-    source = ListedSource(Listing(**{**vars(every), "masks": lambda row: mask}), "val")
+    source = source_of(Listing(**{**vars(every), "masks": lambda row: mask}), "val")
     expected = torch.tensor([[0] * 20 + [1] * 20 + [255] * 20] * 20, dtype=torch.uint8)
     assert torch.equal(source.read(0).mask, expected)
