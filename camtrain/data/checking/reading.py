@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -97,7 +98,9 @@ def examine_all(
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (build,)) as pool:
         try:
-            for records in pool.map(_examine_some, tasks):
+            with _interrupts_held():
+                results = pool.map(_examine_some, tasks)  # starts the processes
+            for records in results:
                 yield from records
         except BaseException:  # Ctrl-C must not wait for what is still to be read
             pool.shutdown(cancel_futures=True)
@@ -111,7 +114,19 @@ def _begin(build: Callable[[], Sequence[Source]]) -> None:
     global _sources
     _sources = build()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what happens then
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started meanwhile never hear of Ctrl-C: the first one says what happens then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _examine_some(task: tuple[int, range]) -> list[Record]:
