@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -62,9 +63,7 @@ def examine(source: Source, index: int) -> Record:
         try:
             picture = source.read(index)
         except Exception as error:  # whatever it is, a training would meet it too
-            reason = error.__cause__ or error
-            text = " ".join(str(reason).split()) or type(reason).__name__
-            return Record(error=text, format=format_of(path) if is_file else "")
+            return Record(error=_reason(error), format=format_of(path) if is_file else "")
     refused_boxes = [(str(error), 0) for error in refused]
     size_hw = (picture.image.shape[-2], picture.image.shape[-1])
     return Record(
@@ -132,6 +131,13 @@ def _interrupts_held() -> Iterator[None]:
 def _examine_some(task: tuple[int, range]) -> list[Record]:
     number, indices = task
     return [examine(_sources[number], index) for index in indices]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without what the reader of a report knows, or cannot use."""
+    reason = error.__cause__ or error
+    text = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", str(reason))  # Pillow's, of open files
+    return " ".join(text.split()) or type(reason).__name__
 
 
 def _digest(image: Tensor) -> bytes:
