@@ -187,10 +187,12 @@ def test_a_class_list_may_be_given(shards: Path) -> None:
     assert sources["val"].labels == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
-def test_shards_are_checked_like_any_source(shards: Path) -> None:
-    report = check_data("shards", SourceOptions(root=shards), processes=0)
-    assert [finding for finding in report.findings if finding.kind != "ignored"] == []
-    assert report.splits["train"].classes == {"blue": 8, "red": 8}
+def test_shards_are_checked_like_any_source(shards: Path, server: Server, tmp_path: Path) -> None:
+    for root in (str(shards), server.url):
+        options = SourceOptions(root=root, shards_cache=tmp_path / "cache")
+        report = check_data("shards", options, processes=0)
+        assert report.findings == []
+        assert report.splits["train"].classes == {"blue": 8, "red": 8}
 
 
 def test_the_verb_writes_what_the_source_reads(
