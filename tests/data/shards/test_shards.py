@@ -20,6 +20,8 @@ from camtrain.data.source import Picture
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.shards.conftest import Server, write
 
+pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
+
 
 def read(folder: object, **settings: object) -> dict[str, Source]:
     return make_sources("shards", SourceOptions(root=str(folder), **settings))
