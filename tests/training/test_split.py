@@ -112,6 +112,22 @@ def test_the_splits_are_there_as_soon_as_the_training_begins(
     assert len(rows(tmp_path / "runs" / "run" / "split.csv")) == 40
 
 
+def test_a_run_is_tested_on_other_pictures_once_its_splits_are_put_aside(
+    fit_arguments: Arguments, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments("--data.root", str(flat), "--trainer.max_epochs", "1"))
+    for number in range(20):
+        draw(tmp_path / "others" / "red" / f"other_{number}.png", number, 0)
+        draw(tmp_path / "others" / "blue" / f"other_{number}.png", 100 + number, 2)
+    checkpoint = str(tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt")
+    verb = ["test", "--ckpt_path", checkpoint, "--data.root", str(tmp_path / "others")]
+    with pytest.raises(CamtrainError, match=r"of other pictures than .*--data\.split_file null"):
+        run(verb)
+    capsys.readouterr()
+    run([*verb, "--data.split_file", "null"])
+    assert "test/acc1" in capsys.readouterr().out
+
+
 def test_a_file_of_splits_divides_as_it_says(flat: Path, tmp_path: Path) -> None:
     file = tmp_path / "some.csv"
     data = CAMDataModule(root=flat, seed=5)
