@@ -6,7 +6,15 @@ import argparse
 
 from camtrain.data.sources import SOURCES, SourceOptions
 
-_NAMES = ("seed", "val_fraction", "test_fraction", "split_file", "metadata")
+_NAMES = (
+    "seed",
+    "val_fraction",
+    "test_fraction",
+    "split_file",
+    "metadata",
+    "shards_cache",
+    "shards_cache_gb",
+)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

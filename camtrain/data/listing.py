@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import get_args
 
@@ -145,12 +144,12 @@ class ListedFiles(ListedSource):
     def read_with(self, index: int, decode: Decode) -> Picture:
         """As ``read``, with the image that ``decode`` makes of the file; all else is the same."""
         path, contents = self.paths[index], self._listing.contents
-        data = None if contents is None else contents(int(self._rows[index]))
-        picture = self._picture(index, decode(path, data=data))
+        if contents is not None:  # their masks are as large as the pictures
+            return self._picture(index, decode(path, data=contents(int(self._rows[index]))))
+        picture = self._picture(index, decode(path))
         if picture.mask is None:
             return picture
-        file = path if data is None else BytesIO(data)
-        return picture._replace(mask=_as_large_as(file, picture.mask))
+        return picture._replace(mask=_as_large_as(path, picture.mask))
 
 
 def source_of(listing: Listing, split: Split) -> ListedSource:
@@ -158,9 +157,9 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
     return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
 
 
-def _as_large_as(file: str | BytesIO, mask: Tensor) -> Tensor:
+def _as_large_as(path: str, mask: Tensor) -> Tensor:
     """A mask at the resolution of its picture, should it have been drawn at another."""
-    with Image.open(file) as image:
+    with Image.open(path) as image:
         width, height = image.size
     if mask.shape in ((height, width), (width, height)):  # the latter where EXIF turns the picture
         return mask

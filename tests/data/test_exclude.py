@@ -45,6 +45,20 @@ def test_what_stays_is_read_as_before(photographs: Path) -> None:
             assert torch.equal(kept[split].boxes(index), own.boxes_xyxy)
 
 
+def test_others_may_decode_what_stays(photographs: Path) -> None:
+    kept = without(splits_of(photographs), ["train/blue/0.png"], photographs)["train"]
+    asked: list[str] = []
+
+    def decode(path: str) -> torch.Tensor:
+        asked.append(path)
+        return torch.zeros(3, 2, 4, dtype=torch.uint8)
+
+    picture = kept.read_with(0, decode)
+    assert picture.image.shape == (3, 2, 4)
+    assert asked == [picture.path] == [str(photographs / "train/blue/1.png")]
+    assert torch.equal(picture.boxes_xyxy, kept.boxes(0))
+
+
 @pytest.mark.parametrize(
     "name", ["train/red/0.png", "./train/red/0.png", "train//red/../red/0.png", "{root}/0.png"]
 )

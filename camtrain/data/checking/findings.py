@@ -21,7 +21,7 @@ class Kind(NamedTuple):
 
     Attributes:
         text: What it means and what to do.
-        weight: ``error``: breaks a training, or its measurement of boxes. ``strong``: the scores
+        weight: ``error``: breaks a training, or its measurement of boxes. ``warning``: the scores
             mean less than they seem to. ``note``: worth a look.
     """
 
@@ -33,8 +33,8 @@ KINDS = {
     "empty": Kind("files of 0 bytes", "error"),
     "unreadable": Kind("pictures that cannot be decoded", "error"),
     "bad_box": Kind("boxes that cannot be read, have no area, or lie outside", "error"),
-    "leakage": Kind("same pixels in several splits: scores are too good", "strong"),
-    "contradiction": Kind("same pixels under different labels", "strong"),
+    "leakage": Kind("same pixels in several splits: scores are too good", "warning"),
+    "contradiction": Kind("same pixels under different labels", "warning"),
     "duplicate": Kind("same pixels more than once in a split", "note"),
     "complaint": Kind("damage that the decoder could patch", "note"),
     "edge_box": Kind("boxes 1 px outside: another convention?", "note"),
@@ -212,7 +212,8 @@ def _of_group(
         for name, place in group
     }
     if len(by_split) > 1:
-        yield Finding("leakage", paths, ", ".join(by_split))
+        counts = ", ".join(f"{count} in {name}" for name, count in by_split.items())
+        yield Finding("leakage", paths, counts)
     if len(labels) > 1:
         yield Finding("contradiction", paths, ", ".join(sorted(labels)))
     for split in [name for name, count in by_split.items() if count > 1]:

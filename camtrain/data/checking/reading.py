@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -61,9 +63,7 @@ def examine(source: Source, index: int) -> Record:
         try:
             picture = source.read(index)
         except Exception as error:  # whatever it is, a training would meet it too
-            reason = error.__cause__ or error
-            text = " ".join(str(reason).split()) or type(reason).__name__
-            return Record(error=text, format=format_of(path) if is_file else "")
+            return Record(error=_reason(error), format=format_of(path) if is_file else "")
     refused_boxes = [(str(error), 0) for error in refused]
     size_hw = (picture.image.shape[-2], picture.image.shape[-1])
     return Record(
@@ -97,7 +97,9 @@ def examine_all(
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (build,)) as pool:
         try:
-            for records in pool.map(_examine_some, tasks):
+            with _interrupts_held():
+                results = pool.map(_examine_some, tasks)  # starts the processes
+            for records in results:
                 yield from records
         except BaseException:  # Ctrl-C must not wait for what is still to be read
             pool.shutdown(cancel_futures=True)
@@ -111,12 +113,31 @@ def _begin(build: Callable[[], Sequence[Source]]) -> None:
     global _sources
     _sources = build()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what happens then
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started meanwhile never hear of Ctrl-C: the first one says what happens then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _examine_some(task: tuple[int, range]) -> list[Record]:
     number, indices = task
     return [examine(_sources[number], index) for index in indices]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without what the reader of a report knows, or cannot use."""
+    reason = error.__cause__ or error
+    text = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", str(reason))  # Pillow's, of open files
+    return " ".join(text.split()) or type(reason).__name__
 
 
 def _digest(image: Tensor) -> bytes:

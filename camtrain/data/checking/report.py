@@ -15,6 +15,7 @@ from camtrain.data.checking.findings import KINDS, Finding, SplitSummary
 from camtrain.data.split import Split
 
 _EXAMPLES = 5  # findings of a kind that are printed
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _CLASSES = 20  # up to here every class has a row
 
 
@@ -46,7 +47,7 @@ class Report:
 
     @property
     def _error_weights(self) -> tuple[str, ...]:
-        return ("error", "strong") if self.strict else ("error",)
+        return ("error", "warning") if self.strict else ("error",)
 
     @property
     def status(self) -> int:
@@ -81,11 +82,10 @@ class Report:
         """Print the numbers of the splits as a table, then what is wrong."""
         console.print(self._table())
         for kind, count in Counter(finding.kind for finding in self.findings).items():
-            is_error = KINDS[kind].weight in self._error_weights
-            sign = "[red]error[/]  " if is_error else f"[yellow]{KINDS[kind].weight:7}[/]"
-            console.print(f"{sign}{count} {KINDS[kind].text}")
+            weight = "error" if KINDS[kind].weight in self._error_weights else KINDS[kind].weight
+            console.print(f"[{_COLOURS[weight]}]{weight:8}[/] {KINDS[kind].text}: {count}")
             for line in _examples([one for one in self.findings if one.kind == kind]):
-                console.print(f"       {line}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"         {line}", markup=False, highlight=False, soft_wrap=True)
         if self.unused:
             files = ", ".join(f"{count} {suffix}" for suffix, count in self.unused.items())
             console.print(f"Files in no split: {files}", markup=False)
@@ -125,7 +125,10 @@ class Report:
 
 def _examples(findings: Sequence[Finding]) -> Iterator[str]:
     for finding in findings[:_EXAMPLES]:
-        where = " = ".join(finding.paths[:4]) or finding.split
+        paths = finding.paths
+        if len(paths) > 4:  # those of several splits are in their order
+            paths = (*paths[:2], f"{len(paths) - 3} more", paths[-1])
+        where = " = ".join(paths) or finding.split
         text = ": ".join(filter(None, (where, finding.detail)))
         yield text.encode(errors="replace").decode()  # no terminal shows every file name
     if len(findings) > _EXAMPLES:

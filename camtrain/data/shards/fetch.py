@@ -49,7 +49,9 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str], cache: Path, cache_bytes: int) -> None:
-        self.root = os.fspath(root).rstrip("/") if is_url(root) else str(Path(root).expanduser())
+        self.root = (
+            os.fspath(root).rstrip("/") if is_url(root) else str(Path(root).expanduser().absolute())
+        )
         scheme = self.root.partition("://")[0]
         if is_url(root) and scheme not in _SCHEMES:
             raise CamtrainValueError(

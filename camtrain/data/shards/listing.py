@@ -47,7 +47,7 @@ def shards_listing(
     place = cache_folder(cache, folder, content) if is_url(root) else Path()
     contents = ShardContents(Store(root, place, int(cache_gb * 1e9)), index)
     return Listing(
-        root=Path(root).expanduser(),
+        root=Path(root) if is_url(root) else Path(root).expanduser().absolute(),
         paths=index.paths,
         labels=index.labels,
         splits=np.array([split_number(shard.split) for shard in index.shards], np.int8)[

@@ -65,6 +65,7 @@ def test_every_fault_is_found_and_nothing_else(damaged: Path) -> None:
     assert found(report, "edge_box") == [("train/blue/3.png",)]
     copies = ("train/red/4.png", "val/red/9.png", "test/red/9.bmp")
     assert found(report, "leakage") == [copies]
+    assert details(report, "leakage") == ["1 in train, 1 in val, 1 in test"]
     assert found(report, "contradiction") == [("train/blue/3b.png", "train/red/3.png")]
     assert details(report, "contradiction") == ["blue, red"]
     assert ("train/blue/3b.png", "train/red/3.png") in found(report, "duplicate")

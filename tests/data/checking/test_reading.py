@@ -92,6 +92,15 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
     assert "does not exist" in examine(source, 1).error
 
 
+def test_a_reason_is_the_same_each_time() -> None:
+    class Broken(ClutteredDigits):
+        def read(self, index: int) -> Picture:
+            read_image("a.jpg", data=b"no picture")
+            raise AssertionError
+
+    assert examine(Broken("val", length=1), 0).error == "cannot identify image file"
+
+
 def test_the_size_is_the_upright_one_and_boxes_are_held_against_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6

@@ -13,8 +13,6 @@ import pytest
 from camtrain.data import SourceOptions, make_sources
 from camtrain.data.shards.write import write_shards
 
-pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
-
 
 def write(root: Path, folder: Path, **settings: float) -> Path:
     sources = make_sources("folder", SourceOptions(root=root))

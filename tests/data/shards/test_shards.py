@@ -20,6 +20,8 @@ from camtrain.data.source import Picture
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.shards.conftest import Server, write
 
+pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
+
 
 def read(folder: object, **settings: object) -> dict[str, Source]:
     return make_sources("shards", SourceOptions(root=str(folder), **settings))
@@ -174,15 +176,25 @@ def test_a_list_of_the_folder_leaves_out_the_same_of_the_shards(
         assert len(torch.as_tensor(kept["train"].groups)) == 15
 
 
+def test_a_relative_folder_is_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards.rename(shards.parent / "a:b")
+    monkeypatch.chdir(shards.parent)
+    _, kept = make_sources_without("shards", SourceOptions(root="a:b"), ["train/red/0.png"])
+    assert len(kept["train"]) == 15
+    assert kept["train"].read(0).path.startswith(str(shards.parent / "a:b" / "train"))
+
+
 def test_a_class_list_may_be_given(shards: Path) -> None:
     sources = read(shards, class_names=("green", "red", "blue"))
     assert sources["val"].labels == [2, 2, 2, 2, 1, 1, 1, 1]
 
 
-def test_shards_are_checked_like_any_source(shards: Path) -> None:
-    report = check_data("shards", SourceOptions(root=shards), processes=0)
-    assert [finding for finding in report.findings if finding.kind != "ignored"] == []
-    assert report.splits["train"].classes == {"blue": 8, "red": 8}
+def test_shards_are_checked_like_any_source(shards: Path, server: Server, tmp_path: Path) -> None:
+    for root in (str(shards), server.url):
+        options = SourceOptions(root=root, shards_cache=tmp_path / "cache")
+        report = check_data("shards", options, processes=0)
+        assert report.findings == []
+        assert report.splits["train"].classes == {"blue": 8, "red": 8}
 
 
 def test_the_verb_writes_what_the_source_reads(
