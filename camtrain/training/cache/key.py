@@ -26,6 +26,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-
 # not listed changes the key.
 _OTHER_SETTINGS = (
     *("source", "root", "seed", "val_fraction", "test_fraction", "class_names", "lengths"),
+    *("split_file", "metadata", "exclude", "max_damaged", "allow_damaged"),
     *("batch_size", "workers", "sampler", "augment", "cache_features", "cache_dir"),
     *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
 )
