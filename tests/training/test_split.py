@@ -15,7 +15,7 @@ import camtrain
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
-from camtrain.training.run import RunWriter
+from camtrain.training.writer import RunWriter
 
 Arguments = Callable[..., list[str]]
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from camtrain.data import (
     Batch,
     Damaged,
+    DamagedImageError,
     Key,
     PreparedDataset,
     Sample,
@@ -90,7 +91,11 @@ class FeatureDataset(Dataset[Sample]):
         """The sample at ``(epoch, index)``, its features for an image."""
         index = index_of(key)
         if not self._is_kept[index]:
-            return self.pictures[key]  # which says what is wrong with it
+            self.pictures[key]  # which says what is wrong with it
+            raise DamagedImageError(
+                f"The image {self._paths[index]} could not be read when features were kept, and "
+                "can be now; begin the training again."
+            )
         if not self._for_training:
             return replace(self._annotated(index), image=self.features(index))
         # The very augmentation decides, so that the features come mirrored in the same epochs as

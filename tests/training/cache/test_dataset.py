@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from camtrain.data import ImageFolder, PreparedDataset
+from camtrain.data import DamagedImageError, ImageFolder, PreparedDataset
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.cache import FeatureBatch, FeatureDataset, collate_features
-from camtrain.training.cache.dataset import is_mirrored, mirrors
 
 ROUND = Preprocessing(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -41,9 +40,9 @@ def test_features_are_mirrored_when_the_pictures_would_be(photographs: Path, see
 
 
 def test_the_mirroring_leaves_torch_s_random_state(photographs: Path) -> None:
-    marks = mirrors(pictures_of(photographs, augment="flip"))
+    pictures = pictures_of(photographs, augment="flip")
     before = torch.random.get_rng_state()
-    is_mirrored(marks, 3, 1)
+    pictures.is_mirrored((3, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -98,12 +97,17 @@ def test_bfloat16_is_kept_bit_by_bit(photographs: Path) -> None:
     assert torch.equal(features[0, 3].image, halves[3, 0])
 
 
-def test_a_picture_that_could_not_be_read_is_asked_for_again(photographs: Path) -> None:
+def test_a_picture_that_could_not_be_read_is_damaged(photographs: Path) -> None:
     pictures = pictures_of(photographs)
     arrays = numbered(pictures, 2)
     arrays["kept"][3] = False
     features = FeatureDataset(pictures, arrays, for_training=True)
-    assert torch.equal(features[0, 3].image, pictures[0, 3].image)
+    Path(pictures[3].path).write_bytes(b"")
+    with pytest.raises(DamagedImageError, match="cannot be read"):
+        features[0, 3]
+    batch = collate_features(features.__getitems__([(0, 2), (0, 3), (0, 4)]))
+    assert batch.indices.tolist() == [2, 4]
+    assert [(one.item, one.input_shape) for one in batch.damaged] == [(3, (2, 1, 1))]
     vectors, places = features.vectors()
     assert places == [index for index in range(16) if index != 3 for _ in range(2)]
     assert vectors[:, 0].tolist() == places

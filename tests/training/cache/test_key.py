@@ -16,7 +16,6 @@ from camtrain.training.cache.key import (
     hash_of_tensors,
     key_of,
     other_settings,
-    paths_of,
     versions,
 )
 from tests.training.conftest import small_module
@@ -90,11 +89,6 @@ def test_drawn_pictures_stand_for_their_pixels() -> None:
 
     assert drawn(0, 5) == drawn(0, 5)
     assert len({drawn(0, 5), drawn(1, 5), drawn(0, 6)}) == 3
-
-
-def test_paths_are_those_of_the_files(photographs: Path) -> None:
-    source = ImageFolder(photographs, "val")
-    assert paths_of(source) == [source.read(index).path for index in range(len(source))]
 
 
 def test_a_setting_that_nobody_has_thought_of_changes_the_key() -> None:
