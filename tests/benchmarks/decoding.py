@@ -103,7 +103,8 @@ def compare(root: Path, rounds: int) -> None:
     size = sum(path.stat().st_size for path in root.rglob("*.jpg")) / len(source) / 1000
     print(
         f"{root.name:>5} px, {size:4.0f} kB: torchvision {per_second[0]:6.1f}/s, "
-        f"camtrain {per_second[1]:6.1f}/s, ratio {ratio:.2f}; decoded whole {per_second[2]:6.1f}/s, ratio {whole_ratio:.2f}"
+        f"camtrain {per_second[1]:6.1f}/s, ratio {ratio:.2f}; "
+        f"decoded whole {per_second[2]:6.1f}/s, ratio {whole_ratio:.2f}"
     )
 
 
