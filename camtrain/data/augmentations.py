@@ -213,7 +213,7 @@ def hide(image: Tensor, probability: float, fill: list[float]) -> Tensor:
 
 def _plain(truth: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Boxes and mask as plain tensors, empty where there are none."""
-    boxes_xyxy, mask = torch.zeros(0, 4), torch.zeros(0, 0, dtype=torch.uint8)
+    boxes_xyxy, mask = torch.empty(0, 4), torch.empty(0, 0, dtype=torch.uint8)
     for one in truth:
         if isinstance(one, BoundingBoxes):
             boxes_xyxy = TF.sanitize_bounding_boxes(one, min_size=1.0)[0].as_subclass(Tensor)

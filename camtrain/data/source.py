@@ -16,8 +16,8 @@ class Picture(NamedTuple):
     Attributes:
         image: (C, H, W) uint8.
         label: Index into the source's ``class_names``; for several labels multi-hot, (K,) float32.
-        boxes_xyxy: (n, 4) int64, half-open, in pixels of ``image``: boxes of the labelled class.
-            None known: (0, 4).
+        boxes_xyxy: (n, 4) int64, half-open, in pixels of the whole picture (a ``FileSource`` may
+            be asked for a smaller ``image``): boxes of the labelled class. None known: (0, 4).
         path: Where the picture came from, for messages and reports.
         mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; None where no
             mask is known.

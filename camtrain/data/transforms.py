@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,11 +66,11 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         The same shape, float32.
     """
-    pixels: Tensor = TF.to_dtype(_reordered(image, preprocessing), torch.float32, scale=True)
-    mean, std = list(preprocessing.mean), list(preprocessing.std)
-    # in place where the pixels are a copy already
-    normalized: Tensor = TF.normalize(pixels, mean, std, inplace=image.dtype == torch.uint8)
-    return normalized
+    image = _reordered(image, preprocessing)
+    mean, std = (_columns(v, image.device) for v in (preprocessing.mean, preprocessing.std))
+    if image.dtype != torch.uint8:
+        return image.to(torch.float32).sub(mean).div_(std)
+    return image.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)  # of its own copy
 
 
 def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -81,7 +83,7 @@ def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         The same shape, uint8; colours in the order RGB.
     """
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (_columns(v, normalized.device) for v in (preprocessing.mean, preprocessing.std))
     pixels = _reordered(normalized * std + mean, preprocessing)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -145,6 +147,12 @@ def _sampling(length: int, scale: float, offset: float) -> Tensor:
     """(length,) centres of the result's pixels along a side of the input, from -1 to 1."""
     centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     return 2 * (centres * scale + offset) - 1
+
+
+@cache
+def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1)."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def _reordered(image: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -90,11 +90,11 @@ class View:
             The same type at ``size_hw``; boxes are clipped to what is seen, those out of sight
             have no area.
         """
-        whole = (0, 0, *TF.get_size(pixels))
-        part = (self.top, self.left, self.height, self.width)
-        seen: Tensor = pixels if part == whole else TF.crop(pixels, *part)
-        if type(seen) is Tensor:
-            seen = _packed(seen)
+        if type(pixels) is Tensor:
+            rows = slice(self.top, self.top + self.height)
+            seen = _packed(pixels[:, rows, self.left : self.left + self.width])
+        else:
+            seen = TF.crop(pixels, self.top, self.left, self.height, self.width)
         seen = TF.resize(seen, list(self.resized_hw), interpolation=interpolation, antialias=True)
         return self._laid(seen, fill)
 
@@ -141,8 +141,10 @@ class View:
         if (bottom - top, right - left) != self.size_hw:
             border = [max(0, x), max(0, y), max(0, width - x - columns), max(0, height - y - rows)]
             seen = TF.pad(seen, border, fill=list(fill) if is_picture else 0)
-        laid: Tensor = TF.horizontal_flip(seen) if self.is_mirrored else seen
-        return laid
+        if not self.is_mirrored:
+            return seen
+        mirrored: Tensor = seen.flip(-1) if is_picture else TF.horizontal_flip(seen)
+        return mirrored
 
 
 def _packed(pixels: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def test_a_run_writes_everything_and_the_bundle_predicts(
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",
+        "train_batch.jpg",
         "metrics.csv",
         "model.safetensors",
         "test/localization.json",
