@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from camtrain.data import (
@@ -185,7 +186,8 @@ class CAMDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``; called before the loader is made."""
-        self._train_state = state_dict["train"]
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._train_state = state_dict["train"]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the validation split."""
