@@ -67,8 +67,8 @@ def endless(data: CAMDataModule) -> Iterator[Batch]:
 class Steps:
     """Training steps and forward passes of resnet50 as ``fit`` does them."""
 
-    def __init__(self) -> None:
-        net = camtrain.create_model("torchvision/resnet50", 2, weights=None, neck=())
+    def __init__(self, num_classes: int) -> None:
+        net = camtrain.create_model("torchvision/resnet50", num_classes, weights=None, neck=())
         self.net = net.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 1e-3, momentum=0.9)
         self.is_mixed = best_precision() == "bf16-mixed"
@@ -121,7 +121,7 @@ def main() -> None:
         )
         data.setup("fit")
         loader = per_second(itertools.islice(endless(data), 4 * WORKERS + 24), warm=4 * WORKERS)
-        steps = Steps()
+        steps = Steps(data.num_classes)
         train, forward = steps.per_second("train"), steps.per_second("forward")
         together, part = waiting(steps, endless(data))
     print(f"{torch.get_num_threads()} threads, {WORKERS} workers, batches of {BATCH_SIZE}, 224 px")
