@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -324,7 +325,8 @@ class CAMDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``; called before the loader is made."""
-        self._train_state = state_dict["train"]
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._train_state = state_dict["train"]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the validation split."""

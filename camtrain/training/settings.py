@@ -88,7 +88,7 @@ def check_same_settings(
             f"the same (they are in {folder.config}), or start a new run from its network with "
             f"--model.weights {folder.bundle}."
         )
-    epochs = len(checkpoint["callbacks"]["RunWriter"]["rows"])
+    epochs = len(checkpoint["callbacks"].get("RunWriter", {}).get("rows", ()))
     if max_epochs is not None and 0 <= max_epochs < epochs:
         raise CamtrainValueError(
             f"--trainer.max_epochs must be at least {epochs}, the epochs that the training in "

@@ -77,8 +77,8 @@ class RunWriter(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``."""
         self.rows = list(state_dict["rows"])
-        self.best = state_dict["best"]
-        self._is_epoch_end = state_dict["is_epoch_end"]
+        self.best = state_dict.get("best")  # earlier versions kept neither
+        self._is_epoch_end = state_dict.get("is_epoch_end", False)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -106,7 +106,8 @@ class RunWriter(Checkpoint):
         self._loaded = checkpoint.get("run", {})
         states = self._loaded.get("random", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
-        if checkpoint["callbacks"][self.state_key]["is_epoch_end"] and trainer.max_steps != -1:
+        own = checkpoint["callbacks"].get(self.state_key, {})
+        if own.get("is_epoch_end") and trainer.max_steps != -1:
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for part in (progress["total"], progress["current"]):
                 part["completed"] = part["processed"]  # or the epoch would end a second time
@@ -149,7 +150,7 @@ class RunWriter(Checkpoint):
             # Where steps are counted, Lightning takes every start from a checkpoint for one in the
             # middle of an epoch.
             trainer.fit_loop.epoch_loop.restarting = False
-        if self._loaded:
+        if "steps" in self._loaded:
             follow_new_schedule(trainer, self._loaded["steps"])
         self.signals.listen()
         self.signals.is_training = True

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from camtrain.cli import main
+from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
+from tests.training.conftest import quiet_trainer, small_module
 from tests.training.wandb_file import history
 
 Arguments = Callable[..., list[str]]
@@ -242,3 +244,15 @@ def test_a_time_below_zero_is_refused(
 ) -> None:
     assert main(fit_arguments("--save_every_minutes", "-1")) == 2
     assert "--save_every_minutes must be at least 0" in capsys.readouterr().err
+
+
+def test_testing_a_checkpoint_does_not_shorten_a_later_training(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path
+) -> None:
+    run(fit_arguments("--trainer.max_epochs", "1"))
+    best = tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt"
+    data = CAMDataModule(root=photographs, size=32, batch_size=8, workers=0)
+    module, trainer = small_module(), quiet_trainer(max_epochs=1)
+    trainer.test(module, data, ckpt_path=str(best), verbose=False)
+    trainer.fit(module, data)
+    assert trainer.global_step == 2

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training import killing
 from tests.training.killing import run_in_child
 
 Arguments = Callable[..., list[str]]
@@ -128,6 +132,9 @@ def test_stopped_anywhere_and_continued_equals_never_stopped(
         told = (tmp_path / "runs" / f"{name}.log").read_text()
         assert "Traceback" not in told, where
         folder = tmp_path / "runs" / name
+        if place == "in the start":
+            assert not folder.exists()
+            continue
         if place == "in a step" and count == 8 and len(signals) == 1:
             last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
             assert last["global_step"] == 8, where
@@ -135,3 +142,27 @@ def test_stopped_anywhere_and_continued_equals_never_stopped(
         assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
         assert_same(state_of(folder), expected, where)
         shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_if_never_killed(fit_arguments: Arguments, tmp_path: Path) -> None:
+    two = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--save_every_minutes", "0")
+
+    def run(place: str, count: int, *more: str) -> int:
+        args = [place, str(count), *fit_arguments(*HARD, *two, "--data.workers", "0", *more)]
+        root = str(Path(__file__).parents[2])
+        command = [sys.executable, killing.__file__, *args]
+        env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300
+        )
+        print(done.stdout[-2000:], done.stderr[-4000:])
+        return done.returncode
+
+    assert run("nowhere", 0, "--name", "whole") == 0
+    assert run("in a step", 5, "--name", "killed") == -signal.SIGKILL  # of three per epoch
+    folder = tmp_path / "runs" / "killed"
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert run("nowhere", 0, "--name", "killed", "--ckpt_path", "last") == 0
+    assert_same(state_of(folder), state_of(tmp_path / "runs" / "whole"), "two processes")
