@@ -34,6 +34,7 @@ def test_five_digits_are_learned_and_five_others_fine_tuned(tmp_path: Path) -> N
             *("--model.backbone", "camtrain/digits"),
             *("--data.root", str(tmp_path / name), "--data.size", "[48, 64]"),
             *("--data.workers", "0", "--data.augment", "none", "--model.lr", "0.01"),
+            *("--data.batch_size", "8"),
             *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
             *("--model.neck", "[16]", *more),
         ]
@@ -45,7 +46,7 @@ def test_five_digits_are_learned_and_five_others_fine_tuned(tmp_path: Path) -> N
     width = ("--model.backbone_args", '{"width": 8}')
     assert fit("first", range(5), *width, "--trainer.max_epochs", "8") > 0.35
     bundle = tmp_path / "runs" / "first" / "model.safetensors"
-    went_on = ("--model.weights", str(bundle), "--trainer.max_epochs", "3")
+    went_on = ("--model.weights", str(bundle), "--trainer.max_epochs", "6")
     tuned = fit("tuned", range(5, 10), *went_on, "--model.freeze_backbone", "true")
     nets = [
         camtrain.load(tmp_path / "runs" / name / "model.safetensors").net
