@@ -143,5 +143,5 @@ def test_every_trial_of_the_sweep_is_parsed(
         assert exit_.value.code == 0
         told = yaml.safe_load(capsys.readouterr().out)
         for option in command[2:]:
-            room, name, value = re.fullmatch(r"--(\w+)\.(\w+)=(.*)", option).groups()  # type: ignore[union-attr]
+            [(room, name, value)] = re.findall(r"--(\w+)\.(\w+)=(.*)", option)
             assert told[room][name] == yaml.safe_load(value)

@@ -339,7 +339,7 @@ class CAMModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop rather than take a step that no loss justifies."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = cast("Any", self.trainer).callbacks
         if any(isinstance(c, FoundLearningRate) and c.is_trying for c in callbacks):
             return
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -424,12 +424,12 @@ class CAMModule(LightningModule):
     def _optimization(self) -> Optimization:
         return Optimization(**{f.name: self.hparams[f.name] for f in fields(Optimization)})
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:  # noqa: ANN401 - Lightning's
+    def lr_scheduler_step(self, scheduler: object, metric: object) -> None:
         """Set the rate of the next step; timm's schedules want its number."""
         if isinstance(scheduler, LRScheduler):
             super().lr_scheduler_step(scheduler, metric)
         else:
-            scheduler.step_update(self.global_step)
+            cast("Any", scheduler).step_update(self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint whole: loading it needs neither weights file nor data."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.camnet import CAMNet
@@ -148,7 +148,7 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimization) -> Optim
 
 def make_schedule(
     optimizer: Optimizer, options: Optimization, *, steps: float, steps_per_epoch: float
-) -> Any:  # noqa: ANN401 - torch's and timm's have no common type
+) -> LRScheduler | None:
     """The learning rate of every step: linear warm-up, and one of timm's schedules or a cosine.
 
     Raises:
@@ -174,7 +174,7 @@ def make_schedule(
     offered: Any = scheduler
     arguments = {"warmup_lr": 0.0, **(options.schedule_args or {})}
     try:
-        schedule, _ = offered.create_scheduler_v2(
+        made, _ = offered.create_scheduler_v2(
             optimizer,
             options.schedule,
             num_epochs=total,
@@ -192,7 +192,8 @@ def make_schedule(
             f"schedule {options.schedule} does not take schedule_args={options.schedule_args} "
             f"({reason}); see timm.scheduler.create_scheduler_v2."
         ) from error
-    return schedule
+    # timm's are not torch's, but have what Lightning asks of them; see `lr_scheduler_step`.
+    return cast("LRScheduler | None", made)
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

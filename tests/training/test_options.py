@@ -13,6 +13,11 @@ import torch
 from tests.training.options import OPTIONS, SPEED, state_hash, trained
 
 ROOT = Path(__file__).parents[2]
+# A few of a second each; what is exact about the others is tested elsewhere, fast too.
+FAST = {
+    *("backbone_lr_ratio", "timm's optimizer", "step", "label_smoothing", "balanced", "mixup"),
+    *("cutmix", "ema_decay", "accumulation", "clipping", "early stopping", "fast_dev_run"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*Trainer.tune.*", "ignore:.*lr_find.*")
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
+)
 def test_an_option_changes_the_training(option: str, without: str) -> None:
     module, _ = trained(*OPTIONS[option])
     assert all(torch.isfinite(p).all() for p in module.net.parameters())
