@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import camtrain
 from camtrain.data import Source
 from camtrain.model.camnet import CAMNet
 
@@ -94,7 +93,7 @@ def other_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str]:
     """The libraries that make pixels and features, and a hash of our own code that does."""
-    folder = Path(camtrain.__file__).parent
+    folder = Path(__file__).parents[2]
     files = sorted(path for pattern in _OWN_CODE for path in folder.glob(pattern))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return {"camtrain": code, **{library: version(library) for library in _LIBRARIES}}
