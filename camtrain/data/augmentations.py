@@ -216,7 +216,8 @@ def _plain(truth: list[Tensor]) -> tuple[Tensor, Tensor]:
     boxes_xyxy, mask = torch.empty(0, 4), torch.empty(0, 0, dtype=torch.uint8)
     for one in truth:
         if isinstance(one, BoundingBoxes):
-            boxes_xyxy = TF.sanitize_bounding_boxes(one, min_size=1.0)[0].as_subclass(Tensor)
+            clipped = TF.clamp_bounding_boxes(one)  # rounding may have put them just outside
+            boxes_xyxy = TF.sanitize_bounding_boxes(clipped, min_size=1.0)[0].as_subclass(Tensor)
         else:
             mask = one[0].as_subclass(Tensor)
     return boxes_xyxy, mask

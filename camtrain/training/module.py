@@ -289,6 +289,7 @@ class CAMModule(LightningModule):
         damaged = len(batch.damaged) if isinstance(batch, Batch) else 0
         if damaged and len(batch[1]) < 2:  # BatchNorm cannot train on one picture
             loss = self._nothing_learned()
+            self.train_loss.update(loss, 0)
         else:
             batch = self._mixed(batch)
             loss = self._loss(self._logits(batch), batch[1])

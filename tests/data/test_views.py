@@ -157,3 +157,11 @@ def test_the_view_of_a_reduced_picture_is_that_of_the_whole(
     assert found.shape == expected.shape == (2, *size)
     inner = (found - expected)[:, 3:-3, 3:-3].abs()  # at the border the filters see an edge
     assert inner.max() <= 0.2 * factor
+
+
+def test_a_box_that_rounding_puts_just_outside_is_kept() -> None:
+    settings = Preprocessing(size=(24, 50), interpolation="nearest", **GRAY)
+    view = View(11, 12, 43, 45, (24, 50), (0, 0), (24, 50))  # 45 * (50 / 45) > 50 in float32
+    image, _ = square((64, 68), (42, 32, 59, 48))
+    seen = Augmentation("none", settings).apply(view, image, torch.tensor([[42, 32, 59, 48]]))
+    assert seen.boxes_xyxy.shape == (1, 4)
