@@ -284,8 +284,11 @@ class CAMModule(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
-        step = (self._seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed_of(*step))
+        seed = seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch's own would note it for GPUs to come
+        else:
+            torch.manual_seed(seed)
         damaged = len(batch.damaged) if isinstance(batch, Batch) else 0
         if damaged and len(batch[1]) < 2:  # BatchNorm cannot train on one picture
             loss = self._nothing_learned()
