@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,17 +19,23 @@ from camtrain.data import prepare, read_image, to_rgb
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import (
     DEFAULT_THRESHOLD,
-    names_of,
     read_bundle,
     read_checkpoint,
     write_bundle,
 )
 from camtrain.inference.heatmap import picture_heatmaps
+from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
 from camtrain.localization.boxes import boxes_from_heatmap, check_threshold
 from camtrain.model.cam import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import overlay
+
+# By suffix, the module whose ``read(path, *, device, precision)`` gives a ``Loaded``.
+_EXPORTED = {
+    ".onnx": "camtrain.inference.onnx_network",
+    ".pt2": "camtrain.inference.pt2_network",
+}
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
 
@@ -79,45 +86,50 @@ class Predictor:
 
     def __init__(
         self,
-        net: CAMNet,
+        net: CAMNet | Network,
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         threshold: float = DEFAULT_THRESHOLD,
         scores: Mapping[str, float] | None = None,
         device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
     ) -> None:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
 
         Args:
-            net: The network; names and preprocessing given here become its own.
+            net: The network; names and preprocessing given here become its own. Or one that is
+                ready on its device, which takes nothing but a threshold and scores.
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
             scores: What these weights reached, by logged name; ``save`` writes them along.
-            device: Where to compute.
+            device: Where to compute, see ``TorchNetwork``.
+            precision: Of backbone and neck, ``fp32`` or ``bf16``, see ``TorchNetwork``.
 
         Raises:
             CamtrainValueError: Neither the network nor the caller knows the preprocessing, or the
-                threshold lies outside [0, 1).
+                threshold lies outside [0, 1), or there is no such device or precision.
         """
-        if class_names is not None:
-            net.name_classes(class_names)
-        if preprocessing is not None:
-            net.preprocessing = preprocessing
-        if net.preprocessing is None:
-            raise CamtrainValueError(
-                "preprocessing must be given, since this network does not know its own; pass "
-                "camtrain.Preprocessing(size=(H, W), mean=..., std=...)."
-            )
-        self.device = torch.device(device)
-        self.net = net.to(self.device).to(memory_format=torch.channels_last).eval()
         self.threshold = check_threshold(threshold)
         self.scores = dict(scores or {})
+        if isinstance(net, CAMNet):
+            if class_names is not None:
+                net.name_classes(class_names)
+            if preprocessing is not None:
+                net.preprocessing = preprocessing
+            net = TorchNetwork(net, device=device, precision=precision)
+        self.network: Network = net
+        self.net = net.net if isinstance(net, TorchNetwork) else None
         self.preprocessing = net.preprocessing
 
     def save(self, path: str | Path) -> None:
         """Write the network as a bundle, see ``camtrain.inference.bundle.write_bundle``."""
+        if self.net is None:
+            raise CamtrainValueError(
+                "An exported network cannot become a bundle; copy its file, or save the checkpoint "
+                "that it was exported from."
+            )
         write_bundle(path, self.net, threshold=self.threshold, scores=self.scores)
 
     def __call__(
@@ -164,13 +176,13 @@ class Predictor:
         method: HeatmapMethod,
         batch_size: int,
     ) -> Iterator[Prediction]:
-        names = names_of(self.net)
+        names = self.network.class_names
         while batch := list(islice(pictures, batch_size)):
             images = torch.stack([prepare(image, self.preprocessing) for image, _ in batch])
-            with torch.inference_mode():
-                images = images.to(self.device, memory_format=torch.channels_last)
-                logits, maps, classes = self.net.class_maps(images, top=top)
-            scores = self.net.scores(logits).gather(1, classes)
+            logits, maps, classes = self.network.class_maps(images, top=top)
+            is_multilabel = self.network.task == "multilabel"
+            every = logits.sigmoid() if is_multilabel else logits.softmax(1)
+            scores = every.gather(1, classes)
             for row, (image, path) in enumerate(batch):
                 size_hw = (image.shape[1], image.shape[2])
                 heat = picture_heatmaps(maps[row], self.preprocessing, size_hw, method=method).cpu()
@@ -188,15 +200,34 @@ class Predictor:
                 )
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
-    """The predictor of a bundle, or of a ``.ckpt`` of this project.
+def load(
+    path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> Predictor:
+    """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
+
+    Args:
+        path: What the file is, its suffix says.
+        device: Where to compute, see ``TorchNetwork``.
+        precision: Of backbone and neck, see ``TorchNetwork``.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: Neither of them, or a bundle of a newer format version.
+        CamtrainValueError: None of them, a bundle of a newer format version, or no such device or
+            precision.
     """
-    bundle = read_checkpoint(path) if Path(path).suffix == ".ckpt" else read_bundle(path)
-    return Predictor(bundle.net, threshold=bundle.threshold, scores=bundle.scores, device=device)
+    suffix = Path(path).suffix
+    if suffix in _EXPORTED:
+        reader = importlib.import_module(_EXPORTED[suffix])
+        loaded: Loaded = reader.read(path, device=device, precision=precision)
+        return Predictor(loaded.network, threshold=loaded.threshold, scores=loaded.scores)
+    bundle = read_checkpoint(path) if suffix == ".ckpt" else read_bundle(path)
+    return Predictor(
+        bundle.net,
+        threshold=bundle.threshold,
+        scores=bundle.scores,
+        device=device,
+        precision=precision,
+    )
 
 
 def _pictures(inputs: Input | Iterable[Input]) -> Iterator[tuple[Tensor, str | None]]:
