@@ -24,6 +24,7 @@ VERBS = {
     ),
     "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
     "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+    "export": Verb("camtrain.inference.export", "write a trained network as ONNX or torch program"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
 }
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.stride import pair
@@ -77,9 +77,7 @@ class SamePadded(nn.Module):
         super().__init__()
         self.layer = layer
         self.sides = [columns.near, columns.far, rows.near, rows.far]
-        self.mirrored = [
-            axis for axis, padding in ((2, rows), (3, columns)) if padding.is_mirrored
-        ]
+        self.mirrored = [axis for axis, padding in ((2, rows), (3, columns)) if padding.is_mirrored]
         self.fill = fill
 
     def forward(self, features: Tensor) -> Tensor:
@@ -152,9 +150,9 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     plain = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
-        layer.kernel_size,
-        stride=layer.stride,
-        dilation=layer.dilation,
+        pair(layer.kernel_size),
+        stride=pair(layer.stride),
+        dilation=pair(layer.dilation),
         groups=layer.groups,
         bias=met.bias is not None,
         device="meta",
@@ -165,7 +163,7 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     return plain.requires_grad_(False)
 
 
-class _Weights(TorchDispatchMode):
+class _Weights(TorchFunctionMode):
     """Notes what a convolution is computed with: timm standardizes some weights on the way."""
 
     def __init__(self) -> None:
@@ -173,15 +171,15 @@ class _Weights(TorchDispatchMode):
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
         func: Callable[..., object],
         types: Sequence[type],
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Run an operation as it is."""
-        if func is torch.ops.aten.convolution.default:
+        """Run a function as it is."""
+        if func is F.conv2d:
             weight, bias = args[1], args[2]
             assert isinstance(weight, Tensor)
             self.weight = weight.detach().clone()

@@ -102,9 +102,7 @@ def _try_export(
             )
     except Exception as error:
         return error
-    [shape] = [
-        node.meta["val"].shape for node in exported.graph.nodes if node.name == "images"
-    ]
+    [shape] = [node.meta["val"].shape for node in exported.graph.nodes if node.name == "images"]
     became_constant = [axis for axis in free if isinstance(shape[axis], int)]
     if became_constant:
         return CamtrainValueError(f"axes {became_constant} of its input became constants")

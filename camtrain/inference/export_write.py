@@ -7,7 +7,7 @@ import re
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,9 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import METADATA_KEY
 from camtrain.inference.export_extra import needs_extra
 from camtrain.inference.export_program import Program
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 20  # the first with Gelu; onnxruntime 1.17 and later
 _MOST_BYTES = 2**31  # of a protobuf message, and so of an ONNX file with its weights
@@ -55,7 +58,7 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
             "to pt2."
         ) from error
     assert made is not None
-    model: Any = made.model_proto
+    model = made.model_proto
     _name_axes(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     onnx.checker.check_model(model)
@@ -68,7 +71,7 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def foreign_operators(model: Any) -> set[str]:  # an onnx.ModelProto, which has no types
+def foreign_operators(model: onnx.ModelProto) -> set[str]:
     """``domain::operator`` of what is not in ONNX's standard set, in subgraphs too."""
     graphs, found = [model.graph], {f"{function.domain}::*" for function in model.functions}
     while graphs:
@@ -98,7 +101,7 @@ def write_pt2(program: Program, path: Path, metadata: str) -> None:
         torch.export.save(exported, path, extra_files={METADATA_KEY: metadata})
 
 
-def _name_axes(model: Any) -> None:  # an onnx.ModelProto
+def _name_axes(model: onnx.ModelProto) -> None:
     """Names that people read for the axes of the input, wherever they occur."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
     names = {

@@ -109,9 +109,7 @@ def _description(said: dict[str, Any]) -> Description:
 class ExportedNetwork:
     """The network of an exported file; see ``camtrain.inference.network.Network``."""
 
-    def __init__(
-        self, said: Description, run: Callable[[Tensor], Sequence[Tensor]]
-    ) -> None:
+    def __init__(self, said: Description, run: Callable[[Tensor], Sequence[Tensor]]) -> None:
         """Take what the file says and what runs its graph: input to outputs, in their order."""
         self.said = said
         self.run = run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from camtrain.inference.export_extra import needs_extra
 from camtrain.inference.exported import ExportedNetwork, read_description
 from camtrain.inference.network import Loaded, Precision, find_device
 from camtrain.inference.onnx_file import read_header
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def read(
@@ -65,7 +68,7 @@ def refuse_precision(precision: Precision) -> None:
         )
 
 
-def _session(path: Path, device: str | torch.device) -> Any:  # onnxruntime ships no types
+def _session(path: Path, device: str | torch.device) -> onnxruntime.InferenceSession:
     with needs_extra("Running ONNX files"):
         import onnxruntime
     there = onnxruntime.get_available_providers()

@@ -167,15 +167,19 @@ def _check_text(key: str, text: str) -> None:
     if key in ("in_spec", "out_spec"):
         _check_spec(json.loads(text)[1])
         return
-    allowed = {"target": _OPERATOR, "expr_str": _EXPRESSION, "torch_version": re.compile(r"[\w.+]*")}
+    allowed = {
+        "target": _OPERATOR,
+        "expr_str": _EXPRESSION,
+        "torch_version": re.compile(r"[\w.+]*"),
+    }
     if not allowed.get(key, _NAME).fullmatch(text):
         raise ValueError(f"it has the {key or 'name'} {text!r:.100}")
 
 
 def _check_spec(spec: dict[str, Any]) -> None:
     """How inputs and outputs are nested: in tuples, lists and dicts of plain keys."""
-    if spec["type"] not in _CONTAINERS or not re.fullmatch(r"null|\[[\w\", ]*\]", str(spec["context"])):
-        if spec["context"] is not None:
-            raise ValueError(f"its inputs are a {spec['type']!r:.100}")
+    keys = "null" if spec["context"] is None else str(spec["context"])
+    if spec["type"] not in _CONTAINERS or not re.fullmatch(r"null|\[[\w\", ]*\]", keys):
+        raise ValueError(f"its inputs are a {spec['type']!r:.100}")
     for inside in spec["children_spec"]:
         _check_spec(inside)

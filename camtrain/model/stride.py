@@ -165,6 +165,7 @@ def _ratio(side: int) -> int:
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a layer's setting, which one number may stand for."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
