@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_layers import with_exportable_layers
-from camtrain.model.cam import heatmaps, pool_maps, project, project_classes
+from camtrain.model.cam import LSE_SHARPNESS, heatmaps, pool_maps, project, project_classes
 from camtrain.model.camnet import CAMNet
 
 ExportPrecision = Literal["fp32", "fp16"]
@@ -111,7 +111,14 @@ class ExportNet(nn.Module):
     def _logits(self, features: Tensor) -> Tensor:
         if self.pool in ("avg", "gmp"):
             return F.linear(pool_maps(features, self.pool), self.head.weight, self.head.bias)
-        return pool_maps(project(features, self.head.weight), self.pool) + self.head.bias
+        maps = project(features, self.head.weight)
+        if self.pool == "max":
+            return pool_maps(maps, self.pool) + self.head.bias
+        # As `pool_maps`, whose math.log of the number of pixels would become a constant.
+        scaled = LSE_SHARPNESS * maps
+        peak = scaled.amax((-2, -1), keepdim=True)
+        mean = (scaled - peak).exp().mean((-2, -1))
+        return (mean.log() + peak[:, :, 0, 0]) / LSE_SHARPNESS + self.head.bias
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         """As ``camtrain.data.normalize``, of which the branches on types are no matter here."""

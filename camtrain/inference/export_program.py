@@ -106,4 +106,8 @@ def _try_export(
     became_constant = [axis for axis in free if isinstance(shape[axis], int)]
     if became_constant:
         return CamtrainValueError(f"axes {became_constant} of its input became constants")
+    for part in exported.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:  # else files would name the lines of source, with paths
+                node.meta = {name: value for name, value in node.meta.items() if name == "val"}
     return exported

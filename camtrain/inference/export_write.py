@@ -59,6 +59,8 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
         ) from error
     assert made is not None
     model = made.model_proto
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]  # notes of the exporter to itself, a third of a small file
     _name_axes(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     onnx.checker.check_model(model)
@@ -86,14 +88,9 @@ def foreign_operators(model: onnx.ModelProto) -> set[str]:
 def write_pt2(program: Program, path: Path, metadata: str) -> None:
     """Write a program of ``torch.export``: operators, numbers and names, and nothing pickled.
 
-    What torch would add is left out: sample inputs (a pickle), guards (code), and for each operator
-    the lines of source it comes from, with the paths of this machine.
+    What torch would add is left out: sample inputs (a pickle) and guards (code).
     """
     exported = program.exported
-    for module in exported.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta = {name: value for name, value in node.meta.items() if name == "val"}
     exported._guards_code = []
     exported._example_inputs = None
     with warnings.catch_warnings():
