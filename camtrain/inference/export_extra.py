@@ -1,9 +1,12 @@
-"""What is said where a package of the extra ``export`` is missing."""
+"""What is said where a package of the extra ``export`` is missing, and what need not be said."""
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from camtrain.errors import CamtrainValueError
 
@@ -22,3 +25,16 @@ def needs_extra(purpose: str) -> Iterator[None]:
             f"{purpose} needs the package {error.name}, which is not installed; run "
             "`pip install 'camtrain[export]'`."
         ) from error
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep what torch's exporters think of their own and the libraries' code off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

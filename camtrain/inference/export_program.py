@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from camtrain.errors import CamtrainValueError
+from camtrain.inference.export_extra import quiet_exporter
 from camtrain.inference.export_module import ExportNet, ExportOptions
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import takes
@@ -95,8 +95,7 @@ def _try_export(
     free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if is_free else {0: Dim.AUTO}
     images = example_images(net, module.options, size, _BATCH)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of its own and the libraries' code
+        with torch.no_grad(), quiet_exporter():
             exported = torch.export.export(
                 module, (images,), dynamic_shapes={"images": free}, strict=False
             )

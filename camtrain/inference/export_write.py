@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +10,7 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import METADATA_KEY
-from camtrain.inference.export_extra import needs_extra
+from camtrain.inference.export_extra import needs_extra, quiet_exporter
 from camtrain.inference.export_program import Program
 
 if TYPE_CHECKING:
@@ -41,8 +38,7 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
             f"{size / 1e9:.1f} GB; export it to pt2."
         )
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # what torch thinks of its own code
+        with quiet_exporter():
             made = torch.onnx.export(
                 program.exported,
                 dynamo=True,
@@ -93,8 +89,7 @@ def write_pt2(program: Program, path: Path, metadata: str) -> None:
     exported = program.exported
     exported._guards_code = []
     exported._example_inputs = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch thinks of its own code
+    with quiet_exporter():
         torch.export.save(exported, path, extra_files={METADATA_KEY: metadata})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from camtrain.errors import CamtrainValueError
+from camtrain.inference.export_extra import quiet_exporter
 from camtrain.inference.exported import ExportedNetwork, read_description
 from camtrain.inference.network import Loaded, Precision, find_device
 from camtrain.inference.onnx_network import refuse_precision
@@ -55,8 +55,7 @@ def read(
 
 def _module(path: Path, device: torch.device) -> torch.nn.Module:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of its own code
+        with quiet_exporter():
             program: ExportedProgram = torch.export.load(path)
             if device.type != "cpu":
                 program = move_to_device_pass(program, device)
