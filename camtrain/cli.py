@@ -12,7 +12,10 @@ from camtrain.errors import CamtrainError
 
 
 class Verb(NamedTuple):
-    """A verb: the module whose ``main(args)`` runs it, and what it does."""
+    """A verb: the module whose ``main(args)`` runs it, and what it does.
+
+    ``main`` returns the exit status; None means 0.
+    """
 
     module: str
     text: str
@@ -24,6 +27,9 @@ VERBS = {
     ),
     "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
     "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+    "predict": Verb(
+        "camtrain.inference.predict", "classes, heatmaps and boxes of files and folders"
+    ),
     "export": Verb("camtrain.inference.export", "write a trained network as ONNX or torch program"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
 }
@@ -36,13 +42,14 @@ camtrain VERB ... converts CNN classifiers into class activation mapping (CAM) n
 Examples:
   camtrain fit --config configs/quickstart.yaml
   camtrain fit --model.backbone torchvision/resnet18 --data.root photos --trainer.max_epochs 5
+  camtrain predict runs/quickstart/model.safetensors photos --output found
   camtrain test --ckpt_path runs/quickstart/checkpoints/best.ckpt
 
 camtrain VERB --help lists the options of a verb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 2 for what the caller can mend, 130 for Ctrl-C."""
+    """Run a verb and return its exit status: 2 for what the caller can mend, 130 for Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -57,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         return _complain(f"The verb must be one of {', '.join(VERBS)}, got {args[0]!r}{hint}")
     try:
-        importlib.import_module(VERBS[args[0]].module).main(args)
+        status: int | None = importlib.import_module(VERBS[args[0]].module).main(args)
     except CamtrainError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status or 0
 
 
 def usage() -> str:

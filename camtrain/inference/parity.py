@@ -18,6 +18,7 @@ from camtrain.model.camnet import CAMNet
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
+_LARGE_LOGIT = 100.0
 _TOP = 5
 
 
@@ -29,6 +30,7 @@ class Parity:
         sizes_hw: (H, W) of the inputs compared, in pixels.
         images: Number of inputs compared, over all sizes.
         logits: Largest difference.
+        size_of_logits: Largest absolute value of the network's own logits.
         maps: Largest difference of a class map, in parts of its range.
         heatmaps: Largest difference of the file's own heatmaps; None where it has none.
         boxes: Number of class maps whose boxes were compared.
@@ -39,6 +41,7 @@ class Parity:
     sizes_hw: tuple[tuple[int, int], ...]
     images: int = 0
     logits: float = 0.0
+    size_of_logits: float = 0.0
     maps: float = 0.0
     heatmaps: float | None = None
     boxes: int = 0
@@ -48,12 +51,14 @@ class Parity:
     def complaint(self) -> str | None:
         """What lies outside the tolerance, in words; None where nothing does."""
         heat = self.heatmaps or 0.0
+        # Beyond some hundred, float32 itself is coarser; no trained network is there.
+        allowed = TOLERANCE * max(1.0, self.size_of_logits / _LARGE_LOGIT)
         # Not a comparison with >, which NaN would pass.
-        if self.logits <= TOLERANCE and self.maps <= TOLERANCE and heat <= _HEATMAP_TOLERANCE:
+        if self.logits <= allowed and self.maps <= TOLERANCE and heat <= _HEATMAP_TOLERANCE:
             return f"{self.differing} of {self.boxes} boxes differ" if self.differing else None
         return (
             f"its logits differ by up to {self.logits:.3g} and its maps by {self.maps:.3g} of "
-            f"their range, more than {TOLERANCE:g}"
+            f"their range, more than {allowed:g} and {TOLERANCE:g}"
         )
 
     def __str__(self) -> str:
@@ -113,6 +118,7 @@ def _compared(
         parity,
         images=parity.images + len(images),
         logits=_worst(parity.logits, (found.logits - expected.logits).abs()),
+        size_of_logits=_worst(parity.size_of_logits, expected.logits.abs()),
         maps=_worst(parity.maps, relative_difference(found.maps, expected.maps)),
         heatmaps=own_heat,
         boxes=parity.boxes + len(pairs),

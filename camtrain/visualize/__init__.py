@@ -1,6 +1,7 @@
 """Heatmaps, boxes and names drawn on pictures, contact sheets of them, and a chart of scores."""
 
 from camtrain.visualize.charts import threshold_chart
+from camtrain.visualize.gallery import gallery, thumbnail
 from camtrain.visualize.overlay import (
     COLORMAPS,
     PREDICTED_BOX,
@@ -19,7 +20,9 @@ __all__ = [
     "WatchedPicture",
     "contact_sheet",
     "draw_boxes",
+    "gallery",
     "overlay",
     "panel",
     "threshold_chart",
+    "thumbnail",
 ]

@@ -313,6 +313,8 @@ def test_boxes_that_differ_are_judged_by_the_pixels_at_the_threshold() -> None:
     [
         ({"logits": 1e-4, "maps": 1e-4, "near": 3}, None),
         ({"logits": 1.1e-4}, "its logits differ by up to 0.00011"),
+        ({"logits": 1.1e-4, "size_of_logits": 99.0}, "its logits differ by up to 0.00011"),
+        ({"logits": 1.1e-4, "size_of_logits": 111.0}, None),
         ({"maps": 2e-4}, "its maps by 0.0002 of their range"),
         ({"heatmaps": 0.1}, "its logits differ"),
         ({"boxes": 9, "differing": 1}, "1 of 9 boxes differ"),
