@@ -30,7 +30,9 @@ VERBS = {
     "predict": Verb(
         "camtrain.inference.predict", "classes, heatmaps and boxes of files and folders"
     ),
-    "export": Verb("camtrain.inference.export", "write a trained network as ONNX or torch program"),
+    "export": Verb(
+        "camtrain.inference.export_verb", "write a trained network as ONNX or torch program"
+    ),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
 }
 

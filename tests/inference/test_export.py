@@ -16,10 +16,11 @@ import camtrain
 from camtrain import CAMNet, Preprocessing, cli
 from camtrain.data import normalize
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference import export, export_module, parity
-from camtrain.inference.export import Export, export_network, usage
+from camtrain.inference import export_module, parity
+from camtrain.inference.export import Export, export_network
 from camtrain.inference.export_module import ExportOptions
 from camtrain.inference.export_pictures import pictures_of
+from camtrain.inference.export_verb import usage
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.model.cam import PoolName
 
@@ -605,4 +606,3 @@ def test_the_examples_print_what_they_say() -> None:
     failed, attempted = doctest.testmod(parity)
     assert attempted > 0
     assert failed == 0
-    assert export.Format
