@@ -33,6 +33,7 @@ VERBS = {
     "export": Verb(
         "camtrain.inference.export_verb", "write a trained network as ONNX or torch program"
     ),
+    "demo": Verb("camtrain.inference.demo", "a local page to drop a picture on"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
 }
 

@@ -1,4 +1,4 @@
-"""What is said where a package of the extra ``export`` is missing, and what need not be said."""
+"""What is said where a package of an extra is missing, and what need not be said."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from camtrain.errors import CamtrainValueError
 
 
 @contextmanager
-def needs_extra(purpose: str) -> Iterator[None]:
+def needs_extra(purpose: str, *, extra: str = "export") -> Iterator[None]:
     """Turn a missing package into one sentence that names the pip command.
 
     Raises:
@@ -23,7 +23,7 @@ def needs_extra(purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise CamtrainValueError(
             f"{purpose} needs the package {error.name}, which is not installed; run "
-            "`pip install 'camtrain[export]'`."
+            f"`pip install 'camtrain[{extra}]'`."
         ) from error
 
 

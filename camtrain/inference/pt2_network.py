@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_extra import quiet_exporter
@@ -58,6 +57,8 @@ def _module(path: Path, device: torch.device) -> torch.nn.Module:
         with quiet_exporter():
             program: ExportedProgram = torch.export.load(path)
             if device.type != "cpu":
+                from torch.export.passes import move_to_device_pass
+
                 program = move_to_device_pass(program, device)
             return program.module()
     except Exception as error:  # what a damaged graph makes torch raise cannot be known
