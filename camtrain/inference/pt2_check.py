@@ -29,7 +29,7 @@ _KNOWN = {
 }
 _NUMBERS = re.compile(rf"{_WEIGHTS}weight_\d+|{_CONSTANTS}tensor_\d+")
 
-_NAME = re.compile(r"-?[\w.]*")
+_NAME = re.compile(r"[\w.-]*")  # layers may be called block1-0; nothing can be called without ()
 _OPERATOR = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+|torch\.sym_(max|min|not|float|int|sqrt)"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"

@@ -1,6 +1,12 @@
 """The page shows what the predictor says, on this machine only."""
 
+import json
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +18,8 @@ import camtrain
 from camtrain import Predictor, cli
 from camtrain.errors import CamtrainValueError
 from camtrain.inference import demo
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -61,30 +69,53 @@ def test_without_gradio_it_says_what_to_install(
 
 @pytest.mark.slow
 def test_the_page_answers_on_this_machine_and_refuses_large_files(
-    predictor: Predictor, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, picture: Path, tmp_path: Path
 ) -> None:
-    gradio = pytest.importorskip("gradio", reason="the extra `demo` is not installed")
-    client = pytest.importorskip("gradio_client", reason="the extra `demo` is not installed")
+    """In a process of its own, since the server leaves threads and warnings behind."""
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
     predictor.save(tmp_path / "model.safetensors")
-    launched: dict[str, object] = {}
-    launch = gradio.Blocks.launch
+    with socket.socket() as free:
+        free.bind((demo.LOCAL, 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "train.py"), "demo", str(tmp_path / "model.safetensors")]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path) as server:
+        try:
+            url = f"http://{demo.LOCAL}:{port}"
+            wait_for(f"{url}/config")
+            [uploaded] = json.loads(upload(url, picture.read_bytes()))
+            file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+            body = json.dumps({"data": [file, 0.3]}).encode()
+            event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
+            with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
+                said = answer.read().decode()
+            assert "event: complete" in said
+            assert said.count('"caption"') == 5
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                upload(url, bytes((demo.MOST_MEGABYTES + 1) * 2**20))
+            assert refused.value.code == 413
+            refused.value.close()
+        finally:
+            server.terminate()
 
-    def launch_and_return(blocks: object, **settings: object) -> None:
-        launched.update(settings, blocks=blocks)
-        launch(blocks, **settings, prevent_thread_lock=True, quiet=True)
 
-    monkeypatch.setattr(gradio.Blocks, "launch", launch_and_return)
-    assert cli.main(["demo", str(tmp_path / "model.safetensors"), "--port", "7999"]) == 0
-    blocks = launched["blocks"]
-    try:
-        assert launched["server_name"] == "127.0.0.1"
-        assert launched["share"] is False
-        page = client.Client("http://127.0.0.1:7999", verbose=False)
-        cards = page.predict(client.handle_file(picture), 0.3, api_name="/see")
-        assert len(cards) == 5
-        large = tmp_path / "large.png"
-        large.write_bytes(picture.read_bytes() + bytes((demo.MOST_MEGABYTES + 1) * 2**20))
-        with pytest.raises(Exception, match=r"(?i)size|large|413"):
-            page.predict(client.handle_file(large), 0.3, api_name="/see")
-    finally:
-        blocks.close()
+def wait_for(url: str) -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url).close()
+            return
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    pytest.fail(f"nothing answers at {url}")
+
+
+def upload(url: str, content: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    kind = "multipart/form-data; boundary=x"
+    return posted(f"{url}/gradio_api/upload", head + content + b"\r\n--x--\r\n", kind)
+
+
+def posted(url: str, body: bytes, kind: str) -> bytes:
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request) as answer:
+        content: bytes = answer.read()
+    return content
