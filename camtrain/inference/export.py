@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference import onnx_network, pt2_network
 from camtrain.inference.agreement import Agreement, measure_agreement
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
@@ -139,15 +139,25 @@ def _checked(
     assert isinstance(loaded.network, ExportedNetwork)
     is_on_cpu = all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
     on_cpu = net if is_on_cpu else copy.deepcopy(net).cpu()
-    parity = agreement = None
-    if program.options.precision == "fp16":
-        agreement = measure_agreement(on_cpu, loaded.network, pictures, threshold=loaded.threshold)
-    else:
-        parity = measure_parity(on_cpu, loaded.network, pictures.images, threshold=loaded.threshold)
-        if parity.complaint():
-            raise CamtrainValueError(
-                f"The exported network does not compute what the network computes: "
-                f"{parity.complaint()} ({pictures.origin}); no file was written, so export to "
-                "safetensors, and please report the network."
+    try:
+        if program.options.precision == "fp16":
+            agreement = measure_agreement(
+                on_cpu, loaded.network, pictures, threshold=loaded.threshold
             )
-    return Export(path, program.options, program.input_hw, parity, agreement)
+            return Export(path, program.options, program.input_hw, None, agreement)
+        parity = measure_parity(on_cpu, loaded.network, pictures.images, threshold=loaded.threshold)
+    except CamtrainError:
+        raise
+    except Exception as error:  # each runtime fails in its own way
+        reason = " ".join(str(error).split())
+        raise CamtrainValueError(
+            f"The exported network cannot be run ({reason:.300}); no file was written, so export "
+            "to safetensors, and please report the network."
+        ) from error
+    if parity.complaint():
+        raise CamtrainValueError(
+            f"The exported network does not compute what the network computes: "
+            f"{parity.complaint()} ({pictures.origin}); no file was written, so export to "
+            "safetensors, and please report the network."
+        )
+    return Export(path, program.options, program.input_hw, parity, None)

@@ -13,6 +13,7 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_extra import quiet_exporter
 from camtrain.inference.export_module import ExportNet, ExportOptions
 from camtrain.model.camnet import CAMNet
+from camtrain.model.layout import Layout
 from camtrain.model.probe import takes
 
 _BATCH = 2  # of the images that the graph is read from; 1 would become a constant
@@ -73,7 +74,9 @@ def check_sizes(net: CAMNet) -> list[tuple[int, int]]:
         (height, width + 32),
         (height + 64, width),
     ]
-    is_fixed = getattr(net.backbone, "map_hw", None) is not None
+    # The grid of a row of tokens is found by a square root, which would become a constant.
+    layout = getattr(net.backbone, "layout", Layout())
+    is_fixed = getattr(net.backbone, "map_hw", None) is not None or layout.order in ("nlc", "ncl")
     found = [size for size in tried if not is_fixed and takes(net, channels, size)]
     return found[:2] if len(found) > 1 else [(height, width)]
 

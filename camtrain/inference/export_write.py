@@ -48,7 +48,7 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
                 verbose=False,
             )
     except Exception as error:  # each network fails in its own way
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error.__cause__ or error).split())
         raise CamtrainValueError(
             f"The ONNX exporter of torch cannot express this network ({reason:.300}); export it "
             "to pt2."

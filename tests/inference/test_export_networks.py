@@ -41,6 +41,7 @@ NETWORKS = {  # name: whether it takes images of any size
     "timm/nfnet_l0": True,
     "timm/swin_tiny_patch4_window7_224": False,
     "timm/vit_tiny_patch16_224": False,
+    "timm/xcit_nano_12_p16_224": False,  # takes any size, but as a row of tokens
 }
 
 
