@@ -12,7 +12,7 @@ from camtrain.errors import CamtrainError
 from camtrain.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from camtrain.inference.predictor import Prediction as Prediction
+    from camtrain.inference.prediction import Prediction as Prediction
     from camtrain.inference.predictor import Predictor as Predictor
     from camtrain.inference.predictor import load as load
     from camtrain.localization import boxes_from_heatmap as boxes_from_heatmap
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CAMNet": "camtrain.model.camnet",
     "CAMOutput": "camtrain.model.cam",
-    "Prediction": "camtrain.inference.predictor",
+    "Prediction": "camtrain.inference.prediction",
     "Predictor": "camtrain.inference.predictor",
     "Preprocessing": "camtrain.preprocessing",
     "boxes_from_heatmap": "camtrain.localization",

@@ -28,6 +28,13 @@ VERBS = {
     ),
     "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
     "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+    "predict": Verb(
+        "camtrain.inference.predict", "classes, heatmaps and boxes of files and folders"
+    ),
+    "export": Verb(
+        "camtrain.inference.export_verb", "write a trained network as ONNX or torch program"
+    ),
+    "demo": Verb("camtrain.inference.demo", "a local page to drop a picture on"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
     "check-data": Verb(
         "camtrain.data.checking.command", "read every picture once and list what is wrong"
@@ -44,6 +51,7 @@ Examples:
   camtrain fit --config configs/quickstart.yaml
   camtrain fit --model.backbone torchvision/resnet18 --data.root photos --trainer.max_epochs 5
   camtrain check-data photos
+  camtrain predict runs/quickstart/model.safetensors photos --output found
   camtrain test --ckpt_path runs/quickstart/checkpoints/best.ckpt
 
 camtrain VERB --help lists the options of a verb."""

@@ -135,18 +135,29 @@ def maps_on_picture(
         return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
     place = preprocessing.placement(image_hw)
     height, width = preprocessing.size
-    ys = _sampling(size[0], image_hw[0] * place.scale_y / height, place.offset_y / height)
-    xs = _sampling(size[1], image_hw[1] * place.scale_x / width, place.offset_x / width)
-    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).to(maps)  # (H, W, xy)
-    resampled = F.grid_sample(maps[None], grid[None], padding_mode="border", align_corners=False)[0]
-    seen = (grid.abs() <= 1).all(dim=-1)
-    return torch.where(seen, resampled, torch.zeros_like(resampled))
+    rows = _weights(
+        size[0], maps.shape[1], image_hw[0] * place.scale_y / height, place.offset_y / height
+    )
+    columns = _weights(
+        size[1], maps.shape[2], image_hw[1] * place.scale_x / width, place.offset_x / width
+    )
+    return rows.to(maps) @ maps @ columns.T.to(maps)  # bilinear: one axis after the other
 
 
-def _sampling(length: int, scale: float, offset: float) -> Tensor:
-    """(length,) centres of the result's pixels along a side of the input, from -1 to 1."""
-    centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length
-    return 2 * (centres * scale + offset) - 1
+def _weights(length: int, cells: int, scale: float, offset: float) -> Tensor:
+    """(length, cells): what each pixel of the result takes of each cell of a map, along one side.
+
+    Args:
+        length: Pixels of the result.
+        cells: Of the map, which covers the input.
+        scale: Of the whole result, in lengths of the input.
+        offset: Where the result begins, in lengths of the input.
+    """
+    centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length * scale + offset
+    places = (centres * cells - 0.5).clamp(0, cells - 1)[:, None]
+    weights = (1 - (places - torch.arange(cells)).abs()).clamp_min(0)
+    weights[(centres < 0) | (centres > 1)] = 0  # cropped away
+    return weights
 
 
 @cache

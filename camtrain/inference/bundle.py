@@ -75,15 +75,7 @@ def write_bundle(
             "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
             "which converts it by name."
         )
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "camtrain_version": __version__,
-        "architecture": net.recipe,
-        "class_names": list(names_of(net)),
-        "preprocessing": net.preprocessing.to_dict(),
-        "map_threshold": check_threshold(threshold),
-        "scores": dict(scores or {}),
-    }
+    metadata = describe(net, threshold=threshold, scores=scores)
     # Laid out anew: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}.part")
@@ -95,6 +87,26 @@ def write_bundle(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def describe(
+    net: CAMNet, *, threshold: float, scores: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What a bundle says about its network, as plain values; exported files say it too.
+
+    Raises:
+        CamtrainValueError: The threshold lies outside [0, 1).
+    """
+    assert net.preprocessing is not None
+    return {
+        "format_version": FORMAT_VERSION,
+        "camtrain_version": __version__,
+        "architecture": net.recipe,
+        "class_names": list(names_of(net)),
+        "preprocessing": net.preprocessing.to_dict(),
+        "map_threshold": check_threshold(threshold),
+        "scores": dict(scores or {}),
+    }
 
 
 def read_bundle(path: str | Path) -> Bundle:

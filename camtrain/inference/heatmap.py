@@ -48,18 +48,27 @@ def picture_heatmaps(
         method: See ``camtrain.heatmaps``.
     """
     if preprocessing.resize_mode == "squash":
-        return heatmaps(maps[None], size=image_hw, method=method)[0]
+        heat = torch.empty(len(maps), *image_hw, device=maps.device)
+        _normalize(maps, heat, method)
+        return heat
     maps = maps.float()
-    # A constant map has to stay constant, without the rounding of the move.
-    is_flat = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)
-    maps = maps.masked_fill(is_flat[:, None, None], 0.0)
+    # A constant map has to stay constant, without the rounding of the move; NaN must not spread.
+    reach = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
+    shows = ((reach > 0) & reach.isfinite())[:, None, None]
+    maps = torch.where(shows, maps, 0.0)
     seen = maps_on_picture(torch.ones_like(maps[:1]), preprocessing, image_hw, image_hw)[0] > 0
     moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
     inside = moved[:, _span(seen.any(1)), _span(seen.any(0))]  # a view
     if inside.numel():  # less than a pixel may be left of a sliver
-        inside_hw = (inside.shape[1], inside.shape[2])
-        inside.copy_(heatmaps(inside[None], size=inside_hw, method=method)[0])
+        _normalize(inside, inside, method)
     return moved
+
+
+def _normalize(maps: Tensor, heat: Tensor, method: HeatmapMethod) -> None:
+    """Fill (k, H, W) with heatmaps of (k, h, w), one by one: so much stays in the caches."""
+    size = (heat.shape[1], heat.shape[2])
+    for one, filled in zip(maps, heat, strict=True):
+        filled.copy_(heatmaps(one[None, None], size=size, method=method)[0, 0])
 
 
 def _span(seen: Tensor) -> slice:

@@ -8,6 +8,7 @@ As in theirs the sum is not divided by the number of crops that cover a pixel: t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
+from camtrain.inference.network import Network
 from camtrain.model.cam import CAMOutput
 from camtrain.model.camnet import CAMNet
+from camtrain.preprocessing import Preprocessing
 
 TTA = Literal["none", "flip", "tencrop"]
 
@@ -111,8 +114,26 @@ def merge_flip(maps: Tensor, mirrored_maps: Tensor) -> Tensor:
     return (maps + mirrored_maps.flip(-1)) / 2
 
 
+def ten_crop_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
+    """The input of which ten crops have the size that the network was made for.
+
+    A ``crop`` cuts more of the same resized picture: the whole 256 instead of the centre's 224.
+
+    Example:
+        >>> ten_crop_preprocessing(Preprocessing((224, 224), resize_mode="crop", crop_pct=0.875))
+        ... # doctest: +ELLIPSIS
+        Preprocessing(size=(256, 256), ... resize_mode='crop', crop_pct=1.0, channel_order='rgb')
+    """
+    height, width = preprocessing.size
+    return replace(
+        preprocessing,
+        size=(round(height / CROP_PCT), round(width / CROP_PCT)),
+        crop_pct=min(1.0, preprocessing.crop_pct / CROP_PCT),
+    )
+
+
 def tta_class_maps(
-    net: CAMNet,
+    net: CAMNet | Network,
     images: Tensor,
     *,
     tta: TTA = "none",
@@ -159,17 +180,18 @@ def tta_class_maps(
 
 
 def _maps_of_views(
-    net: CAMNet, views: Tensor, top: int | None, classes: Tensor | None
+    net: CAMNet | Network, views: Tensor, top: int | None, classes: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean logits (B, K), maps (V, B, k, h, w) and classes (B, k) of views (V, B, C, H, W)."""
     count, batch = views.shape[:2]
     images = views.flatten(0, 1)
     if classes is None and top is not None and top >= 1:
-        # The views have to agree on the classes before there are maps.
-        features = net.features(images)
-        logits = net.classify(features).reshape(count, batch, -1).mean(0)
+        # The views have to agree on the best classes, so all maps are made.
+        every = net.class_maps(images)
+        logits = every.logits.reshape(count, batch, -1).mean(0)
         chosen = logits.topk(min(top, logits.shape[1])).indices
-        maps = net.maps_of(features, classes=chosen.repeat(count, 1)).maps
+        rows = torch.arange(count * batch, device=chosen.device)[:, None]
+        maps = every.maps[rows, chosen.repeat(count, 1)]
         return logits, maps.reshape(count, batch, *maps.shape[1:]), chosen
     if isinstance(classes, Tensor):
         classes = torch.cat([classes] * count)

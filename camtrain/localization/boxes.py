@@ -13,6 +13,8 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 
+_FEW = 100  # outlines; the many of a noisy map are better labelled
+
 
 def boxes_from_heatmap(heatmap: Tensor | NDArray[Any], threshold: float = 0.2) -> Tensor:
     """Boxes around the connected parts of a heatmap, the largest part first.
@@ -51,11 +53,29 @@ def boxes_from_heatmap(heatmap: Tensor | NDArray[Any], threshold: float = 0.2) -
     if not np.isfinite(values).all():
         return torch.zeros(0, 4, dtype=torch.int64, device=heatmap.device)
     foreground = (values > threshold * values.max()).astype(np.uint8)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
-    x, y, width, height, pixels = stats[1:].T.astype(np.int64)  # row 0 is the background
+    x, y, width, height, pixels = _components(foreground).T
     order = np.lexsort((width, height, x, y, -pixels))
     boxes_xyxy = np.stack((x, y, x + width, y + height), axis=1)[order]
     return torch.from_numpy(boxes_xyxy).to(heatmap.device)
+
+
+def _components(foreground: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """x, y, width, height and number of pixels of each 8-connected part, (n, 5), in any order.
+
+    To trace the outlines and count in the boxes around them takes a tenth of the time of labelling
+    every pixel; it is enough where no pixel lies in two boxes.
+    """
+    contours, nesting = cv2.findContours(foreground, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parts = []
+    for number, contour in enumerate(contours if len(contours) <= _FEW else []):
+        if nesting[0][number][3] < 0:  # of a part, not of a hole
+            x, y, width, height = cv2.boundingRect(contour)
+            pixels = cv2.countNonZero(foreground[y : y + height, x : x + width])
+            parts.append((x, y, width, height, pixels))
+    if sum(part[4] for part in parts) == cv2.countNonZero(foreground):
+        return np.array(parts, np.int64).reshape(-1, 5)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
+    return stats[1:].astype(np.int64)  # row 0 is the background
 
 
 def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:

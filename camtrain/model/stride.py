@@ -26,8 +26,8 @@ class DilatedAvgPool2d(nn.Module):
     def __init__(self, pool: nn.AvgPool2d, spread: int) -> None:
         """Take the window of ``pool``; its pixels will lie ``spread`` apart."""
         super().__init__()
-        self.kernel = _pair(pool.kernel_size)
-        self.padding = _times(_pair(pool.padding), spread)
+        self.kernel = pair(pool.kernel_size)
+        self.padding = _times(pair(pool.padding), spread)
         self.spread = spread
         self.counts_padding = pool.count_include_pad
 
@@ -130,8 +130,8 @@ def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
     Rounding the size up (``ceil_mode``) is what stride - 1 more pixels on the far side do, except
     that no window starts in them.
     """
-    kernel, padding, steps = _pair(pool.kernel_size), _pair(pool.padding), _pair(pool.stride)
-    dilation = _times(_pair(pool.dilation), spread)
+    kernel, padding, steps = pair(pool.kernel_size), pair(pool.padding), pair(pool.stride)
+    dilation = _times(pair(pool.dilation), spread)
     sides: list[int] = []  # left, right, top, bottom
     for axis in (1, 0):
         near = far = spread * padding[axis]
@@ -164,7 +164,8 @@ def _ratio(side: int) -> int:
     return int(2 ** round(math.log2(PROBE_HW[1] / side)))
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a layer's setting, which one number may stand for."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 

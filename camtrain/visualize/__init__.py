@@ -2,6 +2,7 @@
 
 from camtrain.visualize.batch import batch_sheet
 from camtrain.visualize.charts import threshold_chart
+from camtrain.visualize.gallery import gallery, thumbnail
 from camtrain.visualize.overlay import (
     COLORMAPS,
     PREDICTED_BOX,
@@ -21,7 +22,9 @@ __all__ = [
     "batch_sheet",
     "contact_sheet",
     "draw_boxes",
+    "gallery",
     "overlay",
     "panel",
     "threshold_chart",
+    "thumbnail",
 ]

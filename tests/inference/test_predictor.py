@@ -23,7 +23,8 @@ from camtrain.errors import (
 from camtrain.inference import predictor as predictor_module
 from camtrain.inference.bundle import read_bundle
 from camtrain.inference.heatmap import picture_heatmaps
-from camtrain.inference.predictor import Prediction, Predictor
+from camtrain.inference.prediction import Prediction
+from camtrain.inference.predictor import Predictor
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing, ResizeMode
 
@@ -214,9 +215,9 @@ def test_pictures_are_read_when_they_are_asked_for(predictor: Predictor, tmp_pat
     assert read == []
     next(predictions)
     next(predictions)
-    assert read == [0, 1]
+    assert read == [0, 1, 2, 3]  # one batch ahead
     next(predictions)
-    assert read == [0, 1, 2, 3]
+    assert read == [0, 1, 2, 3, 4, 5]
 
     Image.fromarray(array_of(picture(20, 30))).save(tmp_path / "good.png")
     good = tmp_path / "good.png"
@@ -269,7 +270,10 @@ def test_options_are_checked_at_once(
         (torch.full((3, 20, 30), torch.nan), CamtrainValueError, "never normalized, got nan"),
         (np.full((20, 30, 3), 255.0), CamtrainValueError, "never normalized, got 255 to 255"),
         ("missing/a.jpg", CamtrainFileNotFoundError, "missing/a.jpg does not exist"),
-        (Path(__file__).parent, CamtrainValueError, "cannot be read"),
+        ("missing/*.jpg", CamtrainFileNotFoundError, "No file fits the pattern missing/*.jpg"),
+        (Path(__file__).parent, CamtrainFileNotFoundError, "holds no pictures (.jpg "),
+        ("https://a.org/b.jpg", CamtrainValueError, "https://a.org/b.jpg is an address"),
+        (Path("http://a.org/b.jpg"), CamtrainValueError, "is an address"),
         (Path(__file__), CamtrainValueError, "cannot be read"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -58,6 +59,20 @@ def test_planted_rectangles_are_recovered_largest_first(
     assert boxes_from_heatmap(heatmap).tolist() == planted
     transposed = [[y0, x0, y1, x1] for x0, y0, x1, y1 in boxes_from_heatmap(heatmap.T).tolist()]
     assert sorted(transposed) == sorted(planted)
+
+
+@pytest.mark.parametrize("noise", [0, 2, 30, 400])
+def test_parts_within_the_holes_of_others_are_counted_apart(noise: int) -> None:
+    """Few and many parts, apart or in one another's boxes: always those that labelling finds."""
+    foreground = np.zeros((60, 90), np.uint8)
+    for margin, level in ((5, 1), (9, 0), (14, 1), (18, 0), (22, 1)):  # rings around a square
+        foreground[margin:-margin, margin : 90 - margin] = level
+    ys, xs = np.random.default_rng(noise).integers(0, (60, 90), (noise, 2)).T
+    foreground[ys, xs] = 1
+    _, _, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
+    order = sorted(stats[1:].tolist(), key=lambda part: (-part[4], part[1], part[0]))
+    expected = [[x, y, x + width, y + height] for x, y, width, height, _ in order]
+    assert boxes_from_heatmap(foreground).tolist() == expected
 
 
 def test_diagonal_neighbours_are_connected() -> None:

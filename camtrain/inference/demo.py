@@ -1,0 +1,108 @@
+"""``camtrain demo``: a local page to drop a picture on and see what the network says of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from camtrain.errors import CamtrainError
+from camtrain.inference.export_extra import needs_extra
+from camtrain.inference.prediction import Prediction
+from camtrain.inference.predictor import Predictor, load
+from camtrain.localization.boxes import boxes_from_heatmap
+from camtrain.visualize import draw_boxes
+
+if TYPE_CHECKING:
+    import gradio
+
+LOCAL = "127.0.0.1"
+MOST_MEGABYTES = 20
+_BOX_COLOR = (255, 64, 64)
+_TOP = 5
+
+Cards = list[tuple[Image.Image, str]]
+
+
+def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
+    """Each class's overlay with its boxes at this threshold, and its name and score.
+
+    Args:
+        prediction: None where no picture was seen yet.
+        threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
+    """
+    if prediction is None:
+        return []
+    cards = []
+    for rank, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
+        boxes_xyxy = boxes_from_heatmap(prediction.heatmaps[rank], threshold)
+        drawn = draw_boxes(prediction.overlay(rank), boxes_xyxy, color=_BOX_COLOR)
+        count = "1 box" if len(boxes_xyxy) == 1 else f"{len(boxes_xyxy)} boxes"
+        cards.append((drawn, f"{name}: {100 * score:.1f}%, {count}"))
+    return cards
+
+
+def predicted(predictor: Predictor, path: str | None, top: int = _TOP) -> Prediction | None:
+    """What the network says of a picture's file; None where none was given."""
+    if path is None:
+        return None
+    [prediction] = predictor(path, top=top)
+    return prediction
+
+
+def page(predictor: Predictor, title: str) -> gradio.Blocks:
+    """The page: a picture in, a threshold slider, and a card per class out.
+
+    Raises:
+        CamtrainValueError: Gradio is not installed.
+    """
+    with needs_extra("The page", extra="demo"):
+        import gradio
+
+    def see(path: str | None, threshold: float) -> tuple[Prediction | None, Cards]:
+        try:
+            prediction = predicted(predictor, path)
+        except CamtrainError as error:  # one sentence on the page
+            raise gradio.Error(str(error)) from error
+        return prediction, cards_of(prediction, threshold)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
+        gradio.Markdown(f"# {title}")
+        seen = gradio.State(None)
+        with gradio.Row():
+            picture = gradio.Image(
+                type="filepath", sources=["upload", "clipboard"], label="Picture"
+            )
+            cards = gradio.Gallery(label="Best classes, where they look", columns=2)
+        threshold = gradio.Slider(
+            0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
+        )
+        picture.change(see, [picture, threshold], [seen, cards], api_name="see")
+        threshold.change(cards_of, [seen, threshold], cards, api_name=False)
+    return blocks
+
+
+def main(args: Sequence[str]) -> None:
+    """``camtrain demo MODEL``."""
+    parser = argparse.ArgumentParser(
+        prog="camtrain demo",
+        description="A page on this machine: drop a picture, see the best classes, their heatmaps "
+        "and the boxes at a threshold.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a bundle, a .ckpt of camtrain, an .onnx or a .pt2")
+    add("--host", default=LOCAL, help=f"address to listen on; default: {LOCAL}, this machine only")
+    add("--port", type=int, default=7860, help="default: 7860")
+    add("--device", default="cpu", help="cpu, cuda, mps or auto")
+    given = parser.parse_args(args[1:])
+    with needs_extra("The page", extra="demo"):
+        import gradio  # noqa: F401  before the network is loaded
+    blocks = page(load(given.model, device=given.device), f"camtrain: {given.model}")
+    blocks.launch(
+        server_name=given.host,
+        server_port=given.port,
+        max_file_size=MOST_MEGABYTES * 2**20,
+        share=False,
+    )

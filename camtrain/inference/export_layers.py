@@ -1,0 +1,187 @@
+"""Layers that an exporter cannot express for images of any size, and equal ones that it can.
+
+timm's "same" padding (TensorFlow's) depends on the size of the image: with sizes that are symbols
+every layer adds a nested expression, and exporters take minutes over them. For strides 1 and 2 one
+end of the padding is the same for every size, so that no size needs to be asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from camtrain.errors import CamtrainValueError
+from camtrain.model.stride import pair
+
+# By name, since this room does without timm.
+_CONVOLUTIONS = ("Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame")
+_POOLS = {"MaxPool2dSame": -torch.inf, "AvgPool2dSame": 0.0}
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class AxisPadding(NamedTuple):
+    """Pixels added at both ends of an axis, which may have to be mirrored before and after."""
+
+    near: int
+    far: int
+    is_mirrored: bool
+
+
+def same_padding(kernel: int, stride: int, dilation: int = 1) -> AxisPadding | None:
+    """The padding along one axis that gives for every size what "same" padding gives.
+
+    "Same" adds max(e - 1 - (n - 1) mod s, 0) pixels to an axis of n pixels, where e = d (k - 1) + 1
+    is the extent of the kernel, the smaller half of them at the near end. For s = 2 that is e - 1
+    pixels where n is odd and e - 2 where it is even. Of an even e the near end then has e / 2 - 1
+    pixels either way; of an odd e it is the far end that has (e - 1) / 2 either way, so that end is
+    made the near one by mirroring. One pixel more at the far end starts no further window.
+
+    Args:
+        kernel: k, in pixels.
+        stride: s, in pixels.
+        dilation: d, in pixels.
+
+    Returns:
+        The padding, or None for a larger stride, for which no end is the same for every size.
+
+    Example:
+        >>> same_padding(3, 2)
+        AxisPadding(near=1, far=1, is_mirrored=True)
+        >>> same_padding(2, 2)
+        AxisPadding(near=0, far=1, is_mirrored=False)
+    """
+    extent = dilation * (kernel - 1) + 1
+    if stride == 1:
+        return AxisPadding((extent - 1) // 2, extent // 2, False)
+    if stride != 2:
+        return None
+    if extent % 2:
+        return AxisPadding(extent // 2, extent // 2, extent > 1)
+    return AxisPadding(extent // 2 - 1, extent // 2, False)
+
+
+class SamePadded(nn.Module):
+    """A layer behind "same" padding, for images of any size."""
+
+    def __init__(
+        self, layer: nn.Module, rows: AxisPadding, columns: AxisPadding, *, fill: float = 0.0
+    ) -> None:
+        """Take a layer without padding whose weights are mirrored along the mirrored axes."""
+        super().__init__()
+        self.layer = layer
+        self.sides = [columns.near, columns.far, rows.near, rows.far]
+        self.mirrored = [axis for axis, padding in ((2, rows), (3, columns)) if padding.is_mirrored]
+        self.fill = fill
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C', ceil(h / stride), ceil(w / stride))."""
+        if self.mirrored:
+            features = features.flip(self.mirrored)
+        features = self.layer(F.pad(features, self.sides, value=self.fill))
+        return features.flip(self.mirrored) if self.mirrored else features
+
+
+def with_exportable_layers(network: Network) -> Network:
+    """A copy of a network in evaluation mode whose layers pad by constants, with equal results.
+
+    Layers of a stride above 2 stay as they are.
+    """
+    network = copy.deepcopy(network).eval()
+    for name, layer in list(network.named_modules(remove_duplicate=False)):
+        replacement = _exportable(layer)
+        if replacement is not None:
+            network.set_submodule(name, replacement)
+    return network
+
+
+def _exportable(layer: nn.Module) -> nn.Module | None:
+    kind = type(layer).__name__
+    if kind in _CONVOLUTIONS and getattr(layer, "same_pad", True):
+        assert isinstance(layer, nn.Conv2d)
+        return _padded(
+            layer.kernel_size,
+            layer.stride,
+            layer.dilation,
+            lambda mirrored: _plain_convolution(layer, mirrored),
+        )
+    if kind not in _POOLS:
+        return None
+    assert isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d))
+    kernel, stride = pair(layer.kernel_size), pair(layer.stride)
+    if isinstance(layer, nn.AvgPool2d):  # windows are symmetric, and the pixels added are counted
+        return _padded(kernel, stride, (1, 1), lambda _: nn.AvgPool2d(kernel, stride))
+    dilation = pair(layer.dilation)
+    pool = nn.MaxPool2d(kernel, stride, dilation=dilation)
+    return _padded(kernel, stride, dilation, lambda _: pool, fill=-torch.inf)
+
+
+def _padded(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    make: Callable[[list[int]], nn.Module],
+    *,
+    fill: float = 0.0,
+) -> SamePadded | None:
+    rows, columns = (same_padding(*axis) for axis in zip(kernel, stride, dilation, strict=True))
+    if rows is None or columns is None:
+        return None
+    padded = SamePadded(nn.Identity(), rows, columns, fill=fill)
+    padded.layer = make(padded.mirrored)
+    return padded
+
+
+def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
+    """A convolution without padding, by the weights that a layer computes with, mirrored."""
+    with torch.no_grad(), _Weights() as met:
+        layer(layer.weight.new_zeros(1, layer.in_channels, *layer.kernel_size))
+    if met.weight is None:
+        raise CamtrainValueError(
+            f"A layer {type(layer).__name__} cannot be exported, since it computes no convolution; "
+            "export to safetensors instead."
+        )
+    plain = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        pair(layer.kernel_size),
+        stride=pair(layer.stride),
+        dilation=pair(layer.dilation),
+        groups=layer.groups,
+        bias=met.bias is not None,
+        device="meta",
+    )
+    plain.weight = nn.Parameter(met.weight.flip(mirrored) if mirrored else met.weight)
+    if met.bias is not None:
+        plain.bias = nn.Parameter(met.bias)
+    return plain.requires_grad_(False)
+
+
+class _Weights(TorchFunctionMode):
+    """Notes what a convolution is computed with: timm standardizes some weights on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run a function as it is."""
+        if func is F.conv2d:
+            weight, bias = args[1], args[2]
+            assert isinstance(weight, Tensor)
+            self.weight = weight.detach().clone()
+            self.bias = bias.detach().clone() if isinstance(bias, Tensor) else None
+        return func(*args, **(kwargs or {}))

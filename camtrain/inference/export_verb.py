@@ -1,0 +1,141 @@
+"""``camtrain export``: a trained network as a file for inference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import Bundle, read_bundle, read_checkpoint, write_bundle
+from camtrain.inference.export import Export, check_output, export_network
+from camtrain.inference.export_module import ExportOptions, ExportPrecision
+from camtrain.inference.export_pictures import Pictures, pictures_of
+from camtrain.model.camnet import CAMNet
+
+Format = Literal["safetensors", "onnx", "pt2"]
+
+
+def main(args: Sequence[str]) -> None:
+    """``camtrain export CHECKPOINT --format safetensors|onnx|pt2``."""
+    given = _parser().parse_args(args[1:])
+    checkpoint: Path = given.checkpoint
+    if given.format not in get_args(Format):
+        raise CamtrainValueError(
+            f"--format must be one of {', '.join(get_args(Format))}, got {given.format!r}."
+        )
+    output: Path = given.output or checkpoint.with_suffix(f".{given.format}")
+    if output.suffix != f".{given.format}":
+        raise CamtrainValueError(
+            f"--output of --format {given.format} must end in .{given.format}, got {str(output)!r}."
+        )
+    if output.absolute() == checkpoint.absolute():
+        raise CamtrainValueError(f"{checkpoint} is a bundle already; give another --output.")
+    check_output(output, overwrite=given.overwrite)
+    options = ExportOptions(given.raw, given.top, given.heatmaps, given.precision)
+    if given.format == "safetensors" and options != ExportOptions():
+        raise CamtrainValueError(
+            "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
+            "has none of; leave them out, or choose --format onnx."
+        )
+    bundle = (
+        read_checkpoint(checkpoint) if checkpoint.suffix == ".ckpt" else read_bundle(checkpoint)
+    )
+    if given.format == "safetensors":
+        _export_bundle(bundle, output)
+        return
+    pictures = pictures_of(bundle.net, folder=given.images, checkpoint=checkpoint)
+    done = export_network(
+        bundle.net,
+        output,
+        options=options,
+        threshold=bundle.threshold,
+        scores=bundle.scores,
+        pictures=pictures,
+        overwrite=given.overwrite,
+    )
+    print(report(done, bundle.net, pictures))
+
+
+def report(done: Export, net: CAMNet, pictures: Pictures) -> str:
+    """What was written, how it was checked, and how to use it."""
+    kind = "uint8 pixels" if done.options.raw else "float32, normalized"
+    size = "x".join(map(str, done.input_hw)) if done.input_hw else "any height and width"
+    check = f"  parity    {done.parity}" if done.parity else f"  float16   {done.agreement}"
+    return "\n".join(
+        (
+            f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB",
+            f"  input     images ({kind}, {size})",
+            f"  outputs   {', '.join(done.options.output_names)}",
+            f"{check} ({pictures.origin})",
+            "",
+            usage(done, net),
+        )
+    )
+
+
+def usage(done: Export, net: CAMNet) -> str:
+    """Lines of Python that run the file without camtrain."""
+    assert net.preprocessing is not None
+    height, width = done.input_hw or net.preprocessing.size
+    shape = f"(1, {len(net.preprocessing.mean)}, {height}, {width})"
+    outputs = ", ".join(done.options.output_names)
+    if done.path.suffix == ".pt2":
+        dtype = "torch.uint8" if done.options.raw else "torch.float32"
+        return "\n".join(
+            (
+                "import torch",
+                f'model = torch.export.load("{done.path.name}").module()',
+                f"images = torch.zeros({shape}, dtype={dtype})",
+                f"{outputs} = model(images)",
+            )
+        )
+    dtype = "uint8" if done.options.raw else "float32"
+    return "\n".join(
+        (
+            "import numpy, onnxruntime",
+            f'session = onnxruntime.InferenceSession("{done.path.name}")',
+            f'images = numpy.zeros({shape}, "{dtype}")',
+            f'{outputs} = session.run(None, {{"images": images}})',
+            "print(logits.shape, maps.shape)",
+        )
+    )
+
+
+def _export_bundle(bundle: Bundle, output: Path) -> None:
+    """Write a bundle and read it again: every tensor and every logit must be the same."""
+    write_bundle(output, bundle.net, threshold=bundle.threshold, scores=bundle.scores)
+    again = read_bundle(output).net.state_dict()
+    same = all(torch.equal(again[name], t) for name, t in bundle.net.state_dict().items())
+    assert same
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    print("  parity    every weight is bit for bit that of the checkpoint")
+    print(f'\nimport camtrain\nprediction, = camtrain.load("{output.name}")("picture.jpg")')
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="camtrain export",
+        description="Write a trained network as a file for inference, and check that it computes "
+        "what the network computes.",
+        epilog="Example: camtrain export runs/birds/checkpoints/best.ckpt --format onnx --top 5",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt of camtrain, or a bundle")
+    add("--format", required=True, metavar="{safetensors,onnx,pt2}", help="of the file")
+    add("--output", type=Path, help="the file; by default beside the checkpoint")
+    add("--overwrite", action="store_true", help="replace an older file")
+    add("--raw", action="store_true", help="take uint8 RGB pixels, normalize in the graph")
+    add("--top", type=int, help="maps of the best classes of each image only; default: all")
+    add("--heatmaps", action="store_true", help="also give heatmaps at the size of the input")
+    add(
+        "--precision",
+        choices=get_args(ExportPrecision),
+        default="fp32",
+        help="fp16 (ONNX only): backbone and neck in float16, half the size",
+    )
+    add("--images", type=Path, help="folder of pictures to check on; default: the val data")
+    return parser

@@ -1,0 +1,140 @@
+"""What a predictor runs: the one door behind which a torch, ONNX or exported network stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
+from camtrain.model.cam import CAMOutput
+from camtrain.model.camnet import CAMNet, Task
+from camtrain.preprocessing import Preprocessing
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Network(Protocol):
+    """A trained network with what it takes to use it, whatever runs it."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """K names."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network expects to be done to its pictures."""
+
+    @property
+    def task(self) -> Task:
+        """Whether scores are a softmax over the logits or a sigmoid of each."""
+
+    def class_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """Logits and class maps of prepared pictures.
+
+        Args:
+            images: (B, C, h, w), float32, on the CPU: resized and normalized. Their size is that of
+                the preprocessing.
+            top: Maps of the best classes of each image, best first; min(top, K) of them.
+            classes: (B, k) int64, on the CPU: maps of these classes. By default all K, in order.
+
+        Returns:
+            logits (B, K), float32; maps (B, k, h', w'), float32; classes (B, k), int64; all on one
+            device, whichever it is.
+
+        Raises:
+            CamtrainValueError: The network cannot give what is asked for, as an exported one that
+                gives the maps of its best classes only.
+        """
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the reader of a file gives: ``read(path, *, device, precision) -> Loaded``.
+
+    Attributes:
+        network: The network, ready on its device.
+        threshold: Map threshold of the boxes, in [0, 1).
+        scores: What the epoch of these weights reached, by logged name.
+    """
+
+    network: Network
+    threshold: float = DEFAULT_THRESHOLD
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class TorchNetwork:
+    """A ``CAMNet`` on a device, its weights laid out channels last."""
+
+    def __init__(
+        self, net: CAMNet, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+    ) -> None:
+        """Move the network itself to the device, the layout and evaluation mode.
+
+        Args:
+            net: Its weights stay float32, whatever the precision.
+            device: Such as cpu, cuda, cuda:1, mps; ``auto`` is the first of cuda, mps and cpu that
+                is there.
+            precision: ``fp32``, or ``bf16``: backbone and neck compute in bfloat16; pool, head and
+                maps stay float32.
+
+        Raises:
+            CamtrainValueError: The device or the precision is unknown or not there, or the network
+                does not know its preprocessing.
+        """
+        if precision not in get_args(Precision):
+            raise CamtrainValueError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}."
+            )
+        if net.preprocessing is None:
+            raise CamtrainValueError(
+                "preprocessing must be given, since this network does not know its own; pass "
+                "camtrain.Preprocessing(size=(H, W), mean=..., std=...)."
+            )
+        self.device = find_device(device)
+        self.precision: Precision = precision
+        self.net = net.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.preprocessing = net.preprocessing
+        self.class_names = names_of(net)
+        self.task = net.task
+
+    def class_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """See ``Network.class_maps``."""
+        images = images.to(self.device, memory_format=torch.channels_last)
+        lower = self.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
+            return self.net.class_maps(images, top=top, classes=classes)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of this name; ``auto`` is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        CamtrainValueError: There is no such device here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names = [name for name, is_there in there.items() if is_there] + ["cpu"]
+    if device == "auto":
+        return torch.device(names[0])
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in names or not _has_index(found):
+        raise CamtrainValueError(
+            f"device must be one of auto, {', '.join(names)} on this machine, got {str(device)!r}."
+        )
+    return found
+
+
+def _has_index(device: torch.device) -> bool:
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return device.index is None or device.index < count

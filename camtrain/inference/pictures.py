@@ -1,0 +1,129 @@
+"""What a predictor takes: files, folders, patterns, PIL images, arrays, tensors; one or many."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from camtrain.data import read_image, to_rgb
+from camtrain.data.folder import IMAGE_SUFFIXES
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainTypeError, CamtrainValueError
+
+Input = str | Path | Image.Image | NDArray[Any] | Tensor
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
+
+
+def every_input(inputs: Input | Iterable[Input]) -> Iterator[Input]:
+    """The inputs one by one, with the pictures of batches, folders and patterns in their place.
+
+    A folder stands for the pictures in it and in its folders, sorted, without what is hidden. A
+    pattern holds ``*``, ``?`` or ``[``, where no file has that very name; ``**`` goes down any
+    number of folders. A folder without pictures, and a pattern that nothing fits, stand for
+    themselves: ``pixels_of`` refuses them when it is their turn.
+    """
+    if isinstance(inputs, Tensor) and inputs.ndim == 4:
+        inputs = list(inputs)
+    is_one = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
+    is_many = isinstance(inputs, Iterable) and not is_one
+    for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
+        if isinstance(item, (str, Path)) and (files := _files(str(item))):
+            yield from files
+        else:
+            yield item
+
+
+def pixels_of(item: object) -> Tensor:
+    """The picture of an input, (C, H, W), uint8 or float32 in [0, 1].
+
+    Raises:
+        CamtrainTypeError: An input of another type.
+        CamtrainValueError: An address such as ``https://...``, a picture that cannot be read, or
+            pixels of another shape or range.
+        CamtrainFileNotFoundError: A path that does not exist, a folder without pictures, or a
+            pattern that nothing fits.
+    """
+    if isinstance(item, (str, Path)):
+        _check_path(str(item))
+        return read_image(item)
+    if isinstance(item, Image.Image):
+        item = np.asarray(to_rgb(item))
+    if not isinstance(item, (np.ndarray, Tensor)):
+        raise CamtrainTypeError(
+            "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got "
+            f"{type(item).__name__}."
+        )
+    pixels = item.detach().cpu() if isinstance(item, Tensor) else _from_array(item)
+    is_float = pixels.is_floating_point()
+    is_picture = pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.numel() > 0
+    if not is_picture or not (is_float or pixels.dtype == torch.uint8):
+        raise _refusal(item)
+    if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
+        raise CamtrainValueError(
+            "Float pixels must lie in [0, 1], raw and never normalized, got "
+            f"{pixels.min().item():.3g} to {pixels.max().item():.3g}."
+        )
+    return pixels.float() if is_float else pixels
+
+
+def _files(path: str) -> list[str]:
+    """The pictures in a folder, or the files that fit a pattern; empty for any other path."""
+    if os.path.isdir(path):
+        return _pictures_in(path)
+    if os.path.exists(path) or not glob.has_magic(path):
+        return []
+    return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+
+
+def _check_path(path: str) -> None:
+    if _ADDRESS.match(path):
+        raise CamtrainValueError(
+            f"{path} is an address, and camtrain reads only files; download it first."
+        )
+    if os.path.isdir(path):
+        raise CamtrainFileNotFoundError(
+            f"The folder {path} holds no pictures ({' '.join(IMAGE_SUFFIXES)}); check the path."
+        )
+    if glob.has_magic(path) and not os.path.exists(path):
+        raise CamtrainFileNotFoundError(f"No file fits the pattern {path}; check the path.")
+
+
+def _pictures_in(folder: str) -> list[str]:
+    """The pictures in a folder and in its folders, sorted, without what is hidden."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(root, name)
+            for name in files
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    """(C, H, W) of an array (H, W, C) or (H, W)."""
+    if array.ndim not in (2, 3) or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise _refusal(array)
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+    # A copy, since torch takes neither read-only memory nor the negative strides of BGR[..., ::-1].
+    pixels = torch.from_numpy(np.array(array, dtype, order="C"))
+    return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _refusal(pixels: NDArray[Any] | Tensor) -> CamtrainValueError:
+    return CamtrainValueError(
+        "Pixels must be arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (1, H, W), uint8 "
+        f"0..255 or float 0..1, got {type(pixels).__name__} of shape {tuple(pixels.shape)} and "
+        f"type {pixels.dtype}."
+    )

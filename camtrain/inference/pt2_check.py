@@ -1,0 +1,185 @@
+"""Whether a ``.pt2`` archive holds what camtrain writes and nothing else, read without torch.
+
+``torch.export.load`` is not made for files from strangers (torch 2.15): it unpickles sample inputs,
+custom objects and some tensors, loads compiled libraries, compiles guards, evaluates expressions,
+and calls whatever function of torch, math or operator a node names. So it gets an archive only
+after this check, which knows what may be there and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.inference.bundle import METADATA_KEY
+from camtrain.inference.exported import MOST_METADATA
+
+_MOST_JSON = 2**27  # bytes; the graph of a network of 1,000 layers takes 2 million
+_WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
+_CONFIGS = (f"{_WEIGHTS}model_weights_config.json", f"{_CONSTANTS}model_constants_config.json")
+_PROGRAM, _SAMPLES, _EXTRA = "models/model.json", "data/sample_inputs/model.pt", "extra/"
+_KNOWN = {
+    *("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"),
+    *("version", "data/version", *_CONFIGS, _PROGRAM, _SAMPLES, f"{_EXTRA}{METADATA_KEY}"),
+}
+_NUMBERS = re.compile(rf"{_WEIGHTS}weight_\d+|{_CONSTANTS}tensor_\d+")
+
+_NAME = re.compile(r"[\w.-]*")  # layers may be called block1-0; nothing can be called without ()
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|torch\.sym_(max|min|not|float|int|sqrt)"
+    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
+    r"|math\.(ceil|floor|trunc|sqrt)"
+)
+_SYMBOL = r"Symbol\('[a-z]+\d+'(, (positive|integer|nonnegative)=True)*\)|[su]\d+"
+_FUNCTION = (
+    r"(Mul|Add|Pow|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|IntTrueDiv|FloatTrueDiv|Max|Min|Integer"
+    r"|Rational|ToFloat|TruncToInt|RoundToInt|FloorToInt|CeilToInt|floor|ceiling|OpaqueUnaryFn_sqrt"
+    r"|Eq|Ne|Equality|Unequality|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|And|Or|Not)"
+)
+_EXPRESSION = re.compile(rf"({_SYMBOL}|{_FUNCTION}(?=\()|\d+(\.\d+)?|[-+*/(), ]|True|False)*")
+_WORDS = {"cpu", "none", "tanh", "floor", "trunc", "constant", "reflect", "ij", "nearest"}
+_EQUATION = re.compile(r"[A-Za-z, ]+->[A-Za-z]*")
+_CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
+_ARGUMENTS = {
+    f"as_{kind}"
+    for kind in (
+        *("none", "name", "expr", "tensor", "tensors", "int", "ints", "float", "floats", "string"),
+        *("bool", "bools", "sym_int", "sym_ints", "sym_float", "sym_floats", "sym_bool"),
+        *("sym_bools", "scalar_type", "memory_format", "layout", "device", "optional_tensor"),
+        *("optional_tensors", "nested_tensors", "int_lists"),
+    )
+}
+
+
+def check_archive(path: Path) -> bytes | None:
+    """The metadata of an archive that holds nothing but operators, numbers and names.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: It is no such archive; nothing of it was executed.
+    """
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"No exported program at {path.absolute()}; give the path of an exported .pt2."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, path.stat().st_size)
+            extra = members.get(f"{_EXTRA}{METADATA_KEY}")
+            if extra is None:
+                return None
+            _check_program(json.loads(_text(archive, members[_PROGRAM], _MOST_JSON)))
+            for config in _CONFIGS:
+                _check_numbers(json.loads(_text(archive, members[config], _MOST_JSON)), members)
+            return _text(archive, extra, MOST_METADATA)
+    except (*_DAMAGES, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CamtrainValueError(
+            f"{path} is not a .pt2 that camtrain exported ({reason:.300}), and is not loaded; "
+            "export it again."
+        ) from error
+
+
+# What zipfile, json and lookups raise for damaged files; UnicodeDecodeError is a ValueError.
+_DAMAGES = (
+    *(zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(NotImplementedError, RuntimeError, OSError, EOFError),
+)
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by name below the one folder; torch stores them as they are, side by side."""
+    infos = archive.infolist()
+    stored = sum(info.file_size for info in infos)
+    if stored > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise ValueError(f"its members unpack to {stored} bytes, the file has {size}")
+    members = {info.filename.partition("/")[2]: info for info in infos}
+    folders = {info.filename.partition("/")[0] for info in infos}
+    if len(members) != len(infos) or len(folders) != 1 or archive.comment:
+        raise ValueError("its members are named twice, or lie in several folders")
+    for name, info in members.items():
+        if name not in _KNOWN and not _NUMBERS.fullmatch(name):
+            raise ValueError(f"it holds {name!r:.100}")
+        if name == _SAMPLES and info.file_size:
+            raise ValueError("it holds pickled sample inputs")
+    return members
+
+
+def _text(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    if info.file_size > most:
+        raise ValueError(f"{info.filename} has {info.file_size} bytes, the most is {most}")
+    return archive.read(info)
+
+
+def _check_numbers(config: dict[str, Any], members: dict[str, zipfile.ZipInfo]) -> None:
+    """Tensors are numbers, not pickles, and no larger than what is stored of them."""
+    _check(config)
+    for name, tensor in config["config"].items():
+        if tensor["use_pickle"] is not False:
+            raise ValueError(f"it pickles the tensor {name!r:.100}")
+        folder = _WEIGHTS if tensor["path_name"].startswith("weight_") else _CONSTANTS
+        sides = [side["as_int"] for side in tensor["tensor_meta"]["sizes"]]
+        if math.prod(sides) > members[folder + tensor["path_name"]].file_size:
+            raise ValueError(f"the tensor {name!r:.100} is larger than what is stored of it")
+
+
+def _check_program(program: dict[str, Any]) -> None:
+    """A graph of torch's own operators on tensors and sizes, without guards, which are code."""
+    if program.pop("guards_code", []):
+        raise ValueError("it has guards, which are code")
+    for expression in program.pop("range_constraints"):
+        _check_text("expr_str", expression)
+    graph_module = program["graph_module"]
+    for node in graph_module["graph"]["nodes"]:
+        if node.pop("metadata"):
+            raise ValueError("its operators carry metadata")
+        words = [
+            given["arg"].pop("as_string") for given in node["inputs"] if "as_string" in given["arg"]
+        ]
+        is_einsum = node["target"] == "torch.ops.aten.einsum.default"
+        for word in words:
+            if word not in _WORDS and not (is_einsum and _EQUATION.fullmatch(word)):
+                raise ValueError(f"it passes the text {word!r:.100} to {node['target']!r:.100}")
+    _check(program)
+
+
+def _check(value: object, key: str = "") -> None:
+    """Names, numbers and expressions, all the way down."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            _check_text("", name)
+            if name.startswith("as_") and name not in _ARGUMENTS:
+                raise ValueError(f"it has an argument {name!r:.100}")
+            _check(inside, name)
+    elif isinstance(value, list):
+        for inside in value:
+            _check(inside, key)
+    elif isinstance(value, str):
+        _check_text(key, value)
+
+
+def _check_text(key: str, text: str) -> None:
+    if key in ("in_spec", "out_spec"):
+        _check_spec(json.loads(text)[1])
+        return
+    allowed = {
+        "target": _OPERATOR,
+        "expr_str": _EXPRESSION,
+        "torch_version": re.compile(r"[\w.+]*"),
+    }
+    if not allowed.get(key, _NAME).fullmatch(text):
+        raise ValueError(f"it has the {key or 'name'} {text!r:.100}")
+
+
+def _check_spec(spec: dict[str, Any]) -> None:
+    """How inputs and outputs are nested: in tuples, lists and dicts of plain keys."""
+    keys = "null" if spec["context"] is None else str(spec["context"])
+    if spec["type"] not in _CONTAINERS or not re.fullmatch(r"null|\[[\w\", ]*\]", keys):
+        raise ValueError(f"its inputs are a {spec['type']!r:.100}")
+    for inside in spec["children_spec"]:
+        _check_spec(inside)

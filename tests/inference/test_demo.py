@@ -1,0 +1,121 @@
+"""The page shows what the predictor says, on this machine only."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import camtrain
+from camtrain import Predictor, cli
+from camtrain.errors import CamtrainValueError
+from camtrain.inference import demo
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    net = camtrain.create_model("camtrain/digits", 7, neck=(), backbone_args={"width": 2})
+    return Predictor(net, threshold=0.3)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_a_card_is_the_overlay_with_the_boxes_of_the_threshold(
+    predictor: Predictor, picture: Path
+) -> None:
+    seen = demo.predicted(predictor, str(picture))
+    assert seen is not None
+    cards = demo.cards_of(seen, 0.3)
+    assert len(cards) == 5
+    for rank, (drawn, text) in enumerate(cards):
+        assert drawn.size == (60, 40)
+        count = len(seen.boxes[rank])
+        assert text.startswith(f"{seen.names[rank]}: {100 * seen.scores[rank]:.1f}%, {count} box")
+        assert np.asarray(drawn).tobytes() != np.asarray(seen.overlay(rank)).tobytes()
+    higher = demo.cards_of(seen, 0.9)
+    assert higher[0][0].tobytes() != cards[0][0].tobytes()
+    assert demo.predicted(predictor, None) is None
+    assert demo.cards_of(None, 0.3) == []
+
+
+def test_without_gradio_it_says_what_to_install(
+    predictor: Predictor,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(CamtrainValueError, match=r"pip install 'camtrain\[demo\]'"):
+        demo.page(predictor, "title")
+    assert cli.main(["demo", str(picture)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_page_answers_on_this_machine_and_refuses_large_files(
+    predictor: Predictor, picture: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, since the server leaves threads and warnings behind."""
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+    predictor.save(tmp_path / "model.safetensors")
+    with socket.socket() as free:
+        free.bind((demo.LOCAL, 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "train.py"), "demo", str(tmp_path / "model.safetensors")]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path) as server:
+        try:
+            url = f"http://{demo.LOCAL}:{port}"
+            wait_for(f"{url}/config")
+            [uploaded] = json.loads(upload(url, picture.read_bytes()))
+            file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+            body = json.dumps({"data": [file, 0.3]}).encode()
+            event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
+            with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
+                said = answer.read().decode()
+            assert "event: complete" in said
+            assert said.count('"caption"') == 5
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                upload(url, bytes((demo.MOST_MEGABYTES + 1) * 2**20))
+            assert refused.value.code == 413
+            refused.value.close()
+        finally:
+            server.terminate()
+
+
+def wait_for(url: str) -> None:
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url).close()
+            return
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    pytest.fail(f"nothing answers at {url}")
+
+
+def upload(url: str, content: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    kind = "multipart/form-data; boundary=x"
+    return posted(f"{url}/gradio_api/upload", head + content + b"\r\n--x--\r\n", kind)
+
+
+def posted(url: str, body: bytes, kind: str) -> bytes:
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request) as answer:
+        content: bytes = answer.read()
+    return content
