@@ -325,7 +325,10 @@ def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path)
         ({"scores": 3}, "AttributeError"),
         ({"preprocessing": {"size": [0, 4]}}, "size must be two positive numbers"),
         ({"preprocessing": {"scale": 4}}, "unexpected keyword argument 'scale'"),
-        ({"architecture": []}, "AttributeError"),
+        ({"architecture": []}, "TypeError"),
+        ({"architecture": {"backbone": "timm/local-dir:."}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"backbone": "timm/hf-hub:a/b"}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"backbone": "os/system"}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {}}, "KeyError: 'backbone'"),
     ],
 )
