@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
@@ -78,7 +79,7 @@ class TorchNetwork:
         """Move the network itself to the device, the layout and evaluation mode.
 
         Args:
-            net: Its weights stay float32, whatever the precision.
+            net: Its weights stay float32, whatever the precision: ``bf16`` computes with a copy.
             device: Such as cpu, cuda, cuda:1, mps; ``auto`` is the first of cuda, mps and cpu that
                 is there.
             precision: ``fp32``, or ``bf16``: backbone and neck compute in bfloat16; pool, head and
@@ -103,6 +104,7 @@ class TorchNetwork:
         self.preprocessing = net.preprocessing
         self.class_names = names_of(net)
         self.task = net.task
+        self._running = _lowered(self.net) if precision == "bf16" else self.net
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -111,7 +113,20 @@ class TorchNetwork:
         images = images.to(self.device, memory_format=torch.channels_last)
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return self.net.class_maps(images, top=top, classes=classes)
+            return self._running.class_maps(images, top=top, classes=classes)
+
+
+def _lowered(net: CAMNet) -> CAMNet:
+    """A copy whose convolutions hold bfloat16, so that autocast need not cast them each time.
+
+    The head stays float32; so do norms, and layers that compute their weights.
+    """
+    lowered = copy.deepcopy(net)
+    for part in (lowered.backbone, lowered.neck):
+        for module in part.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):
+                module.to(torch.bfloat16)
+    return lowered
 
 
 def find_device(device: str | torch.device) -> torch.device:
