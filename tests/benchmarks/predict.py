@@ -33,7 +33,7 @@ def picture(size_hw: tuple[int, int], seed: int) -> Tensor:
     return ((0.9 * smooth + 0.1 * torch.rand(3, *size_hw, generator=generator)) * 255).byte()
 
 
-def plain(network: nn.Module, images: Tensor, batches: int = 1) -> None:
+def plain(network: Callable[[Tensor], object], images: Tensor, batches: int = 1) -> None:
     """The forward pass alone."""
     with torch.inference_mode():
         for _ in range(batches):
@@ -92,9 +92,10 @@ def main(rounds: int, folder: str | None) -> None:
         for precision, predictor in predictors.items():
             network = predictor.network
             last = images.to(memory_format=torch.channels_last)
-            forward = partial(plain, network.class_maps, last, batches=-(-files // BATCH))
+            alone = partial(network.class_maps, top=1)
+            forward = partial(plain, alone, last, batches=-(-files // BATCH))
             whole = partial(predicted, predictor, folder or drawn)
-            ways = {"forward pass alone, channels last": forward, "predictor": whole}
+            ways = {"the predictor's forward pass alone": forward, "predictor": whole}
             compare(f"{files} JPEG files, {precision}", ways, max(2, rounds // 3), files)
 
 
