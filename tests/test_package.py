@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import camtrain
 
@@ -68,6 +69,28 @@ assert prediction.overlay(rank=2).size == (30, 20)
 """
     heavy = ("pytorch_lightning", "lightning", "lightning_fabric", "wandb", "timm", "jsonargparse")
     assert loaded_by(code, "torch", "camtrain.training", *heavy) == {"torch"}
+
+
+def test_where_lightning_and_wandb_are_missing_pictures_are_predicted(tmp_path: Path) -> None:
+    """Loading, predicting, saving and the verb, in a process that cannot import them."""
+    path, output = tmp_path / "model.safetensors", tmp_path / "out"
+    net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
+    camtrain.Predictor(net).save(path)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    missing = ("pytorch_lightning", "lightning", "lightning_fabric", "wandb", "jsonargparse")
+    code = f"""
+import sys
+for name in {missing}:
+    sys.modules[name] = None
+import camtrain, camtrain.cli
+predictor = camtrain.load({str(path)!r})
+[prediction] = predictor({str(tmp_path / "a.png")!r})
+predictor.save({str(tmp_path / "again.safetensors")!r})
+args = ["predict", {str(path)!r}, {str(tmp_path)!r}, "--output", {str(output)!r}]
+assert camtrain.cli.main(args) == 0
+"""
+    loaded_by(code)
+    assert (output / "predictions.jsonl").read_text().count("\n") == 1
 
 
 def test_every_public_name_resolves_and_is_listed() -> None:

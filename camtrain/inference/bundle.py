@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,7 @@ def read_checkpoint(path: str | Path) -> Bundle:
 
 def _assemble(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
     try:
+        _check_name(metadata["architecture"]["backbone"])
         net = from_recipe(metadata["architecture"])
         net.load_state_dict(tensors)
         if metadata["class_names"] is not None:
@@ -177,6 +179,12 @@ def _assemble(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) 
             "source again."
         ) from error
     return Bundle(net.eval(), threshold, scores)
+
+
+def _check_name(name: str) -> None:
+    """Refuse what timm would look for in a folder or on a network, such as ``hf-hub:...``."""
+    if not re.fullmatch(r"(torchvision|timm|camtrain)/[\w.-]+", name):
+        raise CamtrainValueError(f"backbone must be LIBRARY/NAME, got {name!r}.")
 
 
 def names_of(net: CAMNet) -> Sequence[str]:

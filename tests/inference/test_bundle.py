@@ -1,6 +1,7 @@
 """The bundle keeps everything, is written whole or not at all, and is refused in one sentence."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,96 @@ def assert_refused(path: Path, *parts: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def with_header(header: object, data: bytes = bytes(16)) -> bytes:
+    """A safetensors file of this header, whatever it says."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor_at(begin: int, end: int, shape: tuple[int, ...] = (2,)) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",  # a header longer than the file
+        (10**9).to_bytes(8, "little") + b"{}" + bytes(100),
+        with_header({"a": tensor_at(0, 8), "b": tensor_at(4, 12)}),  # overlapping
+        with_header({"a": tensor_at(0, 8), "b": tensor_at(0, 8)}),
+        with_header({"a": tensor_at(0, 8)}),  # bytes that are nobody's
+        with_header({"a": tensor_at(8, 16)}),  # a hole
+        with_header({"a": tensor_at(0, 2**40, (2**38,))}),  # more than there is
+        with_header({"a": tensor_at(0, 16, (2**62, 2**62))}),  # a shape that overflows
+        with_header({"a": tensor_at(16, 0)}),
+        with_header({"a": {"dtype": "PICKLE", "shape": [4], "data_offsets": [0, 16]}}),
+        with_header(b"{" * 5000),
+        with_header(b"\xff\xfe not text"),
+        with_header({"__metadata__": {"camtrain": {"not": "text"}}, "a": tensor_at(0, 16, (4,))}),
+    ],
+)
+def test_a_hostile_header_is_refused(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    assert_refused(path, "is not a readable safetensors file")
+
+
+class Bomb:
+    """Its pickle writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What loading calls."""
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("key", ["camtrain", "state_dict", "callbacks", None])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_in_a_checkpoint_is_refused_and_does_nothing(
+    zipped: bool, key: str | None, tmp_path: Path
+) -> None:
+    """Wherever it hides, and though all that is needed stands beside it."""
+    net, path, trace = digits_net(), tmp_path / "best.ckpt", tmp_path / "executed"
+    assert net.recipe is not None
+    assert net.preprocessing is not None
+    content: dict[str, Any] = {
+        "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
+        "camtrain": {
+            "architecture": net.recipe,
+            "class_names": ["a", "b", "c"],
+            "preprocessing": net.preprocessing.to_dict(),
+            "map_threshold": 0.2,
+        },
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert camtrain.load(path).network.class_names == ("a", "b", "c")
+    torch.save(
+        {**content, key: Bomb(trace)} if key else Bomb(trace),
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(
+        CamtrainValueError, match="is not a camtrain checkpoint that can be read safely"
+    ) as error:
+        camtrain.load(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04" + bytes(200), pickle.dumps({"camtrain": {}}), b"\x80\x05.", b"text"],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CamtrainValueError, match="is not a camtrain checkpoint") as error:
+        camtrain.load(path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_truncated_bundle_is_refused(path: Path) -> None:
     write_bundle(path, digits_net())
     path.write_bytes(path.read_bytes()[:-4])
@@ -234,7 +325,10 @@ def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path)
         ({"scores": 3}, "AttributeError"),
         ({"preprocessing": {"size": [0, 4]}}, "size must be two positive numbers"),
         ({"preprocessing": {"scale": 4}}, "unexpected keyword argument 'scale'"),
-        ({"architecture": []}, "AttributeError"),
+        ({"architecture": []}, "TypeError"),
+        ({"architecture": {"backbone": "timm/local-dir:."}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"backbone": "timm/hf-hub:a/b"}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"backbone": "os/system"}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {}}, "KeyError: 'backbone'"),
     ],
 )

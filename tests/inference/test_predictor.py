@@ -2,6 +2,9 @@
 
 import copy
 import doctest
+import gc
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +28,7 @@ from camtrain.inference.bundle import read_bundle
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
+from camtrain.model.cam import CAMOutput
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing, ResizeMode
 
@@ -443,3 +447,176 @@ def test_the_example_prints_what_it_says() -> None:
     failed, attempted = doctest.testmod(predictor_module)
     assert attempted > 0
     assert failed == 0
+
+
+def test_classes_that_are_asked_for_come_best_first(predictor: Predictor) -> None:
+    image = picture(37, 50)
+    [every] = predictor(image, top=6)
+    for wanted in (["cat", "ant", "fox"], [2, 0, 5], ["cat", 0, 5]):
+        [found] = predictor(image, classes=wanted)
+        assert set(found.names) == {"cat", "ant", "fox"}
+        assert list(found.scores) == sorted(found.scores, reverse=True)
+        for rank, number in enumerate(found.classes):
+            place = every.classes.index(number)
+            assert found.scores[rank] == pytest.approx(every.scores[place], abs=1e-6)
+            heat = every.heatmaps[place]
+            torch.testing.assert_close(found.heatmaps[rank], heat, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "classes must be a list of at least one"),
+        ("cat", "classes must be a list of at least one"),
+        (["kat"], "There is no class 'kat'; the names next to it are cat"),
+        (["zzzzzz"], "the names next to it are ant, bee, cat, dog, eel, ..."),
+        ([6], "classes must lie in 0..5, got 6"),
+        ([-1], "classes must lie in 0..5, got -1"),
+        (["cat", 2], "classes must differ from one another"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused_at_once(
+    classes: Any,  # noqa: ANN401
+    message: str,
+    predictor: Predictor,
+) -> None:
+    with pytest.raises(CamtrainValueError) as error:
+        predictor("unread.png", classes=classes)
+    assert message in str(error.value)
+
+
+def test_a_name_of_two_classes_asks_for_a_number() -> None:
+    net = planted_net(Preprocessing((48, 40)))
+    predictor = Predictor(net, class_names=["crane", "crane"])
+    with pytest.raises(CamtrainValueError, match=r"name of the classes \[0, 1\]; give a number"):
+        predictor(picture(20, 30), classes=["crane"])
+    with pytest.raises(CamtrainValueError, match="top and classes exclude each other"):
+        predictor(picture(20, 30), classes=[0], top=1)
+
+
+def test_flips_are_the_mean_of_the_picture_and_its_mirror_image(predictor: Predictor) -> None:
+    image = picture(37, 50)
+    assert predictor.net is not None
+    straight = prepare(image, predictor.preprocessing)
+    with torch.no_grad():
+        out = predictor.net.class_maps(torch.stack((straight, straight.flip(-1))))
+    logits, maps = out.logits.mean(0), (out.maps[0] + out.maps[1].flip(-1)) / 2
+    [found] = predictor(image, top=6, tta="flip")
+    assert list(found.classes) == logits.argsort(descending=True).tolist()
+    assert found.scores == pytest.approx(logits.softmax(0).sort(descending=True).values.tolist())
+    heat = picture_heatmaps(maps[list(found.classes)], predictor.preprocessing, (37, 50))
+    torch.testing.assert_close(found.heatmaps, heat, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ten_crops_find_the_planted_square_where_it_is(mode: ResizeMode) -> None:
+    """The crops have the size of the network's input; their maps cover the wider picture."""
+    sizes: list[tuple[int, ...]] = []
+    # Black is 0: the authors take the absolute value of each crop's map.
+    black = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    net = planted_net(Preprocessing((56, 56), resize_mode=mode, crop_pct=0.875, **black))
+    net.backbone.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape))
+    image = torch.zeros(3, 128, 192, dtype=torch.uint8)
+    image[:, 40:88, 72:120] = 255
+    [found] = Predictor(net)(image, classes=["bright"], threshold=0.6, tta="tencrop")
+    assert sizes == [(10, 3, 56, 56)]
+    assert found.heatmaps.shape == (1, 128, 192)
+    x0, y0, x1, y1 = found.boxes[0][0].tolist()
+    intersection = (min(x1, 120) - max(x0, 72)) * (min(y1, 88) - max(y0, 40))
+    union = (x1 - x0) * (y1 - y0) + 48 * 48 - intersection
+    assert intersection / union > 0.6
+
+
+def test_what_cannot_be_read_is_handed_over_in_its_turn(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    for name in ("a", "c", "e"):
+        Image.fromarray(array_of(picture(20, 30))).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_text("no picture")
+    inputs = [tmp_path / f"{name}.png" for name in "abcde"] + [np.zeros(5), tmp_path / "a.png"]
+    for batch_size in (1, 2, 3, 8):
+        story: list[Any] = []
+
+        def on_error(item: object, error: CamtrainError, story: list[Any] = story) -> None:
+            story.append((item, error))
+
+        for prediction in predictor(inputs, batch_size=batch_size, on_error=on_error):
+            story.append(prediction.path)
+        assert [story[0], story[2], story[4], story[6]] == [
+            str(tmp_path / f"{name}.png") for name in "acea"
+        ]
+        for (item, error), expected in zip((story[1], story[3], story[5]), (1, 3, 5), strict=True):
+            assert item is inputs[expected]
+            assert isinstance(error, CamtrainError)
+        assert len(story) == 7
+    everything = predictor([tmp_path / "b.png"] * 3, on_error=lambda *_: None)
+    assert list(everything) == []
+
+
+def test_what_comes_before_a_bad_file_is_predicted_before_the_error(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    found = predictor([picture(20, 30), picture(30, 20), tmp_path / "none.png", picture(20, 20)])
+    assert [next(found).size_hw, next(found).size_hw] == [(20, 30), (30, 20)]
+    with pytest.raises(CamtrainFileNotFoundError, match=r"none\.png does not exist"):
+        next(found)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(predictor: Predictor) -> None:
+    """At no time are there more pictures and predictions than two batches hold."""
+    made: list[weakref.ref[Any]] = []
+    most = 0
+
+    def images() -> Iterator[np.ndarray[Any, Any]]:
+        for seed in range(60):
+            image = array_of(picture(20, 30, seed=seed))
+            made.append(weakref.ref(image))
+            yield image
+
+    for prediction in predictor(images(), batch_size=4, top=1):
+        made.append(weakref.ref(prediction))
+        most = max(most, sum(one() is not None for one in made))
+    assert most <= 2 * 2 * 4 + 2
+
+
+def test_the_threads_end_with_the_predictions_even_if_nobody_takes_them_all(
+    predictor: Predictor,
+) -> None:
+    before, cores = threading.active_count(), torch.get_num_threads()
+    found = predictor((picture(20, 30, seed=seed) for seed in range(50)), batch_size=2)
+    next(found)
+    assert threading.active_count() > before
+    del found
+    gc.collect()
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == cores
+
+
+class OnlyTheBest:
+    """A network of somebody else: it gives the maps of its best two classes and no others."""
+
+    class_names, preprocessing, task = ("a", "b", "c"), Preprocessing((16, 24)), "multilabel"
+
+    def class_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """Maps whose values are their class."""
+        if top is None or top > 2 or classes is not None:
+            raise CamtrainValueError("This file holds the maps of its best 2 classes only.")
+        logits = torch.tensor([[0.0, 3.0, -1.0]]).repeat(len(images), 1)
+        chosen = logits.topk(top).indices
+        ramp = torch.linspace(0, 1, 6).repeat(len(images), top, 4, 1)
+        return CAMOutput(logits, ramp * (1 + chosen[:, :, None, None]), chosen)
+
+
+def test_any_network_behind_the_door_is_predicted_with(tmp_path: Path) -> None:
+    predictor = Predictor(OnlyTheBest(), threshold=0.5)  # type: ignore[arg-type]
+    assert predictor.net is None
+    [found] = predictor(picture(20, 30), top=2)
+    assert found.names == ("b", "a")
+    assert found.scores == pytest.approx((0.952574, 0.5))  # each a sigmoid
+    assert found.boxes[0].tolist() == [[15, 0, 30, 20]]
+    with pytest.raises(CamtrainValueError, match="best 2 classes only"):
+        list(predictor(picture(20, 30)))
+    with pytest.raises(CamtrainValueError, match="cannot become a bundle"):
+        predictor.save(tmp_path / "model.safetensors")
