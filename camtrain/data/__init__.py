@@ -46,10 +46,12 @@ from camtrain.data.transforms import (
     resize,
     to_pixels,
 )
+from camtrain.data.tree import IMAGE_SUFFIXES
 from camtrain.data.views import View
 
 __all__ = [
     "AUGMENTATIONS",
+    "IMAGE_SUFFIXES",
     "SOURCES",
     "Augmentation",
     "Augmented",

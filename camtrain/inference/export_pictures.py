@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.data import Source, SourceOptions, make_source, read_image, source_splits
+from camtrain.data import IMAGE_SUFFIXES, Source, SourceOptions, make_sources, read_image
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
 from camtrain.inference.bundle import names_of
 from camtrain.model.camnet import CAMNet
 
 MOST_PICTURES = 8
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Pictures(NamedTuple):
@@ -48,10 +47,10 @@ def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) ->
     if folder is not None:
         with suppress(CamtrainError):  # other folders of pictures will do as well
             return _labelled("folder", {"root": str(folder)}, net)
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise CamtrainFileNotFoundError(
-                f"--images must name a folder of pictures ({' '.join(_SUFFIXES)}), got "
+                f"--images must name a folder of pictures ({' '.join(IMAGE_SUFFIXES)}), got "
                 f"{folder.absolute()}."
             )
         chosen = [files[place] for place in _spread(len(files))]
@@ -84,9 +83,8 @@ def _labelled(name: str, settings: dict[str, Any], net: CAMNet) -> Pictures:
     known = {field.name for field in fields(SourceOptions)}
     given = {key: value for key, value in settings.items() if key in known}
     options = SourceOptions(**{**given, "class_names": names_of(net)})
-    splits = source_splits(name, options)
-    split = next(s for s in ("val", "test", "train") if s in splits)
-    source = make_source(name, split, options)
+    sources = make_sources(name, options)
+    split, source = next((s, sources[s]) for s in ("val", "test", "train") if s in sources)
     images = [source.read(index).image for index in _spread(len(source))]
     place = settings.get("root") or f"the source {name}"
     return Pictures(images, f"pictures of {place}, {split}", source)

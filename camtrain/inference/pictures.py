@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.data import read_image, to_rgb
-from camtrain.data.folder import IMAGE_SUFFIXES
+from camtrain.data.tree import IMAGE_SUFFIXES
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainTypeError, CamtrainValueError
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
