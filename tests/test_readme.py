@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 import camtrain
-from camtrain.cli import VERBS
+from camtrain.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -69,3 +69,21 @@ def test_the_script_trains_and_ships_and_the_predictor_reads_it(
     exec(code, {})
     assert (tmp_path / "a.jpg_cam.png").is_file()
     assert camtrain.load("model.safetensors").net.class_names == ("blue", "red")
+
+
+@pytest.mark.slow
+def test_the_exported_file_runs_in_these_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    run = tmp_path / "runs" / "quickstart"
+    run.mkdir(parents=True)
+    net = camtrain.create_model("camtrain/digits", 10, in_chans=1, neck=())
+    camtrain.Predictor(net).save(run / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    [command] = re.findall(r"^camtrain (export .*)$", TEXT, re.MULTILINE)
+    assert main(command.split()) == 0
+    names: dict[str, object] = {}
+    exec(block("python", "onnxruntime"), names)
+    assert names["logits"].shape == (1, 10)
+    assert names["maps"].shape == (1, 10, 16, 16)

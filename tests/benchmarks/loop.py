@@ -1,7 +1,7 @@
 """The Lightning module against a bare PyTorch loop that does the same work.
 
-Both train resnet18 on batches of 64 pictures from memory, in turns of a few steps, so that a busy
-machine slows down both; a turn of the module is timed inside one run of the trainer.
+Both train resnet18 on batches of 64 pictures from memory, in turns of a few steps inside one run of
+the trainer; processor time is compared, in which other work on the machine does not count.
 
 Run: python tests/benchmarks/loop.py [SIDE [TURNS [STEPS]]], by default 64 pixels, 12 turns, 4 steps
 """
@@ -43,7 +43,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def bare_loop(loader: DataLoader[tuple[Tensor, Tensor]], steps: int) -> Iterator[float]:
-    """Seconds of every ``steps`` steps of a loop as people write it."""
+    """Processor seconds of every ``steps`` steps of a loop as people write it."""
     net = camtrain.create_model("torchvision/resnet18", CLASSES, weights=None, neck=())
     net = net.to(memory_format=torch.channels_last).train()
     decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -54,7 +54,7 @@ def bare_loop(loader: DataLoader[tuple[Tensor, Tensor]], steps: int) -> Iterator
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1, step / len(loader))))
     )
-    start, total = time.perf_counter(), 0.0
+    start, total = time.process_time(), 0.0
     for number, (images, labels) in enumerate(loader, start=1):
         optimizer.zero_grad()
         loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), labels)
@@ -63,8 +63,8 @@ def bare_loop(loader: DataLoader[tuple[Tensor, Tensor]], steps: int) -> Iterator
         schedule.step()
         total += loss.item()  # what everybody looks at
         if number % steps == 0:
-            yield time.perf_counter() - start
-            start = time.perf_counter()
+            yield time.process_time() - start
+            start = time.process_time()  # the other loop's turn is over
 
 
 class Turns(Callback):
@@ -77,7 +77,7 @@ class Turns(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin."""
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
     def on_train_batch_end(
         self,
@@ -89,26 +89,9 @@ class Turns(Callback):
     ) -> None:
         """Change places after some steps."""
         if (batch_idx + 1) % self.steps == 0:
-            self.own.append(time.perf_counter() - self.start)
+            self.own.append(time.process_time() - self.start)
             self.others.append(next(self.other))
-            self.start = time.perf_counter()
-
-
-class InTurns(Iterator[float]):
-    """The bare loop's turns; the time between them is not its own."""
-
-    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], steps: int) -> None:
-        self.turns = bare_loop(loader, steps)
-        self.waited = 0.0
-        self.left: float | None = None
-
-    def __next__(self) -> float:
-        """Seconds of the next turn."""
-        now = time.perf_counter()
-        waited = 0.0 if self.left is None else now - self.left
-        seconds = next(self.turns) - waited
-        self.left = time.perf_counter()
-        return seconds
+            self.start = time.process_time()
 
 
 if __name__ == "__main__":
@@ -118,7 +101,7 @@ if __name__ == "__main__":
     data = Pictures(side, turns * steps)
     loader = DataLoader(data, batch_size=None)
     module = CAMModule("torchvision/resnet18", CLASSES, weights=None, neck=(), warmup_epochs=0.0)
-    taking_turns = Turns(InTurns(DataLoader(data, batch_size=None), steps), steps)
+    taking_turns = Turns(bare_loop(DataLoader(data, batch_size=None), steps), steps)
     trainer = Trainer(
         accelerator="cpu",
         precision="32-true",
