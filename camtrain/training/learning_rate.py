@@ -23,7 +23,6 @@ class FoundLearningRate(LearningRateFinder):
     rate that was found when it began; ``fast_dev_run`` keeps the one that was given.
     """
 
-    is_trying = False
     _continues = False
 
     def __init__(self) -> None:
@@ -45,11 +44,12 @@ class FoundLearningRate(LearningRateFinder):
         if self._continues or getattr(trainer, "fast_dev_run", False):
             return
         epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
-        self.is_trying = True
+        module: Any = pl_module
+        module.is_trying_rates = True
         try:
             self.lr_find(trainer, pl_module)
         finally:
-            self.is_trying = False
+            module.is_trying_rates = False
             trainer.fit_loop.max_epochs = epochs
         assert self.optimal_lr is not None
         pl_module.hparams["lr"] = steepest(**self.optimal_lr.results)

@@ -20,7 +20,7 @@ def check_class_weights(weights: ClassWeights | None, num_classes: int) -> None:
 
     Raises:
         CamtrainTypeError: They are neither ``balanced`` nor numbers.
-        CamtrainValueError: There are not K of them, or some are negative.
+        CamtrainValueError: There are not K of them, or some are not above 0.
     """
     if weights is None or weights == "balanced":
         return
@@ -29,9 +29,9 @@ def check_class_weights(weights: ClassWeights | None, num_classes: int) -> None:
         raise CamtrainTypeError(
             f"class_weights must be balanced, a list of numbers, or None, got {weights!r}."
         )
-    if len(weights) != num_classes or min(weights) < 0:
+    if len(weights) != num_classes or min(weights) <= 0:
         raise CamtrainValueError(
-            f"class_weights must hold one number, at least 0, for each of the {num_classes} "
+            f"class_weights must hold one number above 0 for each of the {num_classes} "
             f"classes, got {weights}."
         )
 
@@ -88,6 +88,10 @@ class FiniteLoss:
             arrives = torch.cuda.current_stream(loss.device).record_event()
             loss = copied
         self._seen.append(_Seen(loss, arrives, batch, batch_idx))
+
+    def forget(self) -> None:
+        """Look at none of the losses so far."""
+        self._seen.clear()
 
     def check(self, *, step: int, epoch: int, lr: float) -> None:
         """Look at the losses since the last step.

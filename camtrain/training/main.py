@@ -167,7 +167,9 @@ class CamtrainCLI(LightningCLI):
             self.trainer.fit(model, ckpt_path=ckpt_path, **kwargs)
         if self.folder is None:
             return
-        if "test" in self.datamodule.sources:
+        if not self.folder.best.is_file():
+            print("No epoch was validated, so none is the best, and none was tested or shipped.")
+        elif "test" in self.datamodule.sources:
             with self._ending_cleanly():
                 self.trainer.test(
                     self.model, self.datamodule, ckpt_path=str(self.folder.best), verbose=False
@@ -215,6 +217,7 @@ class CamtrainCLI(LightningCLI):
             folder,
             model=self.model.hparams,
             data=self.datamodule.hparams,
+            monitor=self.config[self.subcommand]["monitor"],
             max_epochs=self.trainer.max_epochs,
         )
         return LoggedSoFar.of(checkpoint)

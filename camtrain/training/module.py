@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
@@ -40,7 +41,7 @@ from camtrain.training.losses import (
 from camtrain.training.mixing import Mixing
 from camtrain.training.mosaics import mosaic_scores
 from camtrain.training.multilabel import loss_of
-from camtrain.training.optimization import Optimization, configure
+from camtrain.training.optimization import Optimization, configure, make_schedule
 from camtrain.training.solvers import HeadSolver
 from camtrain.training.solving import check_solver, resting_optimizer, solve
 
@@ -58,6 +59,7 @@ class CAMModule(LightningModule):
         net: The ``CAMNet``.
         map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
         is_calibrated: Whether one had.
+        is_trying_rates: Whether ``find_lr`` is at work.
         reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
     """
 
@@ -186,6 +188,12 @@ class CAMModule(LightningModule):
         self._mixing = Mixing(self.net.head.out_features, task, mixup=mixup, cutmix=cutmix)
         self._class_weights: Tensor | None = None
         self._losses = FiniteLoss()
+        self.is_trying_rates = False
+        if find_lr and head_solver != "sgd":
+            raise CamtrainValueError(
+                f"head_solver {head_solver} takes no steps and has no rate to find; leave find_lr "
+                "out."
+            )
         check_solver(head_solver, self.net, self._freezing.stays and freeze_backbone)
 
     @property
@@ -343,8 +351,8 @@ class CAMModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop rather than take a step that no loss justifies."""
-        callbacks: list[Callback] = cast("Any", self.trainer).callbacks
-        if any(isinstance(c, FoundLearningRate) and c.is_trying for c in callbacks):
+        if self.is_trying_rates:  # some of them are meant to be too high
+            self._losses.forget()
             return
         rates = [group["lr"] for group in optimizer.param_groups]
         self._losses.check(step=self.global_step, epoch=self.current_epoch, lr=max(rates))
@@ -419,11 +427,27 @@ class CAMModule(LightningModule):
         """Optimizer and schedule; see ``camtrain.training.optimization``."""
         if self.hparams["head_solver"] != "sgd":
             return resting_optimizer(self.net.head)
-        steps = self.trainer.estimated_stepping_batches
-        batches, per_step = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        steps, steps_per_epoch = self._steps()
         return configure(
-            self.net, self._optimization(), steps=steps, steps_per_epoch=batches / per_step
+            self.net, self._optimization(), steps=steps, steps_per_epoch=steps_per_epoch
         )
+
+    def make_schedule(self, optimizer: Optimizer) -> Any:  # noqa: ANN401 - torch's and timm's differ
+        """The learning rate of every step of this training."""
+        steps, steps_per_epoch = self._steps()
+        return make_schedule(
+            optimizer, self._optimization(), steps=steps, steps_per_epoch=steps_per_epoch
+        )
+
+    def _steps(self) -> tuple[float, float]:
+        """Of the optimizer: in the whole training, and in an epoch."""
+        trainer = self.trainer
+        if math.isinf(trainer.num_training_batches):  # Lightning has not counted them yet
+            trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches
+        if not math.isinf(batches):
+            batches = math.ceil(batches / trainer.accumulate_grad_batches)
+        return trainer.estimated_stepping_batches, batches
 
     def _optimization(self) -> Optimization:
         return Optimization(**{f.name: self.hparams[f.name] for f in fields(Optimization)})
@@ -471,6 +495,8 @@ class CAMModule(LightningModule):
         self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
         self._seed = own["seed"]
         if self._is_resuming():
+            if self.hparams["find_lr"]:
+                self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]  # found already
             sums = own.get("train_sums", [])
             if len(sums) == self.trainer.world_size:
                 restore_sums(self.train_loss, self.train_damaged, sums[self.global_rank])

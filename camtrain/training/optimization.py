@@ -160,8 +160,13 @@ def make_schedule(
             f"The schedule {options.schedule} reaches its lowest rate at the end of the training, "
             "and this one has no end; give --trainer.max_epochs or --trainer.max_steps."
         )
+    if math.isinf(steps_per_epoch) and options.warmup_epochs:
+        raise CamtrainValueError(
+            f"warmup_epochs={options.warmup_epochs} counts epochs, and the training pictures have "
+            "no known number; give warmup_epochs 0."
+        )
     total = 1 if math.isinf(steps) else int(steps)
-    warmup = round(options.warmup_epochs * steps_per_epoch)
+    warmup = round(options.warmup_epochs * steps_per_epoch) if options.warmup_epochs else 0
     if options.schedule == "warmup_cosine":
         warmup = min(total, warmup)
         factors: list[Callable[[int], float]] = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pytorch_lightning import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -26,6 +28,14 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
             rates = [base * f for base, f in zip(schedule.base_lrs, factors, strict=True)]
             for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        else:  # timm's, which remembers its old length; its rates follow from the step alone
+            optimizer = trainer.optimizers[0]
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("initial_lr", group["lr"])
+            module: Any = trainer.lightning_module
+            made = module.make_schedule(optimizer)
+            made.step_update(trainer.global_step)
+            config.scheduler = made
     if trainer.is_global_zero:
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         print(

@@ -19,6 +19,7 @@ _MAY_CHANGE = {
     "model": {"weights", "num_classes", "_instantiator"},
     "data": {
         *("root", "workers", "class_names", "split_file", "max_damaged", "allow_damaged"),
+        *("metadata", "cache_dir", "shards_cache", "shards_cache_gb"),
         "_instantiator",
     },
 }
@@ -56,6 +57,7 @@ def check_same_settings(
     *,
     model: Mapping[str, Any],
     data: Mapping[str, Any],
+    monitor: str,
     max_epochs: int | None,
 ) -> None:
     """Refuse to continue a training with settings that would make it another one.
@@ -69,26 +71,32 @@ def check_same_settings(
         folder: Of its run.
         model: Settings of the network and its training, now.
         data: Settings of the pictures, now.
+        monitor: Score of the best epoch, now.
         max_epochs: Of the training; None and -1 mean no limit.
 
     Raises:
         CamtrainValueError: A setting differs, or the training has had more epochs already.
     """
+    found = {"lr"} if model.get("find_lr") else set()
     pairs = (("model", "hyper_parameters", model), ("data", "datamodule_hyper_parameters", data))
     changed = [
         f"--{part}.{name} was {then[name]!r}, got {now[name]!r}"
         for part, key, now in pairs
         for then in [checkpoint.get(key, {})]
-        for name in sorted((now.keys() & then.keys()) - _MAY_CHANGE[part])
+        for name in sorted((now.keys() & then.keys()) - _MAY_CHANGE[part] - found)
         if _plain(now[name]) != _plain(then[name])
     ]
+    writer = checkpoint["callbacks"].get("RunWriter", {})
+    before = writer.get("monitor", monitor)
+    if before != monitor:
+        changed.append(f"--monitor was {before!r}, got {monitor!r}")
     if changed:
         raise CamtrainValueError(
             f"A training is continued with the settings it began with: {'; '.join(changed)}; give "
             f"the same (they are in {folder.config}), or start a new run from its network with "
             f"--model.weights {folder.bundle}."
         )
-    epochs = len(checkpoint["callbacks"].get("RunWriter", {}).get("rows", ()))
+    epochs = len(writer.get("rows", ()))
     if max_epochs is not None and 0 <= max_epochs < epochs:
         raise CamtrainValueError(
             f"--trainer.max_epochs must be at least {epochs}, the epochs that the training in "

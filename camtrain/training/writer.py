@@ -72,7 +72,12 @@ class RunWriter(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The lines so far, and which epoch is the best: none is lost or doubled."""
-        return {"rows": self.rows, "best": self.best, "is_epoch_end": self._is_epoch_end}
+        return {
+            "rows": self.rows,
+            "best": self.best,
+            "is_epoch_end": self._is_epoch_end,
+            "monitor": self.monitor,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``."""
@@ -86,7 +91,7 @@ class RunWriter(Checkpoint):
         """Add what Lightning forgets."""
         checkpoint["run"] = {
             "random": of_all_processes(random_state(), trainer.world_size),
-            "has_stopped": trainer.should_stop,
+            "has_stopped": trainer.should_stop and not _has_all_steps(trainer),
             "steps_per_epoch": _steps_per_epoch(trainer),
             "steps": trainer.estimated_stepping_batches,
             "is_validating": trainer.validating,
@@ -103,6 +108,8 @@ class RunWriter(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """See ``on_save_checkpoint``."""
+        if getattr(pl_module, "is_trying_rates", False):  # it goes back to where it began
+            return
         self._loaded = checkpoint.get("run", {})
         states = self._loaded.get("random", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
@@ -175,6 +182,8 @@ class RunWriter(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Write ``last.ckpt`` after a whole step, if it is time, and stop if that is wished."""
+        if _has_all_steps(trainer):
+            trainer.should_stop = True  # so that a last part of an epoch is validated too
         if not _validates_next(trainer, batch_idx) and _is_whole_step(trainer, batch_idx):
             self._save_if_due(trainer, self._seconds)
 
@@ -273,6 +282,11 @@ def _any_process(trainer: Trainer, wish: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
 
 
+def _has_all_steps(trainer: Trainer) -> bool:
+    """Whether ``max_steps`` ends the training here."""
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
 def _steps_per_epoch(trainer: Trainer) -> int | None:
     batches = trainer.num_training_batches
     return None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
@@ -287,7 +301,7 @@ def _is_whole_step(trainer: Trainer, batch_idx: int) -> bool:
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the epoch or a part of it ends with this batch, so that a validation may follow."""
     every = trainer.val_check_batch
-    if batch_idx + 1 == trainer.num_training_batches or every is None:
+    if trainer.should_stop or batch_idx + 1 == trainer.num_training_batches or every is None:
         return True
     is_by_epoch = trainer.check_val_every_n_epoch is not None
     place = batch_idx if is_by_epoch else trainer.fit_loop.total_batch_idx

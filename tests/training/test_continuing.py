@@ -97,6 +97,10 @@ def test_every_way_of_training_goes_on_exactly(
 
 
 CHANGES = {
+    "the score of the best": (
+        ["--monitor", "val/loss"],
+        "--monitor was 'val/acc1', got 'val/loss'",
+    ),
     "the learning rate": (["--model.lr", "0.5"], "--model.lr was 0.001, got 0.5"),
     "the optimizer": (["--model.optimizer", "sgd"], "--model.optimizer was 'adamw', got 'sgd'"),
     "the augmentation": (["--data.augment", "none"], "--data.augment was 'light', got 'none'"),
@@ -256,3 +260,48 @@ def test_testing_a_checkpoint_does_not_shorten_a_later_training(
     trainer.test(module, data, ckpt_path=str(best), verbose=False)
     trainer.fit(module, data)
     assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "poly", "warmup_cosine"])
+def test_a_longer_training_follows_the_longer_schedule(
+    schedule: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--model.schedule", schedule, "--model.warmup_epochs", "0")
+    run(fit_arguments(*more))
+    run(fit_arguments(*more, *LAST, "--trainer.max_epochs", "4"))
+    assert "has 8 steps now, 4 before" in capsys.readouterr().out
+    [group, *_] = last_of(tmp_path / "runs" / "run")["optimizer_states"][0]["param_groups"]
+    run(fit_arguments(*more, "--name", "whole", "--trainer.max_epochs", "4"))
+    [expected, *_] = last_of(tmp_path / "runs" / "whole")["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(expected["lr"])
+
+
+def test_the_last_steps_are_validated_where_they_end_within_an_epoch(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    run(fit_arguments("--trainer.max_epochs", "-1", "--trainer.max_steps", "3"))
+    folder = tmp_path / "runs" / "run"
+    assert [row["step"] for row in rows_of(folder)] == ["2", "3"]
+    assert all(row["val/acc1"] for row in rows_of(folder))
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_run_without_a_validation_says_so(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments("--trainer.limit_val_batches", "0")) == 0
+    assert "No epoch was validated" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_found_rate_is_kept_when_the_training_goes_on(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "run"
+    found = ("--model.find_lr", "true")
+    run(fit_arguments(*found))
+    rate = last_of(folder)["hyper_parameters"]["lr"]
+    run(fit_arguments(*found, *LAST, "--trainer.max_epochs", "3"))
+    assert last_of(folder)["hyper_parameters"]["lr"] == rate != 1e-3
+    assert last_of(folder)["optimizer_states"][0]["param_groups"][0]["initial_lr"] == rate

@@ -190,8 +190,8 @@ def test_sgd_has_no_nesterov_momentum_unless_told() -> None:
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\)"),
         ({"ema_decay": 1.0}, "ema_decay must lie between 0 and 1"),
         ({"mixup": -0.1}, "at least 0, got -0.1"),
-        ({"class_weights": [1.0]}, "one number, at least 0, for each of the 2 classes"),
-        ({"class_weights": [1.0, -1.0]}, "at least 0"),
+        ({"class_weights": [1.0]}, "one number above 0 for each of the 2 classes"),
+        ({"class_weights": [1.0, -1.0]}, "above 0 for each"),
         ({"class_weights": "even"}, "must be balanced, a list"),
     ],
 )
