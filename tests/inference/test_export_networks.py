@@ -1,6 +1,5 @@
-"""Every kind of network exports in under 30 s, and computes what it computed."""
+"""Every kind of network exports, and computes what it computed; see benchmarks/export.py."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import camtrain
-from camtrain import CAMNet, Preprocessing
+from camtrain import Preprocessing
 from camtrain.inference.export import export_network
 from camtrain.inference.export_pictures import pictures_of
 
@@ -17,8 +16,6 @@ pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
 
 pytestmark = pytest.mark.slow
-
-MOST_SECONDS = 30.0  # of this process, so that other work on the machine does not count
 
 NETWORKS = {  # name: whether it takes images of any size
     "camtrain/digits": True,
@@ -45,21 +42,19 @@ NETWORKS = {  # name: whether it takes images of any size
 }
 
 
-def seconds_of_export(net: CAMNet, path: Path, *, takes_any_size: bool = True) -> float:
-    start = time.process_time()
-    done = export_network(net, path)  # its parity is checked, or it raises
-    elapsed = time.process_time() - start
-    assert (done.input_hw is None) == takes_any_size
-    return elapsed
+# torch.export comes before ONNX in any case, so a .pt2 of some is enough.
+AS_PT2 = ("torchvision/googlenet", "timm/tf_mixnet_s", "timm/vit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [*((name, ".onnx") for name in NETWORKS), *((name, ".pt2") for name in AS_PT2)],
+)
 def test_a_network_exports(name: str, suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = camtrain.create_model(name, 10, weights=None, neck=()).eval()
-    seconds = seconds_of_export(net, tmp_path / f"a{suffix}", takes_any_size=NETWORKS[name])
-    assert seconds < MOST_SECONDS
+    done = export_network(net, tmp_path / f"a{suffix}")  # its parity is checked, or it raises
+    assert (done.input_hw is None) == NETWORKS[name]
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -80,9 +75,7 @@ def test_real_weights_export_with_parity_on_real_photographs(
         net.preprocessing = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
     folder = shared / "data" / "imagenet_val300"
     pictures = pictures_of(net, folder=folder, checkpoint=weights)
-    start = time.process_time()
     done = export_network(net, tmp_path / f"a{suffix}", pictures=pictures)
-    assert time.process_time() - start < MOST_SECONDS
     assert done.parity is not None
     assert done.parity.images == 16
     assert done.parity.differing == 0
