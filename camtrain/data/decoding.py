@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -130,8 +130,11 @@ def decode_image(
             f"The image {os.fspath(path)} does not exist; check the path."
         ) from None
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow would name the object in memory, another one each time.
+        is_foreign = isinstance(error, UnidentifiedImageError)
+        reason = "cannot identify image file" if is_foreign else error
         raise DamagedImageError(
-            f"The image {os.fspath(path)} cannot be read ({error}); "
+            f"The image {os.fspath(path)} cannot be read ({reason}); "
             "replace the file or take it out of the data."
         ) from error
 
