@@ -83,7 +83,7 @@ class XmlBoxes:
         stem = os.path.splitext(file_name)[0]
         for template in self.templates:
             place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
-            file = self.root / place.lstrip("/")
+            file = self.root / (place if parent else place.lstrip("/"))
             if file.is_file():
                 boxes = [box.box_xyxy for box in from_xml(file, first=self.first, names=names)]
                 return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
