@@ -312,6 +312,11 @@ class CAMDataModule(LightningDataModule):
                 f"The pictures of {self.hparams['root']} have several labels each, and the network "
                 "expects one; give --model.task multilabel."
             )
+        if has_several and self.hparams["sampler"] == "balanced":
+            raise CamtrainValueError(
+                "sampler must be shuffle where pictures have several labels, got balanced, which "
+                "draws every class equally often and needs one label each."
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, in an order that depends on seed and epoch alone."""
