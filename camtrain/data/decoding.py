@@ -28,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_UNDONE_BY = {6: 8, 8: 6}  # the others undo themselves
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 # The same for tensors: along which sides a picture is turned around, after it was transposed.
 _TURNED_DIMS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -145,8 +146,10 @@ def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
     Transparency is composited on white, 16-bit gray is scaled (not clipped) to 8 bits; ``exif``
     turns the picture upright.
     """
-    image.load()  # turns TIFF files upright, so the orientation is asked for afterwards
-    orientation = _orientation(image) if exif else None
+    # Loading turns TIFF files upright, so the orientation is asked for afterwards, or undone.
+    stored = _orientation(image) if image.format == "TIFF" and not exif else None
+    image.load()
+    orientation = _orientation(image) if exif else _UNDONE_BY.get(stored or 1, stored)
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((gray.clip(0, 65535) + 128) // 257).astype(np.uint8))
