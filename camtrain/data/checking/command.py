@@ -35,6 +35,7 @@ def main(args: Sequence[str]) -> int:
         tiny=settings.tiny,
         processes=settings.workers,
         strict=settings.strict,
+        exif=settings.exif == "true",
         console=Console(stderr=True),
     )
     report.show(Console())  # before anything that can fail
@@ -83,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "--strict",
         action="store_true",
         help="same pixels in several splits or under several labels are errors, and listed too",
+    )
+    parser.add_argument(
+        "--exif", choices=("true", "false"), default="true", help="as --data.exif (true)"
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)"

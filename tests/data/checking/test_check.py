@@ -295,6 +295,21 @@ def test_the_list_of_another_data_set_is_kept(
     assert (tmp_path / "exclude.txt").read_text() == before
 
 
+def test_exif_false_checks_the_pixels_as_they_are_stored(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 40), "green").save(photographs / "train/red/t.png", exif=exif)
+    with (photographs / "boxes.csv").open("a") as lines:
+        lines.write("\ntrain/red/t.png,0,0,80,40,red\n")
+    assert run(photographs, tmp_path) == 1
+    assert run(photographs, tmp_path, "--exif", "false") == 0
+    capsys.readouterr()
+    assert main(["check-data", "--source", "digits", "--exif", "false"]) == 2
+    assert "exif must be true for digits" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_at_once(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
