@@ -14,10 +14,11 @@ class BoxError(CamtrainValueError):
 
     Args:
         message: The file and the line, what was expected, and what is there.
-        path: The picture that the entry is about, as the file spells it; "" where it says none.
+        path: The picture that the entry is about, as the file spells it; "" where it says none,
+            or where the error comes from a worker.
     """
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 

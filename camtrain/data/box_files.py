@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from camtrain.data.box_errors import refuse_box
+from camtrain.data.paths import path_in, utf8_lines
 from camtrain.errors import CamtrainValueError
 
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
@@ -35,28 +37,30 @@ def from_csv(file: Path) -> Iterator[Box]:
         CamtrainValueError: A column is missing, or a row is malformed or its box has no area; the
             line is named.
     """
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise CamtrainValueError(
-                f"{file} must start with the line path,xmin,ymin,xmax,ymax,class, but it lacks "
-                f"{', '.join(missing)}; add the header."
+    reader = csv.DictReader(utf8_lines(file))
+    folder = os.path.abspath(file.parent)
+    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise CamtrainValueError(
+            f"{file} must start with the line path,xmin,ymin,xmax,ymax,class, but it lacks "
+            f"{', '.join(missing)}; add the header."
+        )
+    for row in reader:
+        try:
+            xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
+        except (TypeError, ValueError):
+            xmin = ymin = xmax = ymax = 0
+        if not (0 <= xmin < xmax and 0 <= ymin < ymax):
+            refuse_box(
+                f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
+                f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
+                "correct or delete the line.",
+                row["path"] or "",
             )
-        for row in reader:
-            try:
-                xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
-            except (TypeError, ValueError):
-                xmin = ymin = xmax = ymax = 0
-            if not (0 <= xmin < xmax and 0 <= ymin < ymax):
-                refuse_box(
-                    f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
-                    f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
-                    "correct or delete the line.",
-                    row["path"] or "",
-                )
-                continue
-            yield Box(row["path"], (xmin, ymin, xmax, ymax), row.get("class") or "")
+            continue
+        yield Box(
+            path_in(folder, row["path"] or ""), (xmin, ymin, xmax, ymax), row.get("class") or ""
+        )
 
 
 def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class XmlBoxes:
         stem = os.path.splitext(file_name)[0]
         for template in self.templates:
             place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
-            file = self.root / place.lstrip("/")
+            file = self.root / (place if parent else place.lstrip("/"))
             if file.is_file():
                 boxes = [box.box_xyxy for box in from_xml(file, first=self.first, names=names)]
                 return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
@@ -103,7 +104,7 @@ def match_boxes(
     """The boxes that belong to pictures.
 
     Localization concerns the labelled class, so boxes of another class than the picture's are left
-    out; boxes that name no class count.
+    out; boxes that name no class count. Boxes of no picture are worth a warning.
 
     Args:
         boxes: By path, which is that of a picture as ``paths`` has it.
@@ -112,13 +113,20 @@ def match_boxes(
         names: Of the K classes, as the boxes spell them.
     """
     row_of = {path: row for row, path in enumerate(paths)}
-    rows, kept = [], []
+    rows, kept, lost = [], [], []
     for box in boxes:
         row = row_of.get(box.path)
-        if row is None or box.class_name not in ("", *classes_of(labels, names, row)):
-            continue
-        rows.append(row)
-        kept.append(box.box_xyxy)
+        if row is None:
+            lost.append(box.path)
+        elif box.class_name in ("", *classes_of(labels, names, row)):
+            rows.append(row)
+            kept.append(box.box_xyxy)
+    if lost:
+        warnings.warn(
+            f"{len(lost)} boxes are of no picture of the data set, the first of {lost[0]}; paths "
+            f"are relative to the data folder, such as {paths[0]}.",
+            stacklevel=2,
+        )
     return BoxTable(len(paths), rows, kept)
 
 

@@ -14,7 +14,7 @@ from camtrain.data.boxes import find_boxes
 from camtrain.data.classes import in_order
 from camtrain.data.listing import UNDECIDED, Labels, Listing, split_number
 from camtrain.data.lists import check_first, find
-from camtrain.data.paths import PathList
+from camtrain.data.paths import PathList, path_in, utf8_lines
 from camtrain.data.split import Split
 from camtrain.errors import CamtrainValueError
 
@@ -52,16 +52,16 @@ def csv_listing(root: Path) -> Listing:
 
 def _rows(file: Path) -> tuple[list[str], list[str], list[int]]:
     """Paths, labels as written, split numbers."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or ()
-        missing = [column for column in ("path", "label") if column not in columns]
-        if missing:
-            raise CamtrainValueError(
-                f"{file} must start with the line path,label or path,label,split, but it lacks "
-                f"{', '.join(missing)}; add the header."
-            )
-        table = [(row["path"], row["label"], row.get("split", "")) for row in reader]
+    reader = csv.DictReader(utf8_lines(file))
+    columns = reader.fieldnames or ()
+    missing = [column for column in ("path", "label") if column not in columns]
+    if missing:
+        raise CamtrainValueError(
+            f"{file} must start with the line path,label or path,label,split, but it lacks "
+            f"{', '.join(missing)}; add the header."
+        )
+    folder = os.path.abspath(file.parent)
+    table = [(path_in(folder, row["path"]), row["label"], row.get("split", "")) for row in reader]
     numbers: dict[str, int] = {split: split_number(split) for split in get_args(Split)}
     if "split" not in columns:
         numbers = {"": UNDECIDED}

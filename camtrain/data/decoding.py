@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -28,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_UNDONE_BY = {6: 8, 8: 6}  # the others undo themselves
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 # The same for tensors: along which sides a picture is turned around, after it was transposed.
 _TURNED_DIMS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -130,8 +131,11 @@ def decode_image(
             f"The image {os.fspath(path)} does not exist; check the path."
         ) from None
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow would name the object in memory, another one each time.
+        is_foreign = isinstance(error, UnidentifiedImageError)
+        reason = "cannot identify image file" if is_foreign else error
         raise DamagedImageError(
-            f"The image {os.fspath(path)} cannot be read ({error}); "
+            f"The image {os.fspath(path)} cannot be read ({reason}); "
             "replace the file or take it out of the data."
         ) from error
 
@@ -142,8 +146,10 @@ def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
     Transparency is composited on white, 16-bit gray is scaled (not clipped) to 8 bits; ``exif``
     turns the picture upright.
     """
-    image.load()  # turns TIFF files upright, so the orientation is asked for afterwards
-    orientation = _orientation(image) if exif else None
+    # Loading turns TIFF files upright, so the orientation is asked for afterwards, or undone.
+    stored = _orientation(image) if image.format == "TIFF" and not exif else None
+    image.load()
+    orientation = _orientation(image) if exif else _UNDONE_BY.get(stored or 1, stored)
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((gray.clip(0, 65535) + 128) // 257).astype(np.uint8))

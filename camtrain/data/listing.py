@@ -18,6 +18,7 @@ from camtrain.data.decoding import Decode, read_image
 from camtrain.data.paths import PathList
 from camtrain.data.source import Picture
 from camtrain.data.split import Split
+from camtrain.errors import CamtrainValueError
 
 UNDECIDED = -1  # the split of a picture that the data set leaves open
 Labels = NDArray[np.int64] | NDArray[np.bool_]
@@ -149,7 +150,7 @@ class ListedFiles(ListedSource):
         picture = self._picture(index, decode(path))
         if picture.mask is None:
             return picture
-        return picture._replace(mask=_as_large_as(path, picture.mask))
+        return picture._replace(mask=_as_large_as(path, picture.mask, picture.image))
 
 
 def source_of(listing: Listing, split: Split) -> ListedSource:
@@ -157,11 +158,29 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
     return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
 
 
-def _as_large_as(path: str, mask: Tensor) -> Tensor:
-    """A mask at the resolution of its picture, should it have been drawn at another."""
-    with Image.open(path) as image:
-        width, height = image.size
-    if mask.shape in ((height, width), (width, height)):  # the latter where EXIF turns the picture
+def _as_large_as(path: str, mask: Tensor, image: Tensor) -> Tensor:
+    """A mask at the resolution of its picture, should it have been drawn at another.
+
+    Args:
+        path: The file of the picture.
+        mask: (H, W), or smaller or larger.
+        image: The picture as it was decoded, (3, h, w), perhaps turned by its EXIF, or smaller.
+
+    Raises:
+        CamtrainValueError: The mask was not turned as the picture is.
+    """
+    with Image.open(path) as file:
+        width, height = file.size
+    h, w = image.shape[-2:]
+    is_turned = (h < w and height > width) or (h > w and height < width)
+    size_hw = (width, height) if is_turned else (height, width)
+    if mask.shape == size_hw:
         return mask
-    resized = cv2.resize(mask.numpy(), (width, height), interpolation=cv2.INTER_NEAREST)
+    if mask.shape == size_hw[::-1]:
+        raise CamtrainValueError(
+            f"The mask of {path} must have the height and width of its picture, {size_hw}, got "
+            f"{tuple(mask.shape)}; turn the mask as the EXIF turns the picture, or change "
+            "--data.exif."
+        )
+    resized = cv2.resize(mask.numpy(), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     return torch.from_numpy(resized)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 from camtrain.data.sampler import EpochSampler
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError
 
 T = TypeVar("T")
 
@@ -47,9 +47,12 @@ class ResumableLoader(DataLoader[T]):
             assert isinstance(self.sampler, EpochSampler)
             assert self.batch_size is not None
             self.sampler.start = self._given * self.batch_size
-        for batch in super().__iter__():
-            self._given += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self._given += 1
+                yield batch
+        except CamtrainError as error:
+            raise _as_raised(error) from None
 
     def state_dict(self) -> dict[str, int | bool]:
         """Where the iteration stands, in plain values, and what this place means."""
@@ -95,6 +98,13 @@ class ResumableLoader(DataLoader[T]):
 
     def _epoch_now(self) -> int:
         return int(getattr(self.sampler, "epoch", 0))
+
+
+def _as_raised(error: CamtrainError) -> CamtrainError:
+    """An error as a worker raised it: torch puts the worker's whole traceback into its text."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    text = str(error)
+    return type(error)(text.rpartition(name)[2].rstrip()) if text.startswith("Caught ") else error
 
 
 def leave_signals_to_parent(worker: int) -> None:

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from camtrain.errors import CamtrainValueError
+
+
+def path_in(folder: str, path: str) -> str:
+    """A path in one spelling: relative to a folder where it lies below it.
+
+    Args:
+        folder: Absolute.
+        path: Relative to it or absolute; "" stays "".
+
+    Example:
+        >>> path_in("/photos", "./cat/1.jpg"), path_in("/photos", "/photos/cat/1.jpg")
+        ('cat/1.jpg', 'cat/1.jpg')
+    """
+    return os.path.normpath(path).removeprefix(os.path.join(folder, "")) if path else ""
+
+
+def utf8_lines(file: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, for ``csv``; a byte order mark is passed over.
+
+    Raises:
+        CamtrainValueError: The file is not UTF-8.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise CamtrainValueError(
+            f"{file}, line {line}: the text must be UTF-8, got the byte "
+            f"0x{error.object[error.start]:02x}; save the file as UTF-8."
+        ) from None
+    return io.StringIO(text, newline="")
 
 
 class PathList(Sequence[str]):

@@ -33,7 +33,7 @@ def divide(
         CamtrainValueError: A fraction is outside [0, 1), or they leave nothing for train.
     """
     check_fractions(val_fraction, test_fraction)
-    order = sorted(names, key=lambda name: blake2b(f"{seed}:{name}".encode()).digest())
+    order = sorted(names, key=lambda name: _digest(f"{seed}:{name}"))
     val = _share(len(order), val_fraction, len(order) - 1)
     test = _share(len(order), test_fraction, len(order) - 1 - val)
     return {
@@ -55,3 +55,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 def _share(count: int, fraction: float, available: int) -> int:
     """The number of pictures nearest to the fraction, at least one where one is to be had."""
     return min(max(1, round(count * fraction)), max(available, 0)) if fraction else 0
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogateescape")).digest()  # any file name of the system

@@ -193,7 +193,7 @@ class CAMDataModule(LightningDataModule):
         )
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
-        self._damaged: set[str] = set()  # one sentence per file
+        self._damaged: set[tuple[bool, int]] = set()  # of training or not, place in the split
         self._cached: dict[str, FeatureDataset | None] = {}
         self._train_loader: ResumableLoader[Batch] | None = None
         self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
@@ -225,6 +225,11 @@ class CAMDataModule(LightningDataModule):
         names = ("mean", "std", "channel_order")
         taken = {name: getattr(own, name) for name in names if self.hparams[name] is None}
         return replace(self._preprocessing, **taken)
+
+    @property
+    def is_divided_by_seed(self) -> bool:
+        """Whether splits were decided by the seed, and not by the data or a file."""
+        return self.hparams["split_file"] is None and bool(self.sources) and is_divided(self._whole)
 
     def write_split(self, file: Path) -> None:
         """Keep which picture is in which split, where that was decided by the seed.
@@ -282,16 +287,17 @@ class CAMDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Name the damaged files of a batch, and stop where there may be none, or no more."""
-        for message in [one.message for one in batch.damaged]:
-            is_training = self.trainer is not None and self.trainer.training
+        is_training = self.trainer is not None and self.trainer.training
+        for item, message, _ in batch.damaged:
             if not is_training and not self.hparams["allow_damaged"]:
                 raise DamagedImageError(
                     f"{message.removesuffix('.')}, or give --data.allow_damaged true."
                 )
-            if message not in self._damaged:
-                self._damaged.add(message)
+            if (is_training, item) not in self._damaged:
+                self._damaged.add((is_training, item))
                 warnings.warn(f"Skipped: {message}", stacklevel=2)
-            if is_training and len(self._damaged) > self.hparams["max_damaged"]:
+            count = sum(was_training for was_training, _ in self._damaged)
+            if is_training and count > self.hparams["max_damaged"]:
                 raise DamagedImageError(
                     f"More than max_damaged={self.hparams['max_damaged']} files are damaged; the "
                     f"last one: {message}"
@@ -305,6 +311,11 @@ class CAMDataModule(LightningDataModule):
             raise CamtrainValueError(
                 f"The pictures of {self.hparams['root']} have several labels each, and the network "
                 "expects one; give --model.task multilabel."
+            )
+        if has_several and self.hparams["sampler"] == "balanced":
+            raise CamtrainValueError(
+                "sampler must be shuffle where pictures have several labels, got balanced, which "
+                "draws every class equally often and needs one label each."
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:

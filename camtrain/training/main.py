@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.training.batch_picture import BatchPicture
@@ -52,6 +52,7 @@ class CamtrainCLI(LightningCLI):
     folder: RunFolder | None = None
     _makes_loggers = False
     _signals: StopSignals
+    _split_is_chosen = False
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As in LightningCLI, with errors of one line."""
@@ -88,6 +89,12 @@ class CamtrainCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As in LightningCLI; a file of splits, or none, that was asked for is noted."""
+        given = args if isinstance(args, list) else []
+        self._split_is_chosen = _value_of("--data.split_file", given) is not None
+        super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Prepare for Ctrl-C; give a training that goes on the splits that it began with."""
@@ -226,6 +233,7 @@ class CamtrainCLI(LightningCLI):
         self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any
     ) -> None:
         """Measure on the val split."""
+        self._warn_of_division()
         kwargs["verbose"] = False
         with self._ending_cleanly():
             self.trainer.validate(model, datamodule, **kwargs)
@@ -233,10 +241,23 @@ class CamtrainCLI(LightningCLI):
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Measure on the test split."""
+        self._warn_of_division()
         kwargs["verbose"] = False
         with self._ending_cleanly():
             self.trainer.test(model, datamodule, **kwargs)
         self._conclude("test", self._measured("test"))
+
+    def _warn_of_division(self) -> None:
+        """Say so where a checkpoint without its splits may be measured on training pictures."""
+        if self._split_is_chosen or not self.datamodule.is_divided_by_seed:
+            return
+        data = self.config[self.subcommand]["data"]
+        warnings.warn(
+            f"The checkpoint has no {SPLIT_NAME} beside its folder, so the pictures of "
+            f"{data['root']} are divided by --data.seed {data['seed']}, and some may have been "
+            "trained on if others were added or removed since; give --data.split_file FILE.",
+            stacklevel=2,
+        )
 
     def _measured(self, verb: str | None) -> Path:
         """Where the results of a verb go: beside the checkpoint, in its run if it lies in one."""
@@ -347,7 +368,10 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
     data.update(class_names=own["class_names"])
-    data.update(split_file=_split_of(path.parent))  # not where it was before the run was moved
+    # Rather that of the run, which may have been moved since, than where it was.
+    stored = data.get("split_file")
+    is_there = stored is not None and Path(stored).is_file()
+    data.update(split_file=_split_of(path.parent) or (stored if is_there else None))
     preprocessing = {"channel_order": "rgb", **own["preprocessing"]}
     data.update({name: preprocessing[name] for name in ("mean", "std", "channel_order")})
     return {"model": model, "data": data}

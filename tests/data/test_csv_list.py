@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from camtrain.data import ListedSource, SourceOptions, Split, make_sources
+from camtrain.data import ListedSource, SourceOptions, Split, make_sources, write_split
 from camtrain.errors import CamtrainError
 from tests.data.trees import picture, text, xml
 
@@ -82,6 +82,51 @@ def test_boxes_lie_beside_the_list_or_the_pictures(tmp_path: Path) -> None:
     assert sources_of(tmp_path / "voc")["test"].boxes(1).tolist() == [[0, 1, 3, 4]]
 
 
+def test_absolute_paths_below_the_folder_are_those_of_the_folder(tmp_path: Path) -> None:
+    """So the splits that a run keeps, and boxes, are found whichever way a path is spelled."""
+    lines = ["path,label", *(f"in/{n}.jpg,{'cat' if n % 2 else 'dog'}" for n in range(20))]
+    listed(tmp_path, *lines)
+    text(tmp_path / "labels.csv", lines[0], *(f"{tmp_path}/./{line}" for line in lines[1:]))
+    boxes = ["in/0.jpg,1,2,3,4", f"{tmp_path}/in/0.jpg,5,6,7,8"]
+    text(tmp_path / "boxes.csv", "path,xmin,ymin,xmax,ymax", *boxes)
+    sources = sources_of(tmp_path)
+    write_split(tmp_path / "split.csv", sources)
+    again = sources_of(tmp_path, split_file=tmp_path / "split.csv")
+    assert {s: list(one.paths) for s, one in again.items()} == {
+        s: list(one.paths) for s, one in sources.items()
+    }
+    found = {
+        path: one.boxes(index).tolist()
+        for one in sources.values()
+        for index, path in enumerate(one.paths)
+    }
+    assert found.pop(str(tmp_path / "in/0.jpg")) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert not any(found.values())
+
+
+def test_xml_lies_beside_pictures_anywhere(tmp_path: Path) -> None:
+    lines = ["path,label,split", f"{tmp_path}/out/1.jpg,owl,test", f"{tmp_path}/csv/2.jpg,cat,test"]
+    listed(tmp_path / "csv", *lines)
+    xml(tmp_path / "out/1.xml", ("owl", 1, 2, 3, 4))
+    xml(tmp_path / "csv/2.xml", ("cat", 2, 3, 4, 5))
+    source = sources_of(tmp_path / "csv")["test"]
+    assert source.boxes(0).tolist() == [[0, 1, 3, 4]]
+    assert source.boxes(1).tolist() == [[1, 2, 4, 5]]
+
+
+def test_text_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    listed(tmp_path, "path,label", "1.jpg,a", "2.jpg,b")
+    file = text(
+        tmp_path / "boxes.csv", "path,xmin,ymin,xmax,ymax", "é.jpg,1,2,3,4", encoding="latin-1"
+    )
+    with pytest.raises(CamtrainError, match=r"boxes\.csv, line 2: .* UTF-8, got the byte 0xe9"):
+        sources_of(tmp_path)
+    file.unlink()
+    text(tmp_path / "labels.csv", "path,label", "1.jpg,a", "2.jpg,é", encoding="latin-1")
+    with pytest.raises(CamtrainError, match=r"labels\.csv, line 3: .* UTF-8, got the byte 0xe9"):
+        sources_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -96,6 +141,7 @@ def test_boxes_lie_beside_the_list_or_the_pictures(tmp_path: Path) -> None:
         (["path,label", "1.jpg,a", "2.jpg"], r"line 3: expected a path, a label, got 2\.jpg,,;"),
         (["path,label", "1.jpg,a", ",b"], "line 3: expected a path, a label, got ,b"),
         (["path,label", "1.jpg,a", "1.jpg,b"], r"line 3: 1\.jpg is named a second time; write sev"),
+        (["path,label", "1.jpg,a", "./1.jpg,b"], r"line 3: 1\.jpg is named a second time"),
         (["path,label", "1.jpg,a", "2.jpg,"], r"line 3: the label is empty; write the class, or"),
         (["path,label", "1.jpg,a", "2.jpg,a"], "at least 2 classes, but .* has one, 'a'"),
         (

@@ -221,3 +221,16 @@ def test_a_jpeg_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cv2.imdecode", None)
     with pytest.raises(DamagedImageError, match=r"a\.jpg.*decompression bomb"):
         read_image("a.jpg", data=data)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_can_stay_as_it_is_stored(orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif)
+    stored = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "a.tif", exif=False), stored)
+    upright = read_image(tmp_path / "a.tif")
+    assert upright.shape == ((3, 10, 6) if orientation > 4 else (3, 6, 10))
+    assert torch.equal(upright, stored) == (orientation == 1)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from camtrain.data import EpochSampler, ResumableLoader, leave_signals_to_parent
-from camtrain.errors import CamtrainError
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
 
 
 class Keys(Dataset[tuple[int, ...]]):
@@ -88,3 +88,24 @@ def test_an_order_of_torch_cannot_go_on() -> None:
     assert [len(batch) for batch in loader] == [3, 3, 3, 1]
     with pytest.raises(CamtrainError, match="Only an order of camtrain's own"):
         loader.load_state_dict({**loader.state_dict(), "batches": 2})
+
+
+class Missing(Dataset[int]):
+    """Finds no file."""
+
+    def __getitem__(self, key: object) -> int:
+        """Raise, with a cause."""
+        try:
+            raise OSError("the cause")
+        except OSError as error:
+            raise CamtrainFileNotFoundError("The image a.jpg is gone; copy it again.") from error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_one_sentence(workers: int) -> None:
+    loader = ResumableLoader(
+        Missing(), sampler=EpochSampler(2, shuffle=False, seed=0), num_workers=workers
+    )
+    with pytest.raises(CamtrainFileNotFoundError) as raised:
+        next(iter(loader))
+    assert str(raised.value) == "The image a.jpg is gone; copy it again."

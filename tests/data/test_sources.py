@@ -1,16 +1,20 @@
 """Sources by name, and what is the same for all of them."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
-from camtrain.data import Listing, SourceOptions, is_divided, make_sources, source_of
+from camtrain.data import Listing, SourceOptions, is_divided, make_sources, read_image, source_of
 from camtrain.data.listing import split_number
 from camtrain.data.paths import PathList
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.data.source import FileSource
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.trees import picture, xml
 
 
@@ -92,6 +96,27 @@ def test_sources_reach_worker_processes(tmp_path: Path) -> None:
     assert source.paths[1] == str(tmp_path / "val/b/1.png")
     assert source.read(1).boxes_xyxy.tolist() == [[0, 1, 3, 4]]
     assert source.read(1).mask.all()
+
+
+def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 20), "red").save(tmp_path / "0.png", exif=exif)  # upright 60 high
+    every = vars(listing(np.array([0]), tmp_path))
+
+    def read(height: int, width: int, *, is_upright: bool) -> Tensor | None:
+        mask = torch.ones(height, width, dtype=torch.uint8)
+        source = source_of(Listing(**{**every, "masks": lambda row: mask}), "val")
+        assert isinstance(source, FileSource)
+        return source.read_with(0, partial(read_image, exif=is_upright)).mask
+
+    for height, width, is_upright in ((60, 20, True), (20, 60, False)):
+        assert read(height, width, is_upright=is_upright).shape == (height, width)
+        with pytest.raises(
+            CamtrainError, match=r"The mask of .*0\.png must have .*; turn the mask"
+        ):
+            read(width, height, is_upright=is_upright)
+    assert read(6, 2, is_upright=True).shape == (60, 20)
 
 
 def test_a_mask_of_another_size_is_brought_to_that_of_the_picture(tmp_path: Path) -> None:

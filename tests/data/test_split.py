@@ -1,5 +1,7 @@
 """The laws of dividing a folder."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +47,9 @@ def test_a_new_picture_moves_few_others() -> None:
 def test_fractions_that_leave_nothing_are_refused(fractions: tuple[float, float]) -> None:
     with pytest.raises(CamtrainValueError, match="val_fraction and test_fraction must be"):
         divide(NAMES, seed=0, val_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_file_names_that_are_no_text_are_divided_too() -> None:
+    names = [os.fsdecode(b"\xff%d.jpg" % number) for number in range(10)]
+    parts = divide(names, seed=0, val_fraction=0.2, test_fraction=0.2)
+    assert sorted(name for part in parts.values() for name in part) == sorted(names)

@@ -126,6 +126,7 @@ def test_what_would_make_it_another_training_is_refused(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.filterwarnings("ignore:.* boxes are of no picture")
 def test_other_pictures_are_refused_within_an_epoch(
     fit_arguments: Arguments,
     photographs: Path,

@@ -41,6 +41,15 @@ def test_a_training_names_counts_and_skips_them(photographs: Path, workers: int)
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
+def test_a_file_that_is_no_picture_counts_once_however_often_it_is_met(photographs: Path) -> None:
+    (photographs / "train/red/0.png").write_bytes(b"no picture")
+    data = CAMDataModule(root=photographs, size=32, batch_size=4, workers=0, max_damaged=1)
+    with pytest.warns(UserWarning, match="Skipped: The image") as warned:
+        quiet_trainer(max_epochs=3).fit(small_module(), data)
+    [message] = [str(one.message) for one in warned if "Skipped" in str(one.message)]
+    assert "(cannot identify image file)" in message
+
+
 @pytest.mark.filterwarnings("ignore:Skipped")
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_batch_without_a_whole_picture_teaches_nothing(

@@ -100,6 +100,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str, tmp_pa
         CAMDataModule(root=tmp_path, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:8 boxes are of no picture")
 def test_a_missing_split_is_named(tmp_path: Path, photographs: Path) -> None:
     (photographs / "test").rename(tmp_path / "elsewhere")
     data = CAMDataModule(root=photographs, workers=0)

@@ -241,6 +241,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* boxes are of no picture")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
     mistake: str,

@@ -128,6 +128,24 @@ def test_a_run_is_tested_on_other_pictures_once_its_splits_are_put_aside(
     assert "test/acc1" in capsys.readouterr().out
 
 
+def test_a_checkpoint_away_from_its_splits_keeps_those_it_was_given_or_warns(
+    fit_arguments: Arguments, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CAMDataModule(root=flat, seed=5).write_split(tmp_path / "mine.csv")
+    first = {s: set(p.paths) for s, p in CAMDataModule(root=flat, seed=5).sources.items()}
+    given = ("--data.split_file", str(tmp_path / "mine.csv"), "--trainer.max_epochs", "1")
+    run(fit_arguments("--data.root", str(flat), *given))
+    away = tmp_path / "away.ckpt"
+    shutil.copy(tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt", away)
+    seen = seen_by(monkeypatch)
+    test = ["test", "--ckpt_path", str(away), "--trainer.accelerator", "cpu"]
+    run(test)
+    assert seen[-1] == first
+    (tmp_path / "mine.csv").unlink()
+    with pytest.warns(UserWarning, match=r"no split\.csv .* divided by --data\.seed 0"):
+        run(test)
+
+
 def test_a_file_of_splits_divides_as_it_says(flat: Path, tmp_path: Path) -> None:
     file = tmp_path / "some.csv"
     data = CAMDataModule(root=flat, seed=5)
@@ -176,6 +194,14 @@ def test_batches_of_several_labels_are_multi_hot(tmp_path: Path) -> None:
     assert batch.labels.dtype == torch.float32
     assert batch.labels.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert data.datasets["val"].labels.shape == (16, 2)
+
+
+def test_several_labels_cannot_be_balanced(fit_arguments: Arguments, tmp_path: Path) -> None:
+    root = several_labels(tmp_path / "several")
+    given = ("--data.source", "csv", "--data.root", str(root), "--model.task", "multilabel")
+    with pytest.raises(CamtrainError, match=r"sampler must be shuffle .* several labels, got bal"):
+        run(fit_arguments(*given, "--data.sampler", "balanced"))
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
 
 
 def test_several_labels_need_a_network_for_them(fit_arguments: Arguments, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from camtrain.data.box_errors import BoxError, listed_box_errors
 from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import Report
-from camtrain.data.exclude import folder_of, name_in
-from camtrain.data.source import Source
+from camtrain.data.decoding import read_image
+from camtrain.data.exclude import Without, folder_of, name_in
+from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.data.split import Split
 from camtrain.data.tree import IMAGE_SUFFIXES
+from camtrain.errors import CamtrainValueError
 
 # What lies beside pictures in many data sets, and need not be opened to know it is none.
 _OTHER_SUFFIXES = (".csv", ".txt", ".xml", ".json", ".md", ".yaml", ".mat", ".npy", ".zip", ".tar")
@@ -34,6 +36,7 @@ def check_data(
     tiny: int = 32,
     processes: int = 1,
     strict: bool = False,
+    exif: bool = True,
     console: Console | None = None,
 ) -> Report:
     """Read every picture of a source once and report what is wrong.
@@ -44,18 +47,22 @@ def check_data(
         tiny: Pixels of the shorter side below which a picture is reported.
         processes: That read; 0 means this one alone.
         strict: Leakage and contradictory labels are errors too.
+        exif: Turn pictures upright; see ``CAMDataModule``.
         console: For the progress bar; None: no bar.
 
     Raises:
-        CamtrainError: The data cannot even be listed.
+        CamtrainError: The data cannot even be listed, or ``exif=False`` for a source that decodes
+            its files itself.
     """
     options = options or SourceOptions()
     folder = folder_of(options.root)
-    splits, box_errors = _listed(source, options)
+    splits, box_errors = _listed(source, options, exif=exif)
     total = sum(map(len, splits.values()))
     records = iter(
         track(
-            examine_all(list(splits.values()), partial(_sources, source, options), processes),
+            examine_all(
+                list(splits.values()), partial(_sources, source, options, exif=exif), processes
+            ),
             f"Reading {total} pictures",
             total=total,
             console=console,
@@ -80,15 +87,31 @@ def check_data(
     return Report(source, folder, summaries, in_order(findings), strict, unused)
 
 
-def _listed(name: str, options: SourceOptions) -> tuple[dict[Split, Source], list[BoxError]]:
+class _Stored(Without):
+    """A source whose pictures stay as they are stored, whatever their EXIF says."""
+
+    def read(self, index: int) -> Picture:
+        """The picture at ``index``."""
+        assert isinstance(self._source, FileSource)
+        return self._source.read_with(index, partial(read_image, exif=False))
+
+
+def _listed(
+    name: str, options: SourceOptions, *, exif: bool
+) -> tuple[dict[Split, Source], list[BoxError]]:
     """The splits of a data set, and the boxes that they had to pass over."""
     with warnings.catch_warnings(), listed_box_errors() as errors:
         warnings.simplefilter("ignore")  # of missing classes, which are reported
-        return make_sources(name, options), errors
+        splits = make_sources(name, options)
+    if exif:
+        return splits, errors
+    if not all(isinstance(one, FileSource) for one in splits.values()):
+        raise CamtrainValueError(f"exif must be true for {name}, which reads its pictures itself.")
+    return {split: _Stored(one, lambda path: False) for split, one in splits.items()}, errors
 
 
-def _sources(name: str, options: SourceOptions) -> list[Source]:
-    return list(_listed(name, options)[0].values())
+def _sources(name: str, options: SourceOptions, *, exif: bool = True) -> list[Source]:
+    return list(_listed(name, options, exif=exif)[0].values())
 
 
 def _label_sets(source: Source) -> list[tuple[int, ...]]:

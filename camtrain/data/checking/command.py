@@ -12,10 +12,11 @@ from rich.console import Console
 
 from camtrain.data.arguments import add_source_arguments, source_options
 from camtrain.data.checking.check import check_data
-from camtrain.data.exclude import write_exclude
+from camtrain.data.exclude import folder_of, write_exclude
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."
+_DATA = "Relative to the data folder "
 
 
 def main(args: Sequence[str]) -> int:
@@ -34,21 +35,29 @@ def main(args: Sequence[str]) -> int:
         tiny=settings.tiny,
         processes=settings.workers,
         strict=settings.strict,
+        exif=settings.exif == "true",
         console=Console(stderr=True),
     )
+    report.show(Console())  # before anything that can fail
     if table is not None:
         table.write_text(json.dumps(report.as_json(), indent=1))
-    excluded = report.excluded()
-    is_listed = bool(excluded) or listed.is_file()
-    if is_listed:
-        write_exclude(listed, excluded, [_HEADER])
-    report.show(Console())
-    if is_listed:
-        print(
-            f"{len(excluded)} paths written to {listed}; leave them out with "
-            f"--data.exclude {listed}"
-        )
+    _write_list(listed, report.excluded(), _header(settings.path))
     return report.status
+
+
+def _write_list(listed: Path, reasons: dict[str, str], header: list[str]) -> None:
+    """Write what is to be left out, if anything, and say so."""
+    kept = {path: reason for path, reason in reasons.items() if "\n" not in path}
+    if kept or listed.is_file():
+        write_exclude(listed, kept, header)
+        print(f"{len(kept)} paths written to {listed}; leave them out with --data.exclude {listed}")
+    for path in reasons.keys() - kept.keys():
+        print(f"Not in the list, since its name has a line break: {path!r}; rename or delete it.")
+
+
+def _header(path: str | None) -> list[str]:
+    """The lines at the top of the list, with the data that it is about."""
+    return [_HEADER, f"{_DATA}{folder_of(path).replace(chr(10), ' ')}"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         help="same pixels in several splits or under several labels are errors, and listed too",
     )
     parser.add_argument(
+        "--exif", choices=("true", "false"), default="true", help="as --data.exif (true)"
+    )
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)"
     )
     return parser
@@ -93,10 +105,17 @@ def _check_settings(settings: argparse.Namespace, listed: Path, table: Path | No
             raise CamtrainFileNotFoundError(
                 f"{file} cannot be written, since its folder does not exist; make the folder."
             )
-    if listed.exists() and not (
-        listed.is_file() and listed.read_bytes().startswith(f"# {_HEADER}".encode())
-    ):
+    if not listed.exists():
+        return
+    lines = listed.read_text("utf-8", "surrogateescape").split("\n") if listed.is_file() else []
+    if lines[:1] != [f"# {_HEADER}"]:
         raise CamtrainValueError(
             f"{listed} was not written by camtrain check-data and would be overwritten; "
             "name another file with --exclude FILE."
+        )
+    about = [line for line in lines[1:2] if line.startswith(f"# {_DATA}")]
+    if about and about != [f"# {_header(settings.path)[1]}"]:
+        raise CamtrainValueError(
+            f"{listed} is the list of {about[0].removeprefix(f'# {_DATA}')}, another data set, and "
+            "would be overwritten; name another file with --exclude OTHER."
         )

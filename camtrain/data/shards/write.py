@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ def write_shards(
     A sample is the file of its picture, byte for byte (a picture without a file becomes a PNG),
     a JSON file with ``path``, ``labels``, ``classes`` and ``boxes_xyxy``, and ``mask.png`` where it
     has a mask. The pictures of train are shuffled first, so that every shard has a bit of
-    everything. Every picture is decoded once: shards hold no damaged ones.
+    everything. Every picture is decoded once: shards hold no damaged ones. After an error nothing
+    is left of what was written.
 
     Args:
         sources: All splits.
@@ -66,7 +68,28 @@ def write_shards(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CamtrainValueError(f"{folder} must be a new or empty folder; choose another one.")
     writer = webdataset("writer")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield from _write(writer, sources, folder, folder_of(root), shard_mb=shard_mb, seed=seed)
+    except BaseException:  # half a data set is worth nothing, and would be in the way
+        for file in folder.iterdir():
+            file.unlink()
+        if is_new:
+            folder.rmdir()
+        raise
+
+
+def _write(
+    writer: ModuleType,
+    sources: Mapping[Split, Source],
+    folder: Path,
+    root: str,
+    *,
+    shard_mb: float,
+    seed: int,
+) -> Iterator[int]:
+    """What ``write_shards`` yields, once the folder is there."""
     rows: list[_Row] = []
     shards: list[Shard] = []
     for split, source in sources.items():
@@ -84,7 +107,7 @@ def write_shards(
         ) as shard_writer:
             for index in order.tolist():
                 picture = source.read(index)
-                name = name_in(folder_of(root), picture.path)
+                name = name_in(root, picture.path)
                 shard_writer.write(_sample(len(rows) - before, picture, name, source.class_names))
                 rows.append(_Row(name, picture.label, picture.boxes_xyxy))
                 yield len(rows)

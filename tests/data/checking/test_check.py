@@ -272,6 +272,44 @@ def test_file_names_that_are_no_text_are_listed_too(
     assert len(kept["train"]) == 16
 
 
+def test_a_line_break_in_a_name_costs_that_name_alone(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a\nb.png", "c.png"):
+        (photographs / "train/red" / name).write_bytes(b"")
+    assert run(photographs, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "2 errors" in out
+    assert r"line break: 'train/red/a\nb.png'; rename" in out
+    assert read_exclude(tmp_path / "exclude.txt") == ["train/red/c.png"]
+
+
+def test_the_list_of_another_data_set_is_kept(
+    damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(damaged, tmp_path) == 1
+    before = (tmp_path / "exclude.txt").read_text()
+    other = shutil.copytree(damaged, tmp_path / "other")
+    assert run(other, tmp_path) == 2
+    assert f"is the list of {damaged}, another data set" in capsys.readouterr().err
+    assert (tmp_path / "exclude.txt").read_text() == before
+
+
+def test_exif_false_checks_the_pixels_as_they_are_stored(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 40), "green").save(photographs / "train/red/t.png", exif=exif)
+    with (photographs / "boxes.csv").open("a") as lines:
+        lines.write("\ntrain/red/t.png,0,0,80,40,red\n")
+    assert run(photographs, tmp_path) == 1
+    assert run(photographs, tmp_path, "--exif", "false") == 0
+    capsys.readouterr()
+    assert main(["check-data", "--source", "digits", "--exif", "false"]) == 2
+    assert "exif must be true for digits" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_at_once(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt

@@ -285,3 +285,17 @@ def test_a_missing_library_names_the_command(shards: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fetch.importlib, "import_module", missing)
     with pytest.raises(CamtrainError, match=r"run: pip install 'camtrain\[shards\]'"):
         read(shards)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_nothing_is_left_of_shards_that_could_not_be_written(
+    is_there: bool, photographs: Path, tmp_path: Path
+) -> None:
+    (photographs / "val/red/3.png").write_bytes(b"no picture")
+    folder = tmp_path / "shards"
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(CamtrainError, match=r"3\.png cannot be read"):
+        write(photographs, folder)
+    assert folder.exists() == is_there
+    assert not is_there or not list(folder.iterdir())

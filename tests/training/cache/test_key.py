@@ -73,6 +73,7 @@ def rename(path: Path) -> None:
     path.rename(path.with_name("renamed.png"))
 
 
+@pytest.mark.filterwarnings("ignore:.* boxes are of no picture")
 @pytest.mark.parametrize("change", [touch, grow, rename], ids=lambda change: change.__name__)
 def test_a_changed_file_changes_the_pictures(
     change: Callable[[Path], None], photographs: Path
