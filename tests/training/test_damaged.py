@@ -135,7 +135,8 @@ data = CAMDataModule(root={str(photographs)!r}, size=32, batch_size=2, workers=0
                      allow_damaged=True)
 trainer = quiet_trainer(max_epochs=2, devices=2, strategy="ddp")
 trainer.fit(small_module(), data)
-print("damaged", trainer.callback_metrics["train/damaged"].item())
+damaged = trainer.callback_metrics["train/damaged"].item()
+print(f"damaged {{damaged}}\\n", end="")  # at once: two processes write
 """)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],
