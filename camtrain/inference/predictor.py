@@ -19,11 +19,11 @@ from camtrain.inference.bundle import (
     read_checkpoint,
     write_bundle,
 )
-from camtrain.inference.helpers import helper_threads, in_order
 from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, every_input
 from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
 from camtrain.inference.tencrop import TTA, ten_crop_preprocessing, tta_class_maps
+from camtrain.inference.threads import helper_threads, in_order
 from camtrain.localization.boxes import check_threshold
 from camtrain.model.cam import HeatmapMethod
 from camtrain.model.camnet import CAMNet
