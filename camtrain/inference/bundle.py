@@ -102,7 +102,7 @@ def describe(
     return {
         "format_version": FORMAT_VERSION,
         "camtrain_version": __version__,
-        "architecture": net.recipe,
+        "architecture": None if net.recipe is None else {**net.recipe, "task": net.task},
         "class_names": list(names_of(net)),
         "preprocessing": net.preprocessing.to_dict(),
         "map_threshold": check_threshold(threshold),

@@ -44,7 +44,7 @@ def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
     return cards
 
 
-def predicted(predictor: Predictor, path: str | None, top: int = _TOP) -> Prediction | None:
+def predicted(predictor: Predictor, path: str | None, top: int | None = None) -> Prediction | None:
     """What the network says of a picture's file; None where none was given."""
     if path is None:
         return None

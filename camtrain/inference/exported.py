@@ -116,6 +116,7 @@ class ExportedNetwork:
         self.class_names = said.class_names
         self.preprocessing = said.preprocessing
         self.task: Task = said.task
+        self.top = said.options.top
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None

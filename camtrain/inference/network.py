@@ -35,6 +35,10 @@ class Network(Protocol):
     def task(self) -> Task:
         """Whether scores are a softmax over the logits or a sigmoid of each."""
 
+    @property
+    def top(self) -> int | None:
+        """Of how many best classes it gives the maps; None: of all."""
+
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
@@ -106,6 +110,7 @@ class TorchNetwork:
         self.preprocessing = net.preprocessing
         self.class_names = names_of(net)
         self.task = net.task
+        self.top: int | None = None
         self._running = _faster(self.net, precision)
 
     def class_maps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +18,16 @@ from torch import Tensor
 
 from camtrain.data import read_image, to_rgb
 from camtrain.data.tree import IMAGE_SUFFIXES
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainTypeError, CamtrainValueError
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainTypeError,
+    CamtrainValueError,
+)
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
 
+_DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
@@ -43,6 +50,21 @@ def every_input(inputs: Input | Iterable[Input]) -> Iterator[Input]:
             yield item
 
 
+def held(item: Input) -> Input | CamtrainError:
+    """An input as it is now: a copy of a picture in memory, the path of a file.
+
+    Of a picture that cannot be copied, the error that ``pixels_of`` raises when it is its turn.
+    """
+    if isinstance(item, Image.Image):
+        try:
+            return item.copy()
+        except _DAMAGE as error:
+            return _cannot_be_read(error)
+    if isinstance(item, np.ndarray):
+        return item.copy()
+    return item.clone() if isinstance(item, Tensor) else item
+
+
 def pixels_of(item: object) -> Tensor:
     """The picture of an input, (C, H, W), uint8 or float32 in [0, 1].
 
@@ -56,8 +78,13 @@ def pixels_of(item: object) -> Tensor:
     if isinstance(item, (str, Path)):
         _check_path(str(item))
         return read_image(item)
+    if isinstance(item, CamtrainError):
+        raise item
     if isinstance(item, Image.Image):
-        item = np.asarray(to_rgb(item))
+        try:
+            item = np.asarray(to_rgb(item))
+        except _DAMAGE as error:
+            raise _cannot_be_read(error) from error
     if not isinstance(item, (np.ndarray, Tensor)):
         raise CamtrainTypeError(
             "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got "
@@ -74,6 +101,12 @@ def pixels_of(item: object) -> Tensor:
             f"{pixels.min().item():.3g} to {pixels.max().item():.3g}."
         )
     return pixels.float() if is_float else pixels
+
+
+def _cannot_be_read(error: Exception) -> CamtrainValueError:
+    return CamtrainValueError(
+        f"The PIL image cannot be read ({error}); open its file anew, or leave it out."
+    )
 
 
 def _files(path: str) -> list[str]:

@@ -24,7 +24,7 @@ from camtrain.errors import CamtrainError
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import Input, every_input
 from camtrain.inference.prediction import Prediction
-from camtrain.inference.prediction_folder import PredictionFolder
+from camtrain.inference.prediction_folder import FOLDERS, PredictionFolder
 from camtrain.inference.predictor import load
 from camtrain.inference.tencrop import TTA
 from camtrain.model.cam import HeatmapMethod
@@ -47,7 +47,8 @@ def main(args: Sequence[str]) -> int:
         heatmaps=options.heatmaps,
         sheets=not options.no_sheets,
     )
-    files = list(every_input(options.input))
+    own = [(options.output / name).absolute() for name in FOLDERS]
+    files = [one for one in every_input(options.input) if not _is_below(one, own)]
     predictor = load(options.model, device=options.device, precision=options.precision)
     errors: list[CamtrainError] = []
 
@@ -75,6 +76,14 @@ def main(args: Sequence[str]) -> int:
         f"({len(files) / seconds:.1f} images/s); see {folder.path}"
     )
     return 1 if errors else 0
+
+
+def _is_below(item: Input, folders: Sequence[Path]) -> bool:
+    """Whether it is a picture that an earlier prediction has written."""
+    if not isinstance(item, (str, Path)):
+        return False
+    parents = Path(item).absolute().parents
+    return any(folder in parents for folder in folders)
 
 
 def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.data import prepare
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.inference.pictures import Input, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
@@ -86,7 +86,7 @@ class View:
     threshold: float
     method: HeatmapMethod
 
-    def read(self, item: Input) -> Picture:
+    def read(self, item: Input | CamtrainError) -> Picture:
         """Read and prepare a picture; see ``pixels_of`` for what it raises."""
         image = pixels_of(item)
         path = str(item) if isinstance(item, (str, Path)) else None

@@ -15,7 +15,7 @@ from camtrain.inference.prediction import Prediction
 from camtrain.visualize import PREDICTED_BOX, draw_boxes, gallery, thumbnail
 
 _LINES = "predictions.jsonl"
-_FOLDERS = ("overlays", "heatmaps", "sheets")
+FOLDERS = ("overlays", "heatmaps", "sheets")
 _PER_SHEET, _TILE = 60, 224
 
 
@@ -65,11 +65,16 @@ class PredictionFolder:
 
     def __enter__(self) -> Self:
         """Make the folder, and delete an earlier prediction."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in _FOLDERS:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CamtrainValueError(
+                f"The folder {self.path} cannot be made ({error}); choose another --output."
+            ) from error
+        for name in FOLDERS:
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
-        self._file = (self.path / _LINES).open("w", encoding="utf-8")
+        self._file = (self.path / _LINES).open("w", encoding="utf-8", errors="backslashreplace")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +104,7 @@ class PredictionFolder:
             files["heatmaps"] = path
         if self._sheets:
             best = f"{prediction.names[0]} {prediction.scores[0]:.2f}"
-            source = Path(prediction.path or "").name
+            source = Path(prediction.path or "").name.encode("utf-8", "replace").decode()
             self._shown.append((thumbnail(drawn[0], _TILE), best, source))
             if len(self._shown) == _PER_SHEET:
                 self._write_sheet()

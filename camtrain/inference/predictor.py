@@ -20,7 +20,7 @@ from camtrain.inference.bundle import (
     write_bundle,
 )
 from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
-from camtrain.inference.pictures import Input, every_input
+from camtrain.inference.pictures import Input, every_input, held
 from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
 from camtrain.inference.tencrop import TTA, ten_crop_preprocessing, tta_class_maps
 from camtrain.inference.threads import helper_threads, in_order
@@ -123,7 +123,8 @@ class Predictor:
                 and below, sorted, without the hidden ones), patterns such as ``photos/*.jpg``, PIL
                 images, arrays (H, W, 3) or (H, W), tensors (3, H, W) or (B, 3, H, W). Arrays and
                 tensors hold raw pixels, uint8 0..255 or float 0..1. Any sizes.
-            top: Classes per picture, best first; min(top, K), by default 5.
+            top: Classes per picture, best first; min(top, K), by default 5 (or fewer, if an
+                exported file gives fewer).
             classes: Instead of the best, these, by number or name; they too come best first.
             threshold: Instead of the predictor's own, in [0, 1).
             method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
@@ -140,7 +141,8 @@ class Predictor:
         """
         if top is not None and classes is not None:
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
-        top = _TOP if top is None else top
+        if top is None:
+            top = min(_TOP, self.network.top or _TOP)
         if top < 1 or batch_size < 1:
             raise CamtrainValueError(
                 f"top and batch_size must be at least 1, got top={top}, batch_size={batch_size}."
@@ -199,7 +201,7 @@ def load(
         CamtrainValueError: None of them, a bundle of a newer format version, or no such device or
             precision.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix in _EXPORTED:
         reader = importlib.import_module(_EXPORTED[suffix])
         loaded: Loaded = reader.read(path, device=device, precision=precision)
@@ -224,7 +226,8 @@ def _predictions(
     """Read a batch in threads, look at it, finish its pictures in threads; one batch ahead."""
 
     def start(pool: Executor) -> list[tuple[Input, Future[Picture]]]:
-        return [(item, pool.submit(view.read, item)) for item in islice(inputs, batch_size)]
+        # Who gives pictures one by one may use an image or an array again for the next.
+        return [(item, pool.submit(view.read, held(item))) for item in islice(inputs, batch_size)]
 
     count = min(_MOST_HELPERS, torch.get_num_threads())
     with helper_threads(count) as pool:

@@ -596,6 +596,7 @@ class OnlyTheBest:
     """A network of somebody else: it gives the maps of its best two classes and no others."""
 
     class_names, preprocessing, task = ("a", "b", "c"), Preprocessing((16, 24)), "multilabel"
+    top = 2
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -616,7 +617,36 @@ def test_any_network_behind_the_door_is_predicted_with(tmp_path: Path) -> None:
     assert found.names == ("b", "a")
     assert found.scores == pytest.approx((0.952574, 0.5))  # each a sigmoid
     assert found.boxes[0].tolist() == [[15, 0, 30, 20]]
+    assert next(predictor(picture(20, 30))).names == found.names  # no more than there are
     with pytest.raises(CamtrainValueError, match="best 2 classes only"):
-        list(predictor(picture(20, 30)))
+        list(predictor(picture(20, 30), top=3))
     with pytest.raises(CamtrainValueError, match="cannot become a bundle"):
         predictor.save(tmp_path / "model.safetensors")
+
+
+def test_an_image_that_is_used_again_is_taken_as_it_was(predictor: Predictor) -> None:
+    buffer = np.zeros((40, 56, 3), np.uint8)
+    pictures = [np.random.default_rng(n).integers(0, 256, (40, 56, 3), np.uint8) for n in range(3)]
+
+    def frames() -> Iterator[np.ndarray]:
+        for picture in pictures:
+            buffer[:] = picture
+            yield buffer
+
+    seen = [prediction.scores for prediction in predictor(frames())]
+    assert seen == [prediction.scores for prediction in predictor(pictures)]
+
+
+def test_a_pil_image_that_cannot_be_read_is_an_error_of_its_turn(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    file = tmp_path / "cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[:4000])
+    good, errors = np.zeros((40, 56, 3), np.uint8), []
+    predictions = predictor(
+        [Image.open(file), good], on_error=lambda _, error: errors.append(str(error))
+    )
+    assert len(list(predictions)) == 1
+    assert "PIL image cannot be read" in errors[0]
