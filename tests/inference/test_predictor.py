@@ -645,8 +645,7 @@ def test_a_pil_image_that_cannot_be_read_is_an_error_of_its_turn(
     Image.fromarray(noise).save(file)
     file.write_bytes(file.read_bytes()[:4000])
     good, errors = np.zeros((40, 56, 3), np.uint8), []
-    predictions = predictor(
-        [Image.open(file), good], on_error=lambda _, error: errors.append(str(error))
-    )
-    assert len(list(predictions)) == 1
+    with Image.open(file) as cut:
+        found = list(predictor([cut, good], on_error=lambda _, error: errors.append(str(error))))
+    assert len(found) == 1
     assert "PIL image cannot be read" in errors[0]
