@@ -5,6 +5,7 @@ from camtrain.localization.baseline import CentreBoxAcc, centre_map
 from camtrain.localization.boxes import box_iou, box_iou_inclusive, boxes_from_heatmap
 from camtrain.localization.dt_box import dt_boxes
 from camtrain.localization.ilsvrc import FlatErrors, flat_errors, read_predictions
+from camtrain.localization.map_statistics import MapStatistics
 from camtrain.localization.max_box_acc import MaxBoxAcc, MaxBoxAccV2
 from camtrain.localization.mosaics import MosaicScore, mosaic, mosaic_plan
 from camtrain.localization.pointing import EnergyInBox, PointingGame
@@ -15,6 +16,7 @@ __all__ = [
     "EnergyInBox",
     "FlatErrors",
     "LocalizationAccuracy",
+    "MapStatistics",
     "MaxBoxAcc",
     "MaxBoxAccV2",
     "MosaicScore",

@@ -82,19 +82,27 @@ class LocalizationAccuracy(Metric):
     cls_top1: Tensor
     cls_top5: Tensor
     cls_count: Tensor
+    class_right: Tensor
+    class_count: Tensor
 
-    def __init__(self, threshold: float = 0.2, iou_threshold: float = 0.5) -> None:
+    def __init__(
+        self, threshold: float = 0.2, iou_threshold: float = 0.5, num_classes: int | None = None
+    ) -> None:
         """Start with nothing counted.
 
         Args:
             threshold: Part of the heatmap's maximum that a pixel must exceed, in [0, 1).
             iou_threshold: The least IoU of a right box, in (0, 1].
+            num_classes: K, to count GT-known for each class too; None counts all together only.
         """
         super().__init__()
         self.threshold = check_threshold(threshold)
         self.iou_threshold = check_iou_threshold(iou_threshold)
         for name in (*_LOCALIZATION, "count", *_CLASSIFICATION, "cls_count"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("class_right", "class_count"):
+            zeros = torch.zeros(num_classes or 0, dtype=torch.int64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(
         self,
@@ -137,6 +145,17 @@ class LocalizationAccuracy(Metric):
             self.top1 += is_right and ranks[index] < 1
             self.top5 += is_right and ranks[index] < min(5, logits.shape[1])
             self.count += 1
+            if len(self.class_count):
+                self.class_right[int(labels[index])] += is_right
+                self.class_count[int(labels[index])] += 1
+
+    def by_class(self) -> tuple[Tensor, Tensor]:
+        """Pictures of each class whose box is right, and that have boxes, (K,) int64 each.
+
+        Of all processes; empty where the number of classes was not given.
+        """
+        with self.sync_context():
+            return self.class_right.cpu().clone(), self.class_count.cpu().clone()
 
     def compute(self) -> dict[str, Tensor]:
         """The fractions by name, float64 scalars; NaN when nothing was counted."""

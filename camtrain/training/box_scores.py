@@ -42,9 +42,9 @@ class WholeMaps(NamedTuple):
 class BoxScores(nn.Module):
     """The localization metrics of a split, and the baselines that belong beside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int | None = None) -> None:
         super().__init__()
-        self.accuracy = LocalizationAccuracy(threshold=DEFAULT_THRESHOLD)
+        self.accuracy = LocalizationAccuracy(threshold=DEFAULT_THRESHOLD, num_classes=num_classes)
         # Both are counted in one pass over the maps.
         self.boxes = MetricCollection(
             [MaxBoxAcc(), MaxBoxAccV2()], compute_groups=[["MaxBoxAcc", "MaxBoxAccV2"]]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from camtrain.data import Batch
+from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.localization import MapStatistics
 from camtrain.model.camnet import Task
+from camtrain.preprocessing import Preprocessing
 from camtrain.training.box_scores import BoxScores, WholeMaps
+from camtrain.training.cache import FeatureBatch
 from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
 
 SCORES = {
@@ -26,6 +34,9 @@ SCORES = {
     "max_box_acc_v2": "MaxBoxAccV2, oracle thresholds",
     "px_ap": "PxAP, of the masks",
     "pointing": "pointing game",
+    "cam_energy_in_box": "heatmap energy inside the boxes",
+    "cam_area": "heatmap area above 0.2",
+    "cam_entropy": "heatmap entropy",
     "mosaic_peak": "mosaics, peak (chance 25 %)",
     "mosaic_energy": "mosaics, energy (chance 25 %)",
     "centre_box_acc": "centre box, MaxBoxAcc and GT-known",
@@ -35,6 +46,7 @@ SCORES = {
 }
 # Those that are not computed after every epoch of a training.
 _NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy"}
+_MOST_CONFUSED = 2000  # classes, whose confusions take 32 MB
 
 
 def score_names(num_classes: int, task: Task) -> list[str]:
@@ -43,6 +55,24 @@ def score_names(num_classes: int, task: Task) -> list[str]:
     if num_classes <= 5:  # the five best of five classes are always right
         absent.add("acc5")
     return [name for name in SCORES if name not in absent]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """What was measured of each class, of all processes.
+
+    Attributes:
+        confusion: (K, K) int64, pictures by true class (rows) and predicted class (columns); None
+            for multi-label and above 2,000 classes.
+        average_precision: (K,) float64, NaN for classes without a picture; None unless multi-label.
+        boxes_right: (K,) int64, pictures that count for GT-known localization.
+        boxes_seen: (K,) int64, pictures with boxes.
+    """
+
+    confusion: Tensor | None
+    average_precision: Tensor | None
+    boxes_right: Tensor
+    boxes_seen: Tensor
 
 
 class Evaluation(nn.Module):
@@ -59,7 +89,12 @@ class Evaluation(nn.Module):
             MulticlassAccuracy(num_classes, top_k=5, average="micro") if "acc5" in names else None
         )
         self.map = MeanAveragePrecision(num_classes) if "map" in names else None
-        self.boxes = BoxScores()
+        has_confusion = task == "multiclass" and num_classes <= _MOST_CONFUSED
+        self.confusion = (
+            MulticlassConfusionMatrix(num_classes, validate_args=False) if has_confusion else None
+        )
+        self.statistics = MapStatistics(threshold=DEFAULT_THRESHOLD)
+        self.boxes = BoxScores(num_classes)
 
     def update(
         self, logits: Tensor, maps: WholeMaps | None, labels: Tensor, batch: Batch | None = None
@@ -81,8 +116,42 @@ class Evaluation(nn.Module):
                 self.acc5.update(logits, labels)
             if self.map is not None:
                 self.map.update(logits, multi_hot(labels, self.num_classes))
+            if self.confusion is not None:
+                self.confusion.update(logits, labels)
         if maps is not None and batch is not None:
             self.boxes.update(maps, logits, labels, batch)
+
+    def update_statistics(
+        self, maps: Tensor, batch: Sequence[Any], preprocessing: Preprocessing | None
+    ) -> None:
+        """Count how the maps of a batch look, over what the network saw.
+
+        Args:
+            maps: (B, h, w), of each picture's true class.
+            batch: Where they are from; with boxes if it is a ``Batch``.
+            preprocessing: Of the network.
+        """
+        images, size_hw = batch[0], (batch[0].shape[-2], batch[0].shape[-1])
+        boxes = [torch.zeros(0, 4)] * len(maps)
+        if isinstance(batch, Batch):
+            boxes = batch.input_boxes_xyxy
+        if isinstance(batch, FeatureBatch):
+            assert preprocessing is not None
+            size_hw = preprocessing.size
+            # Of some pictures only the pooled vector is kept, spread over a map that shows nothing.
+            is_map = (images != images[..., :1, :1]).any(3).any(2).any(1)
+            maps, boxes = maps[is_map], [boxes[place] for place in is_map.nonzero().flatten()]
+        self.statistics.update(maps, boxes, size_hw)
+
+    def by_class(self) -> ClassScores:
+        """What was measured of each class."""
+        right, seen = self.boxes.accuracy.by_class()
+        return ClassScores(
+            confusion=None if self.confusion is None else self.confusion.compute().cpu(),
+            average_precision=None if self.map is None else self.map.by_class(),
+            boxes_right=right,
+            boxes_seen=seen,
+        )
 
     def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
         """Scores by name, of all processes; localization only where pictures had boxes or masks.
@@ -94,6 +163,8 @@ class Evaluation(nn.Module):
         for name, metric in (("acc1", self.acc1), ("acc5", self.acc5), ("map", self.map)):
             if metric is not None:
                 scores[name] = metric.compute()
+        looks = {f"cam_{name}": value for name, value in self.statistics.compute().items()}
+        scores |= {name: value for name, value in looks.items() if not value.isnan()}
         return scores | self.boxes.compute(calibrated)
 
     def reset(self) -> None:
@@ -101,3 +172,5 @@ class Evaluation(nn.Module):
         for metric in self.children():
             assert isinstance(metric, (Metric, BoxScores))
             metric.reset()
+        # A process whose pictures have no maps synchronizes like the others.
+        self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))

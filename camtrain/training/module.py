@@ -383,7 +383,7 @@ class CAMModule(LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, split: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
-        """Measure a batch; returns what was measured: its ``batch`` and ``maps``, if it has any."""
+        """Measure a batch; returns its ``batch``, ``logits`` and, if boxes count, ``maps``."""
         batch = without_repeats(self.trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
         maps = None
@@ -396,12 +396,15 @@ class CAMModule(LightningModule):
             else:
                 output = self.net.maps_of(features, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
+        evaluation, seen = self._evaluation(split), {"batch": batch, "logits": logits}
+        if maps is not None:
+            evaluation.update_statistics(maps, batch, self.net.preprocessing)
         if not isinstance(batch, Batch) or maps is None:
-            self._evaluation(split).update(logits, None, labels)
-            return {}
+            evaluation.update(logits, None, labels)
+            return seen
         whole = on_whole_pictures(maps, self.net.preprocessing, batch)
-        self._evaluation(split).update(logits, whole, labels, batch)
-        return {"batch": batch, "maps": whole}
+        evaluation.update(logits, whole, labels, batch)
+        return {**seen, "maps": whole}
 
     def _log_evaluation(self, split: str) -> None:
         evaluation = self._evaluation(split)

@@ -137,7 +137,14 @@ class MeanAveragePrecision(Metric):
 
     def compute(self) -> Tensor:
         """The mean average precision, a float64 scalar in [0, 1]; NaN where no class was seen."""
+        return self._by_class().nanmean()
+
+    def by_class(self) -> Tensor:
+        """The average precision of each class, (K,) float64, of all processes; NaN if not seen."""
+        with self.sync_context():
+            return self._by_class().cpu()
+
+    def _by_class(self) -> Tensor:
         positives, every = self.counts[:, 1].flip(1), self.counts.sum(1).flip(1)  # best bin first
         precision = positives.cumsum(1) / every.cumsum(1).clamp_min(1).double()
-        totals = positives.sum(1)
-        return ((positives * precision).sum(1) / totals)[totals > 0].mean()
+        return (positives * precision).sum(1) / positives.sum(1)

@@ -101,7 +101,7 @@ class MapWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the maps of a batch and add its pictures to the lists."""
-        if isinstance(outputs, Mapping) and outputs:
+        if isinstance(outputs, Mapping) and "maps" in outputs:
             self._write(outputs["batch"], outputs["maps"].benchmark)
 
     on_validation_start = on_test_start

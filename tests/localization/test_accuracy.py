@@ -242,3 +242,18 @@ def test_the_same_from_a_prediction_file(tmp_path: Path, classes: int) -> None:
     assert found["top5"] == pytest.approx(1 - errors.localization[4], abs=1e-12)
     assert found["cls_top1"] == pytest.approx(1 - errors.classification[0], abs=1e-12)
     assert found["cls_top5"] == pytest.approx(1 - errors.classification[4], abs=1e-12)
+
+
+def test_gt_known_of_each_class_adds_up_to_that_of_all(batch_of: BatchOf) -> None:
+    metric = LocalizationAccuracy(num_classes=9)
+    metric.update(**batch_of(list(range(24))))
+    right, seen = metric.by_class()
+    assert right.shape == seen.shape == (9,)
+    assert int(seen.sum()) == int(metric.count) == 18
+    assert int(right.sum()) == int(metric.gt_known)
+    for label in range(9):
+        alone = LocalizationAccuracy()
+        labels = batch_of(list(range(24)))["labels"]
+        alone.update(**batch_of([i for i in range(24) if labels[i] == label]))
+        assert (int(alone.gt_known), int(alone.count)) == (int(right[label]), int(seen[label]))
+    assert LocalizationAccuracy().by_class()[0].shape == (0,)

@@ -15,6 +15,7 @@ import pytest
         "contours",
         "dt_box",
         "ilsvrc",
+        "map_statistics",
         "max_box_acc",
         "mosaics",
         "pointing",

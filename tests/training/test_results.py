@@ -37,6 +37,9 @@ TABLE = (
     "box_acc_fixed",
     "max_box_acc_v2",
     "pointing",
+    "cam_energy_in_box",
+    "cam_area",
+    "cam_entropy",
     "centre_box_acc",
     "centre_box_acc_v2",
     "centre_pointing",
@@ -132,7 +135,7 @@ def test_without_boxes_nothing_is_claimed(
     (photographs / "boxes.csv").unlink()
     run(fit_arguments())
     found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())
-    assert found["scores"].keys() == {"loss", "acc1"}
+    assert found["scores"].keys() == {"loss", "acc1", "cam_area", "cam_entropy"}
     assert not (tmp_path / "runs/run/test/localization.png").exists()
 
 
