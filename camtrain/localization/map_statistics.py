@@ -114,4 +114,5 @@ def _entropies(maps: Tensor) -> Tensor:
     total = energy.sum(1, keepdim=True)
     p = torch.where(total > 0, energy / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
     p = p / p.sum(1, keepdim=True)  # uniform where there was none
-    return torch.special.entr(p).sum(1) / math.log(p.shape[1])
+    entropies: Tensor = torch.special.entr(p).sum(1)
+    return entropies / math.log(p.shape[1])

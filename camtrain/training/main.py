@@ -23,7 +23,13 @@ from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import score_names
 from camtrain.training.files import AtomicCheckpointIO
-from camtrain.training.loggers import LoggedSoFar, LoggerName, finish_loggers, make_loggers
+from camtrain.training.loggers import (
+    LoggedSoFar,
+    LoggerName,
+    finish_loggers,
+    log_bundle,
+    make_loggers,
+)
 from camtrain.training.module import CAMModule
 from camtrain.training.parser import OneLineParser
 from camtrain.training.precision import best_precision
@@ -161,6 +167,7 @@ class CamtrainCLI(LightningCLI):
             )
         watcher = self.config_init[self.subcommand]["cams"]
         watcher.dirpath = watcher.dirpath or folder.cams
+        watcher.report = watcher.report or folder.report
         every = self.config[self.subcommand]["save_every_minutes"]
         writer = RunWriter(folder, monitor=monitor, signals=self._signals, every_minutes=every)
         return [writer, BatchPicture(folder.path / "train_batch.jpg")]
@@ -182,8 +189,16 @@ class CamtrainCLI(LightningCLI):
                     self.model, self.datamodule, ckpt_path=str(self.folder.best), verbose=False
                 )
             self._conclude("test", self.folder.path / "test")
+        self._ship(self.folder)
         print_written(self.folder, self.trainer)
         finish_loggers(self.trainer.loggers)
+
+    def _ship(self, folder: RunFolder) -> None:
+        """Add the bundle of the best epoch to the loggers' run: once, at the end."""
+        if folder.bundle.is_file() and self.trainer.is_global_zero:
+            metrics = self.trainer.callback_metrics
+            scores = {name: value.item() for name, value in metrics.items()}
+            log_bundle(self.trainer.loggers, folder.bundle, scores)
 
     @contextmanager
     def _ending_cleanly(self) -> Iterator[None]:
@@ -210,7 +225,7 @@ class CamtrainCLI(LightningCLI):
                 ckpt_path, so_far = None, LoggedSoFar()
         elif self.trainer.is_global_zero:
             folder.clear()
-        if self._makes_loggers:
+        if self._makes_loggers and self.trainer.is_global_zero:  # one run, however many processes
             self.trainer.loggers = make_loggers(
                 settings["logger"], folder.path, settings["project"], so_far=so_far
             )

@@ -59,6 +59,11 @@ class RunFolder:
         """The heatmap sheets."""
         return self.path / "cams"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows the training."""
+        return self.path / "report.html"
+
     def check_free(self, *, continues: bool, overwrite: bool) -> None:
         """Make sure that a new run loses nothing; changes nothing itself.
 

@@ -48,6 +48,7 @@ def print_written(folder: RunFolder | None, trainer: Trainer) -> None:
     paths = {
         "bundle, for inference": folder.bundle,
         "checkpoints": folder.checkpoints,
+        "report, for a browser": folder.report,
         "heatmaps by epoch": folder.cams,
         "scores by epoch": folder.metrics,
         "localization, test": folder.path / "test" / "localization.json",

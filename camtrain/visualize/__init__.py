@@ -2,6 +2,7 @@
 
 from camtrain.visualize.batch import batch_sheet
 from camtrain.visualize.charts import threshold_chart
+from camtrain.visualize.confusion import confusion_picture
 from camtrain.visualize.gallery import gallery, thumbnail
 from camtrain.visualize.overlay import (
     COLORMAPS,
@@ -10,7 +11,7 @@ from camtrain.visualize.overlay import (
     draw_boxes,
     overlay,
 )
-from camtrain.visualize.sheets import WatchedPicture, contact_sheet, panel
+from camtrain.visualize.sheets import Tiles, WatchedPicture, contact_sheet, panel, tiles
 from camtrain.visualize.text import Color
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "PREDICTED_BOX",
     "TRUE_BOX",
     "Color",
+    "Tiles",
     "WatchedPicture",
     "batch_sheet",
+    "confusion_picture",
     "contact_sheet",
     "draw_boxes",
     "gallery",
@@ -27,4 +30,5 @@ __all__ = [
     "panel",
     "threshold_chart",
     "thumbnail",
+    "tiles",
 ]

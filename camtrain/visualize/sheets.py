@@ -54,6 +54,61 @@ class WatchedPicture:
     is_right: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """A watched picture at the size it is shown, without boxes, as RGB.
+
+    Attributes:
+        picture: The picture alone.
+        true: Under the heatmap of its true class.
+        predicted: Under the heatmap of its predicted class.
+        scale: Pixels of a tile for a pixel of the picture.
+    """
+
+    picture: Image.Image
+    true: Image.Image
+    predicted: Image.Image
+    scale: float
+
+
+def tiles(
+    row: WatchedPicture, *, colormap: str = "viridis", opacity: float = 0.5, tile: int = 256
+) -> Tiles:
+    """The picture and its two heatmaps. Small pictures are enlarged, big ones shrunk.
+
+    Args:
+        row: The picture.
+        colormap: As for ``overlay``.
+        opacity: As for ``overlay``.
+        tile: Longer side, 224 to 512 pixels.
+
+    Raises:
+        CamtrainTypeError: As for ``overlay``.
+        CamtrainValueError: As for ``overlay``, or ``tile`` is out of range.
+    """
+    check_tile(tile)
+    original = rgb_pixels(row.image)
+    height, width, _ = original.shape
+    scale = tile / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(original).resize(size, resample)
+
+    def colored(heatmap: Tensor) -> Image.Image:
+        levels = Image.fromarray(heatmap_levels(heatmap, (height, width)))
+        smooth = np.asarray(levels.resize(size, Image.Resampling.BILINEAR))
+        return blend(np.asarray(picture), smooth, colormap, opacity)
+
+    return Tiles(picture, colored(row.true_heatmap), colored(row.predicted_heatmap), scale)
+
+
+def check_tile(tile: int) -> int:
+    """The size itself; raise CamtrainValueError unless it lies between 224 and 512 pixels."""
+    if not 224 <= tile <= 512:
+        raise CamtrainValueError(f"tile must lie between 224 and 512 pixels, got {tile}.")
+    return tile
+
+
 def panel(
     row: WatchedPicture, *, colormap: str = "viridis", opacity: float = 0.5, tile: int = 256
 ) -> Image.Image:
@@ -72,10 +127,23 @@ def panel(
         CamtrainTypeError: As for ``overlay``.
         CamtrainValueError: As for ``overlay`` and ``draw_boxes``, or ``tile`` is out of range.
     """
-    tiles = _tiles(row, colormap, opacity, tile)
-    unit, height = tile // 32, tiles[0].height
+    drawn = tiles(row, colormap=colormap, opacity=opacity, tile=tile)
+
+    def boxed(image: Image.Image, boxes_xyxy: Tensor, color: Color) -> Image.Image:
+        return draw_boxes(image, boxes_xyxy * drawn.scale, color=color, width=tile // 128)
+
+    shown = (
+        boxed(drawn.picture, row.true_boxes_xyxy, TRUE_BOX),
+        boxed(
+            boxed(drawn.true, row.true_boxes_xyxy, TRUE_BOX),
+            row.predicted_boxes_xyxy,
+            PREDICTED_BOX,
+        ),
+        drawn.predicted,
+    )
+    unit, height = tile // 32, drawn.picture.height
     canvas = Image.new("RGB", (3 * tile + 2 * unit, height + 7 * unit), PAPER)
-    for number, image in enumerate(tiles):
+    for number, image in enumerate(shown):
         left = number * (tile + unit)
         canvas.paste(_PADDING, (left, 0, left + tile, height))
         canvas.paste(image, (left + (tile - image.width) // 2, 0))
@@ -127,35 +195,6 @@ def contact_sheet(
             at = (left + number * (tile + unit), 14 * unit)
             write(sheet, heading, at=at, size=2 * unit, color=MUTED)
     return sheet
-
-
-def _tiles(
-    row: WatchedPicture, colormap: str, opacity: float, tile: int
-) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Picture, heatmap of the true class and of the predicted class, all of one size."""
-    if not 224 <= tile <= 512:
-        raise CamtrainValueError(f"tile must lie between 224 and 512 pixels, got {tile}.")
-    original = rgb_pixels(row.image)
-    height, width, _ = original.shape
-    scale = tile / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(original).resize(size, resample)
-
-    def colored(heatmap: Tensor) -> Image.Image:
-        levels = Image.fromarray(heatmap_levels(heatmap, (height, width)))
-        smooth = np.asarray(levels.resize(size, Image.Resampling.BILINEAR))
-        return blend(np.asarray(picture), smooth, colormap, opacity)
-
-    def boxed(image: Image.Image, boxes_xyxy: Tensor, color: Color) -> Image.Image:
-        return draw_boxes(image, boxes_xyxy * scale, color=color, width=tile // 128)
-
-    true_tile = boxed(colored(row.true_heatmap), row.true_boxes_xyxy, TRUE_BOX)
-    return (
-        boxed(picture, row.true_boxes_xyxy, TRUE_BOX),
-        boxed(true_tile, row.predicted_boxes_xyxy, PREDICTED_BOX),
-        colored(row.predicted_heatmap),
-    )
 
 
 def _draw_caption(canvas: Image.Image, row: WatchedPicture, *, top: int, unit: int) -> None:

@@ -1,8 +1,10 @@
 """Reads the run file of W&B, a log of protobuf records in LevelDB's framing."""
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
@@ -10,14 +12,25 @@ _FULL, _LAST = 1, 4
 
 def history(path: Path) -> list[dict[str, str]]:
     """The logged rows in order: name to value in JSON."""
+    found = [record.history.item for record in records(path)]
+    rows = [{item.key or "/".join(item.nested_key): item.value_json for item in r} for r in found]
+    return [row for row in rows if row]
+
+
+def records(path: Path) -> list[Any]:
+    """All records; W&B's service may still be writing the last ones of a run that has ended."""
     from wandb.proto import wandb_internal_pb2
 
-    rows = []
-    for data in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        rows.append({i.key or "/".join(i.nested_key): i.value_json for i in record.history.item})
-    return [row for row in rows if row]
+    for _ in range(100):
+        found = []
+        for data in _records(path.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            found.append(record)
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.05)
+    return found
 
 
 def _records(content: bytes) -> Iterator[bytes]:

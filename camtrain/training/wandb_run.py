@@ -1,0 +1,231 @@
+"""A Weights & Biases run that never asks, hardly delays a training, and never stops one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+from uuid import uuid4
+
+from pytorch_lightning.loggers import WandbLogger
+
+from camtrain.training.files import write_text
+
+LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 20 are allowed
+LONGEST_FINISH = 60  # seconds that the rest may take to be logged, and then to be uploaded
+_LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
+_DATA_DIR = "WANDB_DATA_DIR"
+_data_dirs: set[str | None] = {
+    None
+}  # what the variable was, or was set to for an earlier run of this process
+
+
+class NeverStoppingWandbLogger(WandbLogger):
+    """Lightning's logger of a W&B run: no row makes a training wait, no failure stops it.
+
+    Online, to log a table W&B asks its server and waits for the answer. There, a thread does so.
+    """
+
+    _worker: _Worker | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scores; see the base class."""
+        later(self, partial(super().log_metrics, metrics, step))
+
+    def log_hyperparams(self, params: Any) -> None:  # noqa: ANN401 - as the base class
+        """Log settings; see the base class."""
+        later(self, partial(super().log_hyperparams, params))
+
+    def work(self) -> None:
+        """From now on, do what is asked for in a thread, in order."""
+        self._worker = _Worker()
+        self._worker.start()
+
+
+class _Worker(threading.Thread):
+    """Makes calls one after another; a process may end without it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="camtrain-wandb", daemon=True)
+        self.calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        while (call := self.calls.get()) is not None:
+            call()
+
+    def finish(self, seconds: float) -> bool:
+        """Whether all calls were made within some seconds; there must be no further ones."""
+        self.calls.put(None)
+        self.join(seconds)
+        return not self.is_alive()
+
+
+def later(logger: WandbLogger, call: Callable[[], object]) -> None:
+    """Do something with a W&B run after all before it: at once, or in its thread."""
+
+    def guarded() -> None:
+        with never_stopping(logger):
+            call()
+
+    worker = getattr(logger, "_worker", None)
+    if worker is None:
+        guarded()
+    else:
+        worker.calls.put(guarded)
+
+
+@contextmanager
+def never_stopping(logger: WandbLogger) -> Iterator[None]:
+    """What W&B raises within becomes a warning, the first time, and the training goes on."""
+    try:
+        yield
+    except Exception as error:  # its service can break in any way
+        if not getattr(logger, "has_failed", False):
+            logger.has_failed = True  # type: ignore[attr-defined]  # only for this
+            reason = (str(error).splitlines() or [""])[0]
+            warnings.warn(
+                f"W&B failed ({type(error).__name__}: {reason}); the training goes on, and what "
+                f"reached its files can be uploaded with: wandb sync {_parts(logger)}",
+                stacklevel=4,
+            )
+
+
+def start_run(
+    folder: Path, project: str, *, continues: bool, step: int = 0
+) -> NeverStoppingWandbLogger | None:
+    """A started run: online with credentials and a network, offline otherwise; None if neither.
+
+    Args:
+        folder: Of the training; its name is the run's name, and its ``wandb/run_id`` the run's id.
+        project: The W&B project.
+        continues: Whether the run has begun before.
+        step: Its internal counter then, which an offline run cannot look up.
+    """
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where it is, once
+    if os.environ.get(_DATA_DIR) in _data_dirs:
+        # What has yet to be uploaded stays with the run, and out of the user's home.
+        _data_dirs.add(str(folder.absolute() / "wandb" / "data"))
+        os.environ[_DATA_DIR] = str(folder.absolute() / "wandb" / "data")
+    with suppress(Exception):  # its reports about itself, which without a network delay the exit
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
+    number = _run_id(folder, is_new=not continues)
+    is_asked = os.environ.get("WANDB_MODE", "online") == "online"
+    try:
+        if is_asked and wandb.login(prompt=False, verify=False):
+            online = _started(folder, project, number, "online")
+            online.work()
+            return online
+    except Exception as error:  # no network, an old key, a portal that answers in its place
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"W&B cannot be reached, so this run is logged offline ({reason}).")
+        with suppress(Exception):
+            wandb.teardown()  # its service still holds the run's id
+    try:
+        offline = _started(folder, project, number, "offline")
+        if continues and step:
+            offline.experiment.log({}, step=step + _LOGGED_SINCE)
+    except Exception as error:
+        print(f"W&B cannot be started, so nothing is logged to it ({error}).")
+        return None
+    return offline
+
+
+def _started(
+    folder: Path, project: str, number: str, mode: Literal["online", "offline"]
+) -> NeverStoppingWandbLogger:
+    import wandb
+
+    made = NeverStoppingWandbLogger(
+        name=folder.name,
+        project=project,
+        save_dir=folder,
+        id=number,
+        # An offline run cannot look the run up; the same id makes the parts one when uploaded.
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        settings=wandb.Settings(
+            init_timeout=LONGEST_START,
+            finish_timeout=LONGEST_FINISH,
+            finish_timeout_raises=True,
+        ),
+    )
+    made._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
+    assert made.experiment is not None  # starts it
+    return made
+
+
+def place_of(logger: WandbLogger) -> str:
+    """Where the run is to be seen, and what of it has to be uploaded first."""
+    url, parts = None, _parts(logger)
+    with never_stopping(logger):
+        url = logger.experiment.url
+    upload = f"upload with: wandb sync {parts}" if parts else ""
+    return "; ".join(filter(None, [url or "offline", upload]))
+
+
+def log_bundle(logger: WandbLogger, bundle: Path, scores: Mapping[str, float]) -> None:
+    """Add the trained network to the run, as a new version of the artifact ``model-RUN_ID``.
+
+    Args:
+        logger: Of the run.
+        bundle: The file of the best epoch.
+        scores: What it reached, by logged name.
+    """
+
+    def log() -> None:
+        import wandb
+
+        run = logger.experiment
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(scores))
+        artifact.add_file(str(bundle))
+        run.log_artifact(artifact, aliases=["best", "latest"])
+
+    later(logger, log)
+
+
+def finish(logger: WandbLogger) -> None:
+    """End the run, so that another one can begin in the same process."""
+    worker = getattr(logger, "_worker", None)
+    with never_stopping(logger):
+        if worker is not None and not worker.finish(LONGEST_FINISH):
+            raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
+        logger.experiment.finish()
+
+
+def step_of(logger: WandbLogger) -> int:
+    """The internal counter of the run; 0 where it has failed."""
+    with never_stopping(logger):
+        return int(logger.experiment.step)
+    return 0
+
+
+def _parts(logger: WandbLogger) -> str:
+    """The folders of the run that have not been uploaded: one for each time it was offline."""
+    folder = Path(logger.save_dir or ".") / "wandb"
+    offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
+    parts = [part for part in offline if not any(part.glob("*.synced"))]
+    run = logger._experiment
+    if getattr(logger, "has_failed", False) and run is not None and not run.offline:
+        parts.append(Path(run.dir).parent)
+    return " ".join(map(str, parts))
+
+
+def _run_id(folder: Path, *, is_new: bool) -> str:
+    """The id of the W&B run, which is kept with the run."""
+    path = folder / "wandb" / "run_id"
+    if not is_new and path.is_file():
+        return path.read_text().strip()
+    number = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, number)
+    return number

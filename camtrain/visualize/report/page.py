@@ -1,0 +1,138 @@
+"""The report of a training: one page that holds everything, pictures and program included."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from camtrain.visualize.overlay import palette, rgb_pixels
+
+SHOWN_SIDE = 512  # pixels of the longer side of a picture, at most
+MAP_SIDE = 48  # cells of the longer side of a map, at most
+
+_SCRIPTS = ("elements.js", "chart.js", "heatmap.js", "cards.js", "tables.js", "main.js")
+_SMALL = 128  # pixels; smaller pictures are kept without loss
+
+
+def report_page(content: Mapping[str, Any]) -> str:
+    """The page as HTML that opens from a file, without a network.
+
+    Args:
+        content: What ``main.js`` shows, plain values: ``title``, ``state``, ``colormap`` (see
+            ``packed_colormap``), ``curves``, ``maps`` and ``localization`` (charts, see
+            ``chart.js``), ``pictures``, ``epochs`` and ``mistakes`` (see ``cards.js``),
+            ``classes``, ``classes_epoch`` and ``settings``. A value may also be ``PackedJson``.
+    """
+    parts = [f"{json.dumps(name)}:{_as_json(value)}" for name, value in content.items()]
+    # JSON knows \u003c; as it stands, "</script" in a class name would end the element.
+    page = {
+        "title": html.escape(str(content["title"])),
+        "content": "{" + ",".join(parts).replace("<", "\\u003c") + "}",
+        "style": _text("style.css"),
+        "script": "\n".join(_text(name) for name in _SCRIPTS),
+    }
+    pieces = _text("page.html").split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, rest = piece.split("}}", 1)
+        filled += [page[name], rest]
+    return "".join(filled)
+
+
+class PackedJson(str):
+    """JSON that is written into the page as it is: what was packed once need not be again."""
+
+    __slots__ = ()
+
+
+def packed_map(class_map: Tensor) -> dict[str, Any]:
+    """A class map (h, w) as the page draws it: its raw range, and its values in 256 steps.
+
+    A map of more than 48 cells along a side is averaged down for the page, not for its range.
+
+    Returns:
+        ``hw``, ``range`` (minimum, maximum, mean; None where the map is not finite), ``levels``
+        (base64 of a byte per cell, row by row; None likewise).
+
+    Example:
+        >>> packed_map(torch.tensor([[-1.0, 0.0, 1.0]]))
+        {'hw': [1, 3], 'range': [-1.0, 1.0, 0.0], 'levels': 'AID/'}
+    """
+    values = class_map.detach().cpu().float()
+    if not values.isfinite().all():
+        return {"hw": list(values.shape), "range": None, "levels": None}
+    range_ = [values.min().item(), values.max().item(), values.double().mean().item()]
+    if max(values.shape) > MAP_SIDE:
+        factor = MAP_SIDE / max(values.shape)
+        rows, columns = (max(1, round(side * factor)) for side in values.shape)
+        values = functional.adaptive_avg_pool2d(values[None], (rows, columns))[0]
+    low, high = range_[:2]
+    levels = (values - low) / (high - low) * 255 if high > low else torch.zeros_like(values)
+    packed = base64.b64encode(levels.round().byte().numpy().tobytes()).decode()
+    return {
+        "hw": list(values.shape),
+        "range": [float(f"{value:.6g}") for value in range_],
+        "levels": packed,
+    }
+
+
+def packed_picture(image: Image.Image | Tensor) -> dict[str, Any]:
+    """A picture as the page shows it, at most 512 pixels wide or high.
+
+    Args:
+        image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
+
+    Returns:
+        ``src`` (a data URL: PNG up to 128 pixels, JPEG above), ``wh`` (its width and height).
+    """
+    picture = Image.fromarray(rgb_pixels(image))
+    kind, options = ("PNG", {}) if max(picture.size) <= _SMALL else ("JPEG", {"quality": 85})
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    packed = base64.b64encode(file.getvalue()).decode()
+    return {"src": f"data:image/{kind.lower()};base64,{packed}", "wh": list(picture.size)}
+
+
+def packed_colormap(name: str) -> dict[str, str]:
+    """The 256 colours of a colour map of ``camtrain.visualize.COLORMAPS``."""
+    return {"name": name, "colors": base64.b64encode(palette(name).tobytes()).decode()}
+
+
+def part_of_picture(
+    boxes_xyxy: Tensor | Sequence[Sequence[float]], size_hw: tuple[int, int]
+) -> list[list[float]]:
+    """Boxes (n, 4) in pixels of a picture as parts of its width and height.
+
+    Example:
+        >>> part_of_picture([[10, 0, 20, 40]], (40, 80))
+        [[0.125, 0.0, 0.25, 1.0]]
+    """
+    height, width = size_hw
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    parts: list[list[float]] = (boxes / [width, height, width, height]).round(5).tolist()
+    return parts
+
+
+@cache
+def _text(name: str) -> str:
+    return files("camtrain.visualize.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _as_json(value: object) -> str:
+    if isinstance(value, PackedJson):
+        return value
+    # Browsers refuse NaN and Infinity; whoever fills the content writes None.
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,221 @@
+"""W&B with a bad network, an old key or a broken service: told once, and the training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import wandb
+
+from camtrain.training import wandb_run
+from camtrain.training.loggers import make_loggers
+from camtrain.training.main import main as run
+from camtrain.training.wandb_run import NeverStoppingWandbLogger, finish, later, place_of, start_run
+from tests.training.wandb_file import history
+
+Arguments = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A key that nobody knows, and a service that ends with the test."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    yield
+    with contextlib.suppress(TimeoutError):
+        wandb.finish()
+    wandb.teardown()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers every request alike, until it is told to hang."""
+
+    daemon_threads = True
+    is_hanging = False
+
+    def __init__(self, status: int, body: bytes) -> None:
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if outer.is_hanging:
+                    time.sleep(60)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def address(kind: str) -> str:
+    """Of a server that cannot help."""
+    if kind == "refuses":
+        return "http://127.0.0.1:9"
+    if kind == "hangs":
+        server = Server(200, b"")
+        server.is_hanging = True
+        return f"http://127.0.0.1:{server.server_port}"
+    answers = {
+        "does not know the key": (401, b'{"errors":[{"message":"invalid API key"}]}'),
+        "is a portal": (200, b"<html>Please log in</html>"),
+        "is broken": (500, b"{}"),
+    }
+    return f"http://127.0.0.1:{Server(*answers[kind]).server_port}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["refuses", "hangs", "does not know the key", "is a portal", "is broken"]
+)
+def test_a_run_begins_within_20_seconds_offline(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", address(kind))
+    began = time.monotonic()
+    logger = start_run(tmp_path / "run", "project", continues=False)
+    assert time.monotonic() - began < 20
+    assert logger is not None
+    assert logger.experiment.offline
+    said = capsys.readouterr().out
+    assert said.startswith("W&B cannot be reached, so this run is logged offline (")
+    assert said.count("\n") == 1
+    [part] = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert place_of(logger) == f"offline; upload with: wandb sync {part}"
+    logger.log_metrics({"val/acc1": 0.5}, 7)
+    finish(logger)
+    [row] = history(next(part.glob("*.wandb")))
+    assert row["trainer/global_step"] == "7"
+
+
+@pytest.mark.slow
+def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(200, b"{}")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(wandb_run, "LONGEST_FINISH", 2)
+    logger = start_run(tmp_path / "run", "project", continues=False)
+    assert logger is not None
+    assert not logger.experiment.offline
+    server.is_hanging = True
+    began = time.monotonic()
+    for step in range(5):
+        table = wandb.Table(columns=["a"], data=[[step]])  # which W&B asks its server about
+        later(logger, lambda table=table: logger.experiment.log({"table": table}, commit=False))
+        logger.log_metrics({"val/acc1": 0.5}, step)
+    assert time.monotonic() - began < 1
+    with pytest.warns(UserWarning, match=r"W&B failed \(TimeoutError: not everything was logged"):
+        finish(logger)
+    assert time.monotonic() - began < 10
+    [part] = (tmp_path / "run" / "wandb").glob("run-*-*")
+    assert place_of(logger).endswith(f"upload with: wandb sync {part}")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NeverStoppingWandbLogger:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = start_run(tmp_path / "run", "project", continues=False)
+    assert logger is not None
+    return logger
+
+
+def test_a_failure_is_told_once_and_raises_nothing(
+    offline: NeverStoppingWandbLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ConnectionResetError("Connection lost\nand more")
+
+    monkeypatch.setattr(offline.experiment, "log", broken)
+    told = r"W&B failed \(ConnectionResetError: Connection lost\); the training goes on"
+    with pytest.warns(UserWarning, match=told) as caught:
+        offline.log_metrics({"a": 1.0}, 0)
+    assert str(offline.save_dir) in str(caught[0].message)
+    offline.log_metrics({"a": 1.0}, 1)  # a second warning would be an error here
+
+
+def test_a_thread_keeps_the_order(offline: NeverStoppingWandbLogger) -> None:
+    done: list[int] = []
+    offline.work()
+    for number in range(50):
+        later(offline, lambda number=number: (time.sleep(0.001), done.append(number)))
+    finish(offline)
+    assert done == list(range(50))
+
+
+def test_a_training_goes_on_without_wandb(
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its service dies in the middle of it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    calls = iter(range(100))
+    original = wandb.sdk.wandb_run.Run.log
+
+    def log(*args: object, **kwargs: object) -> None:
+        if next(calls) > 1:
+            raise BrokenPipeError
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", log)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(fit_arguments("--logger", "wandb"))
+    assert sum("W&B failed (BrokenPipeError" in str(one.message) for one in caught) == 1
+    assert (tmp_path / "runs" / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "run" / "cams" / "epoch_002.jpg").is_file()
+
+
+def test_what_is_to_be_uploaded_stays_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    bundle = tmp_path / "model.safetensors"
+    bundle.write_bytes(b"weights" * 100)
+    for name in ("one", "two"):
+        logger = start_run(tmp_path / name, "project", continues=False)
+        assert logger is not None
+        wandb_run.log_bundle(logger, bundle, {"val/acc1": 0.5})
+        finish(logger)
+        kept = [path for path in (tmp_path / name / "wandb/data").rglob("*") if path.is_file()]
+        assert any(path.read_bytes() == bundle.read_bytes() for path in kept)
+
+
+def test_a_folder_of_the_user_s_choice_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "own"))
+    logger = start_run(tmp_path / "run", "project", continues=False)
+    assert logger is not None
+    wandb_run.log_bundle(logger, Path(__file__), {})
+    finish(logger)
+    assert any((tmp_path / "own").rglob("*"))
+    assert not (tmp_path / "run" / "wandb" / "data").exists()
+
+
+def test_disabled_is_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert make_loggers("wandb", tmp_path / "run", "project") == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_that_were_uploaded_are_not_named(offline: NeverStoppingWandbLogger) -> None:
+    [part] = (Path(str(offline.save_dir)) / "wandb").glob("offline-run-*")
+    assert place_of(offline) == f"offline; upload with: wandb sync {part}"
+    (part / f"run-{offline.version}.wandb.synced").touch()
+    assert place_of(offline) == "offline"

@@ -1,0 +1,300 @@
+"""The callback: the same pictures every epoch, on disk, without a trace in the training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+
+from camtrain.cli import main
+from camtrain.errors import CamtrainError
+from camtrain.training import CAMDataModule, CAMLogger
+from camtrain.training.main import main as run
+from tests.training.conftest import quiet_trainer, small_module
+from tests.training.test_module import AnybodysData
+from tests.training.watching.test_report import content_of
+
+Arguments = Callable[..., list[str]]
+ROOT = Path(__file__).parents[3]
+
+
+def names_in(folder: Path, suffix: str = ".jpg") -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix == suffix)
+
+
+def test_a_sheet_is_written_before_the_first_epoch_and_after_each(
+    data: CAMDataModule, tmp_path: Path
+) -> None:
+    watcher = CAMLogger(num_images=4, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher]).fit(small_module(lr=0.1), data)
+    names = names_in(tmp_path / "cams")
+    assert names == ["epoch_000.jpg", "epoch_001.jpg", "epoch_002.jpg"]
+    sheets = [np.asarray(Image.open(tmp_path / "cams" / name)) for name in names]
+    assert len({sheet.shape for sheet in sheets}) == 1
+    assert (sheets[0] != sheets[2]).any()
+
+
+def test_the_report_is_written_anew_after_every_epoch(data: CAMDataModule, tmp_path: Path) -> None:
+    states = []
+
+    class Reader(CAMLogger):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            content = content_of(tmp_path / "report.html")
+            losses = {one["name"]: one["points"] for one in content["curves"][0]["series"]}
+            states.append((content["state"][:12], len(content["epochs"]), losses))
+
+    trainer = quiet_trainer(callbacks=[Reader(4, dirpath=tmp_path / "cams")])
+    trainer.fit(small_module(), data)
+    assert [state for state, _, _ in states] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert [count for _, count, _ in states] == [2, 3]
+    last = states[-1][2]
+    assert [epoch for epoch, _ in last["train/loss"]] == [1, 2]
+    assert last["val/loss"][1][1] == pytest.approx(trainer.callback_metrics["val/loss"].item())
+    assert not list(tmp_path.rglob(".*.part"))
+
+
+def test_the_report_of_a_run_ends_with_the_test(fit_arguments: Arguments, tmp_path: Path) -> None:
+    run(fit_arguments())
+    content = content_of(tmp_path / "runs" / "run" / "report.html")
+    found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())["scores"]
+    assert {name.removeprefix("test/") for name in content["test"]} == set(found)
+    assert content["test"]["test/acc1"] == pytest.approx(found["acc1"])
+    assert content["localization"][0]["marks"]["fixed"] == 0.2
+    assert content["title"] == "run"
+
+
+def test_a_resumed_run_watches_the_same_pictures_and_goes_on_with_its_report(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "run"
+    run(fit_arguments("--trainer.max_epochs", "1"))
+    before = content_of(folder / "report.html")
+    run(fit_arguments("--ckpt_path", "last"))
+    content = content_of(folder / "report.html")
+    assert [picture["path"] for picture in content["pictures"]] == [
+        picture["path"] for picture in before["pictures"]
+    ]
+    assert content["epochs"][:2] == before["epochs"]
+    assert len(content["epochs"]) == 3
+    assert [epoch for epoch, _ in content["curves"][0]["series"][0]["points"]] == [1, 2]
+
+
+def test_a_resumed_run_shows_what_an_uninterrupted_one_shows(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    run(fit_arguments("--name", "whole", "--trainer.max_epochs", "3"))
+    run(fit_arguments("--trainer.max_epochs", "1", "--model.schedule", "constant"))
+    run(fit_arguments("--trainer.max_epochs", "1", "--overwrite"))
+    with pytest.raises(SystemExit):
+        run(fit_arguments("--ckpt_path", "last", "--model.lr", "bad"))
+    run(fit_arguments("--trainer.max_epochs", "3", "--ckpt_path", "last"))
+    one, other = (tmp_path / "runs" / name / "cams" for name in ("whole", "run"))
+    assert (one / "epoch_000.jpg").read_bytes() == (other / "epoch_000.jpg").read_bytes()
+    assert names_in(one, ".json") == names_in(other, ".json")
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_validations_within_an_epoch_show_it_too(
+    data: CAMDataModule, tmp_path: Path, accumulated: int
+) -> None:
+    watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
+    settings = {"val_check_interval": 1, "accumulate_grad_batches": accumulated}
+    quiet_trainer(callbacks=[watcher], **settings).fit(small_module(), data)
+    assert names_in(tmp_path / "cams") == ["epoch_000.jpg", "epoch_001.jpg", "epoch_002.jpg"]
+
+
+def test_epochs_without_a_validation_have_a_training_loss_only(
+    data: CAMDataModule, tmp_path: Path
+) -> None:
+    watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
+    settings = {"max_epochs": 4, "check_val_every_n_epoch": 2}
+    quiet_trainer(callbacks=[watcher], **settings).fit(small_module(), data)
+    content = content_of(tmp_path / "report.html")
+    assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 2, 4]
+    train, val = content["curves"][0]["series"]
+    assert [epoch for epoch, _ in train["points"]] == [1, 2, 3, 4]
+    assert [epoch for epoch, _ in val["points"]] == [2, 4]
+
+
+def test_watching_changes_nothing_in_the_training(data: CAMDataModule, tmp_path: Path) -> None:
+    results = []
+    for callbacks in ([], [CAMLogger(dirpath=tmp_path / "cams", log_mistakes=True)]):
+        torch.manual_seed(0)
+        module = small_module(dropout=0.5)
+        quiet_trainer(callbacks=callbacks).fit(module, data)
+        results.append(module.net.state_dict())
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name]), name
+
+
+def test_a_resumed_training_watches_the_same_pictures(data: CAMDataModule, tmp_path: Path) -> None:
+    first = CAMLogger(num_images=3, dirpath=tmp_path / "cams", seed=0)
+    quiet_trainer(callbacks=[first]).fit(small_module(), data)
+    second = CAMLogger(num_images=3, dirpath=tmp_path / "cams", seed=1)
+    second.load_state_dict(first.state_dict())
+    quiet_trainer(callbacks=[second]).fit(small_module(), data)
+    assert second.state_dict()["indices"] == first.state_dict()["indices"]
+
+
+def test_anybody_s_data_can_be_watched(tmp_path: Path) -> None:
+    watcher = CAMLogger(num_images=6, dirpath=tmp_path / "cams", report=tmp_path / "seen.html")
+    quiet_trainer(callbacks=[watcher], max_epochs=1).fit(
+        small_module(num_classes=3), AnybodysData(3)
+    )
+    assert (tmp_path / "cams" / "epoch_001.jpg").is_file()
+    content = content_of(tmp_path / "seen.html")
+    assert [picture["path"] for picture in content["pictures"]][:1] != []
+    assert len(content["mistakes"]) + round(12 * content["curves"][1]["series"][0]["points"][0][1])
+
+
+def test_anybody_s_module_can_be_watched(tmp_path: Path) -> None:
+    """Whose validation says nothing but its loss."""
+
+    class Own(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_module(num_classes=3).net
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.log("val/loss", self.training_step(batch, batch_idx))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    watcher = CAMLogger(num_images=3, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher]).fit(Own(), AnybodysData(3))
+    content = content_of(tmp_path / "report.html")
+    assert len(content["epochs"]) == 3
+    assert content["mistakes"] == []
+    assert content["classes"] is None
+    assert len(content["curves"][0]["series"][0]["points"]) == 2
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 128)])
+def test_one_channel_and_several_labels_are_watched(tmp_path: Path, size: tuple[int, int]) -> None:
+    data = CAMDataModule(
+        "digits", size=size, lengths=(8, 8, 8), workers=0, mean=[0.5], std=[0.5], augment="none"
+    )
+    module = small_module(num_classes=10, in_chans=1, task="multilabel")
+    quiet_trainer(callbacks=[CAMLogger(3, dirpath=tmp_path / "cams")]).fit(module, data)
+    content = content_of(tmp_path / "report.html")
+    assert [column["name"] for column in content["classes"]["columns"]][:2] == [
+        "class",
+        "average precision",
+    ]
+    assert content["pictures"][0]["src"].startswith("data:image/png")
+
+
+def test_a_fast_run_and_a_sanity_check_write_nothing(data: CAMDataModule, tmp_path: Path) -> None:
+    watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher], fast_dev_run=True).fit(small_module(), data)
+    assert not (tmp_path / "cams").exists()
+    watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
+    trainer = quiet_trainer(callbacks=[watcher], num_sanity_val_steps=1, max_epochs=1)
+    trainer.fit(small_module(), data)
+    assert names_in(tmp_path / "cams") == ["epoch_000.jpg", "epoch_001.jpg"]
+    trainer.validate(small_module(), data, verbose=False)
+    assert names_in(tmp_path / "cams") == ["epoch_000.jpg", "epoch_001.jpg"]
+
+
+def test_kept_features_are_watched_like_pictures(fit_arguments: Arguments, tmp_path: Path) -> None:
+    """The mistakes, too, which are others in every epoch."""
+    frozen = ("--model.freeze_backbone", "true", "--data.augment", "none", "--model.lr", "0.01")
+    frozen = (*frozen, "--trainer.max_epochs", "3")
+    found = []
+    for kept in ("true", "false"):
+        run(fit_arguments(*frozen, "--data.cache_features", kept, "--name", kept))
+        content = content_of(tmp_path / "runs" / kept / "report.html")
+        looks = [look["predicted"]["map"]["range"] for look in content["epochs"][-1]["looks"]]
+        wrong = [one["picture"]["path"] for one in content["mistakes"]]
+        found.append((np.array(looks), wrong, content["maps"]))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=2e-2, atol=1e-3)
+    assert found[0][1] == found[1][1]
+    assert [chart["title"] for chart in found[0][2]] == [chart["title"] for chart in found[1][2]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_images": 0}, r"num_images must lie in 1\.\.48, got 0"),
+        ({"num_images": 49}, r"num_images must lie in 1\.\.48, got 49"),
+        ({"num_mistakes": 49}, r"num_mistakes must lie in 0\.\.48, got 49"),
+        ({"colormap": "rainbow"}, r"colormap must be one of viridis, .* got 'rainbow'"),
+        ({"tile": 640}, r"tile must lie between 224 and 512 pixels, got 640"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CamtrainError, match=message):
+        CAMLogger(**settings)
+
+
+def test_a_module_without_a_cam_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        CamtrainError, match=r"a module whose \.net is a CAMNet, got LightningModule"
+    ):
+        CAMLogger(dirpath=tmp_path).on_train_start(quiet_trainer(), LightningModule())
+
+
+def test_nothing_of_wandb_is_needed_where_its_logger_is_not_used(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    """A process that cannot import it trains, logs to the others, and writes its report."""
+    for logger in ("none", "csv"):
+        args = fit_arguments("--logger", logger, "--name", logger, "--trainer.max_epochs", "1")
+        code = f"""
+import sys
+sys.modules["wandb"] = None
+import camtrain.cli
+sys.exit(camtrain.cli.main({args}))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "runs" / logger / "report.html").is_file()
+    assert (tmp_path / "runs" / "csv" / "csv" / "version_0" / "cams.csv").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_show_one_run(
+    fit_arguments: Arguments, tmp_path: Path, photographs: Path
+) -> None:
+    """One W&B run, and the mistakes and classes of the pictures of both."""
+    settings = ("--data.batch_size", "2", "--trainer.max_epochs", "1", "--model.lr", "1e-7")
+    one = fit_arguments("--name", "one", *settings)
+    assert main(one) == 0
+    two = fit_arguments("--name", "two", *settings, "--logger", "wandb")
+    two += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *two],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    folders = [path for path in (tmp_path / "runs/two/wandb").iterdir() if path.is_dir()]
+    assert len([path for path in folders if re.match("offline-run", path.name)]) == 1
+    alone, both = (content_of(tmp_path / "runs" / name / "report.html") for name in ("one", "two"))
+    assert both["classes"]["matrix"] == alone["classes"]["matrix"]
+    assert [one["picture"]["path"] for one in both["mistakes"]] == [
+        one["picture"]["path"] for one in alone["mistakes"]
+    ]
+    assert [chart["density"] for chart in both["maps"]] == [
+        chart["density"] for chart in alone["maps"]
+    ]

@@ -1,0 +1,207 @@
+"""An offline W&B run, read back from its own file: pictures, boxes, rows, steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+
+from camtrain.training import CAMDataModule, CAMLogger
+from camtrain.training.main import main as run
+from camtrain.training.watching.view import Style
+from camtrain.training.watching.wandb_outlet import WandbOutlet
+from tests.training.conftest import quiet_trainer, small_module
+from tests.training.wandb_file import history, records
+from tests.training.watching.views import view
+
+Arguments = Callable[..., list[str]]
+WANDB = ("--logger", "wandb")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+    yield
+    wandb.finish()
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The folders of a run, which has one for each time it was begun."""
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def rows_of(part: Path) -> list[dict[str, Any]]:
+    """What was logged, row by row, with the nested keys of W&B."""
+    [file] = part.glob("*.wandb")
+    return [{name: json.loads(value) for name, value in row.items()} for row in history(file)]
+
+
+def with_pictures(part: Path) -> list[dict[str, Any]]:
+    return [row for row in rows_of(part) if "val/cams/_type" in row]
+
+
+def table_of(part: Path, row: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    stored = json.loads((part / "files" / row[f"{name}/path"]).read_text())
+    return [dict(zip(stored["columns"], line, strict=True)) for line in stored["data"]]
+
+
+@pytest.fixture
+def trained(fit_arguments: Arguments, tmp_path: Path) -> Path:
+    """The only part of a run of two epochs."""
+    run(fit_arguments(*WANDB, "--cams.log_mistakes", "true", "--model.lr", "1e-6"))
+    [part] = parts_of(tmp_path / "runs" / "run")
+    return part
+
+
+def test_pictures_and_scores_of_an_epoch_are_one_row(trained: Path) -> None:
+    rows = with_pictures(trained)
+    assert [row["trainer/global_step"] for row in rows] == [0, 1, 3]
+    for row in rows[1:]:
+        assert {"val/loss", "val/acc1", "val/loc_gt_known", "val/max_box_acc", "epoch"} <= set(row)
+        assert {"val/confusion_table/path", "val/classes/path"} <= set(row)
+        assert sum(row["val/cam_entropy_histogram/values"]) == 8
+        assert len(row["val/cam_entropy_histogram/bins"]) == 21
+    every = [row["trainer/global_step"] for row in rows_of(trained) if "train/loss" in row]
+    assert every == [1, 3]
+
+
+def test_pictures_have_captions_and_boxes_in_their_own_pixels(trained: Path) -> None:
+    for row in with_pictures(trained):
+        assert row["val/cams/_type"] == "images/separated"
+        assert row["val/cams/count"] == len(row["val/cams/captions"]) == 8
+        width, height = row["val/cams/width"], row["val/cams/height"]
+        assert max(width, height) <= 512
+        for name in row["val/cams/filenames"]:
+            with Image.open(trained / "files" / name) as picture:
+                assert picture.size == (width, height)
+        for caption, boxes in zip(row["val/cams/captions"], row["val/cams/all_boxes"], strict=True):
+            assert caption.startswith(("true: red ", "true: blue "))
+            truth, prediction = (
+                json.loads((trained / "files" / boxes[kind]["path"]).read_text())
+                for kind in ("truth", "prediction")
+            )
+            [true] = truth["box_data"]
+            assert true["domain"] == "pixel"
+            place = true["position"]
+            # 24 x 20 of 56 x 40 pixels, at 256 along the longer side
+            assert place["maxX"] - place["minX"] == pytest.approx(24 * 256 / 56, abs=1)
+            assert place["maxY"] - place["minY"] == pytest.approx(20 * 256 / 56, abs=1)
+            name = caption.split()[1]
+            assert true["box_caption"] == truth["class_labels"][str(true["class_id"])] == name
+            for found in prediction["box_data"]:
+                assert found["box_caption"].startswith(f"{name} 0.")
+                assert 0 <= found["position"]["minX"] < found["position"]["maxX"] <= width
+
+
+def test_the_table_grows_by_a_row_per_picture_and_epoch(trained: Path) -> None:
+    rows = with_pictures(trained)
+    assert [row["val/cams_table/nrows"] for row in rows] == [8, 16, 24]
+    assert [row["val/cams_table/increment_num"] for row in rows] == [0, 1, 2]
+    assert len(rows[2]["val/cams_table/previous_increments_paths"]) == 2
+    for epoch, row in enumerate(rows):
+        lines = table_of(trained, row, "val/cams_table")
+        assert [line["epoch"] for line in lines] == [epoch] * 8
+        for line, caption in zip(lines, row["val/cams/captions"], strict=True):
+            score = f"{line['score']:.2f}"
+            assert f"true: {line['true']} " in caption
+            assert f"predicted: {line['predicted']} {score}" in caption
+            assert line["GT-known hit"] in (True, False)
+            assert line["picture"].endswith(".png")
+
+
+def test_the_rows_of_the_table_hold_pictures(trained: Path, tmp_path: Path) -> None:
+    """What is uploaded with the artifact of each epoch: the pictures are the same ones."""
+    stored = []
+    for path in (tmp_path / "wandb_data").rglob("*"):
+        if path.is_file() and path.read_bytes().startswith(b"{"):
+            stored.append(json.loads(path.read_bytes()))
+    tables = {one["data"][0][0]: one["data"] for one in stored if one.get("ncols") == 8}
+    assert sorted(tables) == [0, 1, 2]
+    assert len({line[2]["sha256"] for lines in tables.values() for line in lines}) == 8
+    assert len({line[3]["sha256"] for lines in tables.values() for line in lines}) == 24
+
+
+def test_classes_and_confusions_are_tables(trained: Path) -> None:
+    row = with_pictures(trained)[1]
+    classes = table_of(trained, row, "val/classes")
+    assert [line["class"] for line in classes] == ["blue", "red"]
+    assert [line["pictures"] for line in classes] == [4, 4]
+    confusion = table_of(trained, row, "val/confusion_table")
+    assert sum(line["nPredictions"] for line in confusion) == 8
+    right = sum(x["nPredictions"] for x in confusion if x["Actual"] == x["Predicted"])
+    assert right / 8 == pytest.approx(row["val/acc1"])
+
+
+def test_mistakes_are_logged_by_choice(trained: Path, fit_arguments: Arguments) -> None:
+    row = with_pictures(trained)[1]
+    wrong = row["val/cam_mistakes/captions"]
+    assert wrong
+    assert all(caption.endswith("(wrong)") for caption in wrong)
+    run(fit_arguments(*WANDB, "--name", "without"))
+    [part] = parts_of(trained.parents[2] / "without")
+    assert not any("cam_mistakes" in name for row in rows_of(part) for name in row)
+
+
+def test_a_resumed_training_goes_on_in_the_same_run_and_table(
+    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(fit_arguments(*WANDB, "--trainer.max_epochs", "1"))
+    capsys.readouterr()
+    run(fit_arguments(*WANDB, "--ckpt_path", "last"))
+    first, second = parts_of(tmp_path / "runs" / "run")
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+    [row] = with_pictures(second)
+    assert row["trainer/global_step"] == 3
+    assert row["val/cams_table/increment_num"] == 2
+    before = [one["val/cams_table/artifact_path"] for one in with_pictures(first)]
+    assert row["val/cams_table/previous_increments_paths"] == before
+    assert [line["epoch"] for line in table_of(second, row, "val/cams_table")] == [2] * 8
+    assert (
+        row["val/cams/captions"][0].split()[1]
+        == with_pictures(first)[0]["val/cams/captions"][0].split()[1]
+    )
+    assert f"wandb sync {first} {second}" in capsys.readouterr().out
+
+
+def test_the_best_bundle_becomes_an_artifact_once(trained: Path) -> None:
+    [file] = trained.glob("*.wandb")
+    found = [record.artifact for record in records(file) if record.artifact.type == "model"]
+    [artifact] = found
+    assert artifact.name == f"model-{trained.name.rpartition('-')[2]}"
+    assert set(artifact.aliases) == {"best", "latest"}
+    assert "val/acc1" in artifact.metadata or "test/acc1" in artifact.metadata
+
+
+def test_somebody_s_own_logger_gets_the_same(data: CAMDataModule, tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    logger._wandb_init.pop("anonymous", None)
+    watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher], logger=logger, max_epochs=1).fit(small_module(), data)
+    logger.experiment.finish()
+    [part] = parts_of(tmp_path)
+    assert [row["trainer/global_step"] for row in with_pictures(part)] == [0, 1]
+    assert "val/acc1" in with_pictures(part)[1]
+
+
+def test_a_thousand_classes_are_pairs_in_a_table(tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    logger._wandb_init.pop("anonymous", None)
+    names = tuple(f"class {number}" for number in range(1000))
+    WandbOutlet(logger, Style("viridis", 256, False)).publish(view(1, names=names))
+    logger.log_metrics({"val/acc1": 0.5}, 9)
+    logger.experiment.finish()
+    [part] = parts_of(tmp_path)
+    [row] = with_pictures(part)
+    assert row["trainer/global_step"] == 9
+    pairs = table_of(part, row, "val/confusion")
+    assert 0 < len(pairs) <= 500
+    assert set(pairs[0]) == {"true", "predicted", "pictures", "part of the class"}
+    assert len(table_of(part, row, "val/classes")) == 1000
