@@ -383,7 +383,7 @@ class CAMModule(LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, split: str, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
-        """Measure a batch; returns its ``batch``, ``logits`` and, if boxes count, ``maps``."""
+        """Measure a batch; returns it, its features, its logits and, if boxes count, its maps."""
         batch = without_repeats(self.trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
         maps = None
@@ -396,7 +396,8 @@ class CAMModule(LightningModule):
             else:
                 output = self.net.maps_of(features, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
-        evaluation, seen = self._evaluation(split), {"batch": batch, "logits": logits}
+        evaluation = self._evaluation(split)
+        seen = {"batch": batch, "features": features, "logits": logits}
         if maps is not None:
             evaluation.update_statistics(maps, batch, self.net.preprocessing)
         if not isinstance(batch, Batch) or maps is None:

@@ -22,6 +22,7 @@ from camtrain.training import CAMDataModule, CAMLogger, CAMModule, multilabel
 from camtrain.training.main import main as run
 from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
 from tests.training.conftest import quiet_trainer, small_module
+from tests.training.watching.test_report import content_of
 
 NORMALIZATION = camtrain.Preprocessing(size=(24, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -205,10 +206,16 @@ def test_a_training_from_before_there_were_tasks_is_continued(tmp_path: Path) ->
 
 
 def test_pictures_of_many_labels_and_of_none_are_watched(tmp_path: Path) -> None:
-    watcher = CAMLogger(num_images=4, dirpath=tmp_path)
+    watcher = CAMLogger(num_images=4, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module_of(), TwoSquares())
-    assert [one.labels[:1] for one in watcher._watched] == [(), (0,), (1,), ()]
-    sheet = np.asarray(Image.open(tmp_path / "epoch_001.jpg"))
+    pictures = content_of(tmp_path / "report.html")["pictures"]
+    assert [one["name"].split(",")[0] for one in pictures] == [
+        "no class",
+        "red",
+        "blue",
+        "no class",
+    ]
+    sheet = np.asarray(Image.open(tmp_path / "cams" / "epoch_001.jpg"))
     assert sheet.std() > 0
 
 

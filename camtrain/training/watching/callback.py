@@ -10,10 +10,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from camtrain.data import Batch
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import names_of
 from camtrain.model.camnet import CAMNet
-from camtrain.training.cache import FeatureDataset
+from camtrain.training.cache import FeatureBatch, FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
 from camtrain.training.watching.choice import labels_of, stratified, validation_dataset
@@ -36,7 +37,8 @@ class CAMLogger(Callback):
 
     On disk: contact sheets ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, one page that needs
     no network: scores, the pictures with a slider over the epochs, confusions, localization against
-    the threshold, mistakes, settings. It is written anew after every epoch.
+    the threshold, mistakes, settings. It is written anew after every epoch; what it is made of lies
+    in the folder ``report``, so that a resumed training goes on with it.
 
     The loggers of the trainer get, in the row of the epoch's scores: W&B ``val/cams`` (overlays
     with boxes), ``val/cams_table`` (a row per picture and epoch), ``val/confusion``,
@@ -45,7 +47,7 @@ class CAMLogger(Callback):
 
     Works with any module whose ``.net`` is a ``CAMNet``; classes, histograms and localization are
     measured by ``CAMModule``, and mistakes are known where ``validation_step`` returns ``logits``
-    and ``batch``, as it does.
+    and ``batch``, as it does (with ``features`` too, nothing is computed a second time).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class CAMLogger(Callback):
         self._has_pictures = False
         self._looker: Looker | None = None  # of the first process, while it trains
         self._page: Report | None = None
+        self._folder = Path()
         self._outlets: list[Outlet] = []
         self._outlet_states: list[dict[str, Any]] = []
 
@@ -116,12 +119,14 @@ class CAMLogger(Callback):
         assert dataset is not None
         if not self._indices or max(self._indices) >= len(dataset):
             self._indices = stratified(labels_of(dataset), self.num_images, self.seed)
-        looker = Looker(dataset, self._indices, net, keeps_features=is_cached)
+        looker = Looker(dataset, self._indices, net, keeps_trunk=is_cached)
         if not looker.pictures:  # all are damaged
             return
         self._looker = looker
         self._outlets = make_outlets(trainer, self._style, self._outlet_states)
-        self._page = Report(*self._paths(trainer), self._style.colormap)
+        self._folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
+        page = self.report or self._folder.parent / "report.html"
+        self._page = Report(page, self._style.colormap)
         if trainer.global_step:
             self._page.load(trainer.current_epoch)
         else:
@@ -141,16 +146,22 @@ class CAMLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the most confident mistakes."""
+        """Keep the most confident mistakes, and what was computed of watched pictures."""
         is_known = isinstance(outputs, Mapping) and {"logits", "batch"} <= outputs.keys()
         if not is_known or dataloader_idx or not self._is_on(trainer):
             return
         assert isinstance(outputs, Mapping)
+        seen, features = outputs["batch"], outputs.get("features")
+        if isinstance(seen, FeatureBatch):
+            features = None  # of some pictures they are a vector, spread over a map
+        elif isinstance(seen, Batch) and features is not None and self._looker is not None:
+            self._looker.take(seen.indices, features)
         size = getattr(trainer.val_dataloaders, "batch_size", None) or len(outputs["logits"])
         self._mistakes.update(
             _net_of(pl_module),
             outputs["logits"],
-            outputs["batch"],
+            seen,
+            features=features,
             first=batch_idx * size * trainer.world_size + trainer.global_rank,
             step=trainer.world_size,
         )
@@ -193,11 +204,6 @@ class CAMLogger(Callback):
         is_training = trainer.state.fn == TrainerFn.FITTING
         return self._has_pictures and is_training and not is_trying
 
-    def _paths(self, trainer: Trainer) -> tuple[Path, Path]:
-        """The report, and the folder of the sheets."""
-        folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
-        return self.report or folder.parent / "report.html", folder
-
     def _score(self, trainer: Trainer, split: str) -> None:
         assert self._page is not None
         self._page.score(trainer.current_epoch + 1, _scores(trainer, split))
@@ -223,9 +229,8 @@ class CAMLogger(Callback):
             mistakes=looks.mistakes,
             measured=measured,
         )
-        folder = self._page.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"epoch_{epoch:03d}.jpg") as part:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / f"epoch_{epoch:03d}.jpg") as part:
             view.sheet(self._style).save(part, "JPEG", quality=90)
         for outlet in self._outlets:
             outlet.publish(view)

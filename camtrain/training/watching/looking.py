@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,33 +72,46 @@ class Looker:
         dataset: Of the validation.
         indices: Of the pictures to watch; those whose files are damaged are left out.
         net: Whose preprocessing pictures have that come without one.
-        keeps_features: Whether the backbone stays as it is, so that what it makes of a picture can
-            be kept.
+        keeps_trunk: Whether the backbone stays as it is, so that what it makes of a picture can be
+            kept.
     """
 
     def __init__(
-        self, dataset: Sequence[Any], indices: Sequence[int], net: CAMNet, *, keeps_features: bool
+        self, dataset: Sequence[Any], indices: Sequence[int], net: CAMNet, *, keeps_trunk: bool
     ) -> None:
         self._dataset = dataset
         self._watched = self._read(indices, net)
         self._mistakes: dict[int, Watched] = {}
-        self._features: dict[int, Tensor] | None = {} if keeps_features else None
+        self._features: dict[int, Tensor] = {}  # by place, of the validation that is going on
+        self._trunk: dict[int, Tensor] | None = {} if keeps_trunk else None
 
     @property
     def pictures(self) -> list[Watched]:
         """The watched ones."""
         return list(self._watched.values())
 
+    def take(self, places: Tensor, features: Tensor) -> None:
+        """Keep what a validation has computed of watched pictures.
+
+        Args:
+            places: (B,), of the pictures.
+            features: (B, C, h, w), what the class maps are made of.
+        """
+        for row, place in enumerate(places.tolist()):
+            if place in self._watched:
+                self._features[place] = features[row].clone()
+
     def look(self, net: CAMNet, mistakes: Sequence[Mistake] = ()) -> Looks:
         """What the network sees now."""
         wrong = self._read_mistakes(mistakes, net)
         everything = {**wrong, **self._watched}
-        places = list(everything)
-        seen = looks_at(everything.values(), self._trunk(everything, net), net)
-        by_place = dict(zip(places, seen, strict=True))
+        self._features |= {m.place: m.features for m in mistakes if m.features is not None}
+        features = self._features_of(everything, net)
+        seen = dict(zip(everything, looks_at(everything.values(), features, net), strict=True))
+        self._features = {}
         return Looks(
-            [by_place[place] for place in self._watched],
-            [(picture, by_place[place]) for place, picture in wrong.items()],
+            [seen[place] for place in self._watched],
+            [(picture, seen[place]) for place, picture in wrong.items()],
         )
 
     def _read(self, places: Sequence[int], net: CAMNet) -> dict[int, Watched]:
@@ -121,33 +134,36 @@ class Looker:
         self._mistakes = found
         return found
 
-    def _trunk(self, pictures: Mapping[int, Watched], net: CAMNet) -> Tensor:
-        """Features of the backbone, (B, C, h, w)."""
-        if self._features is None:
-            return trunk_of([picture.image for picture in pictures.values()], net)
+    def _features_of(self, pictures: Mapping[int, Watched], net: CAMNet) -> Tensor:
+        """What the class maps of pictures are made of, (B, C, h, w)."""
+        if self._trunk is not None:
+            new = [place for place in pictures if place not in self._trunk]
+            if new:
+                made = computed(net, net.backbone, [pictures[place].image for place in new])
+                self._trunk |= dict(zip(new, made, strict=True))
+            self._trunk = {place: self._trunk[place] for place in pictures}
+            return computed(net, net.neck, list(self._trunk.values()))
         new = [place for place in pictures if place not in self._features]
         if new:
-            made = trunk_of([pictures[place].image for place in new], net)
+            made = computed(net, net.features, [pictures[place].image for place in new])
             self._features |= dict(zip(new, made, strict=True))
-        self._features = {place: self._features[place] for place in pictures}
-        return torch.stack(list(self._features.values()))
+        device = net.head.weight.device
+        return torch.stack([self._features[place].to(device) for place in pictures])
 
 
-def trunk_of(images: Sequence[Tensor], net: CAMNet) -> Tensor:
-    """What the backbone makes of normalized images (C, h, w), in evaluation: (B, C, h, w)."""
+def computed(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """What a part of the network makes of inputs (C, h, w), in evaluation, float32."""
     device = net.head.weight.device
-    batch = torch.stack(list(images)).to(device).contiguous(memory_format=torch.channels_last)
+    batch = torch.stack(list(inputs)).to(device).contiguous(memory_format=torch.channels_last)
     with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        features: Tensor = net.backbone(batch)
-    return features
+        return part(batch)
 
 
-def looks_at(pictures: Collection[Watched], trunk: Tensor, net: CAMNet) -> list[Look]:
-    """What the network sees in pictures of which its backbone has made ``trunk``, (B, C, h, w)."""
+def looks_at(pictures: Collection[Watched], features: Tensor, net: CAMNet) -> list[Look]:
+    """What the network sees in pictures of which it has made ``features``, (B, C, h, w)."""
     device = net.head.weight.device
     labels = torch.tensor([one.labels[0] if one.labels else 0 for one in pictures], device=device)
-    with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        features = net.neck(trunk)
+    with evaluating(net), torch.inference_mode():
         logits = net.classify(features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.maps_of(features, classes=classes).maps.cpu()

@@ -21,12 +21,14 @@ class Mistake(NamedTuple):
         place: Of the picture in the validation.
         label: Class number or multi-hot, (K,).
         image: The network's input, (C, h, w), where the picture cannot be read again.
+        features: What the class maps are made of, (C, h, w), if that is known.
     """
 
     confidence: float
     place: int
     label: Tensor
-    image: Tensor | None
+    image: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Mistakes:
@@ -45,7 +47,14 @@ class Mistakes:
         self._kept = []
 
     def update(
-        self, net: CAMNet, logits: Tensor, batch: Sequence[Any], *, first: int, step: int
+        self,
+        net: CAMNet,
+        logits: Tensor,
+        batch: Sequence[Any],
+        *,
+        features: Tensor | None = None,
+        first: int = 0,
+        step: int = 1,
     ) -> None:
         """Look through a batch.
 
@@ -53,6 +62,7 @@ class Mistakes:
             net: Whose logits they are.
             logits: (B, K).
             batch: Images, labels, ...; a ``Batch`` knows the places of its pictures.
+            features: (B, C, h, w), what the class maps are made of.
             first: Otherwise the place of its first picture.
             step: Likewise, from one picture to the next.
         """
@@ -73,6 +83,7 @@ class Mistakes:
                 place=int(batch.indices[row]) if isinstance(batch, Batch) else first + row * step,
                 label=labels[row].cpu(),
                 image=None if isinstance(batch, Batch) else batch[0][row].detach().float().cpu(),
+                features=None if features is None else features[row].detach().cpu(),
             )
             self._kept.append(mistake)
         self._kept = _worst(self._kept, self.count)

@@ -56,7 +56,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"
 
 @dataclass
 class _Epoch:
-    """What the report keeps of an epoch: a file beside its contact sheet."""
+    """What the report keeps of an epoch, in a file of its own."""
 
     epoch: int
     scores: dict[str, float | None]
@@ -72,14 +72,14 @@ class Report:
     """Follows a training, and writes its page anew after every epoch.
 
     Args:
-        path: The page.
-        folder: Where ``epoch_000.json``, ... are kept, so that a resumed training goes on.
+        path: The page. Beside it, in the folder of the same name without suffix, it keeps what a
+            resumed training goes on with: ``epoch_000.json``, ...
         colormap: See ``camtrain.visualize.overlay``.
     """
 
-    def __init__(self, path: Path, folder: Path, colormap: str) -> None:
+    def __init__(self, path: Path, colormap: str) -> None:
         self.path = path
-        self.folder = folder
+        self.folder = path.with_suffix("")
         self.colormap = colormap
         self._epochs: dict[int, _Epoch] = {}
         self._pictures: PackedJson | None = None
@@ -124,8 +124,8 @@ class Report:
         if last is None:
             return
         newest = self._epochs[max(self._epochs)]
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / f"epoch_{newest.epoch:03d}.json", newest.as_json())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, report_page(self._content(last, trainer, module)))
 
     def _content(

@@ -9,7 +9,7 @@ from camtrain.localization import LocalizationAccuracy
 from camtrain.model.camnet import CAMNet
 from camtrain.training import CAMDataModule
 from camtrain.training.watching import looking
-from camtrain.training.watching.looking import Looker, as_row
+from camtrain.training.watching.looking import Look, Looker, as_row
 from camtrain.training.watching.mistakes import Mistake
 from tests.training.conftest import small_module
 
@@ -28,7 +28,7 @@ def dataset_of(photographs: Path, **settings: object) -> object:
 
 def test_the_mean_of_a_map_is_its_logit_without_the_bias(net: CAMNet, photographs: Path) -> None:
     dataset = dataset_of(photographs)
-    looker = Looker(dataset, range(8), net, keeps_features=False)
+    looker = Looker(dataset, range(8), net, keeps_trunk=False)
     for place, look in enumerate(looker.look(net).watched):
         logits = net.eval()(dataset[place].image[None])[0].detach()
         assert look.predicted.label == int(logits.argmax())
@@ -46,7 +46,7 @@ def test_a_box_is_right_where_the_metric_says_so(
     net: CAMNet, photographs: Path, resize_mode: str
 ) -> None:
     dataset = dataset_of(photographs, resize_mode=resize_mode)
-    looks = Looker(dataset, range(8), net, keeps_features=False).look(net).watched
+    looks = Looker(dataset, range(8), net, keeps_trunk=False).look(net).watched
     for place, look in enumerate(looks):
         assert look.true is not None
         metric, sample = LocalizationAccuracy(), dataset[place]
@@ -58,37 +58,69 @@ def test_a_box_is_right_where_the_metric_says_so(
 
 def test_without_boxes_nothing_is_said_about_them(net: CAMNet, photographs: Path) -> None:
     (photographs / "boxes.csv").unlink()
-    looks = Looker(dataset_of(photographs), [0], net, keeps_features=False).look(net)
+    looks = Looker(dataset_of(photographs), [0], net, keeps_trunk=False).look(net)
     assert looks.watched[0].is_located is None
 
 
-def test_kept_features_show_the_same_and_are_made_once(
-    net: CAMNet, photographs: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Which part of the network was asked for how many pictures."""
+    calls: list[tuple[str, int]] = []
+    original = looking.computed
+
+    def counted(net: CAMNet, part: torch.nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
+        name = "backbone" if part is net.backbone else "neck" if part is net.neck else "network"
+        calls.append((name, len(inputs)))
+        return original(net, part, inputs)
+
+    monkeypatch.setattr(looking, "computed", counted)
+    return calls
+
+
+def same_maps(one: list[Look], other: list[Look]) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.predicted.class_map, b.predicted.class_map)
+
+
+def test_an_unchanging_backbone_sees_a_picture_once(
+    net: CAMNet, photographs: Path, made: list[tuple[str, int]]
 ) -> None:
-    made: list[int] = []
-    original = looking.trunk_of
-
-    def counted(images: list[torch.Tensor], net: CAMNet) -> torch.Tensor:
-        made.append(len(images))
-        return original(images, net)
-
-    monkeypatch.setattr(looking, "trunk_of", counted)
     dataset = dataset_of(photographs)
-    mistakes = [Mistake(0.9, place, torch.tensor(0), None) for place in (1, 6)]
-    plain = Looker(dataset, [0, 1, 2], net, keeps_features=False)
-    kept = Looker(dataset, [0, 1, 2], net, keeps_features=True)
+    mistakes = [Mistake(0.9, place, torch.tensor(0)) for place in (1, 6)]
+    plain = Looker(dataset, [0, 1, 2], net, keeps_trunk=False)
+    kept = Looker(dataset, [0, 1, 2], net, keeps_trunk=True)
     for wanted in ([], mistakes, mistakes):
         one, other = plain.look(net, wanted), kept.look(net, wanted)
-        assert len(one.watched) == len(other.watched) == 3
-        assert len(one.mistakes) == len(other.mistakes) == len(wanted)
-        for a, b in zip(one.watched, other.watched, strict=True):
-            torch.testing.assert_close(a.predicted.class_map, b.predicted.class_map)
-    assert made == [3, 3, 4, 1, 4]  # a watched picture that is a mistake is one picture
+        assert len(one.watched) == 3
+        assert len(one.mistakes) == len(wanted)
+        same_maps(one.watched, other.watched)
+        same_maps([look for _, look in one.mistakes], [look for _, look in other.mistakes])
+    # A watched picture that is a mistake is one picture.
+    assert [count for name, count in made if name == "network"] == [3, 4, 4]
+    assert [count for name, count in made if name == "backbone"] == [3, 1]
+
+
+def test_what_the_validation_has_computed_is_not_computed_again(
+    net: CAMNet, photographs: Path, made: list[tuple[str, int]]
+) -> None:
+    dataset = dataset_of(photographs)
+    looker = Looker(dataset, [0, 1, 2], net, keeps_trunk=False)
+    images = torch.stack([dataset[place].image for place in range(8)])
+    features = looking.computed(net, net.features, list(images))
+    mistakes = [Mistake(0.9, 6, torch.tensor(0), features=features[6])]
+    made.clear()
+    looker.take(torch.arange(8), features)
+    taken = looker.look(net, mistakes)
+    assert made == []
+    again = looker.look(net, [Mistake(0.9, 6, torch.tensor(0))])
+    assert made == [("network", 4)]  # those of the next epoch are others
+    same_maps(taken.watched, again.watched)
+    same_maps([taken.mistakes[0][1]], [again.mistakes[0][1]])
 
 
 def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
     dataset = [(torch.rand(3, 20, 28), torch.zeros(2))]
-    [look] = Looker(dataset, [0], net, keeps_features=False).look(net).watched
+    [look] = Looker(dataset, [0], net, keeps_trunk=False).look(net).watched
     assert look.true is None
     assert not look.is_right
     row = as_row(looking.read_input(*dataset[0], net, path=""), look, ["a", "b"])
@@ -98,7 +130,7 @@ def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
 
 def test_damaged_pictures_are_left_out(net: CAMNet, photographs: Path) -> None:
     sorted(photographs.glob("val/*/*.png"))[1].write_bytes(b"no picture")
-    looker = Looker(dataset_of(photographs), [0, 1, 2], net, keeps_features=False)
+    looker = Looker(dataset_of(photographs), [0, 1, 2], net, keeps_trunk=False)
     assert len(looker.pictures) == 2
-    broken = Mistake(0.9, 1, torch.tensor(0), None)
+    broken = Mistake(0.9, 1, torch.tensor(0))
     assert len(looker.look(net, [broken]).mistakes) == 0

@@ -18,7 +18,7 @@ def found(sizes: list[int], labels: Tensor = LABELS, count: int = 5) -> list[tup
     net = small_module(num_classes=3, task="multilabel" if labels.ndim > 1 else "multiclass").net
     for size in sizes:
         rows = slice(first, first + size)
-        mistakes.update(net, LOGITS[rows], [IMAGES[rows], labels[rows]], first=first, step=1)
+        mistakes.update(net, LOGITS[rows], [IMAGES[rows], labels[rows]], first=first)
         first += size
     worst = mistakes.of_all_processes(quiet_trainer())
     for one in worst:
@@ -55,9 +55,17 @@ def test_none_are_kept_where_none_are_wanted_or_made() -> None:
     assert found([30], count=0) == []
     assert found([30], LOGITS.argmax(1)) == []
     mistakes = Mistakes(2)
-    mistakes.update(small_module().net, LOGITS, [IMAGES, LABELS], first=0, step=1)
+    mistakes.update(small_module().net, LOGITS, [IMAGES, LABELS])
     mistakes.forget()
     assert mistakes.of_all_processes(quiet_trainer()) == []
+
+
+def test_features_come_along() -> None:
+    mistakes, features = Mistakes(3), torch.rand(30, 8, 2, 3)
+    mistakes.update(small_module(num_classes=3).net, LOGITS, [IMAGES, LABELS], features=features)
+    for one in mistakes.of_all_processes(quiet_trainer()):
+        assert one.features is not None
+        assert torch.equal(one.features, features[one.place])
 
 
 def test_places_of_several_processes_interleave() -> None:

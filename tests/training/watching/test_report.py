@@ -25,8 +25,7 @@ def content_of(path: Path) -> dict[str, Any]:
 
 
 def written(tmp_path: Path, epochs: range, **settings: Any) -> Report:
-    report = Report(tmp_path / "run" / "report.html", tmp_path / "cams", "turbo")
-    (tmp_path / "cams").mkdir(exist_ok=True)
+    report = Report(tmp_path / "run" / "report.html", "turbo")
     for epoch in epochs:
         report.add(view(epoch, **settings))
         if epoch:
@@ -74,7 +73,7 @@ def test_a_look_is_what_was_seen(tmp_path: Path) -> None:
 def test_a_resumed_training_goes_on_and_forgets_what_came_after(tmp_path: Path) -> None:
     written(tmp_path, range(4))
     whole = content_of(tmp_path / "run" / "report.html")
-    report = Report(tmp_path / "run" / "report.html", tmp_path / "cams", "turbo")
+    report = Report(tmp_path / "run" / "report.html", "turbo")
     report.load(2)  # epoch 3 is going to be trained again
     report.add(view(3))
     report.score(3, SCORES)
@@ -91,7 +90,7 @@ def test_an_epoch_without_a_validation_has_scores_only(tmp_path: Path) -> None:
     content = content_of(tmp_path / "run" / "report.html")
     assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 1]
     assert content["curves"][0]["series"][0]["points"] == [[2, 0.25]]
-    assert json.loads((tmp_path / "cams" / "epoch_002.json").read_text())["looks"] is None
+    assert json.loads((tmp_path / "run" / "report" / "epoch_002.json").read_text())["looks"] is None
     report.load(2)
     report.write(quiet_trainer(), small_module())
     assert content_of(tmp_path / "run" / "report.html")["epochs"] == content["epochs"]
