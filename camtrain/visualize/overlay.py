@@ -72,15 +72,16 @@ def draw_boxes(
             f"got shape {tuple(boxes_xyxy.shape)}: {boxes_xyxy.tolist()!s:.80}."
         )
     width = width or max(1, round(max(image.size) / 128))
-    limit = torch.tensor(image.size * 2)
-    boxes = boxes_xyxy.detach().cpu().double().clamp(min=0).minimum(limit)
-    boxes = boxes[(boxes[:, :2] < boxes[:, 2:]).all(dim=1)]
-    low = boxes[:, :2].round().minimum(limit[:2] - 1)
-    high = boxes[:, 2:].round().maximum(low + 1)
-    drawn, margin = image.convert("RGB").copy(), (width + 1) // 2
+    limit = np.array(image.size * 2)
+    boxes = boxes_xyxy.detach().cpu().double().numpy().clip(0, limit)
+    boxes = boxes[(boxes[:, :2] < boxes[:, 2:]).all(axis=1)]
+    low = np.minimum(boxes[:, :2].round(), limit[:2] - 1)
+    high = np.maximum(boxes[:, 2:].round(), low + 1)
+    drawn, margin = image.convert("RGB"), (width + 1) // 2  # a copy in any case
     draw = ImageDraw.Draw(drawn)
     for grow, paint in ((margin, _OUTLINE), (0, color)):  # no outline hides another box's colour
-        for x1, y1, x2, y2 in torch.cat([low - grow, high + grow - 1], dim=1).int().tolist():
+        corners = np.concatenate([low - grow, high + grow - 1], axis=1).astype(int)
+        for x1, y1, x2, y2 in corners.tolist():
             thickness = width + 2 * grow
             if 2 * thickness > min(x2 - x1, y2 - y1):  # the outline would leave a small box
                 draw.rectangle((x1, y1, x2, y2), fill=paint)
@@ -121,12 +122,17 @@ def heatmap_levels(heatmap: Tensor, image_hw: tuple[int, ...]) -> NDArray[np.flo
 @cache
 def palette(colormap: str) -> NDArray[np.uint8]:
     """The 256 colours of a colour map as RGB, (256, 3)."""
+    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), _known(colormap))
+    return np.ascontiguousarray(bgr.reshape(256, 3)[:, ::-1], dtype=np.uint8)
+
+
+def _known(colormap: str) -> int:
+    """OpenCV's number of a colour map."""
     if colormap not in COLORMAPS:
         raise CamtrainValueError(
             f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}."
         )
-    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAPS[colormap])
-    return np.ascontiguousarray(bgr.reshape(256, 3)[:, ::-1], dtype=np.uint8)
+    return COLORMAPS[colormap]
 
 
 def blend(
@@ -135,5 +141,6 @@ def blend(
     """The colours of the levels, (H, W), over the pixels, (H, W, 3)."""
     if not 0 <= opacity <= 1:
         raise CamtrainValueError(f"opacity must lie in [0, 1], got {opacity}.")
-    colors = palette(colormap)[np.rint(levels * 255).astype(np.uint8)]  # (H, W, 3)
+    colors = cv2.applyColorMap(np.rint(levels * 255).astype(np.uint8), _known(colormap))
+    colors = cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # (H, W, 3)
     return Image.fromarray(np.asarray(cv2.addWeighted(pixels, 1 - opacity, colors, opacity, 0)))

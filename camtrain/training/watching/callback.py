@@ -181,10 +181,11 @@ class CAMLogger(Callback):
             self._show(trainer, net, epoch=epoch, mistakes=mistakes, measured=measured)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, with the scores of the validation."""
+        """Give the report the scores of the validation; within an epoch, write it."""
         if self._page is not None and self._is_on(trainer):
             self._score(trainer, "val/")
-            self._page.write(trainer, pl_module)
+            if not trainer.is_last_batch:
+                self._page.write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, with the scores of the training."""

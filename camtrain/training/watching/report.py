@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -83,6 +83,7 @@ class Report:
         self.colormap = colormap
         self._epochs: dict[int, _Epoch] = {}
         self._pictures: PackedJson | None = None
+        self._mistakes = PackedJson("[]")
         self._last: EpochView | None = None  # with what was measured
         self._test: dict[str, float | None] = {}
 
@@ -91,21 +92,24 @@ class Report:
         for file in sorted(self.folder.glob("epoch_*.json")):
             kept = json.loads(file.read_text())
             if kept["epoch"] <= epochs:
-                looks = PackedJson(json.dumps(kept.pop("looks"), separators=(",", ":")))
-                self._epochs[kept["epoch"]] = _Epoch(**kept, looks=looks)
+                looks = kept.pop("looks")
+                packed = PackedJson("null") if looks is None else _packed(looks)
+                self._epochs[kept["epoch"]] = _Epoch(**kept, looks=packed)
 
     def add(self, view: EpochView) -> None:
         """Take what is seen in an epoch; its scores may come later."""
         if self._pictures is None:
-            packed = [_picture(one, view.names) for one in view.pictures]
-            self._pictures = PackedJson(json.dumps(packed))
-        looks = [_look(one, look, view.names) for one, look in view.seen]
+            self._pictures = _packed(_picture(one, view.names) for one in view.pictures)
         histograms = view.measured.histograms if view.measured else {}
         self._epochs[view.epoch] = _Epoch(
             view.epoch,
             scores={},
             histograms={name: counts.tolist() for name, counts in histograms.items()},
-            looks=PackedJson(json.dumps(looks, separators=(",", ":"))),
+            looks=_packed(_look(one, look, view.names) for one, look in view.seen),
+        )
+        self._mistakes = _packed(
+            {"picture": _picture(one, view.names), "look": _look(one, look, view.names)}
+            for one, look in view.mistakes
         )
         self._last = view
 
@@ -144,15 +148,17 @@ class Report:
             "localization": _localization_chart(measured) if measured else [],
             "pictures": self._pictures or [],
             "epochs": _packed_epochs(epochs),
-            "mistakes": [
-                {"picture": _picture(one, last.names), "look": _look(one, look, last.names)}
-                for one, look in last.mistakes
-            ],
+            "mistakes": self._mistakes,
             "classes": _classes(measured.classes, last.names) if measured else None,
             "classes_epoch": last.epoch,
             "test": {name: value for name, value in self._test.items() if value is not None},
             "settings": _settings(trainer, module),
         }
+
+
+def _packed(parts: Iterable[Mapping[str, Any]]) -> PackedJson:
+    """A list that the page is made of again and again, as JSON."""
+    return PackedJson(json.dumps(list(parts), separators=(",", ":"), allow_nan=False))
 
 
 def _plain_scores(scores: Mapping[str, Tensor]) -> dict[str, float | None]:

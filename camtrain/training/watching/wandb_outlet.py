@@ -116,11 +116,17 @@ def _overlays(
         one.predicted if look.true is None else one.true
         for one, look in zip(drawn, looks, strict=True)
     ]
+    pairs = [(look.true, row) for row, look in zip(rows, looks, strict=True)]
+    # W&B keeps the names of a key's boxes once, so each picture has to bring them all.
+    names = {true.label: row.true_name for true, row in pairs if true is not None}
     return [
         wandb.Image(
-            picture, caption=caption(row), boxes=_boxes(row, look, one.scale), file_type="jpg"
+            picture,
+            caption=caption(row),
+            boxes=None if true is None else _boxes(row, true.label, names, one.scale),
+            file_type="jpg",
         )
-        for picture, row, look, one in zip(_of_one_size(shown), rows, looks, drawn, strict=True)
+        for picture, (true, row), one in zip(_of_one_size(shown), pairs, drawn, strict=True)
     ]
 
 
@@ -133,31 +139,24 @@ def _of_one_size(pictures: list[Image.Image]) -> list[Image.Image]:
     return filled
 
 
-def _boxes(row: WatchedPicture, look: Look, scale: float) -> dict[str, Any] | None:
+def _boxes(row: WatchedPicture, label: int, names: dict[int, str], scale: float) -> dict[str, Any]:
     """Truth and prediction as W&B draws them, in pixels of the picture that is sent."""
-    true = look.true
-    if true is None:
-        return None
-    labels = {look.predicted.label: row.predicted_name, true.label: row.true_name}
 
-    def entries(boxes_xyxy: Tensor, words: str) -> list[dict[str, Any]]:
-        return [
+    def kind(boxes_xyxy: Tensor, words: str) -> dict[str, Any]:
+        boxes = [
             {
                 "position": {"minX": x0, "minY": y0, "maxX": x1, "maxY": y1},
                 "domain": "pixel",
-                "class_id": true.label,
+                "class_id": label,
                 "box_caption": words,
             }
             for x0, y0, x1, y1 in (boxes_xyxy * scale).round().int().tolist()
         ]
+        return {"box_data": boxes, "class_labels": names}
 
-    found = f"{row.true_name} {row.true_score:.2f}"
     return {
-        "truth": {"box_data": entries(row.true_boxes_xyxy, row.true_name), "class_labels": labels},
-        "prediction": {
-            "box_data": entries(row.predicted_boxes_xyxy, found),
-            "class_labels": labels,
-        },
+        "truth": kind(row.true_boxes_xyxy, row.true_name),
+        "prediction": kind(row.predicted_boxes_xyxy, f"{row.true_name} {row.true_score:.2f}"),
     }
 
 
