@@ -1,0 +1,49 @@
+"""The confusion matrix as a picture: exact places where they are known, sizes, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from camtrain.errors import CamtrainValueError
+from camtrain.visualize import confusion_picture
+from tests.visualize.conftest import PAPER, has
+
+FULL, EMPTY = (0, 92, 173), (243, 245, 247)
+
+
+def test_a_cell_is_as_dark_as_its_part_of_the_true_class() -> None:
+    picture = confusion_picture(torch.tensor([[4, 0], [1, 3]]), ["a", "b"])
+    assert has(picture, FULL)  # all of a
+    assert has(picture, EMPTY)  # none of a is taken for b
+    quarter = tuple(round(e + (f - e) / 4) for e, f in zip(EMPTY, FULL, strict=True))
+    assert has(picture, quarter, tolerance=1)
+    pixels = np.asarray(picture)
+    rows, columns = np.nonzero((pixels == FULL).all(-1))
+    dark = (np.abs(pixels.astype(int) - quarter) <= 1).all(-1)
+    below, beside = np.nonzero(dark)
+    assert rows.max() < below.min()  # truth goes down, prediction to the right
+    assert beside.min() < columns.max()
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_names_of_any_length_fit(count: int) -> None:
+    names = [f"{'W' * (3 * number)} {number}" for number in range(count)]
+    picture = confusion_picture(torch.eye(count, dtype=torch.int64) * 12345, names)
+    pixels = np.asarray(picture)
+    assert picture.width == picture.height
+    for edge in (pixels[-1], pixels[:, -1], pixels[:, 0]):
+        assert (edge == PAPER).all()
+
+
+def test_a_class_without_pictures_is_empty() -> None:
+    picture = confusion_picture(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+    assert not has(picture, FULL)
+    assert has(picture, EMPTY)
+
+
+@pytest.mark.parametrize(("shape", "names"), [((2, 3), ["a", "b"]), ((2, 2), ["a"]), ((0, 0), [])])
+def test_bad_input_is_named(shape: tuple[int, int], names: list[str]) -> None:
+    with pytest.raises(CamtrainValueError, match=r"confusion must be \(K, K\), a row and a column"):
+        confusion_picture(torch.zeros(shape, dtype=torch.int64), names)
