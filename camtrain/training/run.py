@@ -64,6 +64,11 @@ class RunFolder:
         """The page that shows the training."""
         return self.path / "report.html"
 
+    @property
+    def over_epochs(self) -> Path:
+        """Some heatmaps over the epochs, beside the report."""
+        return self.path / "over_epochs.png"
+
     def check_free(self, *, continues: bool, overwrite: bool) -> None:
         """Make sure that a new run loses nothing; changes nothing itself.
 

@@ -50,6 +50,7 @@ def print_written(folder: RunFolder | None, trainer: Trainer) -> None:
         "checkpoints": folder.checkpoints,
         "report, for a browser": folder.report,
         "heatmaps by epoch": folder.cams,
+        "heatmaps over the epochs": folder.over_epochs,
         "scores by epoch": folder.metrics,
         "localization, test": folder.path / "test" / "localization.json",
         "splits of the pictures": folder.split,

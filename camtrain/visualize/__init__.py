@@ -13,6 +13,7 @@ from camtrain.visualize.overlay import (
 )
 from camtrain.visualize.sheets import Tiles, WatchedPicture, contact_sheet, panel, tiles
 from camtrain.visualize.text import Color
+from camtrain.visualize.timeline import timeline
 
 __all__ = [
     "COLORMAPS",
@@ -31,4 +32,5 @@ __all__ = [
     "threshold_chart",
     "thumbnail",
     "tiles",
+    "timeline",
 ]

@@ -38,6 +38,7 @@ def test_a_run_writes_everything_and_the_bundle_predicts(
         "train_batch.jpg",
         "metrics.csv",
         "model.safetensors",
+        "over_epochs.png",
         "report.html",
         "test/localization.json",
         "test/localization.png",

@@ -21,6 +21,7 @@ from camtrain.training.watching.choice import labels_of, stratified, validation_
 from camtrain.training.watching.looking import Looker
 from camtrain.training.watching.mistakes import Mistake, Mistakes
 from camtrain.training.watching.outlets import Outlet, make_outlets
+from camtrain.training.watching.over_epochs import MOST_EPOCHS, over_epochs
 from camtrain.training.watching.report import Report
 from camtrain.training.watching.view import EpochView, Measured, Style
 
@@ -38,7 +39,8 @@ class CAMLogger(Callback):
     On disk: contact sheets ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, one page that needs
     no network: scores, the pictures with a slider over the epochs, confusions, localization against
     the threshold, mistakes, settings. It is written anew after every epoch; what it is made of lies
-    in the folder ``report``, so that a resumed training goes on with it.
+    in the folder ``report``, so that a resumed training goes on with it. In the end, beside it,
+    ``over_epochs.png``: some heatmaps over the epochs in one picture.
 
     The loggers of the trainer get, in the row of the epoch's scores: W&B ``val/cams`` (overlays
     with boxes), ``val/cams_table`` (a row per picture and epoch), ``val/confusion``,
@@ -192,6 +194,16 @@ class CAMLogger(Callback):
         if self._page is not None:
             self._score(trainer, "train/")
             self._page.write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write how the heatmaps have changed over the epochs."""
+        if self._page is None or self._looker is None:
+            return
+        looks = self._page.looks(MOST_EPOCHS)
+        if looks and any(one.labels for one in self._looker.pictures):
+            picture = over_epochs(self._looker.pictures, looks, self._style.colormap)
+            with replacing(self._page.path.with_name("over_epochs.png")) as part:
+                picture.save(part, "PNG")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, with what the test after the training has given."""

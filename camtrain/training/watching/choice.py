@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +32,7 @@ class Watched:
         labels: Its classes; one, unless the network is multi-label.
         boxes_xyxy: (n, 4), half-open, in pixels of ``shown``.
         preprocessing: From ``shown`` to ``image``.
-        path: Where it came from.
+        path: Where it came from, the last parts.
     """
 
     shown: Tensor
@@ -100,8 +101,8 @@ def read(dataset: Sequence[Any], index: int, net: CAMNet) -> Watched | None:
     except DamagedImageError:
         return None
     shown, boxes = _reduced(picture.image, sample.boxes_xyxy)
-    labels = classes_of(sample.label)
-    return Watched(shown, sample.image, labels, boxes, dataset.preprocessing, sample.path)
+    labels, path = classes_of(sample.label), "/".join(Path(sample.path).parts[-3:])
+    return Watched(shown, sample.image, labels, boxes, dataset.preprocessing, path)
 
 
 def read_input(image: Tensor, label: object, net: CAMNet, *, path: str) -> Watched:

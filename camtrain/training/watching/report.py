@@ -122,6 +122,17 @@ class Report:
         """Add the scores of the test split."""
         self._test = _plain_scores(scores)
 
+    def looks(self, most: int) -> dict[int, list[dict[str, Any]]]:
+        """What was seen in some epochs, as the page has it: dense at first, where most changes."""
+        seen = [number for number, epoch in sorted(self._epochs.items()) if epoch.looks != "null"]
+        count = min(most, len(seen))
+        parts = [i / max(1, count - 1) for i in range(count)]
+        places = [round(len(seen) ** part) - 1 for part in parts]
+        # No place twice, nor beyond what is left for those that follow.
+        for i in range(1, count):
+            places[i] = max(places[i], places[i - 1] + 1)
+        return {seen[place]: json.loads(self._epochs[seen[place]].looks) for place in places}
+
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the last epoch's file, and the page, each atomically."""
         last = self._last

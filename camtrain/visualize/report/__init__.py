@@ -7,6 +7,7 @@ from camtrain.visualize.report.page import (
     packed_picture,
     part_of_picture,
     report_page,
+    unpacked_map,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "packed_picture",
     "part_of_picture",
     "report_page",
+    "unpacked_map",
 ]

@@ -88,6 +88,21 @@ def packed_map(class_map: Tensor) -> dict[str, Any]:
     }
 
 
+def unpacked_map(packed: Mapping[str, Any]) -> Tensor:
+    """The class map (h, w) that ``packed_map`` has packed, to a 256th of its range; else zeros.
+
+    Example:
+        >>> unpacked_map(packed_map(torch.tensor([[-1.0, 0.0, 1.0]])))[0, ::2].tolist()
+        [-1.0, 1.0]
+    """
+    rows, columns = packed["hw"]
+    if packed["levels"] is None:
+        return torch.zeros(rows, columns)
+    low, high, _ = packed["range"]
+    levels = np.frombuffer(base64.b64decode(packed["levels"]), np.uint8).reshape(rows, columns)
+    return torch.from_numpy(low + levels / 255 * (high - low)).float()
+
+
 def packed_picture(image: Image.Image | Tensor) -> dict[str, Any]:
     """A picture as the page shows it, at most 512 pixels wide or high.
 

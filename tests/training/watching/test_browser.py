@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.main import main as run
 from camtrain.visualize import overlay
+from camtrain.visualize.report import unpacked_map
 from tests.training.watching.test_report import content_of, written
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -133,12 +133,10 @@ def expected(run_folder: Path, number: int, epoch: int, side: str, opacity: floa
     """The overlay as Python draws it, at the size of the canvas."""
     content = content_of(run_folder / "report.html")
     picture, look = content["pictures"][number], content["epochs"][epoch]["looks"][number][side]
-    low, high, _ = look["map"]["range"]
-    levels = np.frombuffer(base64.b64decode(look["map"]["levels"]), np.uint8)
-    class_map = torch.tensor(low + levels / 255 * (high - low)).reshape(1, *look["map"]["hw"])
+    class_map = unpacked_map(look["map"])[None]
     settings = content["settings"]["Pictures (--data)"]
     preprocessing = Preprocessing((32, 32), resize_mode=settings["resize_mode"])
-    path = run_folder.parent / "photographs" / picture["path"].partition("photographs/")[2]
+    path = run_folder.parent / "photographs" / picture["path"]
     with Image.open(path) as original:
         size = (original.width * 4, original.height * 4)
         shown = original.convert("RGB").resize(size, Image.Resampling.NEAREST)

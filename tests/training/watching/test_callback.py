@@ -300,9 +300,9 @@ def test_two_processes_show_one_run(
     assert len([path for path in folders if re.match("offline-run", path.name)]) == 1
     alone, both = (content_of(tmp_path / "runs" / name / "report.html") for name in ("one", "two"))
     assert both["classes"]["matrix"] == alone["classes"]["matrix"]
-    assert [one["picture"]["path"] for one in both["mistakes"]] == [
-        one["picture"]["path"] for one in alone["mistakes"]
-    ]
+    # Confidences are all near 0.5, and round differently in other batches.
+    wrong = [sorted(one["picture"]["path"] for one in run["mistakes"]) for run in (alone, both)]
+    assert wrong[0] == wrong[1]
     assert [chart["density"] for chart in both["maps"]] == [
         chart["density"] for chart in alone["maps"]
     ]

@@ -160,3 +160,18 @@ def test_beyond_its_size_epochs_in_between_are_left_out(
     assert 2 < len(kept) < 12
     assert len(json.dumps(content["epochs"])) < 11_000
     assert len(content["curves"][0]["series"][0]["points"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shown"),
+    [(1, [0]), (3, [0, 1, 2]), (7, [0, 1, 2, 3, 4, 6]), (51, [0, 1, 4, 10, 22, 50])],
+)
+def test_the_looks_of_some_epochs_are_dense_at_first(
+    tmp_path: Path, epochs: int, shown: list[int]
+) -> None:
+    report = Report(tmp_path / "report.html", "viridis")
+    for epoch in range(epochs):
+        report.add(view(epoch, pictures=1, mistakes=0))
+    found = report.looks(6)
+    assert list(found) == shown
+    assert [len(looks) for looks in found.values()] == [1] * len(shown)
