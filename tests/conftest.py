@@ -20,7 +20,11 @@ def shared() -> Path:
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A data folder, root/{train,val,test}/{red,blue}, of squares on noise, with their boxes."""
-    root = tmp_path / "photographs"
+    return make_photographs(tmp_path / "photographs")
+
+
+def make_photographs(root: Path) -> Path:
+    """Fill a folder, see ``photographs``."""
     rng = np.random.default_rng(0)
     lines = ["path,xmin,ymin,xmax,ymax,class"]
     for split, count in (("train", 8), ("val", 4), ("test", 4)):

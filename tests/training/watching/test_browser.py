@@ -19,6 +19,7 @@ from camtrain.preprocessing import Preprocessing
 from camtrain.training.main import main as run
 from camtrain.visualize import overlay
 from camtrain.visualize.report import unpacked_map
+from tests.conftest import make_photographs
 from tests.training.watching.test_report import content_of, written
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -102,20 +103,7 @@ class Page:
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three epochs."""
     folder = tmp_path_factory.mktemp(request.param)
-    root = folder / "photographs"
-    rng = np.random.default_rng(0)
-    lines = ["path,xmin,ymin,xmax,ymax,class"]
-    for split, count in (("train", 8), ("val", 4)):
-        for name, channel in (("blue", 2), ("red", 0)):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 80, (40, 56, 3), dtype=np.uint8)
-                x, y = int(rng.integers(0, 32)), int(rng.integers(0, 20))
-                pixels[y : y + 20, x : x + 24, channel] = 255
-                path = f"{split}/{name}/{number}.png"
-                Image.fromarray(pixels).save(root / path)
-                lines.append(f"{path},{x},{y},{x + 24},{y + 20},{name}")
-    (root / "boxes.csv").write_text("\n".join(lines))
+    root = make_photographs(folder / "photographs")
     run(
         [
             *("fit", "--model.backbone", "camtrain/digits", "--model.neck", "[]"),
