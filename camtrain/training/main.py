@@ -17,6 +17,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers.logger import DummyLogger
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.training.batch_picture import BatchPicture
@@ -225,10 +226,12 @@ class CamtrainCLI(LightningCLI):
                 ckpt_path, so_far = None, LoggedSoFar()
         elif self.trainer.is_global_zero:
             folder.clear()
-        if self._makes_loggers and self.trainer.is_global_zero:  # one run, however many processes
+        if self._makes_loggers and self.trainer.is_global_zero:
             self.trainer.loggers = make_loggers(
                 settings["logger"], folder.path, settings["project"], so_far=so_far
             )
+        elif self._makes_loggers and settings["logger"] != "none":
+            self.trainer.loggers = [DummyLogger()]  # one run, however many processes
         return ckpt_path
 
     def _check_continues(self, folder: RunFolder) -> LoggedSoFar:
