@@ -90,12 +90,13 @@ def main(args: Sequence[str]) -> None:
         prog="camtrain demo",
         description="A page on this machine: drop a picture, see the best classes, their heatmaps "
         "and the boxes at a threshold.",
+        epilog="Example: camtrain demo runs/birds/model.safetensors",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a bundle, a .ckpt of camtrain, an .onnx or a .pt2")
-    add("--host", default=LOCAL, help=f"address to listen on; default: {LOCAL}, this machine only")
-    add("--port", type=int, default=7860, help="default: 7860")
-    add("--device", default="cpu", help="cpu, cuda, mps or auto")
+    add("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine only)")
+    add("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
     given = parser.parse_args(args[1:])
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded

@@ -125,17 +125,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt of camtrain, or a bundle")
-    add("--format", required=True, metavar="{safetensors,onnx,pt2}", help="of the file")
-    add("--output", type=Path, help="the file; by default beside the checkpoint")
+
+    add = parser.add_argument_group("the file").add_argument
+    add("--format", required=True, metavar="{safetensors,onnx,pt2}", help="what is written")
+    add("--output", type=Path, metavar="FILE", help="where to (default: beside the checkpoint)")
     add("--overwrite", action="store_true", help="replace an older file")
+
+    add = parser.add_argument_group("what it computes").add_argument
     add("--raw", action="store_true", help="take uint8 RGB pixels, normalize in the graph")
-    add("--top", type=int, help="maps of the best classes of each image only; default: all")
+    top = "maps of the N best classes of each image only (default: of all)"
+    add("--top", type=int, metavar="N", help=top)
     add("--heatmaps", action="store_true", help="also give heatmaps at the size of the input")
-    add(
-        "--precision",
-        choices=get_args(ExportPrecision),
-        default="fp32",
-        help="fp16 (ONNX only): backbone and neck in float16, half the size",
-    )
-    add("--images", type=Path, help="folder of pictures to check on; default: the val data")
+    half = "fp16 (ONNX only): backbone and neck in float16, half the size (default fp32)"
+    add("--precision", choices=get_args(ExportPrecision), default="fp32", help=half)
+
+    add = parser.add_argument_group("how it is checked").add_argument
+    add("--images", type=Path, metavar="FOLDER", help="of pictures (default: the val data)")
     return parser

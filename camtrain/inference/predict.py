@@ -116,23 +116,29 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a .safetensors, .ckpt, .onnx or .pt2 of this project")
     add("input", metavar="INPUT", nargs="+", help="files, folders, or patterns such as 'a/*.jpg'")
-    add("--output", required=True, type=Path, metavar="DIR", help="where results are written")
-    add("--overwrite", action="store_true", help="replace what an earlier prediction wrote there")
+
+    add = parser.add_argument_group("what is asked").add_argument
     add("--top", type=int, metavar="N", help="classes per picture, best first (default 5)")
-    add(
-        "--classes",
-        metavar="NAME,...",
-        help="these classes, by name or number, instead of the best",
-    )
-    add("--threshold", type=float, help="of the boxes, in [0, 1) (default: the network's own)")
-    add("--tta", default="none", choices=get_args(TTA), help="average views of each picture")
-    add("--method", default="minmax", choices=get_args(HeatmapMethod), help="of the heatmaps")
-    add("--batch_size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto (default cpu)")
-    add("--precision", default="fp32", choices=get_args(Precision), help="of the convolutions")
-    add(
-        "--overlays", type=int, default=1, metavar="N", help="classes drawn per picture (default 1)"
-    )
+    names = "these classes, by name or number, instead of the best"
+    add("--classes", metavar="NAME,...", help=names)
+    threshold = "of the boxes, in [0, 1), a part of the maximum (default: the network's own)"
+    add("--threshold", type=float, metavar="X", help=threshold)
+    method = "normalization of the heatmaps (default minmax)"
+    add("--method", default="minmax", choices=get_args(HeatmapMethod), help=method)
+    tta = "average views of each picture (default none)"
+    add("--tta", default="none", choices=get_args(TTA), help=tta)
+
+    add = parser.add_argument_group("what is written").add_argument
+    add("--output", required=True, type=Path, metavar="DIR", help="the folder of the results")
+    add("--overwrite", action="store_true", help="replace what an earlier prediction wrote there")
+    drawn = "classes drawn per picture (default 1)"
+    add("--overlays", type=int, default=1, metavar="N", help=drawn)
     add("--heatmaps", action="store_true", help="also write them as .npy, (k, H, W) float32")
     add("--no_sheets", action="store_true", help="write no contact sheets")
+
+    add = parser.add_argument_group("where it runs").add_argument
+    add("--batch_size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto (default cpu)")
+    precision = "of backbone and neck (default fp32)"
+    add("--precision", default="fp32", choices=get_args(Precision), help=precision)
     return parser

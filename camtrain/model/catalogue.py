@@ -147,7 +147,11 @@ def main(args: Sequence[str]) -> None:
         "what it finds in the user's cache folder. Example: camtrain models timm/convnext",
     )
     parser.add_argument(
-        "filter", nargs="?", default="*", help="part of a name, or a pattern with * and ?"
+        "filter",
+        nargs="?",
+        default="*",
+        metavar="FILTER",
+        help="part of a name, or a pattern with * and ? (default: every network)",
     )
     names = matching(every_name(), parser.parse_args(args[1:]).filter)
     entries = catalogue(names, cache_file())

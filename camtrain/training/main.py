@@ -94,6 +94,15 @@ class CamtrainCLI(LightningCLI):
         parser.add_lightning_class_args(CAMLogger, "cams")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """As in LightningCLI; the parser knows its verb."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, OneLineParser)
+        parser.verb = subcommand
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
 

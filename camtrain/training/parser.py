@@ -7,13 +7,25 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
+from camtrain.training.help import verb_help
+
 
 class OneLineParser(LightningArgumentParser):
-    """LightningArgumentParser without the page of usage before an error."""
+    """LightningArgumentParser without the page of usage before an error, and with our help.
+
+    Attributes:
+        verb: Whose options it parses; None for the parser of all verbs.
+    """
+
+    verb: str | None = None
+
+    def format_help(self, *args: Any) -> str:
+        """The help of the verb."""
+        return super().format_help(*args) if self.verb is None else verb_help(self.verb, self)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""

@@ -70,26 +70,39 @@ def _parser() -> argparse.ArgumentParser:
         "--data.exclude exclude.txt",
     )
     add_source_arguments(parser)
-    parser.add_argument(
-        "--exclude",
-        default="exclude.txt",
-        metavar="FILE",
-        help="where to write the list of pictures to leave out (exclude.txt in the current folder)",
+    looked_for = parser.add_argument_group("what is looked for")
+    looked_for.add_argument(
+        "--tiny",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures with a side below this, in pixels (default 32)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write everything found as JSON")
-    parser.add_argument(
-        "--tiny", type=int, default=32, help="report pictures with a side below this, in px (32)"
-    )
-    parser.add_argument(
+    looked_for.add_argument(
         "--strict",
         action="store_true",
         help="same pixels in several splits or under several labels are errors, and listed too",
     )
-    parser.add_argument(
-        "--exif", choices=("true", "false"), default="true", help="as --data.exif (true)"
+    looked_for.add_argument(
+        "--exif",
+        choices=("true", "false"),
+        default="true",
+        help="turn pictures upright as their EXIF says (default true)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)"
+    written = parser.add_argument_group("what is written, and how fast")
+    written.add_argument(
+        "--exclude",
+        default="exclude.txt",
+        metavar="FILE",
+        help="the list of pictures to leave out (default exclude.txt in the current folder)",
+    )
+    written.add_argument("--json", metavar="FILE", help="also everything found, as JSON")
+    written.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default one per core)",
     )
     return parser
 

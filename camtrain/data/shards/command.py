@@ -42,11 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain shards photos --to photos_shards",
     )
     add_source_arguments(parser)
-    parser.add_argument(
-        "--to", required=True, metavar="FOLDER", help="where to write: a new or empty folder"
+    written = parser.add_argument_group("what is written")
+    add = written.add_argument
+    add("--to", required=True, metavar="FOLDER", help="where to: a new or empty folder")
+    add(
+        "--shard_mb",
+        type=float,
+        default=200.0,
+        metavar="SIZE",
+        help="of a shard, in 10^6 bytes (default 200)",
     )
-    parser.add_argument(
-        "--shard_mb", type=float, default=200.0, help="size of a shard, in 10^6 bytes (200)"
-    )
-    parser.add_argument("--exclude", metavar="FILE", help="pictures to leave out")
+    add("--exclude", metavar="FILE", help="pictures to leave out, one path per line")
     return parser
