@@ -163,6 +163,8 @@ class Evaluation(nn.Module):
         for name, metric in (("acc1", self.acc1), ("acc5", self.acc5), ("map", self.map)):
             if metric is not None:
                 scores[name] = metric.compute()
+        # A process whose pictures have no maps synchronizes like the others.
+        self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))
         looks = {f"cam_{name}": value for name, value in self.statistics.compute().items()}
         scores |= {name: value for name, value in looks.items() if not value.isnan()}
         return scores | self.boxes.compute(calibrated)
@@ -172,5 +174,3 @@ class Evaluation(nn.Module):
         for metric in self.children():
             assert isinstance(metric, (Metric, BoxScores))
             metric.reset()
-        # A process whose pictures have no maps synchronizes like the others.
-        self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))

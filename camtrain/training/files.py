@@ -27,10 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(part, path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
+def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None:
+    """Write a file atomically; an encoding of None is that of the locale."""
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding=encoding)
 
 
 def duplicate(source: Path, path: Path) -> None:

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from camtrain.cli import VERBS
-
 
 @dataclass(frozen=True)
 class Section:
@@ -31,8 +29,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The help of a verb."""
+    """The help of a verb: what it does, an example, its options by section, a note."""
 
+    text: str
     example: str
     sections: Sequence[Section]
     note: str
@@ -141,6 +140,7 @@ def _measuring(split: str) -> Page:
     verb = "validate" if split == "val" else "test"
     trainer = (*_TRAINER, f"limit_{split}_batches", "enable_progress_bar", "fast_dev_run")
     return Page(
+        f"Measure a checkpoint on the {verb} split: accuracy, and localization where boxes are.",
         f"camtrain {verb} --ckpt_path runs/quickstart/checkpoints/best.ckpt",
         (
             Section("What is measured", ("ckpt_path", "save_maps")),
@@ -155,6 +155,7 @@ def _measuring(split: str) -> Page:
 
 PAGES = {
     "fit": Page(
+        "Train a CAM network, watch its heatmaps, test it and write the bundle for inference.",
         "camtrain fit --data.root photos --model.backbone torchvision/resnet50 "
         "--trainer.max_epochs 5",
         _FIT,
@@ -173,8 +174,7 @@ def verb_help(verb: str, parser: argparse.ArgumentParser) -> str:
     formatter = argparse.HelpFormatter(f"camtrain {verb}", max_help_position=36)
     usage = f"camtrain {verb} [--config FILE] [--GROUP.OPTION VALUE ...]"
     formatter.add_usage(usage, [], [])
-    text = VERBS[verb].text
-    formatter.add_text(f"{text[0].upper()}{text[1:]}.")
+    formatter.add_text(page.text)
     formatter.add_text(f"Example: {page.example}")
     for section in page.sections:
         formatter.start_section(section.title)

@@ -20,6 +20,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.inference.bundle import read_bundle
 from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluation import score_names
@@ -207,7 +208,8 @@ class CamtrainCLI(LightningCLI):
         """Add the bundle of the best epoch to the loggers' run: once, at the end."""
         if folder.bundle.is_file() and self.trainer.is_global_zero:
             metrics = self.trainer.callback_metrics
-            scores = {name: value.item() for name, value in metrics.items()}
+            test = {n: v.item() for n, v in metrics.items() if n.startswith("test/")}
+            scores = {**read_bundle(folder.bundle).scores, **test}
             log_bundle(self.trainer.loggers, folder.bundle, scores)
 
     @contextmanager
@@ -221,6 +223,9 @@ class CamtrainCLI(LightningCLI):
             print_written(self.folder, self.trainer)
             finish_loggers(self.trainer.loggers)
             sys.exit(self._signals.exit_status)
+        except Exception:
+            finish_loggers(self.trainer.loggers)  # what has been logged is not lost
+            raise
 
     def _begin(self, folder: RunFolder, ckpt_path: str | None) -> str | None:
         """Make room, start the loggers, and return the checkpoint to go on from, if any."""

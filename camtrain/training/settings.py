@@ -43,7 +43,8 @@ class SaveConfig(SaveConfigCallback):
         """Write it into the folder of the run."""
         folder = _writer_of(trainer).folder
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.config, self.parser.dump(self.config, skip_none=False))
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(folder.config, text, encoding=None)  # as jsonargparse reads it
 
 
 def _writer_of(trainer: Trainer) -> RunWriter:

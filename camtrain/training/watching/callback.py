@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from camtrain.data import Batch
+from camtrain.data import Batch, PreparedDataset
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import names_of
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureBatch, FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
-from camtrain.training.watching.choice import labels_of, stratified, validation_dataset
+from camtrain.training.watching.choice import candidates_of, validation_dataset
 from camtrain.training.watching.looking import Looker
 from camtrain.training.watching.mistakes import Mistake, Mistakes
 from camtrain.training.watching.outlets import Outlet, make_outlets
@@ -26,6 +28,7 @@ from camtrain.training.watching.report import Report
 from camtrain.training.watching.view import EpochView, Measured, Style
 
 MOST_IMAGES = 48
+_READ_PER_IMAGE = 4  # pictures, at most, where files are damaged
 
 
 class CAMLogger(Callback):
@@ -91,6 +94,7 @@ class CAMLogger(Callback):
         self.seed = seed
         self._style = Style(colormap, tile, log_mistakes)
         self._indices: list[int] = []
+        self._choice = ""  # of what, and how many, they were chosen
         self._mistakes = Mistakes(num_mistakes)
         self._has_pictures = False
         self._looker: Looker | None = None  # of the first process, while it trains
@@ -101,43 +105,68 @@ class CAMLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""
-        states = [outlet.state_dict() for outlet in self._outlets] or self._outlet_states
-        return {"indices": self._indices, "outlets": states}
+        states = [outlet.state_dict() for outlet in self._outlets]
+        return {"indices": self._indices, "choice": self._choice, "outlets": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``."""
         self._indices = list(state_dict["indices"])
+        self._choice = state_dict.get("choice", "")
         self._outlet_states = list(state_dict.get("outlets", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the pictures, and show them as the untrained network sees them."""
         net, dataset = _net_of(pl_module), validation_dataset(trainer)
-        is_cached = isinstance(dataset, FeatureDataset)
-        if isinstance(dataset, FeatureDataset):
-            dataset = dataset.pictures
-        self._has_pictures, self._looker, self._page = bool(dataset), None, None
-        if not self._is_on(trainer) or not trainer.is_global_zero:
+        self._has_pictures = dataset is not None
+        self._looker, self._page, self._outlets = None, None, []
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        assert dataset is not None
-        if not self._indices or max(self._indices) >= len(dataset):
-            self._indices = stratified(labels_of(dataset), self.num_images, self.seed)
-        looker = Looker(dataset, self._indices, net, keeps_trunk=is_cached)
-        if not looker.pictures:  # all are damaged
-            return
-        self._looker = looker
-        self._outlets = make_outlets(trainer, self._style, self._outlet_states)
         self._folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
         page = self.report or self._folder.parent / "report.html"
         self._page = Report(page, self._style.colormap)
-        if trainer.global_step:
-            self._page.load(trainer.current_epoch)
+        is_new = trainer.global_step == 0
+        if is_new:
+            self._page.begin()
         else:
+            self._page.load(trainer.current_epoch)
+        with isolate_rng():  # whose pictures are read may draw numbers
+            self._looker = None if dataset is None else self._choose(dataset, net)
+        if self._looker is None:
+            return
+        self._page.show(self._looker.watched, _class_names(trainer, net))
+        self._outlets = make_outlets(trainer, self._style, self._outlet_states)
+        self._outlet_states = []
+        if is_new:
             self._show(trainer, net, epoch=0)
             self._page.write(trainer, pl_module)
 
+    def _choose(self, dataset: Sequence[Any], net: CAMNet) -> Looker | None:
+        """The pictures to watch; None where there are none that can be read."""
+        is_kept = isinstance(dataset, FeatureDataset)
+        dataset = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
+        try:
+            candidates = candidates_of(dataset)
+            choice = f"{self.num_images} of {candidates.identity}"
+            places, count = self._indices, len(self._indices)
+            if choice != self._choice:  # nothing is resumed, or other data
+                places = candidates.in_turn(_READ_PER_IMAGE * self.num_images, self.seed)
+                count = self.num_images
+            looker = Looker(dataset, places, count, net, keeps_trunk=is_kept)
+        except Exception as error:
+            if isinstance(dataset, PreparedDataset):
+                raise
+            warnings.warn(
+                "CAMLogger cannot show the validation pictures, which should be pairs of an image "
+                f"and a label ({type(error).__name__}: {error}); the training goes on without.",
+                stacklevel=2,
+            )
+            return None
+        self._choice, self._indices = choice, list(looker.watched)
+        return looker if looker.watched else None
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the mistakes of the validation before."""
-        self._mistakes.forget()
+        self._mistakes.begin(rank=trainer.global_rank, processes=trainer.world_size)
 
     def on_validation_batch_end(
         self,
@@ -158,15 +187,7 @@ class CAMLogger(Callback):
             features = None  # of some pictures they are a vector, spread over a map
         elif isinstance(seen, Batch) and features is not None and self._looker is not None:
             self._looker.take(seen.indices, features)
-        size = getattr(trainer.val_dataloaders, "batch_size", None) or len(outputs["logits"])
-        self._mistakes.update(
-            _net_of(pl_module),
-            outputs["logits"],
-            seen,
-            features=features,
-            first=batch_idx * size * trainer.world_size + trainer.global_rank,
-            step=trainer.world_size,
-        )
+        self._mistakes.update(_net_of(pl_module), outputs["logits"], seen, features=features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the pictures as the network sees them now."""
@@ -180,7 +201,8 @@ class CAMLogger(Callback):
         mistakes = self._mistakes.of_all_processes(trainer)
         if self._looker is not None:
             epoch, net = trainer.current_epoch + 1, _net_of(pl_module)
-            self._show(trainer, net, epoch=epoch, mistakes=mistakes, measured=measured)
+            with isolate_rng():
+                self._show(trainer, net, epoch=epoch, mistakes=mistakes, measured=measured)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the report the scores of the validation; within an epoch, write it."""
@@ -200,16 +222,21 @@ class CAMLogger(Callback):
         if self._page is None or self._looker is None:
             return
         looks = self._page.looks(MOST_EPOCHS)
-        if looks and any(one.labels for one in self._looker.pictures):
-            picture = over_epochs(self._looker.pictures, looks, self._style.colormap)
+        pictures = list(self._looker.watched.values())
+        if looks and any(one.labels for one in pictures):
+            picture = over_epochs(pictures, looks, self._style.colormap)
             with replacing(self._page.path.with_name("over_epochs.png")) as part:
                 picture.save(part, "PNG")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, with what the test after the training has given."""
-        if self._page is not None:
-            self._page.conclude(_scores(trainer, "test/"))
-            self._page.write(trainer, pl_module)
+        page = self._page
+        if page is None and self.report is not None and trainer.is_global_zero:
+            page = Report(self.report, self._style.colormap)  # there was nothing left to train
+            page.load()
+        if page is not None:
+            page.conclude(_scores(trainer, "test/"))
+            page.write(trainer, pl_module)
 
     def _is_on(self, trainer: Trainer) -> bool:
         """Whether a training with validation pictures is watched; the same in all processes."""
@@ -237,7 +264,7 @@ class CAMLogger(Callback):
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
             names=_class_names(trainer, net),
-            pictures=self._looker.pictures,
+            pictures=list(self._looker.watched.values()),
             looks=looks.watched,
             mistakes=looks.mistakes,
             measured=measured,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +14,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from camtrain.data import DamagedImageError, PreparedDataset, to_pixels
 from camtrain.model.camnet import CAMNet
@@ -56,33 +58,72 @@ def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
         [0, 1, 2, 0]
     """
     generator = np.random.default_rng(seed)
-    turns = []
+    turns, every = [], np.asarray(labels)
     for label in sorted(set(labels)):
-        places = generator.permutation([i for i, other in enumerate(labels) if other == label])
+        places = generator.permutation(np.flatnonzero(every == label))
         turns += [(turn, label, int(place)) for turn, place in enumerate(places[:count])]
     return [place for _, _, place in sorted(turns)[:count]]
 
 
 def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
-    """The data set of the first validation loader; every process must ask."""
+    """The data set of the first validation loader, if it has places; every process must ask."""
     if trainer.val_dataloaders is None:  # as Lightning does, but not where an epoch has none
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         trainer.training = True
-    loaders = trainer.val_dataloaders
-    first = loaders[0] if isinstance(loaders, (list, tuple)) and loaders else loaders
-    return cast("Sequence[Any]", first.dataset) if isinstance(first, DataLoader) else None
+    loader: Any = trainer.val_dataloaders
+    while isinstance(loader, (list, tuple, dict)) and loader:
+        loader = next(iter(loader.values() if isinstance(loader, dict) else loader))
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    return cast("Sequence[Any]", loader.dataset)
 
 
-def labels_of(dataset: Sequence[Any]) -> list[int]:
-    """The first class of each item, -1 for none; reads no picture where the data set knows them."""
+@dataclass(frozen=True)
+class Candidates:
+    """Pictures that can be watched.
+
+    Attributes:
+        places: In the data set.
+        labels: The first class of each, -1 for none.
+    """
+
+    places: Sequence[int]
+    labels: Sequence[int]
+
+    @property
+    def identity(self) -> str:
+        """The same for the same data."""
+        known = ",".join(f"{p}:{c}" for p, c in zip(self.places, self.labels, strict=True))
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+    def in_turn(self, count: int, seed: int) -> list[int]:
+        """Places, one of every class in turn, see ``stratified``."""
+        return [self.places[row] for row in stratified(self.labels, count, seed)]
+
+
+def candidates_of(dataset: Sequence[Any]) -> Candidates:
+    """All pictures whose class the data set knows, or some of them, which are read."""
+    known = _known_labels(dataset)
+    if known is not None:
+        return Candidates(range(len(known)), known)
+    count = min(len(dataset), _LABELS_READ)
+    places = [row * len(dataset) // count for row in range(count)]
+    labels = [next(iter(classes_of(dataset[place][1])), -1) for place in places]
+    return Candidates(places, labels)
+
+
+def _known_labels(dataset: Sequence[Any]) -> list[int] | None:
+    """The first class of each item, without reading one; None where the data set does not tell."""
+    if isinstance(dataset, Subset):
+        inside = _known_labels(cast("Sequence[Any]", dataset.dataset))
+        return None if inside is None else [inside[place] for place in dataset.indices]
     for name in ("labels", "targets"):
-        if hasattr(dataset, name):
-            labels = list(getattr(dataset, name))
-            break
-    else:
-        labels = [dataset[i][1] for i in range(min(len(dataset), _LABELS_READ))]
-    return [next(iter(classes_of(label)), -1) for label in labels]
+        labels = getattr(dataset, name, None)
+        with suppress(TypeError, ValueError, RuntimeError):  # names, or something else altogether
+            if labels is not None and len(labels) == len(dataset):
+                return [next(iter(classes_of(label)), -1) for label in labels]
+    return None
 
 
 def classes_of(label: object) -> tuple[int, ...]:

@@ -70,25 +70,32 @@ class Looker:
 
     Args:
         dataset: Of the validation.
-        indices: Of the pictures to watch; those whose files are damaged are left out.
+        places: In it, of the pictures to watch; those whose files are damaged are passed over.
+        count: How many to watch at most.
         net: Whose preprocessing pictures have that come without one.
         keeps_trunk: Whether the backbone stays as it is, so that what it makes of a picture can be
             kept.
+
+    Attributes:
+        watched: The watched pictures by place.
     """
 
     def __init__(
-        self, dataset: Sequence[Any], indices: Sequence[int], net: CAMNet, *, keeps_trunk: bool
+        self,
+        dataset: Sequence[Any],
+        places: Sequence[int],
+        count: int,
+        net: CAMNet,
+        *,
+        keeps_trunk: bool,
     ) -> None:
         self._dataset = dataset
-        self._watched = self._read(indices, net)
+        self.watched = self._read(places, net, count)
+        # What follows is by place too; mistakes of which only the input is known have negative
+        # ones, since nobody says which pictures they are.
         self._mistakes: dict[int, Watched] = {}
-        self._features: dict[int, Tensor] = {}  # by place, of the validation that is going on
+        self._features: dict[int, Tensor] = {}  # of the validation that is going on
         self._trunk: dict[int, Tensor] | None = {} if keeps_trunk else None
-
-    @property
-    def pictures(self) -> list[Watched]:
-        """The watched ones."""
-        return list(self._watched.values())
 
     def take(self, places: Tensor, features: Tensor) -> None:
         """Keep what a validation has computed of watched pictures.
@@ -98,57 +105,80 @@ class Looker:
             features: (B, C, h, w), what the class maps are made of.
         """
         for row, place in enumerate(places.tolist()):
-            if place in self._watched:
+            if place in self.watched:
                 self._features[place] = features[row].clone()
 
     def look(self, net: CAMNet, mistakes: Sequence[Mistake] = ()) -> Looks:
         """What the network sees now."""
         wrong = self._read_mistakes(mistakes, net)
-        everything = {**wrong, **self._watched}
-        self._features |= {m.place: m.features for m in mistakes if m.features is not None}
-        features = self._features_of(everything, net)
-        seen = dict(zip(everything, looks_at(everything.values(), features, net), strict=True))
+        seen = self._look({**wrong, **self.watched}, net)
         self._features = {}
         return Looks(
-            [seen[place] for place in self._watched],
+            [seen[place] for place in self.watched],
             [(picture, seen[place]) for place, picture in wrong.items()],
         )
 
-    def _read(self, places: Sequence[int], net: CAMNet) -> dict[int, Watched]:
-        found = {place: read(self._dataset, place, net) for place in places}
-        return {place: picture for place, picture in found.items() if picture is not None}
+    def _read(self, places: Sequence[int], net: CAMNet, count: int) -> dict[int, Watched]:
+        found: dict[int, Watched] = {}
+        for place in places:
+            picture = read(self._dataset, place, net) if len(found) < count else None
+            if picture is not None:
+                found[place] = picture
+        return found
 
     def _read_mistakes(self, mistakes: Sequence[Mistake], net: CAMNet) -> dict[int, Watched]:
         """Those that are new; the same pictures tend to stay wrong."""
-        known = {**self._watched, **self._mistakes}
-        found = {}
-        for mistake in mistakes:
+        known = {**self.watched, **self._mistakes}
+        found: dict[int, Watched] = {}
+        for number, mistake in enumerate(mistakes, start=1):
             place = mistake.place
             if mistake.image is not None:
-                path = f"picture {place}"
+                path = f"validation picture {place}"
+                place = -number
                 found[place] = read_input(mistake.image, mistake.label, net, path=path)
             elif place in known:
                 found[place] = known[place]
             else:
-                found |= self._read([place], net)
-        self._mistakes = found
+                found |= self._read([place], net, 1)
+            if mistake.features is not None:
+                self._features[place] = mistake.features
+        self._mistakes = {place: one for place, one in found.items() if place >= 0}
         return found
 
-    def _features_of(self, pictures: Mapping[int, Watched], net: CAMNet) -> Tensor:
-        """What the class maps of pictures are made of, (B, C, h, w)."""
+    def _look(self, pictures: Mapping[int, Watched], net: CAMNet) -> dict[int, Look]:
+        """What the network sees, by place; pictures of one size go through it together."""
+        by_size: dict[torch.Size, dict[int, Watched]] = {}
+        for place, picture in pictures.items():
+            by_size.setdefault(picture.image.shape, {})[place] = picture
         if self._trunk is not None:
-            new = [place for place in pictures if place not in self._trunk]
-            if new:
-                made = computed(net, net.backbone, [pictures[place].image for place in new])
-                self._trunk |= dict(zip(new, made, strict=True))
-            self._trunk = {place: self._trunk[place] for place in pictures}
-            return computed(net, net.neck, list(self._trunk.values()))
-        new = [place for place in pictures if place not in self._features]
-        if new:
-            made = computed(net, net.features, [pictures[place].image for place in new])
-            self._features |= dict(zip(new, made, strict=True))
+            self._trunk = {place: self._trunk[place] for place in pictures if place in self._trunk}
+        seen: dict[int, Look] = {}
+        for some in by_size.values():
+            looks = looks_at(some.values(), self._features_of(some, net), net)
+            seen |= dict(zip(some, looks, strict=True))
+        return seen
+
+    def _features_of(self, pictures: Mapping[int, Watched], net: CAMNet) -> Tensor:
+        """What the class maps of pictures of one size are made of, (B, C, h, w)."""
+        if self._trunk is not None:
+            self._compute_new(pictures, self._trunk, net, net.backbone)
+            return computed(net, net.neck, [self._trunk[place] for place in pictures])
+        self._compute_new(pictures, self._features, net, net.features)
         device = net.head.weight.device
         return torch.stack([self._features[place].to(device) for place in pictures])
+
+    @staticmethod
+    def _compute_new(
+        pictures: Mapping[int, Watched],
+        known: dict[int, Tensor],
+        net: CAMNet,
+        part: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Add what a part of the network makes of the pictures of which it is not known."""
+        new = [place for place in pictures if place not in known]
+        if new:
+            made = computed(net, part, [pictures[place].image for place in new])
+            known.update(zip(new, made, strict=True))
 
 
 def computed(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ class Mistake(NamedTuple):
 
     Attributes:
         confidence: Score of that class, in [0, 1].
-        place: Of the picture in the validation.
+        place: Of the picture in the data set, or where only its input is known, in the validation.
         label: Class number or multi-hot, (K,).
         image: The network's input, (C, h, w), where the picture cannot be read again.
         features: What the class maps are made of, (C, h, w), if that is known.
@@ -41,10 +41,12 @@ class Mistakes:
     def __init__(self, count: int) -> None:
         self.count = count
         self._kept: list[Mistake] = []
+        self._rank, self._processes, self._met = 0, 1, 0
 
-    def forget(self) -> None:
-        """Begin a validation."""
-        self._kept = []
+    def begin(self, *, rank: int = 0, processes: int = 1) -> None:
+        """Begin a validation, which this process shares with others."""
+        self._kept, self._met = [], 0
+        self._rank, self._processes = rank, processes
 
     def update(
         self,
@@ -53,8 +55,6 @@ class Mistakes:
         batch: Sequence[Any],
         *,
         features: Tensor | None = None,
-        first: int = 0,
-        step: int = 1,
     ) -> None:
         """Look through a batch.
 
@@ -63,9 +63,8 @@ class Mistakes:
             logits: (B, K).
             batch: Images, labels, ...; a ``Batch`` knows the places of its pictures.
             features: (B, C, h, w), what the class maps are made of.
-            first: Otherwise the place of its first picture.
-            step: Likewise, from one picture to the next.
         """
+        first, self._met = self._met, self._met + len(logits)
         if not self.count or not len(logits):
             return
         confidences, predicted = net.scores(logits.float()).max(1)
@@ -78,11 +77,16 @@ class Mistakes:
         for row in wrong.sort(descending=True, stable=True).indices[: self.count].tolist():
             if is_right[row]:
                 break
+            place, image = (first + row) * self._processes + self._rank, None
+            if isinstance(batch, Batch):
+                place = int(batch.indices[row])
+            else:
+                image = batch[0][row].detach().float().cpu()
             mistake = Mistake(
                 confidence=confidences[row].item(),
-                place=int(batch.indices[row]) if isinstance(batch, Batch) else first + row * step,
+                place=place,
                 label=labels[row].cpu(),
-                image=None if isinstance(batch, Batch) else batch[0][row].detach().float().cpu(),
+                image=image,
                 features=None if features is None else features[row].detach().cpu(),
             )
             self._kept.append(mistake)

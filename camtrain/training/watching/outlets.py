@@ -127,7 +127,9 @@ class _CSVOutlet:
                 ]
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, self._text.getvalue())
+        # Names of files need not be text.
+        text = self._text.getvalue().encode("utf-8", "backslashreplace").decode()
+        write_text(self.path, text)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a resumed training writes a version of its own."""

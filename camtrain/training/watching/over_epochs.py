@@ -19,7 +19,9 @@ MOST_EPOCHS = 6
 
 
 def over_epochs(
-    pictures: Sequence[Watched], looks: Mapping[int, Sequence[Mapping[str, Any]]], colormap: str
+    pictures: Sequence[Watched],
+    looks: Mapping[int, Sequence[Mapping[str, Any] | None]],
+    colormap: str,
 ) -> Image.Image:
     """The heatmaps of the true classes, with boxes, a column for each epoch.
 
@@ -32,7 +34,7 @@ def over_epochs(
     rows = [
         [
             _picture(pictures[place]),
-            *(_seen(pictures[place], seen[place]["true"], colormap) for seen in looks.values()),
+            *(_seen(pictures[place], seen[place], colormap) for seen in looks.values()),
         ]
         for place in shown
     ]
@@ -47,8 +49,11 @@ def _picture(one: Watched) -> Image.Image:
     return image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
 
 
-def _seen(one: Watched, true: Mapping[str, Any], colormap: str) -> Image.Image:
+def _seen(one: Watched, look: Mapping[str, Any] | None, colormap: str) -> Image.Image:
     picture = _picture(one)
+    if look is None:  # it was not watched yet
+        return picture
+    true = look["true"]
     size_hw = (picture.height, picture.width)
     heat = picture_heatmaps(unpacked_map(true["map"])[None], one.preprocessing, size_hw)[0]
     scale = torch.tensor([picture.width, picture.height] * 2)

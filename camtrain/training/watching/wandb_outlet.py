@@ -31,7 +31,7 @@ class WandbOutlet:
     """Shows epochs in a W&B run.
 
     All of an epoch is one row of the run's history: what is logged here waits for the scores, which
-    Lightning logs right afterwards, under the same ``trainer/global_step``.
+    ``CAMModule`` logs right afterwards, under the same ``trainer/global_step``.
     """
 
     def __init__(self, logger: WandbLogger, style: Style) -> None:
@@ -39,36 +39,36 @@ class WandbOutlet:
         self.style = style
         self._table: wandb.Table | None = None
         self._images: list[wandb.Image] = []  # of the watched pictures, as they are
-        self._before: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
 
     def publish(self, view: EpochView) -> None:
         """Show an epoch."""
         with never_stopping(self.logger):
-            media = {**self._media(view), "trainer/global_step": view.step}
-            waits_for_scores = view.epoch > 0
-            run = self.logger.experiment
-            later(self.logger, partial(run.log, media, commit=not waits_for_scores))
+            rows = view.rows
+            drawn = self._drawn(rows)
+            if not self._images:
+                self._images = _images([one.picture for one in drawn])
+            overlays = _overlays(rows, view.looks, drawn)
+            lines = [
+                _line(view, place, image, overlay)
+                for place, (image, overlay) in enumerate(zip(self._images, overlays, strict=True))
+            ]
+            media = {"val/cams": overlays, **self._more(view), "trainer/global_step": view.step}
+            # The table is known to whoever logs it only, which may be a thread.
+            later(self.logger, partial(self._log, media, lines, waits=view.measured is not None))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the table goes on; an offline run cannot look it up."""
-        table = self._table
-        if table is None:
-            return self._before
-        with never_stopping(self.logger):
-            entry = table._get_artifact_entry_ref_url()
-            paths = [*(table._previous_increments_paths or []), *([entry] if entry else [])]
-            return {"increments": (table._increment_num or 0) + 1, "paths": paths}
-        return self._before
+        return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``state_dict``."""
-        self._before = dict(state)
+        """See ``state_dict``; the table of another run is none of ours."""
+        if state.get("run") == self.logger.version:
+            self._state = dict(state)
 
-    def _media(self, view: EpochView) -> dict[str, Any]:
-        rows, drawn = view.rows, self._drawn(view.rows)
-        overlays = _overlays(rows, view.looks, drawn)
-        table = self._grown_table(view, drawn, overlays)
-        media: dict[str, Any] = {"val/cams": overlays, TABLE: table}
+    def _more(self, view: EpochView) -> dict[str, Any]:
+        """The mistakes, by choice, and what was measured."""
+        media: dict[str, Any] = {}
         if self.style.logs_mistakes and view.mistakes:
             rows, looks = view.mistake_rows, [look for _, look in view.mistakes]
             media["val/cam_mistakes"] = _overlays(rows, looks, self._drawn(rows))
@@ -79,31 +79,42 @@ class WandbOutlet:
     def _drawn(self, rows: Sequence[WatchedPicture]) -> list[Tiles]:
         return [tiles(row, **self.style.drawing) for row in rows]
 
-    def _grown_table(
-        self, view: EpochView, drawn: list[Tiles], overlays: list[wandb.Image]
-    ) -> wandb.Table:
-        """The table with a row for each picture of the epoch; only they are sent."""
+    def _log(self, media: dict[str, Any], lines: list[list[Any]], *, waits: bool) -> None:
+        """Log a row with the table, of which only the new lines are sent."""
         import wandb
 
+        run = self.logger.experiment
         if self._table is None:
             self._table = wandb.Table(columns=[*_COLUMNS], log_mode="INCREMENTAL")
-            if not self.logger.experiment.resumed:  # else W&B asks its server
-                self._table._increment_num = self._before.get("increments", 0)
-                self._table._previous_increments_paths = list(self._before.get("paths", ()))
-            pictures = _of_one_size([one.picture for one in drawn])
-            self._images = [wandb.Image(picture, file_type="jpg") for picture in pictures]
-        for (one, look), image, overlay in zip(view.seen, self._images, overlays, strict=True):
-            self._table.add_data(
-                view.epoch,
-                one.path,
-                image,
-                overlay,
-                "no class" if look.true is None else view.names[look.true.label],
-                view.names[look.predicted.label],
-                look.predicted.score,
-                look.is_located,
-            )
-        return self._table
+            if not run.resumed:  # else W&B asks its server
+                self._table._increment_num = self._state.get("increments", 0)
+                self._table._previous_increments_paths = list(self._state.get("paths", ()))
+        for line in lines:
+            self._table.add_data(*line)
+        run.log({**media, TABLE: self._table}, commit=not waits)
+        entry = self._table._get_artifact_entry_ref_url()
+        self._state = {
+            "run": self.logger.version,
+            "increments": (self._table._increment_num or 0) + 1,
+            "paths": [
+                *(self._table._previous_increments_paths or ()),
+                *([entry] if entry else ()),
+            ],
+        }
+
+
+def _line(view: EpochView, place: int, image: wandb.Image, overlay: wandb.Image) -> list[Any]:
+    """A line of the table."""
+    one, look = view.seen[place]
+    true, predicted = look.true, look.predicted
+    names = ["no class" if true is None else view.names[true.label], view.names[predicted.label]]
+    return [view.epoch, one.path, image, overlay, *names, predicted.score, look.is_located]
+
+
+def _images(pictures: list[Image.Image]) -> list[wandb.Image]:
+    import wandb
+
+    return [wandb.Image(picture, file_type="jpg") for picture in _of_one_size(pictures)]
 
 
 def _overlays(

@@ -4,10 +4,11 @@
 
 const HEIGHT = 230, LEFT = 44, TOP = 10, BOTTOM = 200; // units of the drawing, about pixels
 
-function ticks(low, high, count) {
+function ticks(low, high, count, isWhole = false) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= raw);
+  const steps = [1, 2, 2.5, 5, 10].map((factor) => factor * power);
+  const step = steps.find((size) => size >= raw && (!isWhole || Number.isInteger(size))) ?? 1;
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
   return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
@@ -52,7 +53,7 @@ function lineChart(chart) {
     );
   }
   const isWhole = xs === "epoch";
-  for (const x of ticks(x0, x1, isWhole ? Math.min(8, Math.max(1, x1 - x0)) : 10)) {
+  for (const x of ticks(x0, x1, isWhole ? 8 : 10, isWhole)) {
     svg.append(drawn("text", { x: toX(x), y: BOTTOM + 15, "text-anchor": "middle" }, number(x)));
   }
   const middle = (LEFT + right) / 2;

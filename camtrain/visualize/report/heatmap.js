@@ -7,7 +7,7 @@ const COLORS = bytes(content.colormap.colors);
 function valuesOf(map) {
   if (!map.values) {
     const [low, high] = map.range;
-    map.values = Float32Array.from(bytes(map.levels), (v) => low + (v / 255) * (high - low));
+    map.values = Float64Array.from(bytes(map.levels), (v) => low + (v / 255) * (high - low));
   }
   return map.values;
 }
@@ -34,7 +34,7 @@ function places(size, count, start, end) {
 function upsampled(map, width, height, covered) {
   const values = valuesOf(map), [rows, columns] = map.hw, [x0, y0, x1, y1] = covered;
   const xs = places(width, columns, x0, x1), ys = places(height, rows, y0, y1);
-  const heat = new Float32Array(width * height).fill(NaN);
+  const heat = new Float64Array(width * height).fill(NaN);
   for (let y = 0; y < height; y += 1) {
     if (ys.low[y] < 0) continue;
     const top = ys.low[y] * columns, below = ys.high[y] * columns, share = ys.share[y];

@@ -94,6 +94,10 @@ for (const [name, stroke] of [["true box", TRUE_BOX], ["predicted box", PREDICTE
   legend.append(element("span", { class: "swatch", style: `border-color: ${stroke}` }), name);
 }
 
+if (epochs.length < content.epochs_seen) {
+  legend.append(` · there is room for ${epochs.length} of ${content.epochs_seen} epochs`);
+}
+
 reflect();
 Promise.all([...cards, ...mistakes].map((card) => card.ready)).then(() => {
   show();

@@ -70,10 +70,10 @@ def packed_map(class_map: Tensor) -> dict[str, Any]:
         >>> packed_map(torch.tensor([[-1.0, 0.0, 1.0]]))
         {'hw': [1, 3], 'range': [-1.0, 1.0, 0.0], 'levels': 'AID/'}
     """
-    values = class_map.detach().cpu().float()
+    values = class_map.detach().cpu().double()
     if not values.isfinite().all():
         return {"hw": list(values.shape), "range": None, "levels": None}
-    range_ = [values.min().item(), values.max().item(), values.double().mean().item()]
+    range_ = [values.min().item(), values.max().item(), values.mean().item()]
     if max(values.shape) > MAP_SIDE:
         factor = MAP_SIDE / max(values.shape)
         rows, columns = (max(1, round(side * factor)) for side in values.shape)
@@ -83,7 +83,7 @@ def packed_map(class_map: Tensor) -> dict[str, Any]:
     packed = base64.b64encode(levels.round().byte().numpy().tobytes()).decode()
     return {
         "hw": list(values.shape),
-        "range": [float(f"{value:.6g}") for value in range_],
+        "range": [float(f"{value:.9g}") for value in range_],
         "levels": packed,
     }
 

@@ -189,11 +189,38 @@ def test_what_was_chosen_outlives_a_reload(browser: WebDriver, trained: Path) ->
     assert page.one("#epoch-shown").text == "0"
     assert page.one("input[name=side][value=predicted]").is_selected()
     assert page.one("#follow").is_selected()
-    page.press("#epoch", "END")
     page.one("#follow").click()
     page.one("#play").click()
+    for _ in range(100):
+        if page.one("#epoch-shown").text != "0":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the epochs do not play")
     page.one("#play").click()
+    shown = page.one("#epoch-shown").text
+    time.sleep(1)
+    assert page.one("#epoch-shown").text == shown
     assert page.complaints() == []
+
+
+def test_a_training_is_followed(browser: WebDriver, tmp_path: Path) -> None:
+    """The page loads itself again, and shows the newest epoch."""
+    written(tmp_path, range(2))
+    page = Page(browser, tmp_path / "run" / "report.html")
+    browser.execute_script(
+        "window.setTimeout = (call) => queueMicrotask(call)"
+    )  # 10 seconds are long
+    assert page.one("#epoch-shown").text == "1"
+    written(tmp_path, range(3))
+    page.one("#follow").click()
+    for _ in range(100):
+        if page.one("#epoch-shown").text == "2":
+            break
+        time.sleep(0.05)
+    assert page.one("#epoch-shown").text == "2"
+    assert page.one("#follow").is_selected()
+    page.one("#follow").click()
 
 
 def test_tables_are_sorted_by_their_headings(browser: WebDriver, trained: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
@@ -161,8 +162,168 @@ def test_anybody_s_data_can_be_watched(tmp_path: Path) -> None:
     )
     assert (tmp_path / "cams" / "epoch_001.jpg").is_file()
     content = content_of(tmp_path / "seen.html")
-    assert [picture["path"] for picture in content["pictures"]][:1] != []
-    assert len(content["mistakes"]) + round(12 * content["curves"][1]["series"][0]["points"][0][1])
+    assert sorted(one["path"] for one in content["pictures"])[0].startswith("picture ")
+    right = round(12 * content["curves"][1]["series"][0]["points"][0][1])
+    assert len(content["mistakes"]) == min(8, 12 - right)
+    assert all(one["look"]["is_right"] is False for one in content["mistakes"])
+
+
+@pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled.*")
+def test_a_shuffled_loader_mixes_no_pictures_up(tmp_path: Path) -> None:
+    """Where a batch does not say which pictures it holds, nobody guesses."""
+
+    class Shuffled(AnybodysData):
+        def val_dataloader(self) -> list[DataLoader[tuple[torch.Tensor, ...]]]:  # type: ignore[override]
+            return [DataLoader(self.pictures, batch_size=5, shuffle=True)]
+
+    data, module = Shuffled(3), small_module(num_classes=3)
+    watcher = CAMLogger(num_images=6, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, data)
+    content = content_of(tmp_path / "report.html")
+    images, _ = data.pictures.tensors
+    for picture, look in zip(content["pictures"], content["epochs"][1]["looks"], strict=True):
+        place = int(picture["path"].split()[1])
+        with torch.inference_mode():
+            maps = module.net.eval().class_maps(images[place : place + 1]).maps[0]
+        predicted = int(look["predicted"]["name"])
+        low, high, _ = look["predicted"]["map"]["range"]
+        assert low == pytest.approx(maps[predicted].min().item(), abs=1e-4)
+        assert high == pytest.approx(maps[predicted].max().item(), abs=1e-4)
+    assert all(one["look"]["is_right"] is False for one in content["mistakes"])
+
+
+class Odd(LightningDataModule):
+    """Training pictures as usual, validation pictures in another form."""
+
+    def __init__(self, loader: object) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        return AnybodysData(3).train_dataloader()
+
+    def val_dataloader(self) -> object:
+        return self.loader
+
+
+class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(AnybodysData(3).pictures)
+
+
+class Dicts(Dataset[dict[str, torch.Tensor]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.rand(3, 20, 28), "label": torch.tensor(0)}
+
+
+class OfSeveralSizes(Dataset[tuple[torch.Tensor, int]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.rand(3, 20 + 4 * index, 28), 0
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics': nothing is measured
+def test_what_cannot_be_watched_stops_no_training(tmp_path: Path) -> None:
+    class Own(CAMModule):
+        def validation_step(self, batch: object, batch_idx: int) -> None:  # type: ignore[override]
+            self.log("val/loss", 1.0)
+
+    def fit(loader: object, name: str) -> dict[str, Any]:
+        watcher = CAMLogger(2, dirpath=tmp_path / name / "cams")
+        module = Own("camtrain/digits", 3, neck=(), backbone_args={"width": 4})
+        quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, Odd(loader))
+        return content_of(tmp_path / name / "report.html")
+
+    told = r"CAMLogger cannot show the validation pictures, .* \(KeyError: "
+    with pytest.warns(UserWarning, match=told):
+        content = fit(DataLoader(Dicts()), "dicts")
+    assert content["pictures"] == []
+    assert content["curves"][0]["series"][0]["name"] == "train/loss"
+    assert fit(DataLoader(Stream(), batch_size=4), "stream")["pictures"] == []
+    content = fit({"one": DataLoader(OfSeveralSizes())}, "sizes")
+    assert [len(epoch["looks"]) for epoch in content["epochs"]] == [2, 2]
+
+
+def test_without_validation_pictures_there_is_a_report_of_the_training(
+    data: CAMDataModule, tmp_path: Path
+) -> None:
+    watcher = CAMLogger(2, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher], limit_val_batches=0).fit(small_module(), data)
+    content = content_of(tmp_path / "report.html")
+    assert content["epochs"] == []
+    assert [epoch for epoch, _ in content["curves"][0]["series"][0]["points"]] == [1, 2]
+    assert not (tmp_path / "cams").exists()
+
+
+def test_other_pictures_are_watched_than_those_of_damaged_files(
+    photographs: Path, tmp_path: Path
+) -> None:
+    damaged = sorted(photographs.glob("val/*/*.png"))[:5]
+    for path in damaged:
+        path.write_bytes(b"no picture")
+    data = CAMDataModule(root=photographs, size=32, workers=0, allow_damaged=True)
+    watcher = CAMLogger(3, dirpath=tmp_path / "cams")
+    with pytest.warns(UserWarning, match="Skipped"):
+        quiet_trainer(callbacks=[watcher], max_epochs=1).fit(small_module(), data)
+    assert len(content_of(tmp_path / "report.html")["pictures"]) == 3
+
+
+def test_another_run_s_checkpoint_does_not_choose_the_pictures(
+    fit_arguments: Arguments, photographs: Path, tmp_path: Path
+) -> None:
+    run(fit_arguments("--cams.num_images", "3"))
+    checkpoint = str(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
+    more = ("--trainer.max_epochs", "3", "--ckpt_path", checkpoint)
+    run(fit_arguments("--name", "same", *more, "--cams.num_images", "4"))
+    content = content_of(tmp_path / "runs" / "same" / "report.html")
+    assert [one["name"] for one in content["pictures"]] == ["blue", "red"] * 2
+
+
+def test_a_test_is_added_where_nothing_was_left_to_train(
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "test", lambda *args, **kwargs: sys.exit("power cut"))
+        with pytest.raises(SystemExit):
+            run(fit_arguments())
+    path = tmp_path / "runs" / "run" / "report.html"
+    before = content_of(path)
+    assert before["test"] == {}
+    run(fit_arguments("--ckpt_path", "last"))
+    content = content_of(path)
+    assert "test/acc1" in content["test"]
+    for name in ("curves", "epochs", "pictures", "classes", "mistakes"):
+        assert content[name] == before[name]
+
+
+def test_data_that_draws_numbers_is_trained_on_as_without_watching(tmp_path: Path) -> None:
+    class Drawing(AnybodysData):
+        def __init__(self) -> None:
+            super().__init__(3)
+            pictures = self.pictures
+
+            class Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+                def __len__(self) -> int:
+                    return len(pictures)
+
+                def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+                    image, label = pictures[index]
+                    return image + torch.rand(()), label
+
+            self.pictures = Noisy()
+
+    found = []
+    for callbacks in ([], [CAMLogger(4, dirpath=tmp_path / "cams")]):
+        torch.manual_seed(0)
+        module = small_module(num_classes=3)
+        quiet_trainer(callbacks=callbacks).fit(module, Drawing())
+        found.append(module.net.head.weight)
+    assert torch.equal(found[0], found[1])
 
 
 def test_anybody_s_module_can_be_watched(tmp_path: Path) -> None:

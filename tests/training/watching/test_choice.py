@@ -1,15 +1,17 @@
 """Which pictures are watched, and how they are read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 
 from camtrain.data import normalize
 from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule
-from camtrain.training.watching.choice import classes_of, labels_of, read, stratified
+from camtrain.training.watching.choice import candidates_of, classes_of, read, stratified
 from tests.training.conftest import small_module
 
 
@@ -30,7 +32,42 @@ def test_the_classes_of_a_label() -> None:
     assert classes_of(3) == (3,)
     assert classes_of(torch.tensor([0.0, 1.0, 1.0])) == (1, 2)
     assert classes_of(torch.zeros(3)) == ()
-    assert labels_of([(None, 2), (None, torch.zeros(3)), (None, torch.ones(3))]) == [2, -1, 0]
+
+
+class Labelled(list[tuple[None, int]]):
+    """Items that need not be read: the labels are known."""
+
+    def __init__(self, labels: object, count: int = 6) -> None:
+        super().__init__([(None, place % 2) for place in range(count)])
+        self.targets = labels
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels"),
+    [
+        ([(None, 2), (None, torch.zeros(3)), (None, torch.ones(3))], [2, -1, 0]),
+        (Labelled([3, 4, 5, 3, 4, 5]), [3, 4, 5, 3, 4, 5]),
+        (Labelled(torch.eye(6)), [0, 1, 2, 3, 4, 5]),
+        (Labelled(None), [0, 1, 0, 1, 0, 1]),  # then the items are read
+        (Labelled(["cat"] * 6), [0, 1, 0, 1, 0, 1]),
+        (Labelled([3]), [0, 1, 0, 1, 0, 1]),
+        (Subset(Labelled([3, 4, 5, 3, 4, 5]), [5, 0]), [5, 3]),
+    ],
+)
+def test_the_first_class_of_every_picture(dataset: Sequence[object], labels: list[int]) -> None:
+    assert list(candidates_of(dataset).labels) == labels
+
+
+def test_of_a_large_set_without_labels_pictures_from_all_over_are_read() -> None:
+    dataset = [(None, place // 400) for place in range(1200)]
+    chosen = candidates_of(dataset).in_turn(6, seed=0)
+    assert [dataset[place][1] for place in chosen] == [0, 1, 2, 0, 1, 2]
+
+
+def test_candidates_are_the_same_for_the_same_data() -> None:
+    one, other = Labelled([3, 4, 5, 3, 4, 5]), Labelled([3, 4, 5, 3, 4, 4])
+    assert candidates_of(one).identity == candidates_of(Labelled(one.targets)).identity
+    assert candidates_of(one).identity != candidates_of(other).identity
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

@@ -28,7 +28,7 @@ def dataset_of(photographs: Path, **settings: object) -> object:
 
 def test_the_mean_of_a_map_is_its_logit_without_the_bias(net: CAMNet, photographs: Path) -> None:
     dataset = dataset_of(photographs)
-    looker = Looker(dataset, range(8), net, keeps_trunk=False)
+    looker = Looker(dataset, range(8), 8, net, keeps_trunk=False)
     for place, look in enumerate(looker.look(net).watched):
         logits = net.eval()(dataset[place].image[None])[0].detach()
         assert look.predicted.label == int(logits.argmax())
@@ -46,7 +46,7 @@ def test_a_box_is_right_where_the_metric_says_so(
     net: CAMNet, photographs: Path, resize_mode: str
 ) -> None:
     dataset = dataset_of(photographs, resize_mode=resize_mode)
-    looks = Looker(dataset, range(8), net, keeps_trunk=False).look(net).watched
+    looks = Looker(dataset, range(8), 8, net, keeps_trunk=False).look(net).watched
     for place, look in enumerate(looks):
         assert look.true is not None
         metric, sample = LocalizationAccuracy(), dataset[place]
@@ -58,7 +58,7 @@ def test_a_box_is_right_where_the_metric_says_so(
 
 def test_without_boxes_nothing_is_said_about_them(net: CAMNet, photographs: Path) -> None:
     (photographs / "boxes.csv").unlink()
-    looks = Looker(dataset_of(photographs), [0], net, keeps_trunk=False).look(net)
+    looks = Looker(dataset_of(photographs), [0], 8, net, keeps_trunk=False).look(net)
     assert looks.watched[0].is_located is None
 
 
@@ -87,8 +87,8 @@ def test_an_unchanging_backbone_sees_a_picture_once(
 ) -> None:
     dataset = dataset_of(photographs)
     mistakes = [Mistake(0.9, place, torch.tensor(0)) for place in (1, 6)]
-    plain = Looker(dataset, [0, 1, 2], net, keeps_trunk=False)
-    kept = Looker(dataset, [0, 1, 2], net, keeps_trunk=True)
+    plain = Looker(dataset, [0, 1, 2], 8, net, keeps_trunk=False)
+    kept = Looker(dataset, [0, 1, 2], 8, net, keeps_trunk=True)
     for wanted in ([], mistakes, mistakes):
         one, other = plain.look(net, wanted), kept.look(net, wanted)
         assert len(one.watched) == 3
@@ -104,7 +104,7 @@ def test_what_the_validation_has_computed_is_not_computed_again(
     net: CAMNet, photographs: Path, made: list[tuple[str, int]]
 ) -> None:
     dataset = dataset_of(photographs)
-    looker = Looker(dataset, [0, 1, 2], net, keeps_trunk=False)
+    looker = Looker(dataset, [0, 1, 2], 8, net, keeps_trunk=False)
     images = torch.stack([dataset[place].image for place in range(8)])
     features = looking.computed(net, net.features, list(images))
     mistakes = [Mistake(0.9, 6, torch.tensor(0), features=features[6])]
@@ -120,7 +120,7 @@ def test_what_the_validation_has_computed_is_not_computed_again(
 
 def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
     dataset = [(torch.rand(3, 20, 28), torch.zeros(2))]
-    [look] = Looker(dataset, [0], net, keeps_trunk=False).look(net).watched
+    [look] = Looker(dataset, [0], 8, net, keeps_trunk=False).look(net).watched
     assert look.true is None
     assert not look.is_right
     row = as_row(looking.read_input(*dataset[0], net, path=""), look, ["a", "b"])
@@ -128,9 +128,32 @@ def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
     assert not row.true_heatmap.any()
 
 
-def test_damaged_pictures_are_left_out(net: CAMNet, photographs: Path) -> None:
+def test_damaged_pictures_are_passed_over(net: CAMNet, photographs: Path) -> None:
     sorted(photographs.glob("val/*/*.png"))[1].write_bytes(b"no picture")
-    looker = Looker(dataset_of(photographs), [0, 1, 2], net, keeps_trunk=False)
-    assert len(looker.pictures) == 2
+    dataset = dataset_of(photographs)
+    looker = Looker(dataset, [0, 1, 2, 3], 3, net, keeps_trunk=False)
+    assert list(looker.watched) == [0, 2, 3]
     broken = Mistake(0.9, 1, torch.tensor(0))
     assert len(looker.look(net, [broken]).mistakes) == 0
+
+
+def test_mistakes_of_which_only_the_input_is_known_are_nobody_s(net: CAMNet) -> None:
+    """Their place says when they were met, not which pictures they are."""
+    images = torch.rand(4, 3, 20, 28)
+    dataset = [(image, torch.tensor(0)) for image in images]
+    looker = Looker(dataset, [0, 1], 2, net, keeps_trunk=False)
+    features = looking.computed(net, net.features, [images[3]])[0]
+    mistake = Mistake(0.9, 0, torch.tensor(1), image=images[3], features=features)
+    looks = looker.look(net, [mistake])
+    same_maps(looks.watched, looker.look(net).watched)
+    [(picture, look)] = looks.mistakes
+    assert torch.equal(picture.image, images[3])
+    alone = Looker([(images[3], torch.tensor(1))], [0], 1, net, keeps_trunk=False).look(net)
+    same_maps([look], alone.watched)
+
+
+def test_pictures_of_several_sizes_go_through_the_network(net: CAMNet) -> None:
+    sizes = [(20, 28), (32, 24), (20, 28)]
+    dataset = [(torch.rand(3, *size), torch.tensor(0)) for size in sizes]
+    looks = Looker(dataset, [0, 1, 2], 3, net, keeps_trunk=False).look(net).watched
+    assert [look.predicted.heatmap.shape for look in looks] == [torch.Size(s) for s in sizes]

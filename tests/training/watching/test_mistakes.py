@@ -15,10 +15,11 @@ IMAGES = torch.rand(30, 3, 4, 5, generator=GENERATOR)
 
 def found(sizes: list[int], labels: Tensor = LABELS, count: int = 5) -> list[tuple[float, int]]:
     mistakes, first = Mistakes(count), 0
+    mistakes.begin()
     net = small_module(num_classes=3, task="multilabel" if labels.ndim > 1 else "multiclass").net
     for size in sizes:
         rows = slice(first, first + size)
-        mistakes.update(net, LOGITS[rows], [IMAGES[rows], labels[rows]], first=first)
+        mistakes.update(net, LOGITS[rows], [IMAGES[rows], labels[rows]])
         first += size
     worst = mistakes.of_all_processes(quiet_trainer())
     for one in worst:
@@ -56,7 +57,7 @@ def test_none_are_kept_where_none_are_wanted_or_made() -> None:
     assert found([30], LOGITS.argmax(1)) == []
     mistakes = Mistakes(2)
     mistakes.update(small_module().net, LOGITS, [IMAGES, LABELS])
-    mistakes.forget()
+    mistakes.begin()
     assert mistakes.of_all_processes(quiet_trainer()) == []
 
 
@@ -69,8 +70,10 @@ def test_features_come_along() -> None:
 
 
 def test_places_of_several_processes_interleave() -> None:
-    mistakes = Mistakes(30)
-    wrong = (LOGITS.argmax(1) + 1) % 3
-    mistakes.update(small_module(num_classes=3).net, LOGITS, [IMAGES, wrong], first=1, step=2)
+    mistakes, wrong = Mistakes(30), (LOGITS.argmax(1) + 1) % 3
+    mistakes.begin(rank=1, processes=2)
+    net = small_module(num_classes=3).net
+    for rows in (slice(0, 7), slice(7, 30)):
+        mistakes.update(net, LOGITS[rows], [IMAGES[rows], wrong[rows]])
     places = [one.place for one in mistakes.of_all_processes(quiet_trainer())]
     assert sorted(places) == list(range(1, 60, 2))

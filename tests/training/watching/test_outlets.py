@@ -8,7 +8,10 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from camtrain.training import CAMDataModule, CAMLogger
+from camtrain.training.watching.outlets import make_outlets
+from camtrain.training.watching.view import Style
 from tests.training.conftest import quiet_trainer, small_module
+from tests.training.watching.views import view
 
 
 def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
@@ -50,3 +53,15 @@ def test_a_csv_logger_gets_a_line_per_picture_and_epoch(
         assert float(line["map_min"]) <= float(line["map_mean"]) <= float(line["map_max"])
     with open(folder / "metrics.csv") as file:
         assert "val/cam_entropy" in next(csv.reader(file))
+
+
+def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="csv")
+    seen = view(1)
+    seen.pictures[0].__dict__["path"] = "caf\udce9/0.png"  # as Python reads a name that is no UTF-8
+    [outlet] = make_outlets(
+        quiet_trainer(logger=logger), Style("viridis", 256, logs_mistakes=False), []
+    )
+    outlet.publish(seen)
+    text = (Path(logger.log_dir) / "cams.csv").read_text(encoding="utf-8")
+    assert "caf\\udce9/0.png" in text

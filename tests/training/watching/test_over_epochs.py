@@ -17,6 +17,7 @@ from tests.visualize.conftest import has
 
 def test_every_epoch_has_a_column(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.html", "viridis")
+    report.show(dict(enumerate(view(0, pictures=7).pictures)), view(0).names)
     for epoch in range(3):
         report.add(view(epoch, pictures=7))
     drawn = over_epochs(view(0, pictures=7).pictures, report.looks(6), "viridis")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
+from camtrain.inference.bundle import read_bundle
 from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.main import main as run
 from camtrain.training.watching.view import Style
 from camtrain.training.watching.wandb_outlet import WandbOutlet
+from camtrain.training.wandb_run import finish, start_run
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.wandb_file import history, records
 from tests.training.watching.views import view
@@ -177,7 +181,12 @@ def test_the_best_bundle_becomes_an_artifact_once(trained: Path) -> None:
     [artifact] = found
     assert artifact.name == f"model-{trained.name.rpartition('-')[2]}"
     assert set(artifact.aliases) == {"best", "latest"}
-    assert "val/acc1" in artifact.metadata or "test/acc1" in artifact.metadata
+    metadata = json.loads(artifact.metadata)
+    bundle = read_bundle(trained.parents[1] / "model.safetensors")
+    assert {n: v for n, v in metadata.items() if n.startswith("val/")} == {
+        n: pytest.approx(v) for n, v in bundle.scores.items() if n.startswith("val/")
+    }
+    assert "test/acc1" in metadata
 
 
 def test_somebody_s_own_logger_gets_the_same(data: CAMDataModule, tmp_path: Path) -> None:
@@ -205,3 +214,52 @@ def test_a_thousand_classes_are_pairs_in_a_table(tmp_path: Path) -> None:
     assert 0 < len(pairs) <= 500
     assert set(pairs[0]) == {"true", "predicted", "pictures", "part of the class"}
     assert len(table_of(part, row, "val/classes")) == 1000
+
+
+def test_a_slow_service_loses_no_line_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs go on while W&B still logs the ones before."""
+    original = wandb.sdk.wandb_run.Run.log_artifact
+
+    def slow(*args: Any, **kwargs: Any) -> object:
+        time.sleep(0.3)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log_artifact", slow)
+    logger = start_run(tmp_path, "project", continues=False)
+    assert logger is not None
+    logger.work()
+    outlet = WandbOutlet(logger, Style("viridis", 256, False))
+    for epoch in range(4):
+        outlet.publish(view(epoch))
+        logger.log_metrics({"val/acc1": 0.5}, 10 * epoch)
+    finish(logger)
+    [part] = parts_of(tmp_path)
+    rows = with_pictures(part)
+    lines = [[x["epoch"] for x in table_of(part, row, "val/cams_table")] for row in rows]
+    assert lines == [[0] * 3, [1] * 3, [2] * 3, [3] * 3]
+    assert [row["val/cams_table/increment_num"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_module_that_logs_nothing_loses_no_epoch(tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    logger._wandb_init.pop("anonymous", None)
+    outlet = WandbOutlet(logger, Style("viridis", 256, False))
+    for epoch in range(3):
+        outlet.publish(replace(view(epoch), measured=None))
+    logger.experiment.finish()
+    [part] = parts_of(tmp_path)
+    assert [row["trainer/global_step"] for row in with_pictures(part)] == [0, 9, 19]
+
+
+def test_the_table_of_another_run_is_not_continued(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    run(fit_arguments(*WANDB, "--trainer.max_epochs", "1"))
+    checkpoint = str(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
+    run(fit_arguments(*WANDB, "--name", "other", "--ckpt_path", checkpoint))
+    [part] = parts_of(tmp_path / "runs" / "other")
+    [row] = with_pictures(part)
+    assert row["val/cams_table/increment_num"] == 0
+    assert row["val/cams_table/previous_increments_paths"] == []
