@@ -26,6 +26,7 @@ from camtrain.data.source import Source
 # Starting the processes costs as much as reading about this many pictures of 500 pixels.
 _FEW = 500
 _AT_ONCE = 32  # pictures per message between processes
+_DECODER = Path(Image.__file__).parent
 
 
 class Record(NamedTuple):
@@ -181,7 +182,14 @@ def _overheard() -> Iterator[list[str]]:
         yield said
         errors.seek(0)
         lines = errors.read().decode(errors="replace").splitlines()
-    said += [str(warning.message) for warning in caught] + [line for line in lines if line.strip()]
+    for warning in caught:
+        if Path(warning.filename).parent == _DECODER:
+            said.append(str(warning.message))
+        else:  # of another thread, such as that of the progress bar
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    said += [line for line in lines if line.strip()]
 
 
 @contextmanager
