@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from camtrain.model.layout import last_of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+# Their results are like their first operands, which torch takes long to find out.
+_SHAPE_KEEPING = frozenset(
+    {
+        *(F.batch_norm, F.group_norm, F.dropout, F.sigmoid, F.hardsigmoid),
+        *(F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, torch.sigmoid),
+    }
+)
 
 
 class Layer(NamedTuple):
@@ -121,7 +130,15 @@ class _Operands(TorchFunctionMode):
         """Run a function as it is."""
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
             self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, kwargs)))
+        if func in _SHAPE_KEEPING or (func is F.layer_norm and _fits(*args[:2])):
+            return args[0]
         return func(*args, **(kwargs or {}))
+
+
+def _fits(operand: object, normalized_shape: object) -> bool:
+    """Whether a LayerNorm takes its operand: that of a whole map takes maps of one size."""
+    shape = tuple(cast("Sequence[int]", normalized_shape))
+    return isinstance(operand, Tensor) and operand.shape[operand.ndim - len(shape) :] == shape
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from camtrain.model.probe import drop_unused, evaluating, probe
+from camtrain.model.probe import drop_unused, evaluating, probe, takes
 from camtrain.model.trunk import TimmBackbone
 
 
@@ -22,6 +22,11 @@ def test_probing_tells_sizes_in_order_and_changes_nothing() -> None:
     assert [module.training for module in network.modules()] == [True, True, True, False]
     assert all(torch.equal(after, before[name]) for name, after in network.state_dict().items())
     assert not network[0]._forward_hooks
+
+
+@pytest.mark.parametrize(("size_hw", "fits"), [((8, 8), True), ((8, 10), False)])
+def test_a_norm_of_a_whole_map_takes_one_size(size_hw: tuple[int, int], fits: bool) -> None:
+    assert takes(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm((4, 8, 8))), 3, size_hw) is fits
 
 
 def test_modes_return_even_after_an_error() -> None:
