@@ -62,6 +62,10 @@ class CamtrainCLI(LightningCLI):
     _signals: StopSignals
     _split_is_chosen = False
 
+    def __init__(self, *, args: list[str], **settings: Any) -> None:
+        self._verb = args[0]
+        super().__init__(CAMModule, CAMDataModule, args=args, **settings)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As in LightningCLI, with errors of one line."""
         parser = OneLineParser(**kwargs)
@@ -99,6 +103,8 @@ class CamtrainCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         """As in LightningCLI; the parser knows its verb."""
+        if subcommand != self._verb:  # to build the parsers of all takes longer than to use one
+            return OneLineParser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         assert isinstance(parser, OneLineParser)
         parser.verb = subcommand
@@ -333,8 +339,6 @@ def main(args: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     with _checkpoint_defaults(args) as parser_kwargs:
         CamtrainCLI(
-            CAMModule,
-            CAMDataModule,
             args=list(args),
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
