@@ -1,11 +1,15 @@
 """What the tests of several rooms share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: more threads would only wait
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 
 @pytest.fixture(scope="session")

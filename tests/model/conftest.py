@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+import timm
 import torch
+from filelock import FileLock
 from torch import nn
 
 from camtrain.model.backbones import every_name
@@ -19,10 +21,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def family_of(name: str) -> str:
+    """Networks that one module of timm builds, or one name of torchvision without its numbers."""
+    library, model = name.split("/")
+    builder = timm.model_entrypoint(model) if library == "timm" else None
+    return f"{library}/{builder.__module__ if builder else model.rstrip('0123456789')}"
+
+
 @pytest.fixture(scope="session")
-def every_entry(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    """What all networks of both libraries become; minutes, so only for slow tests."""
-    return catalogue(every_name(), tmp_path_factory.mktemp("catalogue") / "cache.json")
+def many_entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    """What every fifth network of each family becomes; minutes, so only for slow tests.
+
+    ``camtrain models`` looks at all of them.
+    """
+    families: dict[str, list[str]] = {}
+    for name in every_name():
+        families.setdefault(family_of(name), []).append(name)
+    names = [name for family in families.values() for name in family[::5]]
+    folder = tmp_path_factory.getbasetemp().parent  # that of all processes of pytest
+    with FileLock(folder / "catalogue.lock"):
+        return catalogue(names, folder / "catalogue.json")
 
 
 @pytest.fixture(scope="session")
