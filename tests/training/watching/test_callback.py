@@ -192,39 +192,18 @@ def test_a_shuffled_loader_mixes_no_pictures_up(tmp_path: Path) -> None:
     assert all(one["look"]["is_right"] is False for one in content["mistakes"])
 
 
-class Odd(LightningDataModule):
+class _Odd(LightningDataModule):
     """Training pictures as usual, validation pictures in another form."""
 
     def __init__(self, loader: object) -> None:
         super().__init__()
-        self.loader = loader
-
-    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return AnybodysData(3).train_dataloader()
-
-    def val_dataloader(self) -> object:
-        return self.loader
+        self.train_dataloader = AnybodysData(3).train_dataloader
+        self.val_dataloader = lambda: loader
 
 
-class Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+class _Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return iter(AnybodysData(3).pictures)
-
-
-class Dicts(Dataset[dict[str, torch.Tensor]]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"image": torch.rand(3, 20, 28), "label": torch.tensor(0)}
-
-
-class OfSeveralSizes(Dataset[tuple[torch.Tensor, int]]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.rand(3, 20 + 4 * index, 28), 0
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics': nothing is measured
@@ -236,16 +215,18 @@ def test_what_cannot_be_watched_stops_no_training(tmp_path: Path) -> None:
     def fit(loader: object, name: str) -> dict[str, Any]:
         watcher = CAMLogger(2, dirpath=tmp_path / name / "cams")
         module = Own("camtrain/digits", 3, neck=(), backbone_args={"width": 4})
-        quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, Odd(loader))
+        quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, _Odd(loader))
         return content_of(tmp_path / name / "report.html")
 
+    dicts: Any = [{"image": torch.rand(3, 20, 28), "label": torch.tensor(0)}] * 4
+    sizes: Any = [(torch.rand(3, 20 + 4 * index, 28), 0) for index in range(4)]
     told = r"CAMLogger cannot show the validation pictures, .* \(KeyError: "
     with pytest.warns(UserWarning, match=told):
-        content = fit(DataLoader(Dicts()), "dicts")
+        content = fit(DataLoader(dicts), "dicts")
     assert content["pictures"] == []
     assert content["curves"][0]["series"][0]["name"] == "train/loss"
-    assert fit(DataLoader(Stream(), batch_size=4), "stream")["pictures"] == []
-    content = fit({"one": DataLoader(OfSeveralSizes())}, "sizes")
+    assert fit(DataLoader(_Stream(), batch_size=4), "stream")["pictures"] == []
+    content = fit({"one": DataLoader(sizes)}, "sizes")
     assert [len(epoch["looks"]) for epoch in content["epochs"]] == [2, 2]
 
 
