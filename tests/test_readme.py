@@ -1,89 +1,145 @@
-"""What the README says works as it stands there."""
+"""What the README says works as it stands there: its links, its commands, its code."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import camtrain
 from camtrain.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+
+# What makes a command of the README one of seconds.
+QUICK = {
+    "fit --config": ["--trainer.max_epochs", "1", "--data.lengths", "[64, 20, 20]"],
+    "fit --data.root": ["--trainer.max_epochs", "1", "--data.size", "64", "--data.workers", "0"],
+}
 
 
-def block(language: str, part: str) -> str:
-    """The code block that holds ``part``."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
-    [found] = [code for code in blocks if part in code]
+def commands() -> Iterator[str]:
+    """Every line for a shell, and every ``camtrain VERB ...`` in the text."""
+    for language, code in BLOCKS:
+        if language == "bash":
+            yield from (part.strip() for line in code.splitlines() for part in line.split("&&"))
+    for code in re.findall(r"`(camtrain [^`/]+)`", PROSE):
+        yield code
+
+
+def code_with(part: str) -> str:
+    """The Python block that holds ``part``."""
+    [found] = [code for language, code in BLOCKS if language == "python" and part in code]
     return str(found)
 
 
 def test_it_is_short_enough_to_be_read() -> None:
-    assert len(re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).split()) <= 600
+    assert len(PROSE.split()) <= 600
 
 
-def test_its_verbs_files_and_links_exist() -> None:
-    assert set(re.findall(r"(?:camtrain|train\.py) ([a-z]+) --", TEXT)) <= VERBS.keys()
-    for path in re.findall(r"(?:configs|tests)/[\w/]+\.\w+", TEXT):
+def test_its_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).is_file(), link
+    for path in re.findall(r"(?:configs|tests|notebooks)/[\w/]+\.\w+", TEXT):
         assert (ROOT / path).is_file(), path
+    for path in re.findall(r"`(\w+\.py)[ `]", TEXT):
+        assert (ROOT / path).is_file() or (ROOT / "tests" / "benchmarks" / path).is_file(), path
+
+
+def test_its_diagram_is_the_tree_of_the_package() -> None:
+    named = re.findall(r"^camtrain/(\w+)/ ", TEXT, re.MULTILINE)
+    assert sorted(named) == sorted(p.parent.name for p in (ROOT / "camtrain").glob("*/__init__.py"))
+
+
+def test_its_picture_is_seen_on_white_and_on_black() -> None:
+    with Image.open(ROOT / "notebooks" / "over_epochs.png") as picture:
+        pixels = np.array(picture.convert("RGBA"))
+    clear = pixels[..., 3] == 0
+    assert clear.mean() > 0.02  # between the pictures and behind the headings
+    heading = pixels[:24][pixels[:24, :, 3] > 250][:, :3].mean()
+    assert 90 < heading < 165  # neither near white nor near black
 
 
 def test_ci_runs_its_two_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert 'pip install -e ".[test]" && python -m pytest' in TEXT
+    assert 'pip install -e ".[test]" && python -m pytest -n 2' in TEXT
     assert "pip install -e . && python train.py fit --config configs/quickstart.yaml" in TEXT
-    assert "-m pytest" in script
+    assert "python -m pytest -n 2" in script
     assert "python train.py fit --config configs/quickstart.yaml" in script
 
 
 def test_converting_takes_these_lines() -> None:
     names: dict[str, torch.Tensor] = {}
-    exec(block("python", "camtrain.convert("), names)
+    exec(code_with("camtrain.convert("), names)
     assert names["maps"].shape == (1, 5, 14, 10)
     assert names["heatmaps"].shape == (1, 5, 224, 160)
 
 
-@pytest.mark.slow
-def test_the_script_trains_and_ships_and_the_predictor_reads_it(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def somewhere(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with configs, ``photos`` and what torchvision would have downloaded."""
     photographs.rename(tmp_path / "photos")
-    # The download is replaced by a file of the published name; there is no network here.
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    url = torchvision.models.ResNet18_Weights.DEFAULT.url
-    torch.save(torchvision.models.resnet18().state_dict(), cache / url.rpartition("/")[2])
+    for name in ("resnet18", "resnet50"):
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        network = torchvision.models.get_model(name)
+        torch.save(network.state_dict(), cache / url.rpartition("/")[2])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
-    exec(block("python", "CAMDataModule("), {})
-    assert len(list((tmp_path / "cams").glob("epoch_*.jpg"))) == 3
+    return tmp_path
 
-    for name, source in (("a.jpg", "red/0.png"), ("b.jpg", "blue/0.png")):
-        (tmp_path / "photos" / "test" / source).rename(tmp_path / name)
-    code = block("python", "camtrain.load(").replace(
-        "runs/quickstart/model.safetensors", "model.safetensors"
-    )
-    exec(code, {})
-    assert (tmp_path / "a.jpg_cam.png").is_file()
-    assert camtrain.load("model.safetensors").net.class_names == ("blue", "red")
+
+def run(command: str) -> None:
+    """Run it in this process, if it is one of ours."""
+    program, *arguments = shlex.split(re.sub(r"^python train\.py", "camtrain", command))
+    if program == "pip" or command.startswith("python -m pytest"):
+        return
+    assert program == "camtrain", command
+    assert arguments[0] in VERBS, command
+    if "--help" in arguments:
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        return
+    assert main([*arguments, *QUICK.get(" ".join(arguments[:2]), [])]) == 0, command
 
 
 @pytest.mark.slow
-def test_the_exported_file_runs_in_these_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_its_commands_and_its_code_do_what_they_say(somewhere: Path) -> None:
     pytest.importorskip("onnxruntime")
-    run = tmp_path / "runs" / "quickstart"
-    run.mkdir(parents=True)
-    net = camtrain.create_model("camtrain/digits", 10, in_chans=1, neck=())
-    camtrain.Predictor(net).save(run / "model.safetensors")
-    monkeypatch.chdir(tmp_path)
-    [command] = re.findall(r"^camtrain (export .*)$", TEXT, re.MULTILINE)
-    assert main(command.split()) == 0
-    names: dict[str, object] = {}
-    exec(block("python", "onnxruntime"), names)
+    for command in commands():
+        run(command)
+    quickstart = somewhere / "runs" / "quickstart"
+    assert (quickstart / "report.html").is_file()
+    assert (quickstart / "over_epochs.png").is_file()
+    assert list(quickstart.glob("wandb/offline-run-*"))
+    assert (somewhere / "found" / "predictions.jsonl").is_file()
+
+    for name, source in (("a.jpg", "red/0.png"), ("b.jpg", "blue/0.png")):
+        Image.open(somewhere / "photos" / "test" / source).save(somewhere / name)
+    exec(code_with("camtrain.load("), {})
+    assert (somewhere / "a.jpg_cam.png").is_file()
+    names: dict[str, np.ndarray] = {}
+    exec(code_with("onnxruntime"), names)
     assert names["logits"].shape == (1, 10)
     assert names["maps"].shape == (1, 10, 16, 16)
+
+
+@pytest.mark.slow
+def test_its_script_trains_and_ships(somewhere: Path) -> None:
+    exec(code_with("CAMDataModule("), {})
+    assert len(list((somewhere / "cams").glob("epoch_*.jpg"))) == 3
+    assert camtrain.load("model.safetensors").net.class_names == ("blue", "red")
