@@ -40,6 +40,7 @@ def test_a_run_writes_everything_and_the_bundle_predicts(
         "model.safetensors",
         "over_epochs.png",
         "report.html",
+        "report/latest.json",
         "test/localization.json",
         "test/localization.png",
     }
