@@ -105,7 +105,7 @@ def check_same_settings(
         )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401  # settings can be anything
+def _plain(value: object) -> object:
     """A setting as YAML and checkpoints hold it."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]

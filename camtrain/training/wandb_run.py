@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 from uuid import uuid4
+from weakref import WeakSet
 
 from pytorch_lightning.loggers import WandbLogger
 
@@ -21,9 +23,9 @@ LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 
 LONGEST_FINISH = 60  # seconds that the rest may take to be logged, and then to be uploaded
 _LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
 _DATA_DIR = "WANDB_DATA_DIR"
-_data_dirs: set[str | None] = {
-    None
-}  # what the variable was, or was set to for an earlier run of this process
+# What the variable was, or was set to for an earlier run of this process.
+_data_dirs: set[str | None] = {None}
+_failed: WeakSet[WandbLogger] = WeakSet()
 
 
 class NeverStoppingWandbLogger(WandbLogger):
@@ -38,7 +40,7 @@ class NeverStoppingWandbLogger(WandbLogger):
         """Log scores; see the base class."""
         later(self, partial(super().log_metrics, metrics, step))
 
-    def log_hyperparams(self, params: Any) -> None:  # noqa: ANN401 - as the base class
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log settings; see the base class."""
         later(self, partial(super().log_hyperparams, params))
 
@@ -86,8 +88,8 @@ def never_stopping(logger: WandbLogger) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its service can break in any way
-        if not getattr(logger, "has_failed", False):
-            logger.has_failed = True  # type: ignore[attr-defined]  # only for this
+        if logger not in _failed:
+            _failed.add(logger)
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
                 f"W&B failed ({type(error).__name__}: {reason}); the training goes on, and what "
@@ -215,7 +217,7 @@ def _parts(logger: WandbLogger) -> str:
     offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
     parts = [part for part in offline if not any(part.glob("*.synced"))]
     run = logger._experiment
-    if getattr(logger, "has_failed", False) and run is not None and not run.offline:
+    if logger in _failed and run is not None and not run.offline:
         parts.append(Path(run.dir).parent)
     return " ".join(map(str, parts))
 

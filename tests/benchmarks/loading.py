@@ -60,7 +60,7 @@ def endless(data: CAMDataModule) -> Iterator[Batch]:
     """Training batches, epoch after epoch."""
     loader = data.train_dataloader()
     for epoch in itertools.count():
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # an EpochSampler
+        loader.sampler.set_epoch(epoch)  # an EpochSampler
         yield from loader
 
 

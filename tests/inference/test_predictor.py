@@ -611,7 +611,7 @@ class OnlyTheBest:
 
 
 def test_any_network_behind_the_door_is_predicted_with(tmp_path: Path) -> None:
-    predictor = Predictor(OnlyTheBest(), threshold=0.5)  # type: ignore[arg-type]
+    predictor = Predictor(OnlyTheBest(), threshold=0.5)
     assert predictor.net is None
     [found] = predictor(picture(20, 30), top=2)
     assert found.names == ("b", "a")

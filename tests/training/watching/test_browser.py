@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ from tests.conftest import make_photographs
 from tests.training.watching.test_report import content_of, written
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.keys import Keys  # noqa: E402 - where it is installed
-from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
+    from selenium.webdriver.remote.webelement import WebElement
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +83,7 @@ class Page:
     def press(self, selector: str, key: str, times: int = 1) -> None:
         """Press a key in an element."""
         for _ in range(times):
-            self.one(selector).send_keys(getattr(Keys, key))
+            self.one(selector).send_keys(getattr(webdriver.Keys, key))
 
     def pixels(self, number: int = 0, where: str = "pictures") -> np.ndarray:
         """What a card's canvas shows, (H, W, 3)."""

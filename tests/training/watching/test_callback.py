@@ -173,7 +173,7 @@ def test_a_shuffled_loader_mixes_no_pictures_up(tmp_path: Path) -> None:
     """Where a batch does not say which pictures it holds, nobody guesses."""
 
     class Shuffled(AnybodysData):
-        def val_dataloader(self) -> list[DataLoader[tuple[torch.Tensor, ...]]]:  # type: ignore[override]
+        def val_dataloader(self) -> list[DataLoader[tuple[torch.Tensor, ...]]]:
             return [DataLoader(self.pictures, batch_size=5, shuffle=True)]
 
     data, module = Shuffled(3), small_module(num_classes=3)
@@ -209,7 +209,7 @@ class _Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics': nothing is measured
 def test_what_cannot_be_watched_stops_no_training(tmp_path: Path) -> None:
     class Own(CAMModule):
-        def validation_step(self, batch: object, batch_idx: int) -> None:  # type: ignore[override]
+        def validation_step(self, batch: object, batch_idx: int) -> None:
             self.log("val/loss", 1.0)
 
     def fit(loader: object, name: str) -> dict[str, Any]:
