@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 # What is set in a notebook's cell of parameters; ``{shared}`` is the folder of real weights.
 SMALL = {
     "01_train_and_look": "EPOCHS, PICTURES = 1, 256",
-    "02_your_photos": 'NETWORK, WEIGHTS, EPOCHS, MORE = "timm/test_resnet", "none", 1, '
+    "02_your_photos": 'NETWORK, WEIGHTS, EPOCHS, MORE = "timm/test_resnet", "null", 1, '
     '["--data.size", "64"]',
     "03_cam_and_gradcam": "SQUEEZENET, BATCHES, SIZE = None, 2, 64",
 }
