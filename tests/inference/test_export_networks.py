@@ -20,8 +20,11 @@ pytestmark = pytest.mark.slow
 NETWORKS = {  # name: whether it takes images of any size
     "camtrain/digits": True,
     "torchvision/alexnet": True,
+    "torchvision/convnext_tiny": True,
     "torchvision/densenet121": True,
+    "torchvision/efficientnet_b0": True,
     "torchvision/googlenet": True,
+    "torchvision/mobilenet_v3_small": True,
     "torchvision/regnet_y_400mf": True,
     "torchvision/resnet18": True,
     "torchvision/shufflenet_v2_x0_5": True,
