@@ -185,13 +185,13 @@ def test_the_format_is_that_of_the_content(data: bytes, expected: str, tmp_path:
     assert format_of(path) == expected
 
 
-@pytest.mark.slow
 def test_what_another_thread_warns_of_is_no_complaint_about_a_picture() -> None:
     with pytest.warns(UserWarning, match="ipywidgets"), reading._overheard() as said:
         warnings.warn('install "ipywidgets" for Jupyter support', stacklevel=1)  # rich's
     assert said == []
 
 
+@pytest.mark.slow
 def test_processes_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     build = partial(_sources, "digits", SourceOptions(lengths=(90, 41, 1)))
     alone = list(examine_all(build(), build, 0))
