@@ -25,7 +25,7 @@ from camtrain.model.backbones import build_classifier, every_name, usual_preproc
 from camtrain.model.convert import find_maps
 from camtrain.model.create import trunk_of
 from camtrain.model.cut import block_of
-from camtrain.model.probe import Layer, probe, takes
+from camtrain.model.probe import Layer, probe, probe_if_taken
 from camtrain.model.trunk import GraphBackbone
 
 _LIBRARIES = ("torch", "torchvision", "timm")
@@ -78,8 +78,8 @@ def _described(name: str) -> Entry:
     is_cam_ready = _is_cam_ready(network)
     backbone = trunk_of(network, name, None, 3, size_hw)
     shape, layers, _ = probe(backbone, 3, size_hw)
-    twice_hw = (2 * size_hw[0], size_hw[1])
-    taller = probe(backbone, 3, twice_hw).shape[2] if takes(backbone, 3, twice_hw) else None
+    found = probe_if_taken(backbone, 3, (2 * size_hw[0], size_hw[1]))
+    taller = None if found is None else found.shape[2]
     return Entry(
         name,
         cut=backbone.cut if isinstance(backbone, GraphBackbone) else _last_block(layers),

@@ -89,13 +89,17 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
     return Probe(tuple(last_of(result).shape), layers, weights)
 
 
+def probe_if_taken(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe | None:
+    """See ``probe``; None where a network has no result for images of this size."""
+    try:
+        return probe(network, in_chans, size_hw)
+    except Exception:  # each network complains in its own way
+        return None
+
+
 def takes(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> bool:
     """Whether a network has a result for images of this size."""
-    try:
-        probe(network, in_chans, size_hw)
-    except Exception:  # each network complains in its own way
-        return False
-    return True
+    return probe_if_taken(network, in_chans, size_hw) is not None
 
 
 def drop_unused(backbone: nn.Module, probed: Probe) -> None:
