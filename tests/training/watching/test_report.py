@@ -148,11 +148,18 @@ def test_every_epoch_since_the_last_page_is_kept(tmp_path: Path) -> None:
     assert [epoch for epoch, _ in loss["series"][0]["points"]] == [1, 2, 3]
 
 
-def test_the_locale_does_not_matter(tmp_path: Path) -> None:
+def test_the_locale_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page has signs beyond ASCII, as names may."""
+    encodings, original = set(), Path.write_text
+
+    def write_text(path: Path, text: str, encoding: str | None = None) -> int:
+        encodings.add(encoding)
+        return original(path, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
     written(tmp_path, range(2), names=("Känguru", "豹", "raton"))
-    text = (tmp_path / "run" / "report.html").read_bytes().decode("utf-8")
-    assert not text.isascii()
+    assert encodings == {"utf-8"}
+    assert not (tmp_path / "run" / "report.html").read_bytes().decode("utf-8").isascii()
 
 
 def test_an_epoch_without_a_validation_has_scores_only(tmp_path: Path) -> None:
