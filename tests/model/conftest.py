@@ -1,9 +1,9 @@
 """What the tests of this room share: random networks whose maps say something."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
-import timm
 import torch
 from filelock import FileLock
 from torch import nn
@@ -21,26 +21,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def family_of(name: str) -> str:
-    """Networks that one module of timm builds, or one name of torchvision without its numbers."""
-    library, model = name.split("/")
-    builder = timm.model_entrypoint(model) if library == "timm" else None
-    return f"{library}/{builder.__module__ if builder else model.rstrip('0123456789')}"
-
-
 @pytest.fixture(scope="session")
-def many_entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    """What every fifth network of each family becomes; minutes, so only for slow tests.
-
-    ``camtrain models`` looks at all of them.
-    """
-    families: dict[str, list[str]] = {}
-    for name in every_name():
-        families.setdefault(family_of(name), []).append(name)
-    names = [name for family in families.values() for name in family[::5]]
-    folder = tmp_path_factory.getbasetemp().parent  # that of all processes of pytest
-    with FileLock(folder / "catalogue.lock"):
-        return catalogue(names, folder / "catalogue.json")
+def every_entry(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    """What all networks of both libraries become; minutes, so only for slow tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes of pytest
+    with FileLock(folder / "catalogue.lock"):  # the others find what the first has looked at
+        return catalogue(every_name(), folder / "catalogue.json")
 
 
 @pytest.fixture(scope="session")
