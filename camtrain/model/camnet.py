@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,35 @@ from camtrain.model.cam import (
     project,
     project_classes,
 )
+from camtrain.model.refine import (
+    Evidence,
+    Refine,
+    RefinedOutput,
+    channel_step,
+    check_refine,
+    refine_maps,
+    stage_vectors,
+)
+from camtrain.model.stages import Stages, find_stages, run_with_stages
 from camtrain.preprocessing import Preprocessing
 
 Task = Literal["multiclass", "multilabel"]
+
+_USUAL_HW = (224, 224)
+
+
+class ShownMaps(NamedTuple):
+    """What heatmaps are made of: class maps, or the refined maps of a network that refines them.
+
+    Attributes:
+        logits: (B, K), every class.
+        maps: (B, k, h, w).
+        classes: (B, k), int64.
+    """
+
+    logits: Tensor
+    maps: Tensor
+    classes: Tensor
 
 
 class CAMNet(nn.Module):
@@ -43,6 +69,8 @@ class CAMNet(nn.Module):
             said it.
         recipe: The arguments that build this architecture again, or None for a network that
             camtrain cannot name.
+        refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, the refined maps.
+        stages: The layers by which refinement compares places; None where nothing is refined.
     """
 
     def __init__(
@@ -67,6 +95,8 @@ class CAMNet(nn.Module):
         self.task: Task = check_task(task)
         self.preprocessing = preprocessing
         self.recipe = recipe
+        self.refine: Refine = "none"
+        self.stages: Stages | None = None
         self.class_names: tuple[str, ...] | None = None
         if class_names is not None:
             self.name_classes(class_names)
@@ -84,10 +114,64 @@ class CAMNet(nn.Module):
             )
         self.class_names = tuple(class_names)
 
+    def set_refine(self, refine: Refine, layers: Sequence[str] | None = None) -> CAMNet:
+        """Choose what heatmaps are made of: class maps, or class maps refined by affinity.
+
+        Weights, logits and class maps stay as they are; but what measures, shows, ships or exports
+        this network does so with refined maps.
+
+        Args:
+            refine: ``none`` or ``affinity``, see ``camtrain.model.refine``.
+            layers: Of the backbone, named as ``cut`` is, by whose features places are compared;
+                None: three blocks that end near 5/8, 6/8 and 7/8 of the way, see
+                ``camtrain.model.stages``.
+
+        Returns:
+            The network itself.
+
+        Raises:
+            CamtrainValueError: ``refine`` is unknown, layers are given although nothing is refined,
+                the backbone has no such layer, or none that gives a map.
+        """
+        if check_refine(refine) == "none":
+            if layers is not None:
+                raise CamtrainValueError(
+                    f"refine_layers is for refine=affinity, got {list(layers)} with refine=none."
+                )
+            self.refine, self.stages = refine, None
+            return self
+        preprocessing = self.preprocessing
+        size_hw = preprocessing.size if preprocessing else _USUAL_HW
+        size_hw = getattr(self.backbone, "size_hw", None) or size_hw
+        in_chans = len(preprocessing.mean) if preprocessing else 3
+        in_chans = self.recipe["in_chans"] if self.recipe else in_chans
+        self.stages = find_stages(self.backbone, in_chans, size_hw, layers)
+        self.refine = refine
+        return self
+
     def features(self, images: Tensor) -> Tensor:
         """The feature map that the class maps are made of, (B, C, h, w)."""
         features: Tensor = self.neck(self.backbone(images))
         return features
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """What the backbone makes of images; with vectors where the network refines its maps."""
+        if self.stages is None:
+            features: Tensor = self.backbone(images)
+            return Evidence(features, features[:, :0])
+        features, stages = run_with_stages(self.backbone, self.stages, images)
+        with _without_autocast(features):
+            return Evidence(features, stage_vectors(stages, (features.shape[2], features.shape[3])))
+
+    def after_backbone(self, evidence: Evidence) -> Evidence:
+        """The same after the neck, as ``shown_of`` takes it."""
+        return Evidence(self.neck(evidence.features), evidence.vectors)
+
+    @property
+    def vector_channels(self) -> int:
+        """S, of the vectors of ``evidence``."""
+        channels = () if self.stages is None else self.stages.channels
+        return sum(-(-count // channel_step(count)) for count in channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), float32, of images (B, in_chans, H, W)."""
@@ -130,6 +214,46 @@ class CAMNet(nn.Module):
         self._check_request(images.shape[0], top, classes)
         features = self.features(images)
         return self.maps_of(features, top=top, classes=classes)
+
+    def refined_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> RefinedOutput:
+        """Logits, class maps and refined maps of one forward pass, in evaluation mode.
+
+        Args:
+            images: (B, in_chans, H, W).
+            top: As of ``class_maps``.
+            classes: As of ``class_maps``.
+
+        Returns:
+            logits (B, K), maps (B, k, h, w), classes (B, k), refined_maps (B, k, h, w).
+
+        Raises:
+            CamtrainValueError: The network refines nothing, see ``set_refine``; or as
+                ``class_maps``.
+            CamtrainTypeError: As ``class_maps``.
+        """
+        self._check_request(images.shape[0], top, classes)
+        if self.stages is None:
+            raise CamtrainValueError(
+                "This network has no refined maps; call net.set_refine('affinity') first."
+            )
+        evidence = self.after_backbone(self.evidence(images))
+        output = self.maps_of(evidence.features, top=top, classes=classes)
+        return RefinedOutput(*output, self._refined(output.maps, evidence))
+
+    def shown_of(
+        self, evidence: Evidence, *, top: int | None = None, classes: Tensor | None = None
+    ) -> ShownMaps:
+        """What heatmaps are made of, of what ``after_backbone`` gives, unchecked."""
+        output = self.maps_of(evidence.features, top=top, classes=classes)
+        if self.stages is None:
+            return ShownMaps(*output)
+        return ShownMaps(output.logits, self._refined(output.maps, evidence), output.classes)
+
+    def _refined(self, maps: Tensor, evidence: Evidence) -> Tensor:
+        with _without_autocast(maps):
+            return refine_maps(maps, evidence.vectors)
 
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None

@@ -44,6 +44,14 @@ class Backbone(nn.Module):
         Raises:
             CamtrainValueError: The network does not take images of this size.
         """
+        return self.features_by(self.run, images)
+
+    def features_by(self, run: Callable[[Tensor], object], images: Tensor) -> Tensor:
+        """The features (B, C, h, w) that ``run`` gives as the network stores them.
+
+        Raises:
+            CamtrainValueError: See ``forward``.
+        """
         if images.ndim != 4:
             raise CamtrainValueError(
                 f"images must be (B, in_chans, H, W), got {tuple(images.shape)}; add a missing "
@@ -51,7 +59,7 @@ class Backbone(nn.Module):
             )
         image_hw = (images.shape[2], images.shape[3])
         try:
-            features = self.layout.to_map(self.run(images), image_hw)
+            features = self.layout.to_map(run(images), image_hw)
         except Exception as error:
             if torch.compiler.is_compiling() or not self._is_of_wrong_size(images):
                 raise

@@ -1,0 +1,157 @@
+"""Affinity refinement: by hand, against loops, and its laws."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import camtrain
+from camtrain import CAMNet
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.model.refine import Evidence, refine_maps, stage_vectors
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def by_loops(class_map: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The docstring of ``refine_maps``, place by place, in float64."""
+    places = class_map.size
+    flat, unit = class_map.reshape(-1), vectors.reshape(len(vectors), -1)
+    affinity = np.zeros((places, places))
+    for i in range(places):
+        for j in range(places):
+            affinity[i, j] = max(float(unit[:, i] @ unit[:, j]), 0.0) ** 3
+        affinity[i] /= affinity[i].sum()
+    start = np.maximum(flat - min(flat.mean(), 0.0), 0.0)
+    spread = start.copy()
+    for _ in range(6):
+        spread = 0.98 * affinity @ spread + 0.02 * start
+    floor = spread.min() + 0.75 * (spread.mean() - spread.min())
+    return np.maximum(spread - floor, 0.0).reshape(class_map.shape)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0])
+def test_it_is_what_its_docstring_says(offset: float) -> None:
+    maps = numbers(2, 3, 4, 5) + offset  # H != W
+    vectors = stage_vectors([numbers(2, 6, 4, 5, seed=1), numbers(2, 3, 4, 5, seed=2)], (4, 5))
+    refined = refine_maps(maps, vectors)
+    for image in range(2):
+        for one in range(3):
+            expected = by_loops(maps[image, one].double().numpy(), vectors[image].double().numpy())
+            np.testing.assert_allclose(refined[image, one].numpy(), expected, atol=1e-5)
+
+
+def test_similarity_is_the_mean_of_the_stages_cosines() -> None:
+    stages = [numbers(1, 5, 3, 4), numbers(1, 7, 3, 4, seed=1)]
+    flat = stage_vectors(stages, (3, 4)).flatten(2)
+    cosines = [F.cosine_similarity(s.flatten(2)[0, :, 2], s.flatten(2)[0, :, 9], 0) for s in stages]
+    torch.testing.assert_close((flat.mT @ flat)[0, 2, 9], torch.stack(cosines).mean())
+
+
+def test_of_many_channels_some_are_compared() -> None:
+    stage = numbers(1, 400, 2, 3)
+    torch.testing.assert_close(stage_vectors([stage], (2, 3)), F.normalize(stage[:, ::3], dim=1))
+
+
+def test_stages_of_another_size_are_resized() -> None:
+    stage = numbers(1, 4, 6, 8)
+    quarters = F.normalize(F.avg_pool2d(stage, 2), dim=1)
+    torch.testing.assert_close(stage_vectors([stage], (3, 4)), quarters)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_laws(seed: int, height: int, width: int) -> None:
+    maps = numbers(1, 2, height, width, seed=seed)
+    vectors = stage_vectors([numbers(1, 3, height, width, seed=seed + 1)], (height, width))
+    refined = refine_maps(maps, vectors)
+    assert refined.shape == maps.shape
+    assert bool((refined >= 0).all())
+    torch.testing.assert_close(refine_maps(4 * maps, vectors), 4 * refined)
+    swapped = refine_maps(maps.mT, vectors.mT)  # neither axis is special
+    torch.testing.assert_close(swapped, refined.mT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(refine_maps(maps[:, :1], vectors), refined[:, :1])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
+def test_a_constant_map_shows_nothing(value: float) -> None:
+    vectors = stage_vectors([numbers(1, 3, 4, 5)], (4, 5))
+    refined = refine_maps(torch.full((1, 1, 4, 5), value), vectors)
+    assert float(refined.max()) <= 1e-5
+    dead = stage_vectors([torch.zeros(1, 3, 4, 5)], (4, 5))  # no place is like any
+    assert bool(refine_maps(numbers(1, 1, 4, 5), dead).isfinite().all())
+
+
+def test_evidence_is_packed_and_unpacked() -> None:
+    evidence = Evidence(numbers(2, 3, 4, 5), numbers(2, 6, 4, 5, seed=1))
+    again = Evidence.unpacked(evidence.packed(), 6)
+    assert torch.equal(again.features, evidence.features)
+    assert torch.equal(again.vectors, evidence.vectors)
+    plain = Evidence(evidence.features, evidence.features[:, :0])
+    assert plain.packed() is evidence.features
+
+
+def net(pool: str = "avg", neck: tuple[int, ...] = (6,)) -> CAMNet:
+    torch.manual_seed(0)
+    made = camtrain.create_model(
+        "camtrain/digits", 5, neck=neck, pool=pool, backbone_args={"width": 4}
+    )
+    with torch.no_grad():
+        made(torch.rand(4, 3, 32, 40))
+    return made.eval()
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "lse", "gmp"])
+def test_logits_and_class_maps_stay_what_they_were(pool: str) -> None:
+    refining, images = net(pool), numbers(2, 3, 40, 56)
+    with torch.no_grad():
+        before = refining.class_maps(images, top=3)
+        after = refining.set_refine("affinity").refined_maps(images, top=3)
+        plain = refining.class_maps(images, top=3)
+        forward = refining(images)
+    for name in ("logits", "maps", "classes"):
+        assert torch.equal(getattr(after, name), getattr(before, name))
+        assert torch.equal(getattr(plain, name), getattr(before, name))
+    assert torch.equal(forward, before.logits)
+    assert after.refined_maps.shape == before.maps.shape
+    assert not torch.equal(after.refined_maps, after.maps)
+
+
+def test_shown_of_is_what_heatmaps_are_made_of() -> None:
+    some, images = net(), numbers(2, 3, 40, 56)
+    labels = torch.tensor([1, 4])
+    with torch.no_grad():
+        shown = some.shown_of(some.after_backbone(some.evidence(images)), classes=labels)
+        assert torch.equal(shown.maps, some.class_maps(images, classes=labels).maps)
+        some.set_refine("affinity")
+        evidence = some.after_backbone(some.evidence(images))
+        shown = some.shown_of(evidence, classes=labels)
+        assert torch.equal(shown.maps, some.refined_maps(images, classes=labels).refined_maps)
+        assert evidence.vectors.shape[1] == some.vector_channels
+
+
+def test_a_network_cast_as_a_whole_refines_in_float32() -> None:
+    some = net().set_refine("affinity").bfloat16()
+    with torch.no_grad():
+        refined = some.refined_maps(numbers(1, 3, 40, 56).bfloat16()).refined_maps
+    assert refined.dtype == torch.float32
+
+
+def test_what_cannot_be_refined_is_said() -> None:
+    some, images = net(), numbers(1, 3, 32, 32)
+    with pytest.raises(CamtrainValueError, match=r"no refined maps; call net\.set_refine"):
+        some.refined_maps(images)
+    with pytest.raises(CamtrainValueError, match="refine must be one of none, affinity, got 'crf'"):
+        some.set_refine("crf")  # type: ignore[arg-type]
+    with pytest.raises(CamtrainValueError, match="refine_layers is for refine=affinity"):
+        some.set_refine("none", ["trunk.relu3"])
+    some.set_refine("affinity")
+    with pytest.raises(CamtrainValueError, match="exclude each other"):
+        some.refined_maps(images, top=1, classes=torch.tensor([1]))
+    with pytest.raises(CamtrainTypeError, match="tensor of integers"):
+        some.refined_maps(images, classes=torch.tensor([1.0]))

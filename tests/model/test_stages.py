@@ -1,0 +1,122 @@
+"""Where affinity refinement looks: found in the graph, the same features, any backbone."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import camtrain
+from camtrain import CAMNet
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.folding import fold_batch_norms
+
+FOUND = {
+    "timm/mobilenetv2_100": ("blocks.3", "blocks.4", "blocks.5"),
+    "torchvision/squeezenet1_1": ("features.9", "features.10", "features.11"),
+    "timm/resnet26": ("layer2", "layer3"),
+    "torchvision/googlenet": ("inception4b", "inception4c", "inception4d"),
+    "timm/vit_tiny_patch16_224": ("blocks.6", "blocks.8", "blocks.9"),
+    "camtrain/digits": ("trunk.pool2", "trunk.relu3"),
+}
+
+
+def network(name: str) -> CAMNet:
+    torch.manual_seed(0)
+    return camtrain.create_model(name, 4, weights=None, neck=()).eval()
+
+
+def images_for(net: CAMNet) -> torch.Tensor:
+    is_fixed = "vit" in str(net.recipe["backbone"]) if net.recipe else False
+    return torch.randn(2, 3, *((224, 224) if is_fixed else (96, 128)))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_stages_are_found_and_change_nothing(name: str) -> None:
+    net = network(name)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    net.set_refine("affinity")
+    assert net.stages is not None
+    assert net.stages.layers == FOUND[name]
+    after = net.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    images = images_for(net)
+    with torch.no_grad():
+        evidence = net.evidence(images)
+        assert torch.equal(evidence.features, net.backbone(images))
+    assert evidence.vectors.shape[2:] == evidence.features.shape[2:]
+
+
+def test_a_stage_is_the_result_of_its_layer() -> None:
+    """A sum after the last layer of a residual block belongs to it."""
+    torch.manual_seed(0)
+    classifier = torchvision.models.resnet18(weights=None).eval()
+    net = camtrain.convert(classifier)
+    net.set_refine("affinity", ["layer3"])
+    seen: list[torch.Tensor] = []
+    classifier.layer3.register_forward_hook(lambda module, given, result: seen.append(result))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        classifier(images)
+        vectors = net.evidence(images).vectors
+    from camtrain.model.refine import stage_vectors
+
+    torch.testing.assert_close(vectors, stage_vectors(seen, (2, 3)))
+
+
+def test_a_copy_and_a_folded_network_give_the_same() -> None:
+    net = network("timm/mobilenetv2_100").set_refine("affinity")
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = net.refined_maps(images).refined_maps
+        copied = copy.deepcopy(net)
+        assert torch.equal(copied.refined_maps(images).refined_maps, expected)
+        fold_batch_norms(copied.backbone)
+        folded = copied.refined_maps(images).refined_maps
+    torch.testing.assert_close(folded, expected, atol=1e-3 * float(expected.max()), rtol=1e-2)
+
+
+def test_a_trunk_that_is_no_graph_gives_the_blocks_that_it_lists() -> None:
+    class Branching(timm.models.resnet.ResNet):
+        """No graph: its way depends on the numbers."""
+
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward_features(x if x.sum() > 0 else x + 0.0)
+
+    torch.manual_seed(0)
+    trunk = Branching(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=4).eval()
+    from camtrain.model.trunk import TimmBackbone
+
+    net = CAMNet(TimmBackbone(trunk), nn.Linear(512, 4)).eval().set_refine("affinity")
+    assert net.stages is not None
+    assert net.stages.layers == ("layer2", "layer3")
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        output = net.refined_maps(images)
+        assert torch.equal(output.maps, net.class_maps(images).maps)
+    with pytest.raises(CamtrainValueError, match=r"got \['layer9'\]; its blocks are: .*layer3"):
+        net.set_refine("affinity", ["layer9"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["blocks.77"], r"must name layers before the cut, got \['blocks.77'\]; the blocks are: "),
+        ([], "must name layers before the cut, got "),
+    ],
+)
+def test_layers_that_are_not_there(layers: list[str], message: str) -> None:
+    net = network("timm/mobilenetv2_100")
+    with pytest.raises(CamtrainValueError, match=message):
+        net.set_refine("affinity", layers)
+    assert net.refine == "none"
+
+
+def test_any_layers_may_be_named_in_any_order() -> None:
+    net = network("torchvision/squeezenet1_1").set_refine("affinity", ["features.10", "features.4"])
+    assert net.stages is not None
+    assert net.stages.layers == ("features.10", "features.4")
+    assert net.stages.channels == (384, 128)
