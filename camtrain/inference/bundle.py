@@ -22,7 +22,7 @@ from camtrain.model.create import from_recipe
 from camtrain.preprocessing import Preprocessing
 from camtrain.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of networks that refine their maps; the others still say 1
 METADATA_KEY = "camtrain"
 DEFAULT_THRESHOLD = 0.2
 
@@ -99,8 +99,8 @@ def describe(
         CamtrainValueError: The threshold lies outside [0, 1).
     """
     assert net.preprocessing is not None
-    return {
-        "format_version": FORMAT_VERSION,
+    said = {
+        "format_version": FORMAT_VERSION if net.stages else 1,
         "camtrain_version": __version__,
         "architecture": None if net.recipe is None else {**net.recipe, "task": net.task},
         "class_names": list(names_of(net)),
@@ -108,6 +108,17 @@ def describe(
         "map_threshold": check_threshold(threshold),
         "scores": dict(scores or {}),
     }
+    return {**said, "refine": describe_refine(net)} if net.stages else said
+
+
+def describe_refine(net: CAMNet) -> dict[str, Any] | None:
+    """How a network refines its maps, as plain values; None where it does not."""
+    return {"method": net.refine, "layers": list(net.stages.layers)} if net.stages else None
+
+
+def set_refine(net: CAMNet, said: Mapping[str, Any] | None) -> None:
+    """Let a network refine its maps as ``describe_refine`` says."""
+    net.set_refine(said["method"] if said else "none", said["layers"] if said else None)
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -170,6 +181,7 @@ def _assemble(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) 
         if metadata["class_names"] is not None:
             net.name_classes(metadata["class_names"])
         net.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+        set_refine(net, metadata.get("refine"))
         threshold = check_threshold(float(metadata["map_threshold"]))
         scores = {name: float(score) for name, score in metadata["scores"].items()}
     except Exception as error:  # what damaged values make torch raise cannot be known

@@ -67,7 +67,7 @@ def export_network(
         net: A network that knows its preprocessing; it is left as it is, but in evaluation mode.
         path: Ends in ``.onnx`` or ``.pt2``; its folder must exist.
         options: What the file takes and gives; by default normalized images in, logits and all maps
-            out.
+            out, and refined maps where the network refines them.
         threshold: Map threshold of the boxes, in [0, 1).
         scores: What these weights reached, by logged name.
         pictures: To check it on; random ones by default.
@@ -78,7 +78,7 @@ def export_network(
         CamtrainValueError: The network cannot be exported, a package is missing, the file is there
             already, or what it computes lies outside the tolerance.
     """
-    options, path = options or ExportOptions(), Path(path)
+    options, path = options or ExportOptions(refine=net.refine), Path(path)
     check_output(path, overwrite=overwrite)
     _check_arguments(net, path, options, threshold)
     write, read = _FORMATS[path.suffix]
@@ -100,6 +100,11 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold:
     if path.suffix not in _FORMATS:
         raise CamtrainValueError(
             f"An exported network is an .onnx or a .pt2 file, got {str(path)!r}."
+        )
+    if options.refine != net.refine:
+        raise CamtrainValueError(
+            f"refine must be the network's own, {net.refine}, since its threshold is for those "
+            f"maps, got {options.refine}; call net.set_refine first."
         )
     if net.preprocessing is None:
         raise CamtrainValueError(

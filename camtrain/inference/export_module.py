@@ -13,6 +13,8 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_layers import with_exportable_layers
 from camtrain.model.cam import LSE_SHARPNESS, heatmaps, pool_maps, project, project_classes
 from camtrain.model.camnet import CAMNet
+from camtrain.model.refine import Refine, check_refine, refine_maps, stage_vectors
+from camtrain.model.stages import run_with_stages
 
 ExportPrecision = Literal["fp32", "fp16"]
 
@@ -25,19 +27,23 @@ class ExportOptions:
         raw: Its input are uint8 pixels, (B, C, H, W), colours in the order RGB, and it normalizes
             them; else it is float32, normalized.
         top: It gives the maps of that many best classes, and their numbers; None for all K.
-        heatmaps: It also gives heatmaps: the maps upsampled to the input and normalized (minmax).
+        heatmaps: It also gives heatmaps: the maps upsampled to the input and normalized (minmax);
+            of refined maps where it gives those.
+        refine: ``affinity``: it also gives ``refined_maps``; the network must refine its maps.
         precision: ``fp16``: backbone and neck compute in float16; pool, head and maps in float32.
     """
 
     raw: bool = False
     top: int | None = None
     heatmaps: bool = False
+    refine: Refine = "none"
     precision: ExportPrecision = "fp32"
 
     def __post_init__(self) -> None:
         """Check every value once, at the door."""
         if self.top is not None and self.top < 1:
             raise CamtrainValueError(f"top must be at least 1, got {self.top}.")
+        check_refine(self.refine)
         if self.precision not in get_args(ExportPrecision):
             raise CamtrainValueError(
                 f"precision must be one of {', '.join(get_args(ExportPrecision))}, got "
@@ -47,12 +53,19 @@ class ExportOptions:
     @property
     def output_names(self) -> tuple[str, ...]:
         """The outputs in order."""
-        classes = () if self.top is None else ("classes",)
-        return ("logits", "maps", *classes, *(("heatmaps",) if self.heatmaps else ()))
+        extra = {
+            "classes": self.top is not None,
+            "refined_maps": self.refine != "none",
+            "heatmaps": self.heatmaps,
+        }
+        return ("logits", "maps", *(name for name, is_given in extra.items() if is_given))
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values, for the metadata of the file."""
-        return asdict(self)
+        said = asdict(self)
+        if self.refine == "none":
+            del said["refine"]  # older readers do not know it
+        return said
 
 
 class ExportNet(nn.Module):
@@ -76,6 +89,7 @@ class ExportNet(nn.Module):
         self.head = copied.head.float().requires_grad_(False)
         copied.requires_grad_(False)
         self.backbone, self.neck = copied.backbone, copied.neck
+        self.stages = net.stages if options.refine != "none" else None
         if options.precision == "fp16":
             self.backbone.half()
             self.neck.half()
@@ -87,14 +101,18 @@ class ExportNet(nn.Module):
         """(B, C, H, W) to the tensors of ``options.output_names``.
 
         Logits (B, K); maps (B, K, h, w) or of the top k; classes (B, k) int64 with ``top``;
-        heatmaps (B, k, H, W) in [0, 1].
+        refined_maps (B, k, h, w); heatmaps (B, k, H, W) in [0, 1].
         """
         size = (images.shape[2], images.shape[3])
         if self.options.raw:
             images = self._normalized(images)
         if self.options.precision == "fp16":
             images = images.half()
-        features = self.neck(self.backbone(images)).float()
+        if self.stages is None:
+            features, stages = self.backbone(images), list[Tensor]()
+        else:
+            features, stages = run_with_stages(self.backbone, self.stages, images)
+        features = self.neck(features).float()
         logits = self._logits(features)
         outputs = [logits]
         if self.top is None:
@@ -104,6 +122,10 @@ class ExportNet(nn.Module):
             classes = logits.topk(self.top).indices
             maps = project_classes(features, self.head.weight, classes)
             outputs += [maps, classes]
+        if stages:
+            vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
+            maps = refine_maps(maps, vectors)
+            outputs.append(maps)
         if self.options.heatmaps:
             outputs.append(heatmaps(maps, size=size))
         return tuple(outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ from camtrain.inference.export import Export, check_output, export_network
 from camtrain.inference.export_module import ExportOptions, ExportPrecision
 from camtrain.inference.export_pictures import Pictures, pictures_of
 from camtrain.model.camnet import CAMNet
+from camtrain.model.refine import Refine
 
 Format = Literal["safetensors", "onnx", "pt2"]
 
@@ -35,7 +37,9 @@ def main(args: Sequence[str]) -> None:
     if output.absolute() == checkpoint.absolute():
         raise CamtrainValueError(f"{checkpoint} is a bundle already; give another --output.")
     check_output(output, overwrite=given.overwrite)
-    options = ExportOptions(given.raw, given.top, given.heatmaps, given.precision)
+    options = ExportOptions(
+        raw=given.raw, top=given.top, heatmaps=given.heatmaps, precision=given.precision
+    )
     if given.format == "safetensors" and options != ExportOptions():
         raise CamtrainValueError(
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
@@ -44,6 +48,8 @@ def main(args: Sequence[str]) -> None:
     bundle = (
         read_checkpoint(checkpoint) if checkpoint.suffix == ".ckpt" else read_bundle(checkpoint)
     )
+    if given.refine not in (None, bundle.net.refine):
+        bundle.net.set_refine(given.refine)
     if given.format == "safetensors":
         _export_bundle(bundle, output)
         return
@@ -51,7 +57,7 @@ def main(args: Sequence[str]) -> None:
     done = export_network(
         bundle.net,
         output,
-        options=options,
+        options=replace(options, refine=bundle.net.refine),
         threshold=bundle.threshold,
         scores=bundle.scores,
         pictures=pictures,
@@ -136,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     top = "maps of the N best classes of each image only (default: of all)"
     add("--top", type=int, metavar="N", help=top)
     add("--heatmaps", action="store_true", help="also give heatmaps at the size of the input")
+    refine = "also give maps refined by affinity, or none (default: as the network says)"
+    add("--refine", choices=get_args(Refine), help=refine)
     half = "fp16 (ONNX only): backbone and neck in float16, half the size (default fp32)"
     add("--precision", choices=get_args(ExportPrecision), default="fp32", help=half)
 

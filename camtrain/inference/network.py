@@ -14,7 +14,8 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.folding import can_fold, fold_batch_norms
 from camtrain.model.cam import CAMOutput
-from camtrain.model.camnet import CAMNet, Task
+from camtrain.model.camnet import CAMNet, ShownMaps, Task
+from camtrain.model.refine import Refine, RefinedOutput
 from camtrain.preprocessing import Preprocessing
 
 Precision = Literal["fp32", "bf16"]
@@ -57,6 +58,19 @@ class Network(Protocol):
         Raises:
             CamtrainValueError: The network cannot give what is asked for, as an exported one that
                 gives the maps of its best classes only.
+        """
+
+    @property
+    def refine(self) -> Refine:
+        """What its heatmaps are made of: class maps (``none``) or refined maps."""
+
+    def refined_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> RefinedOutput:
+        """The same with refined maps, (B, k, h', w'), float32, behind.
+
+        Raises:
+            CamtrainValueError: As ``class_maps``, or the network has none.
         """
 
 
@@ -111,6 +125,7 @@ class TorchNetwork:
         self.class_names = names_of(net)
         self.task = net.task
         self.top: int | None = None
+        self.refine: Refine = net.refine
         self._running = _faster(self.net, precision)
 
     def class_maps(
@@ -121,6 +136,29 @@ class TorchNetwork:
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
             return self._running.class_maps(images, top=top, classes=classes)
+
+    def refined_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> RefinedOutput:
+        """See ``Network.refined_maps``."""
+        images = images.to(self.device, memory_format=torch.channels_last)
+        lower = self.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
+            return self._running.refined_maps(images, top=top, classes=classes)
+
+
+def shown_maps(
+    network: CAMNet | Network,
+    images: Tensor,
+    *,
+    top: int | None = None,
+    classes: Tensor | None = None,
+) -> ShownMaps:
+    """What heatmaps are made of: the class maps, or the refined maps of a network that refines."""
+    if getattr(network, "refine", "none") == "none":
+        return ShownMaps(*network.class_maps(images, top=top, classes=classes))
+    output = network.refined_maps(images, top=top, classes=classes)
+    return ShownMaps(output.logits, output.refined_maps, output.classes)
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:

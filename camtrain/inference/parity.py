@@ -11,10 +11,10 @@ from torch import Tensor
 from camtrain.data import prepare
 from camtrain.inference.export_program import check_sizes
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.inference.network import Network
+from camtrain.inference.network import Network, shown_maps
 from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.model.cam import CAMOutput, heatmaps
-from camtrain.model.camnet import CAMNet
+from camtrain.model.cam import heatmaps
+from camtrain.model.camnet import CAMNet, ShownMaps
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
@@ -31,7 +31,7 @@ class Parity:
         images: Number of inputs compared, over all sizes.
         logits: Largest difference.
         size_of_logits: Largest absolute value of the network's own logits.
-        maps: Largest difference of a class map, in parts of its range.
+        maps: Largest difference of a class map or refined map, in parts of its range.
         heatmaps: Largest difference of the file's own heatmaps; None where it has none.
         boxes: Number of class maps whose boxes were compared.
         near: Those that differ, with a pixel that lies within 1e-4 of the threshold.
@@ -102,8 +102,12 @@ def _compared(
     size = (images.shape[2], images.shape[3])
     options = exported.said.options
     outputs = exported.outputs(images)
-    found = exported.class_maps(images, top=options.top or min(_TOP, len(exported.class_names)))
+    top = options.top or min(_TOP, len(exported.class_names))
+    plain = exported.class_maps(images, top=top)
+    found = shown_maps(exported, images, top=top)
     expected = maps_of(net, images, found.classes)
+    with torch.inference_mode():
+        plain_maps = net.class_maps(images, classes=found.classes).maps
     heat, expected_heat = heatmaps(found.maps, size=size), heatmaps(expected.maps, size=size)
     own_heat = parity.heatmaps
     if options.heatmaps:
@@ -119,7 +123,10 @@ def _compared(
         images=parity.images + len(images),
         logits=_worst(parity.logits, (found.logits - expected.logits).abs()),
         size_of_logits=_worst(parity.size_of_logits, expected.logits.abs()),
-        maps=_worst(parity.maps, relative_difference(found.maps, expected.maps)),
+        maps=_worst(
+            _worst(parity.maps, relative_difference(plain.maps, plain_maps)),
+            relative_difference(found.maps, expected.maps),
+        ),
         heatmaps=own_heat,
         boxes=parity.boxes + len(pairs),
         near=parity.near + verdicts.count(None),
@@ -127,11 +134,11 @@ def _compared(
     )
 
 
-def maps_of(net: CAMNet | Network, images: Tensor, classes: Tensor) -> CAMOutput:
-    """Logits and the maps of ``classes`` (B, k) on the CPU."""
+def maps_of(net: CAMNet | Network, images: Tensor, classes: Tensor) -> ShownMaps:
+    """Logits and what heatmaps of ``classes`` (B, k) are made of, on the CPU."""
     with torch.inference_mode():
-        logits, maps, classes = net.class_maps(images, classes=classes.cpu())
-    return CAMOutput(logits.cpu(), maps.cpu(), classes.cpu())
+        logits, maps, classes = shown_maps(net, images, classes=classes.cpu())
+    return ShownMaps(logits.cpu(), maps.cpu(), classes.cpu())
 
 
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from camtrain.inference.prediction_folder import FOLDERS, PredictionFolder
 from camtrain.inference.predictor import load
 from camtrain.inference.tencrop import TTA
 from camtrain.model.cam import HeatmapMethod
+from camtrain.model.refine import Refine
 
 
 class _Rate(ProgressColumn):
@@ -49,7 +50,12 @@ def main(args: Sequence[str]) -> int:
     )
     own = [(options.output / name).absolute() for name in FOLDERS]
     files = [one for one in every_input(options.input) if not _is_below(one, own)]
-    predictor = load(options.model, device=options.device, precision=options.precision)
+    predictor = load(
+        options.model,
+        refine=options.refine,
+        device=options.device,
+        precision=options.precision,
+    )
     errors: list[CamtrainError] = []
 
     def on_error(item: Input, error: CamtrainError) -> None:
@@ -125,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, metavar="X", help=threshold)
     method = "normalization of the heatmaps (default minmax)"
     add("--method", default="minmax", choices=get_args(HeatmapMethod), help=method)
+    refine = "heatmaps of class maps, or of maps refined by affinity (default: the network's own)"
+    add("--refine", choices=get_args(Refine), help=refine)
     tta = "average views of each picture (default none)"
     add("--tta", default="none", choices=get_args(TTA), help=tta)
 

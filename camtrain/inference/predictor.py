@@ -27,6 +27,7 @@ from camtrain.inference.threads import helper_threads, in_order
 from camtrain.localization.boxes import check_threshold
 from camtrain.model.cam import HeatmapMethod
 from camtrain.model.camnet import CAMNet
+from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 
 OnError = Callable[[Input, CamtrainError], object]
@@ -61,6 +62,7 @@ class Predictor:
         preprocessing: Preprocessing | None = None,
         threshold: float = DEFAULT_THRESHOLD,
         scores: Mapping[str, float] | None = None,
+        refine: Refine | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> None:
@@ -73,6 +75,8 @@ class Predictor:
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
             scores: What these weights reached, by logged name; ``save`` writes them along.
+            refine: ``none`` or ``affinity``: heatmaps of class maps or of refined maps, which have
+                another best threshold; by default as the network says, see ``CAMNet.set_refine``.
             device: Where to compute, see ``TorchNetwork``.
             precision: Of backbone and neck, ``fp32`` or ``bf16``, see ``TorchNetwork``.
 
@@ -87,7 +91,14 @@ class Predictor:
                 net.name_classes(class_names)
             if preprocessing is not None:
                 net.preprocessing = preprocessing
+            if refine not in (None, net.refine):
+                net.set_refine(refine)
             net = TorchNetwork(net, device=device, precision=precision)
+        elif refine not in (None, getattr(net, "refine", "none")):
+            raise CamtrainValueError(
+                f"An exported network computes what it was exported with, got refine={refine!r}; "
+                "use the bundle, or export it again."
+            )
         self.network: Network = net
         self.net = net.net if isinstance(net, TorchNetwork) else None
         self.preprocessing = net.preprocessing
@@ -187,12 +198,17 @@ class Predictor:
 
 
 def load(
-    path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+    path: str | Path,
+    *,
+    refine: Refine | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
 ) -> Predictor:
     """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
 
     Args:
         path: What the file is, its suffix says.
+        refine: See ``Predictor``; by default as the file says.
         device: Where to compute, see ``TorchNetwork``.
         precision: Of backbone and neck, see ``TorchNetwork``.
 
@@ -205,12 +221,15 @@ def load(
     if suffix in _EXPORTED:
         reader = importlib.import_module(_EXPORTED[suffix])
         loaded: Loaded = reader.read(path, device=device, precision=precision)
-        return Predictor(loaded.network, threshold=loaded.threshold, scores=loaded.scores)
+        return Predictor(
+            loaded.network, threshold=loaded.threshold, scores=loaded.scores, refine=refine
+        )
     bundle = read_checkpoint(path) if suffix == ".ckpt" else read_bundle(path)
     return Predictor(
         bundle.net,
         threshold=bundle.threshold,
         scores=bundle.scores,
+        refine=refine,
         device=device,
         precision=precision,
     )

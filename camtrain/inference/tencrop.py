@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.network import Network
-from camtrain.model.cam import CAMOutput
-from camtrain.model.camnet import CAMNet
+from camtrain.inference.network import Network, shown_maps
+from camtrain.model.camnet import CAMNet, ShownMaps
 from camtrain.preprocessing import Preprocessing
 
 TTA = Literal["none", "flip", "tencrop"]
@@ -139,8 +138,10 @@ def tta_class_maps(
     tta: TTA = "none",
     top: int | None = None,
     classes: Tensor | None = None,
-) -> CAMOutput:
-    """``net.class_maps`` from several views of each image, in one forward pass of all views.
+) -> ShownMaps:
+    """What heatmaps are made of, from several views of each image in one forward pass of them all.
+
+    That is class maps, or the refined maps of a network that refines them.
 
     Logits are the mean over the views, and the best classes are chosen by them. (The authors
     average the ten crops' softmax scores.)
@@ -166,7 +167,7 @@ def tta_class_maps(
     if tta not in get_args(TTA):
         raise CamtrainValueError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}.")
     if tta == "none":
-        return net.class_maps(images, top=top, classes=classes)
+        return shown_maps(net, images, top=top, classes=classes)
     size = (images.shape[2], images.shape[3])
     crop_hw = (max(1, round(CROP_PCT * size[0])), max(1, round(CROP_PCT * size[1])))
     if tta == "flip":
@@ -175,8 +176,8 @@ def tta_class_maps(
         views = ten_crops(images, crop_hw=crop_hw)
     logits, maps, chosen = _maps_of_views(net, views, top, classes)
     if tta == "flip":
-        return CAMOutput(logits, merge_flip(maps[0], maps[1]), chosen)
-    return CAMOutput(logits, merge_ten_crops(maps, size=size, crop_hw=crop_hw), chosen)
+        return ShownMaps(logits, merge_flip(maps[0], maps[1]), chosen)
+    return ShownMaps(logits, merge_ten_crops(maps, size=size, crop_hw=crop_hw), chosen)
 
 
 def _maps_of_views(
@@ -187,7 +188,7 @@ def _maps_of_views(
     images = views.flatten(0, 1)
     if classes is None and top is not None and top >= 1:
         # The views have to agree on the best classes, so all maps are made.
-        every = net.class_maps(images)
+        every = shown_maps(net, images)
         logits = every.logits.reshape(count, batch, -1).mean(0)
         chosen = logits.topk(min(top, logits.shape[1])).indices
         rows = torch.arange(count * batch, device=chosen.device)[:, None]
@@ -195,7 +196,7 @@ def _maps_of_views(
         return logits, maps.reshape(count, batch, *maps.shape[1:]), chosen
     if isinstance(classes, Tensor):
         classes = torch.cat([classes] * count)
-    output = net.class_maps(images, top=top, classes=classes)
+    output = shown_maps(net, images, top=top, classes=classes)
     logits = output.logits.reshape(count, batch, -1).mean(0)
     maps = output.maps.reshape(count, batch, *output.maps.shape[1:])
     return logits, maps, output.classes[:batch]

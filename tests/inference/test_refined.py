@@ -1,0 +1,128 @@
+"""Refined maps through every door: bundle, checkpoint, predictor, ONNX and pt2."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import camtrain
+from camtrain import CAMNet, Preprocessing, cli
+from camtrain.errors import CamtrainError
+from camtrain.inference.export import export_network
+from camtrain.inference.export_module import ExportOptions
+
+
+def refining_net() -> CAMNet:
+    torch.manual_seed(0)
+    net = camtrain.create_model("camtrain/digits", 5, neck=(6,), backbone_args={"width": 4})
+    net.preprocessing = Preprocessing((48, 40))
+    with torch.no_grad():
+        net(torch.rand(4, 3, 48, 40))
+    return net.eval().set_refine("affinity")
+
+
+PICTURE = torch.randint(
+    0, 256, (3, 70, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+)
+
+
+def heatmaps(predictor: camtrain.Predictor, tta: str = "none") -> torch.Tensor:
+    [prediction] = predictor(PICTURE, classes=[3, 1], tta=tta)  # type: ignore[arg-type]
+    return prediction.heatmaps
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    camtrain.Predictor(refining_net(), threshold=0.4).save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_heatmaps_are_those_of_the_refined_maps() -> None:
+    net = refining_net()
+    [prediction] = camtrain.Predictor(net)(PICTURE, top=1)
+    from camtrain.data import prepare
+
+    assert net.preprocessing is not None
+    images = prepare(PICTURE, net.preprocessing)[None]
+    with torch.no_grad():
+        refined = net.refined_maps(images, top=1).refined_maps
+    expected = camtrain.heatmaps(refined, size=(70, 90))[0]
+    torch.testing.assert_close(prediction.heatmaps, expected, atol=1e-3, rtol=0)
+    plain = camtrain.Predictor(net, refine="none")
+    assert float((heatmaps(plain) - heatmaps(camtrain.Predictor(refining_net()))).abs().max()) > 0.1
+
+
+def test_a_bundle_remembers_its_refinement_and_says_format_2(bundle: Path) -> None:
+    with safe_open(bundle, framework="pt") as file:
+        said = json.loads(file.metadata()["camtrain"])
+    assert said["format_version"] == 2
+    assert said["refine"] == {"method": "affinity", "layers": ["trunk.pool2", "trunk.relu3"]}
+    predictor = camtrain.load(bundle)
+    assert torch.equal(heatmaps(predictor), heatmaps(camtrain.Predictor(refining_net())))
+    assert predictor.net is not None
+    assert predictor.net.refine == "affinity"
+    assert camtrain.load(bundle, refine="none").net.refine == "none"  # type: ignore[union-attr]
+
+
+def test_a_network_that_refines_nothing_still_says_format_1(tmp_path: Path) -> None:
+    path = tmp_path / "plain.safetensors"
+    camtrain.Predictor(refining_net().set_refine("none")).save(path)
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["camtrain"])
+    assert said["format_version"] == 1
+    assert "refine" not in said
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("top", [None, 2])
+def test_an_exported_network_gives_refined_maps_too(
+    suffix: str, top: int | None, tmp_path: Path
+) -> None:
+    if suffix == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    net = refining_net()
+    options = ExportOptions(top=top, heatmaps=True, refine="affinity")
+    done = export_network(net, tmp_path / f"model.{suffix}", options=options)
+    assert done.input_hw is None  # any size
+    assert "refined_maps" in options.output_names
+    exported = camtrain.load(done.path)
+    [here] = camtrain.Predictor(net)(PICTURE, top=2)
+    [there] = exported(PICTURE, top=2)
+    torch.testing.assert_close(there.heatmaps, here.heatmaps, atol=1e-3, rtol=0)
+    images = torch.rand(1, 3, 40, 64)
+    with torch.no_grad():
+        expected = net.refined_maps(images, top=2)
+    given = exported.network.refined_maps(images, top=2)
+    torch.testing.assert_close(given.maps, expected.maps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(given.refined_maps, expected.refined_maps, atol=1e-4, rtol=1e-3)
+
+
+def test_tta_averages_refined_maps() -> None:
+    predictor = camtrain.Predictor(refining_net())
+    mirrored = torch.stack((PICTURE, PICTURE.flip(-1)))
+    one, other = (p.heatmaps for p in predictor(mirrored, classes=[1], tta="flip"))
+    torch.testing.assert_close(one, other.flip(-1), atol=1e-4, rtol=0)
+
+
+def test_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for refine in ("none", "affinity"):
+        output = bundle.parent / f"{refine}.pt2"
+        arguments = ["--format", "pt2", "--output", str(output), "--refine", refine]
+        cli.main(["export", str(bundle), *arguments])
+        assert ("refined_maps" in capsys.readouterr().out) == (refine == "affinity")
+        assert camtrain.load(output).network.refine == refine
+
+
+def test_what_does_not_fit_is_said(bundle: Path, tmp_path: Path) -> None:
+    net = refining_net()
+    with pytest.raises(CamtrainError, match=r"refine must be the network's own, affinity, .*none"):
+        export_network(net, tmp_path / "a.pt2", options=ExportOptions(refine="none"))
+    export_network(net.set_refine("none"), tmp_path / "b.pt2")
+    with pytest.raises(CamtrainError, match="gives no refined maps"):
+        camtrain.load(tmp_path / "b.pt2").network.refined_maps(torch.rand(1, 3, 48, 40))
+    with pytest.raises(CamtrainError, match="computes what it was exported with"):
+        camtrain.load(tmp_path / "b.pt2", refine="affinity")
+    with pytest.raises(CamtrainError, match="refine must be one of"):
+        camtrain.load(bundle, refine="crf")  # type: ignore[arg-type]
