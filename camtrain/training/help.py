@@ -113,7 +113,12 @@ _FIT = (
         ),
         "model.",
     ),
-    Section("Loss", ("label_smoothing", "class_weights", "mixup", "cutmix"), "model."),
+    Section(
+        "Loss",
+        ("label_smoothing", "class_weights", "mixup", "cutmix", "teacher", "teacher_weight"),
+        "model.",
+    ),
+    Section("Maps", ("refine", "refine_layers"), "model."),
     Section("Loggers", ("logger", "project")),
     Section(
         "Watching",

@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.inference.bundle import DEFAULT_THRESHOLD, describe_refine, set_refine
 from camtrain.model.cam import PoolName
 from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
+from camtrain.model.refine import Evidence, Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.averaging import ExponentialAverage
 from camtrain.training.box_scores import on_whole_pictures
@@ -44,6 +45,7 @@ from camtrain.training.multilabel import loss_of
 from camtrain.training.optimization import Optimization, configure, make_schedule
 from camtrain.training.solvers import HeadSolver
 from camtrain.training.solving import check_solver, resting_optimizer, solve
+from camtrain.training.teaching import Teacher, check_teaching, map_disagreement
 
 
 class CAMModule(LightningModule):
@@ -100,6 +102,10 @@ class CAMModule(LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         ema_decay: float | None = None,
+        teacher: str | Path | None = None,
+        teacher_weight: float = 1.0,
+        refine: Refine = "none",
+        refine_layers: Sequence[str] | None = None,
         channels_last: bool = True,
         compile: bool = False,
     ) -> None:
@@ -148,16 +154,27 @@ class CAMModule(LightningModule):
             cutmix: Paste rectangles of other pictures, likewise; 1 is usual.
             ema_decay: Evaluate and keep an exponential moving average of the weights, with this
                 decay per step, such as 0.999; None: the weights themselves.
+            teacher: Bundle or checkpoint of a trained network of the same classes, from whose
+                refined maps this one learns where to look.
+            teacher_weight: Of what its maps differ by, beside a weight of 1 for the labels.
+            refine: What heatmaps and boxes are made of: ``none``, class maps; ``affinity``, class
+                maps spread to what looks alike; measured, logged and shipped so, not trained on.
+            refine_layers: Layers whose features tell what looks alike; None: three blocks near 5/8,
+                6/8 and 7/8 of the backbone.
             channels_last: Keep pictures and weights with the channels last, usually faster.
             compile: Train through ``torch.compile``; evaluation runs as shipped.
         """
         super().__init__()
         # Checkpoints hold plain values.
         weights = str(weights) if isinstance(weights, Path) else weights
+        teacher = str(teacher) if isinstance(teacher, Path) else teacher
         neck = list(neck)
         self.save_hyperparameters()
         self._optimization()  # which checks them
         _check_loss(label_smoothing, ema_decay)
+        if teacher is not None:
+            ways = {"mixup": mixup, "cutmix": cutmix, "head_solver": head_solver}
+            check_teaching(task, teacher_weight, ways)
         self.net = create_model(
             backbone,
             num_classes,
@@ -174,6 +191,7 @@ class CAMModule(LightningModule):
             in_chans=in_chans,
             backbone_args=backbone_args,
         ).to(memory_format=self._memory_format)
+        self.net.set_refine(refine, refine_layers)
         check_class_weights(class_weights, self.net.head.out_features)
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.net.head.out_features, task) for split in ("val", "test")}
@@ -188,6 +206,7 @@ class CAMModule(LightningModule):
         self._mixing = Mixing(self.net.head.out_features, task, mixup=mixup, cutmix=cutmix)
         self._class_weights: Tensor | None = None
         self._losses = FiniteLoss()
+        self._teacher: Teacher | None = None
         self.is_trying_rates = False
         if find_lr and head_solver != "sgd":
             raise CamtrainValueError(
@@ -252,6 +271,8 @@ class CAMModule(LightningModule):
         self._take_from_data()
         if stage != "fit":
             return
+        if self.teacher is not None:
+            self.teacher.check(self.net)
         self._class_weights = self._weights_of_classes()
         if self.hparams["head_solver"] != "sgd":
             self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
@@ -260,6 +281,13 @@ class CAMModule(LightningModule):
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         if self.hparams["compile"]:
             self.net.compile()
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """From whom it learns where to look; read when a training first asks for it."""
+        if self._teacher is None and self.hparams["teacher"] is not None:
+            self._teacher = Teacher(self.hparams["teacher"])
+        return None if self._teacher is None else self._teacher.to(self.device)
 
     def configure_callbacks(self) -> list[Callback]:
         """What Lightning has as callbacks: the average of the weights, the learning rate finder."""
@@ -303,7 +331,7 @@ class CAMModule(LightningModule):
             self.train_loss.update(loss, 0)
         else:
             batch = self._mixed(batch)
-            loss = self._loss(self._logits(batch), batch[1])
+            loss = self._taught(batch) if self.teacher else self._untaught(batch)
             self._losses.see(loss, batch, batch_idx)
             self.train_loss.update(loss, len(batch[1]))
         self.train_damaged.update(damaged)
@@ -326,6 +354,24 @@ class CAMModule(LightningModule):
         if isinstance(batch, Batch):
             return batch._replace(images=images, labels=labels)
         return [images, labels, *batch[2:]]
+
+    def _untaught(self, batch: Sequence[Any]) -> Tensor:
+        return self._loss(self._logits(batch), batch[1])
+
+    def _taught(self, batch: Sequence[Any]) -> Tensor:
+        """The loss of a batch with a teacher; see ``teaching``."""
+        assert self.teacher is not None
+        images = batch[0].contiguous(memory_format=self._memory_format)
+        if isinstance(batch, FeatureBatch):  # of a backbone that both have
+            evidence = Evidence.unpacked(images.float(), self.teacher.net.vector_channels)
+            features = self.net.neck(evidence.features)
+        else:
+            evidence, features = self.teacher.evidence(images), self.net.features(images)
+        output = self.net.maps_of(features, classes=batch[1])
+        targets = self.teacher.maps(evidence, batch[1])
+        differing = map_disagreement(output.maps[:, 0], targets).mean()
+        weight: float = self.hparams["teacher_weight"]
+        return self._loss(output.logits, batch[1]) + weight * differing
 
     def _logits(self, batch: Sequence[Any]) -> Tensor:
         """Logits (B, K) of a batch of the training."""
@@ -390,14 +436,19 @@ class CAMModule(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=self._memory_format)
             is_kept = isinstance(batch, FeatureBatch)
-            features = self.net.neck(images) if is_kept else self.net.features(images)
+            evidence = (
+                Evidence.unpacked(images, self.net.vector_channels)
+                if is_kept
+                else self.net.evidence(images)
+            )
+            evidence = self.net.after_backbone(evidence)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self.net.classify(features)
+                logits = self.net.classify(evidence.features)
             else:
-                output = self.net.maps_of(features, classes=labels)
+                output = self.net.shown_of(evidence, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
         evaluation = self._evaluation(split)
-        seen = {"batch": batch, "features": features, "logits": logits}
+        seen = {"batch": batch, "features": evidence.packed(), "logits": logits}
         if maps is not None:
             evaluation.update_statistics(maps, batch, self.net.preprocessing)
         if not isinstance(batch, Batch) or maps is None:
@@ -471,6 +522,7 @@ class CAMModule(LightningModule):
             "architecture": net.recipe,
             "class_names": list(net.class_names) if net.class_names else None,
             "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
+            "refine": describe_refine(net),
             "map_threshold": self.map_threshold,
             "is_calibrated": self.is_calibrated,
             "seed": self._seed,
@@ -490,6 +542,7 @@ class CAMModule(LightningModule):
             self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])
         if self.net.recipe != recipe:
             self.net = from_recipe(recipe).to(self.device).to(memory_format=self._memory_format)
+            set_refine(self.net, own.get("refine"))
             self._freezing = self._freeze()
         if own["class_names"] is not None:
             self.net.name_classes(own["class_names"])

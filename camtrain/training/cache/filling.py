@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from camtrain.data import Batch, PreparedDataset, Split, collate
 from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import describe_refine
 from camtrain.model.cam import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.choice import is_required
@@ -34,6 +35,7 @@ from camtrain.training.cache.plan import (
     net_of,
     plan_of,
     refusal_of,
+    teacher_of,
     trunk_features,
 )
 
@@ -118,7 +120,8 @@ def _refusal(trainer: Trainer, plan: Plan, root: Path, settings: Mapping[str, An
 
 
 def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
-    net = net_of(trainer)
+    net, teacher = net_of(trainer), teacher_of(trainer)
+    refining = net if plan.split == "val" else None if teacher is None else teacher.net
     parts = {
         "backbone": backbone_parts(net),
         "settings": other_settings(settings),
@@ -128,6 +131,7 @@ def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
         "indices": plan.pictures.indices,
         "views": plan.views,
         "mapped": plan.mapped,
+        "refine": None if refining is None else describe_refine(refining),
         "pool": net.pool if plan.has_vectors else None,
         "precision": str(trainer.precision) if plan.split == "train" else "32-true",
         "device": trainer.strategy.root_device.type,

@@ -17,6 +17,7 @@ from camtrain.data import DamagedImageError, PreparedDataset, Sample, Split
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache.choice import VIEWS
 from camtrain.training.cache.store import ArraySpec, free_bytes
+from camtrain.training.teaching import Teacher
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ def plan_of(
         settings: Those of the data module.
     """
     net = net_of(trainer)
+    teacher = teacher_of(trainer)
     is_train = split == "train"
     preprocessing = pictures.preprocessing
     blank = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
     features = trunk_features(trainer, blank.to(trainer.lightning_module.device), is_train=is_train)
     has_vectors = isinstance(net.neck, nn.Identity) and net.pool in ("avg", "gmp")
+    has_vectors = has_vectors and not (is_train and teacher)  # a teacher compares maps
     mapped, known = list(range(len(pictures))), dict[int, Sample]()
     if has_vectors:
         mapped = []
@@ -106,22 +109,33 @@ def net_of(trainer: Trainer) -> CAMNet:
     return net
 
 
+def teacher_of(trainer: Trainer) -> Teacher | None:
+    """From whom the network learns where to look."""
+    teacher: Teacher | None = getattr(trainer.lightning_module, "teacher", None)
+    return teacher
+
+
 @torch.inference_mode()
 def trunk_features(trainer: Trainer, images: Tensor, *, is_train: bool) -> Tensor:
     """The backbone's feature maps (B, C, h, w) of images, as the network would compute them.
 
-    For train in the precision of the training, for val in float32.
+    For train in the precision of the training, packed with what a teacher's refined maps need; for
+    val in float32, packed with what the network's own do.
     """
     images = images.contiguous(memory_format=torch.channels_last)
-    backbone = net_of(trainer).backbone
+    net, teacher = net_of(trainer), teacher_of(trainer)
     precision: AbstractContextManager[object] = (
         trainer.precision_plugin.forward_context()
         if is_train
         else torch.autocast(images.device.type, enabled=False)
     )
     with precision:
-        features: Tensor = backbone(images)
-    return features
+        if not is_train:
+            return net.evidence(images).packed()
+        if teacher is not None:  # of the same backbone
+            return teacher.evidence(images).packed()
+        features: Tensor = net.backbone(images)
+        return features
 
 
 def estimate_of(plan: Plan, root: Path) -> str:

@@ -14,6 +14,7 @@ from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
+from camtrain.model.refine import Evidence
 from camtrain.training.watching.choice import Watched, read, read_input
 from camtrain.training.watching.mistakes import Mistake
 from camtrain.visualize import WatchedPicture
@@ -28,7 +29,7 @@ class Seen:
     Attributes:
         label: The class.
         score: In [0, 1].
-        class_map: (h, w), raw.
+        class_map: (h, w), raw; the refined map where the network refines its maps.
         heatmap: (H, W) in [0, 1], over the picture.
         boxes_xyxy: (n, 4), n <= 1: the largest box at the threshold 0.2, in pixels of the picture.
     """
@@ -102,7 +103,7 @@ class Looker:
 
         Args:
             places: (B,), of the pictures.
-            features: (B, C, h, w), what the class maps are made of.
+            features: (B, C, h, w), what the maps are made of, see ``Evidence.packed``.
         """
         for row, place in enumerate(places.tolist()):
             if place in self.watched:
@@ -159,11 +160,22 @@ class Looker:
         return seen
 
     def _features_of(self, pictures: Mapping[int, Watched], net: CAMNet) -> Tensor:
-        """What the class maps of pictures of one size are made of, (B, C, h, w)."""
+        """What the maps of pictures of one size are made of, packed, (B, C, h, w)."""
+
+        def trunk(images: Tensor) -> Tensor:
+            return net.evidence(images).packed()
+
+        def neck(packed: Tensor) -> Tensor:
+            evidence = Evidence.unpacked(packed, net.vector_channels)
+            return net.after_backbone(evidence).packed()
+
+        def network(images: Tensor) -> Tensor:
+            return neck(trunk(images))
+
         if self._trunk is not None:
-            self._compute_new(pictures, self._trunk, net, net.backbone)
-            return computed(net, net.neck, [self._trunk[place] for place in pictures])
-        self._compute_new(pictures, self._features, net, net.features)
+            self._compute_new(pictures, self._trunk, net, trunk)
+            return computed(net, neck, [self._trunk[place] for place in pictures])
+        self._compute_new(pictures, self._features, net, network)
         device = net.head.weight.device
         return torch.stack([self._features[place].to(device) for place in pictures])
 
@@ -190,13 +202,14 @@ def computed(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Ten
 
 
 def looks_at(pictures: Collection[Watched], features: Tensor, net: CAMNet) -> list[Look]:
-    """What the network sees in pictures of which it has made ``features``, (B, C, h, w)."""
+    """What the network sees in pictures of which it has made packed ``features``, (B, C, h, w)."""
     device = net.head.weight.device
     labels = torch.tensor([one.labels[0] if one.labels else 0 for one in pictures], device=device)
     with evaluating(net), torch.inference_mode():
-        logits = net.classify(features)
+        evidence = Evidence.unpacked(features, net.vector_channels)
+        logits = net.classify(evidence.features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
-        maps = net.maps_of(features, classes=classes).maps.cpu()
+        maps = net.shown_of(evidence, classes=classes).maps.cpu()
         scores = net.scores(logits).gather(1, classes).tolist()
     return [
         _look(one, pair, both, score)

@@ -21,7 +21,7 @@ class Mistake(NamedTuple):
         place: Of the picture in the data set, or where only its input is known, in the validation.
         label: Class number or multi-hot, (K,).
         image: The network's input, (C, h, w), where the picture cannot be read again.
-        features: What the class maps are made of, (C, h, w), if that is known.
+        features: What the maps are made of, packed, (C, h, w), if that is known.
     """
 
     confidence: float
@@ -62,7 +62,7 @@ class Mistakes:
             net: Whose logits they are.
             logits: (B, K).
             batch: Images, labels, ...; a ``Batch`` knows the places of its pictures.
-            features: (B, C, h, w), what the class maps are made of.
+            features: (B, C, h, w), what the maps are made of, see ``Evidence.packed``.
         """
         first, self._met = self._met, self._met + len(logits)
         if not self.count or not len(logits):

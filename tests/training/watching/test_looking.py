@@ -1,5 +1,6 @@
 """What the network sees: by the law of the maps, and by the metric of localization."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     calls: list[tuple[str, int]] = []
     original = looking.computed
 
-    def counted(net: CAMNet, part: torch.nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
-        name = "backbone" if part is net.backbone else "neck" if part is net.neck else "network"
-        calls.append((name, len(inputs)))
+    def counted(
+        net: CAMNet, part: Callable[[torch.Tensor], torch.Tensor], inputs: list[torch.Tensor]
+    ) -> torch.Tensor:
+        parts = {"trunk": "backbone", "neck": "neck"}
+        calls.append((parts.get(part.__name__, "network"), len(inputs)))
         return original(net, part, inputs)
 
     monkeypatch.setattr(looking, "computed", counted)
