@@ -1,13 +1,14 @@
 """A pretrained classifier, converted and not trained, on 300 ILSVRC validation pictures.
 
-Run: python tests/benchmarks/imagenet_val300.py ../shared
+Run: python tests/benchmarks/imagenet_val300.py ../shared [none|affinity] [SIDE]
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
+from typing import get_args
 
 import timm
 import torch
@@ -17,30 +18,35 @@ from torch.utils.data import DataLoader
 import camtrain
 from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
+from camtrain.inference.network import shown_maps
+from camtrain.model.refine import Refine
 from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.evaluation import Evaluation
 
 
-def evaluate(shared: Path, stride: int = 16) -> dict[str, float]:
+def evaluate(
+    shared: Path, stride: int = 16, *, refine: Refine = "none", side: int = 224
+) -> dict[str, float]:
     """Scores of the converted MobileNetV2 of ``shared/weights``."""
     classifier = timm.create_model("mobilenetv2_100", pad_type="same")
     classifier.load_state_dict(load_file(shared / "weights" / "mobilenetv2_100_tfpad.safetensors"))
-    preprocessing = Preprocessing(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocessing = Preprocessing(size=(side, side), mean=(0.5,) * 3, std=(0.5,) * 3)
     net = camtrain.convert(classifier.eval(), stride=stride, preprocessing=preprocessing)
+    net.set_refine(refine)
 
     root = shared / "data" / "imagenet_val300"
-    source = ImageFolder(root, "test", class_names=_class_names(root))
+    source = ImageFolder(root, "test", class_names=class_names(root))
     loader = DataLoader(PreparedDataset(source, preprocessing), batch_size=16, collate_fn=collate)
     evaluation = Evaluation(num_classes=1000)
     with torch.inference_mode():
         for batch in loader:
-            output = net.class_maps(batch.images, classes=batch.labels)
+            output = shown_maps(net, batch.images, classes=batch.labels)
             maps = on_whole_pictures(output.maps[:, 0], preprocessing, batch)
             evaluation.update(output.logits, maps, batch.labels, batch)
     return {name: float(value) for name, value in evaluation.compute().items()}
 
 
-def _class_names(root: Path) -> list[str]:
+def class_names(root: Path) -> list[str]:
     """The 1,000 folder names of ImageNet in order; those without a picture here are numbered."""
     names = [f"class-{number}" for number in range(1000)]
     with open(root / "labels.csv") as file:
@@ -50,5 +56,10 @@ def _class_names(root: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    for name, value in evaluate(Path(sys.argv[1])).items():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("refine", nargs="?", default="none", choices=get_args(Refine))
+    parser.add_argument("side", nargs="?", default=224, type=int)
+    given = parser.parse_args()
+    for name, value in evaluate(given.shared, refine=given.refine, side=given.side).items():
         print(f"{name:16} {value:.4f}")

@@ -18,6 +18,7 @@ from torch import Tensor
 import camtrain
 from camtrain import Preprocessing
 from camtrain.data import prepare, read_image
+from camtrain.inference.network import shown_maps
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 
@@ -51,8 +52,8 @@ def score(net: CAMNet, root: Path) -> tuple[int, dict[str, Tensor]]:
     plan, metric = mosaic_plan(labels), MosaicScore()
     with torch.inference_mode():
         for four in plan:
-            maps = net.class_maps(mosaic(images[four])[None], classes=labels[four][None]).maps
-            metric.update(maps)
+            shown = shown_maps(net, mosaic(images[four])[None], classes=labels[four][None])
+            metric.update(shown.maps)
     return len(plan), metric.compute()
 
 
