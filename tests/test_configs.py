@@ -91,12 +91,8 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "person": inria,
     "mnist": mnist,
 }
-HERE = {
-    "quickstart",
-    "animals3",
-    "animals3_best",
-    "lenet",
-}  # trained elsewhere, on what they are for
+# Trained elsewhere, on what they are for.
+HERE = {"quickstart", "animals3", "animals3_best", "lenet"}
 
 
 def test_every_config_is_tried() -> None:

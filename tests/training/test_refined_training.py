@@ -1,5 +1,6 @@
 """A training whose heatmaps are refined: measured, kept, continued and shipped so."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def test_training_itself_does_not_change(photographs: Path) -> None:
     assert all(torch.equal(nets[1][name], tensor) for name, tensor in nets[0].items())
 
 
-def test_a_run_ships_what_it_measured(fit_arguments: Any, tmp_path: Path) -> None:
+def test_a_run_ships_what_it_measured(
+    fit_arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
     layers = ("--model.refine", "affinity", "--model.refine_layers", '["trunk.relu3"]')
     assert cli.main(fit_arguments(*layers)) == 0
     folder = tmp_path / "runs" / "run"
@@ -76,7 +79,7 @@ def test_a_run_ships_what_it_measured(fit_arguments: Any, tmp_path: Path) -> Non
 
 
 def test_a_run_is_not_continued_with_other_maps(
-    fit_arguments: Any, capsys: pytest.CaptureFixture[str]
+    fit_arguments: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(fit_arguments()) == 0
     more = ("--model.refine", "affinity", "--ckpt_path", "last", "--trainer.max_epochs", "3")
