@@ -103,8 +103,8 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold:
         )
     if options.refine != net.refine:
         raise CamtrainValueError(
-            f"refine must be the network's own, {net.refine}, since its threshold is for those "
-            f"maps, got {options.refine}; call net.set_refine first."
+            f"refine must be the network's own, {net.refine}, got {options.refine}; give "
+            f"ExportOptions(refine={net.refine!r}), or call net.set_refine first."
         )
     if net.preprocessing is None:
         raise CamtrainValueError(

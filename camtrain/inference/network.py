@@ -16,6 +16,7 @@ from camtrain.inference.folding import can_fold, fold_batch_norms
 from camtrain.model.cam import CAMOutput
 from camtrain.model.camnet import CAMNet, ShownMaps, Task
 from camtrain.model.refine import Refine, RefinedOutput
+from camtrain.model.stages import reads_convolutions
 from camtrain.preprocessing import Preprocessing
 
 Precision = Literal["fp32", "bf16"]
@@ -168,10 +169,14 @@ def _faster(net: CAMNet, precision: Precision) -> CAMNet:
     autocast need not cast them each time; the head stays float32, and so do norms that are left,
     and layers that compute their weights.
     """
-    if precision == "fp32" and not can_fold(net.backbone):
+    folds = can_fold(net.backbone)
+    if folds and net.stages is not None and reads_convolutions(net.backbone, net.stages):
+        folds = False
+    if precision == "fp32" and not folds:
         return net
     faster = copy.deepcopy(net)
-    fold_batch_norms(faster.backbone)
+    if folds:
+        fold_batch_norms(faster.backbone)
     for part in (faster.backbone, faster.neck) if precision == "bf16" else ():
         for module in part.modules():
             if type(module) in (nn.Conv2d, nn.Linear):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.cam import (
     CAMOutput,
     PoolName,
@@ -132,6 +132,7 @@ class CAMNet(nn.Module):
         Raises:
             CamtrainValueError: ``refine`` is unknown, layers are given although nothing is refined,
                 the backbone has no such layer, or none that gives a map.
+            CamtrainTypeError: ``layers`` is no list.
         """
         if check_refine(refine) == "none":
             if layers is not None:
@@ -140,6 +141,8 @@ class CAMNet(nn.Module):
                 )
             self.refine, self.stages = refine, None
             return self
+        if isinstance(layers, str):
+            raise CamtrainTypeError(f"refine_layers must be a list of names, got {layers!r}.")
         preprocessing = self.preprocessing
         size_hw = preprocessing.size if preprocessing else _USUAL_HW
         size_hw = getattr(self.backbone, "size_hw", None) or size_hw

@@ -25,6 +25,7 @@ STEPS = 6
 RESTART = 0.02
 FLOOR = 0.75
 _SMALLEST = 1e-12
+_MOST_PAIRS = 2**25  # pairs of places compared at once: 128 MB each time they are written down
 MOST_CHANNELS = 160  # of a stage: more cost time and tell little more
 
 
@@ -136,6 +137,10 @@ def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
         >>> [round(value, 2) for value in refined.flatten().tolist()]
         [1.04, 0.96, 0.0]
     """
+    at_once = max(1, _MOST_PAIRS // vectors.shape[2:].numel() ** 2)  # pictures
+    if not torch.compiler.is_compiling() and len(maps) > at_once:
+        parts = zip(torch.split(maps, at_once), torch.split(vectors, at_once), strict=True)
+        return torch.cat([refine_maps(*part) for part in parts])
     flat = vectors.float().flatten(2)
     similarity = (flat.mT @ flat).clamp_min(0.0)  # (B, N, N) with N = h * w, symmetric
     affinity = similarity * similarity * similarity

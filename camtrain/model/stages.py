@@ -86,6 +86,12 @@ def find_stages(
     return Stages(tuple(results), layouts, channels)
 
 
+def reads_convolutions(backbone: nn.Module, stages: Stages) -> bool:
+    """Whether a stage is a convolution itself, whose result a norm folded into it would change."""
+    trunk = _trunk(backbone)
+    return any(isinstance(trunk.get_submodule(name), nn.Conv2d) for name in stages.layers)
+
+
 def run_with_stages(
     backbone: nn.Module, stages: Stages, images: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
@@ -179,9 +185,10 @@ class _Graph:
     def _end(self, name: str) -> int:
         """The operation that gives the result of a module, such as a sum after its last layer."""
         last = end = max(i for i, path in enumerate(self._paths) if _is_in(path, name))
-        while self.nodes[end + 1].op in ("call_function", "call_method"):
+        while self.nodes[end + 1].op in ("call_function", "call_method", "get_attr"):
             end += 1
-        return max((i for i in range(last, end + 1) if i in self._widest), default=last)
+        # The first: what comes after it may belong to the next module.
+        return min((i for i in range(last, end + 1) if i in self._widest), default=last)
 
     def _passed_by_all(self) -> set[int]:
         """Operations whose result all that comes later is made of, and nothing earlier."""
@@ -207,7 +214,7 @@ class _Listed:
 
     def __init__(self, network: nn.Module, cut: int | None) -> None:
         listed: Any = getattr(network, "feature_info", ())
-        self.network, self.cut = network, cut
+        self.kind, self.cut = _name(network), cut
         self.names = [str(info["module"]) for info in listed][: None if cut is None else cut + 1]
 
     def ends(self) -> dict[str, float]:
@@ -219,20 +226,20 @@ class _Listed:
         missing = [name for name in names if name not in self.names]
         if missing or not names:
             raise CamtrainValueError(
-                f"refine_layers must name blocks of {_name(self.network)}, whose forward pass "
+                f"refine_layers must name blocks of {self.kind}, whose forward pass "
                 f"cannot be read as a graph, got {list(names)}; its blocks are: "
                 f"{', '.join(self.names)}."
             )
 
     def run(self, names: Sequence[str]) -> Run:
-        indices = [self.names.index(name) for name in names]
+        indices, cut = [self.names.index(name) for name in names], self.cut
 
         def run(trunk: nn.Module, images: Tensor) -> tuple[object, Sequence[object]]:
             intermediates = cast("Callable[..., Any]", trunk.forward_intermediates)
-            if self.cut is None:
+            if cut is None:
                 features, found = intermediates(images, indices=sorted(set(indices)))
             else:
-                wanted = sorted({*indices, self.cut})
+                wanted = sorted({*indices, cut})
                 found = intermediates(
                     images, indices=wanted, intermediates_only=True, stop_early=True
                 )
@@ -250,11 +257,14 @@ def _reader_of(backbone: nn.Module) -> _Graph | _Listed:
     if isinstance(backbone, TimmBlocks):
         return _Listed(network, backbone.index)
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
+    tracer.proxy_buffer_attributes = True  # else they would become constants, which never move
     if isinstance(backbone, TimmBackbone):
         tracer.traced_func_name = "forward_features"
     try:
         with evaluating(network):
-            return _Graph(network, tracer.trace(network))
+            graph = tracer.trace(network)
+        _refuse_constants(network, graph)
+        return _Graph(network, graph)
     except Exception as error:  # what somebody's code raises under tracing cannot be known
         if not hasattr(network, "forward_intermediates"):
             raise CamtrainValueError(
@@ -262,6 +272,15 @@ def _reader_of(backbone: nn.Module) -> _Graph | _Listed:
                 "lists no stages, so that its maps cannot be refined; choose refine none."
             ) from error
         return _Listed(network, None)
+
+
+def _refuse_constants(network: nn.Module, graph: fx.Graph) -> None:
+    """Take away what tracing has left on a network; who needs it is no graph of weights alone."""
+    constants = {str(n.target) for n in graph.nodes if "_tensor_constant" in str(n.target)}
+    for name in constants:
+        delattr(network, name)
+    if constants:
+        raise CamtrainValueError("it computes with tensors that are neither weights nor buffers")
 
 
 def _trunk(backbone: nn.Module) -> nn.Module:
@@ -277,9 +296,10 @@ def _results(
 ) -> dict[str, tuple[Layout, int]]:
     """How the results of those layers that give maps are stored, and their channels."""
     run, network = reader.run(names), _trunk(backbone)
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    weight = next(network.parameters(), torch.zeros(0))
+    images = torch.zeros(1, in_chans, *size_hw, dtype=weight.dtype, device=weight.device)
     with evaluating(network), torch.no_grad():
-        found = run(network, torch.zeros(1, in_chans, *size_hw, device=device))[1]
+        found = run(network, images)[1]
     results = {}
     for name, result in zip(names, found, strict=True):
         if isinstance(result, Tensor):

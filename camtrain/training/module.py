@@ -174,6 +174,7 @@ class CAMModule(LightningModule):
         _check_loss(label_smoothing, ema_decay)
         if teacher is not None:
             ways = {"mixup": mixup, "cutmix": cutmix, "head_solver": head_solver}
+            ways = {**ways, "compile": compile}
             check_teaching(task, teacher_weight, ways)
         self.net = create_model(
             backbone,
@@ -207,6 +208,7 @@ class CAMModule(LightningModule):
         self._class_weights: Tensor | None = None
         self._losses = FiniteLoss()
         self._teacher: Teacher | None = None
+        self._teacher_hash: str | None = None
         self.is_trying_rates = False
         if find_lr and head_solver != "sgd":
             raise CamtrainValueError(
@@ -287,7 +289,12 @@ class CAMModule(LightningModule):
         """From whom it learns where to look; read when a training first asks for it."""
         if self._teacher is None and self.hparams["teacher"] is not None:
             self._teacher = Teacher(self.hparams["teacher"])
+            self._teacher_hash = self._teacher.hash
         return None if self._teacher is None else self._teacher.to(self.device)
+
+    def teardown(self, stage: str) -> None:
+        """Let the teacher go."""
+        self._teacher = None
 
     def configure_callbacks(self) -> list[Callback]:
         """What Lightning has as callbacks: the average of the weights, the learning rate finder."""
@@ -523,6 +530,7 @@ class CAMModule(LightningModule):
             "class_names": list(net.class_names) if net.class_names else None,
             "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
             "refine": describe_refine(net),
+            "teacher": self._teacher_hash,
             "map_threshold": self.map_threshold,
             "is_calibrated": self.is_calibrated,
             "seed": self._seed,
@@ -540,14 +548,18 @@ class CAMModule(LightningModule):
         if self._is_resuming():
             self._check_same("network", self.net.recipe, recipe)
             self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])
+            self._check_same("refinement", describe_refine(self.net), own.get("refine"))
+            teacher = self.teacher.hash if self.teacher else None
+            self._check_same("weights of the teacher", teacher, own.get("teacher"))
         if self.net.recipe != recipe:
             self.net = from_recipe(recipe).to(self.device).to(memory_format=self._memory_format)
-            set_refine(self.net, own.get("refine"))
             self._freezing = self._freeze()
         if own["class_names"] is not None:
             self.net.name_classes(own["class_names"])
         if own["preprocessing"] is not None:
             self.net.preprocessing = Preprocessing.from_dict(own["preprocessing"])
+        if describe_refine(self.net) != own.get("refine"):  # the threshold is for these maps
+            set_refine(self.net, own.get("refine"))
         self.map_threshold = own["map_threshold"]
         self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
         self._seed = own["seed"]

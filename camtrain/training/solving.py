@@ -74,8 +74,8 @@ def solve(
         start = time.perf_counter()
         solution = solve_head(
             solver,
-            _labelled(train),
-            _labelled(val),
+            _labelled(train, net.head.in_features),
+            _labelled(val, net.head.in_features),
             net.head.out_features,
             task=net.task,
             class_weights=class_weights,
@@ -92,7 +92,7 @@ def solve(
         net.head.bias.copy_(bias)
 
 
-def _labelled(dataset: FeatureDataset) -> Labelled:
-    vectors, places = dataset.vectors()
+def _labelled(dataset: FeatureDataset, channels: int) -> Labelled:
+    vectors, places = dataset.vectors()  # behind the features of val may lie what refines maps
     labels = torch.as_tensor(dataset.labels)
-    return Labelled(vectors, labels[places])
+    return Labelled(vectors[:, :channels], labels[places])

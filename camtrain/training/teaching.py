@@ -12,21 +12,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import read_bundle, read_checkpoint
+from camtrain.inference.bundle import names_of, read_bundle, read_checkpoint
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Evidence
-from camtrain.training.cache.key import hash_of_tensors
+from camtrain.training.cache.key import backbone_parts, hash_of_tensors
+
+_FLAT = 1e-2  # the norm below which a map counts as constant; a trained one has some hundred
 
 
 def map_disagreement(maps: Tensor, targets: Tensor) -> Tensor:
     """1 - r, r being Pearson's correlation over the places of a map.
 
     Args:
-        maps: (B, h, w), class maps.
+        maps: (B, h, w), class maps. Of nearly constant ones r goes to 0, so that its gradient does
+            not explode.
         targets: (B, h', w'), resized bilinearly where they have another size. A constant one says
             nothing: r is 0, and so is its gradient.
 
@@ -42,7 +45,7 @@ def map_disagreement(maps: Tensor, targets: Tensor) -> Tensor:
     size = (maps.shape[1], maps.shape[2])
     targets = F.interpolate(targets[:, None], size=size, mode="bilinear", align_corners=False)
     first, second = (t.flatten(1) - t.flatten(1).mean(1, keepdim=True) for t in (maps, targets))
-    return 1 - F.cosine_similarity(first, second, dim=1)
+    return 1 - F.cosine_similarity(first, F.normalize(second, dim=1), dim=1, eps=_FLAT)
 
 
 class Teacher:
@@ -53,6 +56,7 @@ class Teacher:
 
     Attributes:
         net: The network; it refines its maps as it was shipped, or by affinity.
+        hash: SHA-256 of its weights.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
@@ -66,6 +70,7 @@ class Teacher:
         self.net: CAMNet = read(path).net.requires_grad_(False)
         if self.net.refine == "none":
             self.net.set_refine("affinity")
+        self.hash = hash_of_tensors(self.net)
 
     def check(self, net: CAMNet) -> None:
         """Refuse to teach another thing than was learned.
@@ -74,18 +79,21 @@ class Teacher:
             CamtrainValueError: Classes, channels, means or deviations differ.
         """
         for name, own, other in (
-            ("classes", _classes(self.net), _classes(net)),
+            ("classes", list(names_of(self.net)), list(names_of(net))),
             ("normalization", _normalization(self.net), _normalization(net)),
         ):
-            if own != other:
+            if own != other and other is not None:
                 raise CamtrainValueError(
                     f"teacher {self.path} must have the {name} of the network it teaches, {other}, "
                     f"got {own}; train it on the same data."
                 )
 
-    def has_backbone(self, backbone: nn.Module) -> bool:
-        """Whether this is its own backbone too, bit for bit, as where both are frozen."""
-        return hash_of_tensors(self.net.backbone) == hash_of_tensors(backbone)
+    def has_backbone_of(self, net: CAMNet) -> bool:
+        """Whether both make the same features: built in the same way, of the same weights."""
+        own, other = backbone_parts(self.net), backbone_parts(net)
+        for parts in (own, other):  # how the head came about does not matter
+            parts["architecture"].pop("own_head", None)
+        return own == other
 
     @torch.no_grad()
     def maps(self, evidence: Evidence, labels: Tensor) -> Tensor:
@@ -100,8 +108,9 @@ class Teacher:
         return self.net.evidence(images)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move it."""
-        self.net.to(device)
+        """Move it, if it is not there."""
+        if self.net.head.weight.device != device:
+            self.net.to(device)
         return self
 
 
@@ -118,7 +127,7 @@ def check_teaching(task: str, weight: float, others: Mapping[str, object]) -> No
     """
     if weight <= 0:
         raise CamtrainValueError(f"teacher_weight must be above 0, got {weight}.")
-    given = [f"{name} {value}" for name, value in others.items() if value not in (0, "sgd")]
+    given = [f"{name} {value}" for name, value in others.items() if value not in (0, False, "sgd")]
     if task == "multilabel":
         given.append("task multilabel")
     if given:
@@ -126,10 +135,6 @@ def check_teaching(task: str, weight: float, others: Mapping[str, object]) -> No
             "teacher compares the maps of one true class of each picture, step by step, got "
             f"{given[0]}; leave one of them out."
         )
-
-
-def _classes(net: CAMNet) -> object:
-    return list(net.class_names) if net.class_names else net.head.out_features
 
 
 def _normalization(net: CAMNet) -> object:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.model import refine
 from camtrain.model.refine import Evidence, refine_maps, stage_vectors
 
 
@@ -87,6 +88,13 @@ def test_a_constant_map_shows_nothing(value: float) -> None:
     assert bool(refine_maps(numbers(1, 1, 4, 5), dead).isfinite().all())
 
 
+def test_large_maps_are_refined_a_few_pictures_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, vectors = numbers(5, 2, 4, 6), stage_vectors([numbers(5, 3, 4, 6, seed=1)], (4, 6))
+    expected = refine_maps(maps, vectors)
+    monkeypatch.setattr(refine, "_MOST_PAIRS", 2 * 24**2)
+    torch.testing.assert_close(refine_maps(maps, vectors), expected)
+
+
 def test_evidence_is_packed_and_unpacked() -> None:
     evidence = Evidence(numbers(2, 3, 4, 5), numbers(2, 6, 4, 5, seed=1))
     again = Evidence.unpacked(evidence.packed(), 6)
@@ -150,6 +158,8 @@ def test_what_cannot_be_refined_is_said() -> None:
         some.set_refine("crf")  # type: ignore[arg-type]
     with pytest.raises(CamtrainValueError, match="refine_layers is for refine=affinity"):
         some.set_refine("none", ["trunk.relu3"])
+    with pytest.raises(CamtrainTypeError, match="refine_layers must be a list of names"):
+        some.set_refine("affinity", "trunk.relu3")
     some.set_refine("affinity")
     with pytest.raises(CamtrainValueError, match="exclude each other"):
         some.refined_maps(images, top=1, classes=torch.tensor([1]))

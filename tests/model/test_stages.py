@@ -12,6 +12,7 @@ import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.folding import fold_batch_norms
+from camtrain.inference.network import TorchNetwork
 
 FOUND = {
     "timm/mobilenetv2_100": ("blocks.3", "blocks.4", "blocks.5"),
@@ -19,6 +20,9 @@ FOUND = {
     "timm/resnet26": ("layer2", "layer3"),
     "torchvision/googlenet": ("inception4b", "inception4c", "inception4d"),
     "timm/vit_tiny_patch16_224": ("blocks.6", "blocks.8", "blocks.9"),
+    "timm/swin_tiny_patch4_window7_224": (
+        *("layers.2.blocks.2", "layers.2.blocks.4", "layers.2.blocks.5"),
+    ),
     "camtrain/digits": ("trunk.pool2", "trunk.relu3"),
 }
 
@@ -29,7 +33,7 @@ def network(name: str) -> CAMNet:
 
 
 def images_for(net: CAMNet) -> torch.Tensor:
-    is_fixed = "vit" in str(net.recipe["backbone"]) if net.recipe else False
+    is_fixed = "224" in str(net.recipe["backbone"]) if net.recipe else False
     return torch.randn(2, 3, *((224, 224) if is_fixed else (96, 128)))
 
 
@@ -65,6 +69,51 @@ def test_a_stage_is_the_result_of_its_layer() -> None:
     from camtrain.model.refine import stage_vectors
 
     torch.testing.assert_close(vectors, stage_vectors(seen, (2, 3)))
+
+
+def test_a_gain_before_the_sum_belongs_to_the_block() -> None:
+    net = network("timm/nfnet_f0")
+    net.set_refine("affinity")
+    assert net.stages is not None
+    assert len(net.stages.layers) == 3
+
+
+def test_a_stage_ends_where_the_next_module_begins() -> None:
+    """Swin's next stage regroups its pixels before its first layer."""
+    net = network("timm/swin_tiny_patch4_window7_224").set_refine("affinity")
+    assert net.stages is not None
+    assert net.stages.channels == (384, 384, 384)
+    assert not [name for name in vars(net.backbone.trunk) if "_tensor_constant" in name]
+
+
+def test_it_follows_a_network_that_moves() -> None:
+    net = network("timm/swin_tiny_patch4_window7_224").set_refine("affinity")
+    images = images_for(net)
+    with torch.no_grad():
+        net.refined_maps(images)
+        moved = net.to("meta").evidence(images.to("meta"))
+    assert moved.vectors.is_meta
+
+
+def test_a_convolution_that_is_a_stage_is_not_folded() -> None:
+    torch.manual_seed(0)
+    net = camtrain.convert(
+        torchvision.models.resnet18(weights=None).eval(),
+        preprocessing=camtrain.Preprocessing((64, 96)),
+    )
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, 64, 96))
+    net.eval().set_refine("affinity", ["layer3.0.conv1"])
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = net.refined_maps(images).refined_maps
+    given = TorchNetwork(net).refined_maps(images).refined_maps
+    torch.testing.assert_close(given, expected, atol=1e-4 * float(expected.max()), rtol=1e-3)
+
+
+def test_a_network_of_another_type_of_numbers() -> None:
+    net = network("camtrain/digits").bfloat16().set_refine("affinity")
+    assert net.stages is not None
 
 
 def test_a_copy_and_a_folded_network_give_the_same() -> None:

@@ -85,3 +85,21 @@ def test_a_run_is_not_continued_with_other_maps(
     more = ("--model.refine", "affinity", "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert cli.main(fit_arguments(*more)) == 2
     assert "--model.refine was 'none', got 'affinity'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("solver", ["logistic", "svm"])
+def test_a_solved_head_may_be_refined(solver: str, photographs: Path) -> None:
+    module = small_module(refine="affinity", freeze_backbone=True, head_solver=solver)
+    found = scores(module, photographs, augment="none")
+    assert "val/max_box_acc" in found
+
+
+def test_a_checkpoint_says_what_is_measured(
+    fit_arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert cli.main(fit_arguments("--model.refine", "affinity")) == 0
+    checkpoint = torch.load(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
+    other = small_module()
+    other.on_load_checkpoint(checkpoint)
+    assert other.net.refine == "affinity"
+    assert other.map_threshold == checkpoint["camtrain"]["map_threshold"]

@@ -79,8 +79,10 @@ def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> st
     if mixing:
         return f"{mixing[0]} mixes pictures anew in every step; leave out --model.{mixing[0]}"
     teacher = getattr(module, "teacher", None)
-    if teacher is not None and not teacher.has_backbone(net.backbone):
-        return "the teacher has another backbone; give --model.weights of the same file as it had"
+    if teacher is not None and not teacher.has_backbone_of(net):
+        return (
+            "the teacher has another backbone; give it the weights and the stride of the teacher's"
+        )
     if net.recipe is None:
         return "camtrain cannot name this network; build it with create_model"
     if settings["augment"] not in VIEWS:

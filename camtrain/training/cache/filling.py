@@ -34,8 +34,8 @@ from camtrain.training.cache.plan import (
     estimate_of,
     net_of,
     plan_of,
+    refining_net,
     refusal_of,
-    teacher_of,
     trunk_features,
 )
 
@@ -120,8 +120,7 @@ def _refusal(trainer: Trainer, plan: Plan, root: Path, settings: Mapping[str, An
 
 
 def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
-    net, teacher = net_of(trainer), teacher_of(trainer)
-    refining = net if plan.split == "val" else None if teacher is None else teacher.net
+    net, refining = net_of(trainer), refining_net(trainer, plan.split)
     parts = {
         "backbone": backbone_parts(net),
         "settings": other_settings(settings),
@@ -186,6 +185,7 @@ def _write(
     chosen = [at for at, index in enumerate(batch.indices.tolist()) if index in row_of]
     rows = [row_of[index] for index in batch.indices[chosen].tolist()]
     images = batch.images.to(trainer.lightning_module.device)
+    refining = refining_net(trainer, plan.split)
     for view in range(plan.views):
         seen = images.flip(-1) if view else images
         features = trunk_features(trainer, seen, is_train=plan.split == "train")
@@ -194,7 +194,8 @@ def _write(
             arrays["vectors"][batch.indices.numpy(), view] = vectors.cpu().numpy()
         if chosen:
             maps = features[chosen]
-            if dtype == torch.float16 and not fits_float16(maps):
+            behind = 0 if refining is None else refining.vector_channels
+            if dtype == torch.float16 and not fits_float16(maps[:, : maps.shape[1] - behind]):
                 return False
             arrays["maps"][rows, view] = _as_numpy(maps.to("cpu", dtype))
     return True

@@ -76,13 +76,13 @@ def plan_of(
         settings: Those of the data module.
     """
     net = net_of(trainer)
-    teacher = teacher_of(trainer)
     is_train = split == "train"
     preprocessing = pictures.preprocessing
     blank = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
     features = trunk_features(trainer, blank.to(trainer.lightning_module.device), is_train=is_train)
     has_vectors = isinstance(net.neck, nn.Identity) and net.pool in ("avg", "gmp")
-    has_vectors = has_vectors and not (is_train and teacher)  # a teacher compares maps
+    if is_train and refining_net(trainer, split) is not None:  # a teacher compares maps
+        has_vectors = False
     mapped, known = list(range(len(pictures))), dict[int, Sample]()
     if has_vectors:
         mapped = []
@@ -109,10 +109,12 @@ def net_of(trainer: Trainer) -> CAMNet:
     return net
 
 
-def teacher_of(trainer: Trainer) -> Teacher | None:
-    """From whom the network learns where to look."""
+def refining_net(trainer: Trainer, split: str) -> CAMNet | None:
+    """Whose refined maps features are kept for: a teacher's in train, the network's own in val."""
+    if split != "train":
+        return net_of(trainer)
     teacher: Teacher | None = getattr(trainer.lightning_module, "teacher", None)
-    return teacher
+    return None if teacher is None else teacher.net
 
 
 @torch.inference_mode()
@@ -123,18 +125,16 @@ def trunk_features(trainer: Trainer, images: Tensor, *, is_train: bool) -> Tenso
     val in float32, packed with what the network's own do.
     """
     images = images.contiguous(memory_format=torch.channels_last)
-    net, teacher = net_of(trainer), teacher_of(trainer)
+    net = refining_net(trainer, "train" if is_train else "val")
     precision: AbstractContextManager[object] = (
         trainer.precision_plugin.forward_context()
         if is_train
         else torch.autocast(images.device.type, enabled=False)
     )
     with precision:
-        if not is_train:
+        if net is not None:  # a teacher's backbone is the network's own
             return net.evidence(images).packed()
-        if teacher is not None:  # of the same backbone
-            return teacher.evidence(images).packed()
-        features: Tensor = net.backbone(images)
+        features: Tensor = net_of(trainer).backbone(images)
         return features
 
 
