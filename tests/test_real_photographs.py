@@ -80,7 +80,7 @@ def test_refined_maps_without_any_training(shared: Path) -> None:
     assert scores["max_box_acc"] >= 0.685
     assert scores["max_box_acc_v2"] >= 0.655
     assert scores["pointing"] >= 0.90
-    scores = evaluate(shared, stride=16, refine="affinity", side=288)
+    scores = evaluate(shared, stride=16, refine="affinity", side=320)
     assert scores["max_box_acc"] >= 0.72
 
 
