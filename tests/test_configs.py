@@ -91,7 +91,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "person": inria,
     "mnist": mnist,
 }
-# Trained elsewhere, on what they are for.
+# Trained elsewhere, on what they are for; the best one by hand: it takes minutes.
 HERE = {"quickstart", "animals3", "animals3_best", "lenet"}
 
 
