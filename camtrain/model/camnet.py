@@ -23,8 +23,8 @@ from camtrain.model.refine import (
     Evidence,
     Refine,
     RefinedOutput,
-    channel_step,
     check_refine,
+    hashed_channels,
     refine_maps,
     stage_vectors,
 )
@@ -174,7 +174,7 @@ class CAMNet(nn.Module):
     def vector_channels(self) -> int:
         """S, of the vectors of ``evidence``."""
         channels = () if self.stages is None else self.stages.channels
-        return sum(-(-count // channel_step(count)) for count in channels)
+        return sum(map(hashed_channels, channels))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), float32, of images (B, in_chans, H, W)."""

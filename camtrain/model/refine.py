@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from hashlib import sha256
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -26,7 +28,7 @@ RESTART = 0.02
 FLOOR = 0.75
 _SMALLEST = 1e-12
 _MOST_PAIRS = 2**25  # pairs of places compared at once: 128 MB each time they are written down
-MOST_CHANNELS = 160  # of a stage: more cost time and tell little more
+MOST_CHANNELS = 160  # of a stage; more are hashed to so few
 
 
 class Evidence(NamedTuple):
@@ -79,13 +81,14 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Feature maps of several stages as one unit vector per place of the class maps.
 
     Args:
-        stages: Feature maps (B, C_i, h_i, w_i) of the same pictures; of more than 160 channels
-            every second, third, ... is taken.
+        stages: Feature maps (B, C_i, h_i, w_i) of the same pictures. More than 160 channels are
+            summed in groups with fixed random signs, which keeps dot products in expectation
+            (Weinberger et al., Feature Hashing, arXiv 0902.2206, section 2).
         size: (h, w) of the class maps; stages of another size are resized bilinearly.
 
     Returns:
         (B, S, h, w), float32. The dot product of two places is the mean of the stages' cosine
-        similarities (but for the resizing).
+        similarities (but for resizing and hashing).
 
     Example:
         >>> stages = [torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]), torch.ones(1, 1, 1, 2)]
@@ -95,7 +98,7 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """
     parts, root = [], len(stages) ** 0.5
     for stage in stages:
-        some = stage[:, :: channel_step(stage.shape[1])].float()
+        some = _hashed(stage.float())
         # Exported graphs do not ask: their sizes are symbols, and the same size changes nothing.
         if torch.compiler.is_compiling() or tuple(some.shape[2:]) != size:
             some = F.interpolate(some, size=size, mode="bilinear", align_corners=False)
@@ -104,14 +107,33 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def channel_step(channels: int) -> int:
-    """Every how many channels of a stage one is taken.
+def hashed_channels(channels: int) -> int:
+    """How many channels of a stage are left.
 
     Example:
-        >>> [channel_step(channels) for channels in (96, 160, 161, 512)]
-        [1, 1, 2, 4]
+        >>> [hashed_channels(channels) for channels in (96, 160, 161, 512)]
+        [96, 160, 81, 128]
     """
-    return math.ceil(channels / MOST_CHANNELS)
+    return math.ceil(channels / math.ceil(channels / MOST_CHANNELS))
+
+
+def _hashed(stage: Tensor) -> Tensor:
+    """(B, C, h, w) to at most ``MOST_CHANNELS`` channels; those of a group lie far apart."""
+    channels = stage.shape[1]
+    left = hashed_channels(channels)
+    if left == channels:
+        return stage
+    groups = math.ceil(channels / left)
+    signs = torch.tensor(_signs(channels), device=stage.device)[:, None, None]
+    padded = F.pad(stage * signs, (0, 0, 0, 0, 0, groups * left - channels))
+    return padded.reshape(stage.shape[0], groups, left, *stage.shape[2:]).sum(1)
+
+
+@cache
+def _signs(channels: int) -> tuple[float, ...]:
+    """1 or -1 for each channel, the same for ever: trained thresholds depend on them."""
+    # Plain numbers: a kept tensor might have been made while a graph was exported.
+    return tuple(1.0 - 2.0 * (sha256(b"%d" % c).digest()[0] & 1) for c in range(channels))
 
 
 def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from camtrain.training.multilabel import loss_of
 from camtrain.training.optimization import Optimization, configure, make_schedule
 from camtrain.training.solvers import HeadSolver
 from camtrain.training.solving import check_solver, resting_optimizer, solve
-from camtrain.training.teaching import Teacher, check_teaching, map_disagreement
+from camtrain.training.teaching import Teacher, check_teaching
 
 
 class CAMModule(LightningModule):
@@ -173,9 +173,9 @@ class CAMModule(LightningModule):
         self._optimization()  # which checks them
         _check_loss(label_smoothing, ema_decay)
         if teacher is not None:
-            ways = {"mixup": mixup, "cutmix": cutmix, "head_solver": head_solver}
-            ways = {**ways, "compile": compile}
-            check_teaching(task, teacher_weight, ways)
+            mixed = {"mixup": mixup, "cutmix": cutmix}
+            others = {**mixed, "head_solver": head_solver, "compile": compile}
+            check_teaching(task, teacher_weight, others)
         self.net = create_model(
             backbone,
             num_classes,
@@ -338,7 +338,7 @@ class CAMModule(LightningModule):
             self.train_loss.update(loss, 0)
         else:
             batch = self._mixed(batch)
-            loss = self._taught(batch) if self.teacher else self._untaught(batch)
+            loss = self._loss_of(batch)
             self._losses.see(loss, batch, batch_idx)
             self.train_loss.update(loss, len(batch[1]))
         self.train_damaged.update(damaged)
@@ -362,23 +362,17 @@ class CAMModule(LightningModule):
             return batch._replace(images=images, labels=labels)
         return [images, labels, *batch[2:]]
 
-    def _untaught(self, batch: Sequence[Any]) -> Tensor:
-        return self._loss(self._logits(batch), batch[1])
-
-    def _taught(self, batch: Sequence[Any]) -> Tensor:
-        """The loss of a batch with a teacher; see ``teaching``."""
-        assert self.teacher is not None
+    def _loss_of(self, batch: Sequence[Any]) -> Tensor:
+        """What a batch of the training is to be better at."""
+        teacher = self.teacher
+        if teacher is None:
+            return self._loss(self._logits(batch), batch[1])
         images = batch[0].contiguous(memory_format=self._memory_format)
-        if isinstance(batch, FeatureBatch):  # of a backbone that both have
-            evidence = Evidence.unpacked(images.float(), self.teacher.net.vector_channels)
-            features = self.net.neck(evidence.features)
-        else:
-            evidence, features = self.teacher.evidence(images), self.net.features(images)
-        output = self.net.maps_of(features, classes=batch[1])
-        targets = self.teacher.maps(evidence, batch[1])
-        differing = map_disagreement(output.maps[:, 0], targets).mean()
+        logits, differing = teacher.teach(
+            self.net, images, batch[1], are_kept=isinstance(batch, FeatureBatch)
+        )
         weight: float = self.hparams["teacher_weight"]
-        return self._loss(output.logits, batch[1]) + weight * differing
+        return self._loss(logits, batch[1]) + weight * differing
 
     def _logits(self, batch: Sequence[Any]) -> Tensor:
         """Logits (B, K) of a batch of the training."""

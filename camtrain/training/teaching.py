@@ -95,6 +95,29 @@ class Teacher:
             parts["architecture"].pop("own_head", None)
         return own == other
 
+    def teach(
+        self, net: CAMNet, images: Tensor, labels: Tensor, *, are_kept: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Let a network look at pictures, and compare its maps with these.
+
+        Args:
+            net: That learns.
+            images: (B, C, H, W); or what the backbone of both has made of them, packed.
+            labels: (B,), int64.
+            are_kept: Whether they are what the backbone has made.
+
+        Returns:
+            Its logits (B, K), and the mean of ``map_disagreement``, ().
+        """
+        if are_kept:
+            evidence = Evidence.unpacked(images.float(), self.net.vector_channels)
+            features = net.neck(evidence.features)
+        else:
+            evidence, features = self.evidence(images), net.features(images)
+        output = net.maps_of(features, classes=labels)
+        differing = map_disagreement(output.maps[:, 0], self.maps(evidence, labels)).mean()
+        return output.logits, differing
+
     @torch.no_grad()
     def maps(self, evidence: Evidence, labels: Tensor) -> Tensor:
         """Its refined maps (B, h, w) of the true classes, of what its backbone made of pictures."""

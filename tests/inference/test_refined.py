@@ -12,6 +12,7 @@ from camtrain import CAMNet, Preprocessing, cli
 from camtrain.errors import CamtrainError
 from camtrain.inference.export import export_network
 from camtrain.inference.export_module import ExportOptions
+from camtrain.model import refine
 
 
 def refining_net() -> CAMNet:
@@ -99,6 +100,25 @@ def test_an_exported_network_gives_refined_maps_too(
     torch.testing.assert_close(given.refined_maps, expected.refined_maps, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_stages_of_many_channels_are_exported(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    monkeypatch.setattr(refine, "MOST_CHANNELS", 5)  # the stages have 8 and 12
+    net = refining_net()
+    assert net.vector_channels == 8
+    for again in range(2):  # what one export has made must not disturb the next
+        done = export_network(net, tmp_path / f"{again}.{suffix}")
+        assert done.input_hw is None
+    images = torch.rand(1, 3, 40, 64)
+    with torch.no_grad():
+        expected = net.refined_maps(images, top=2).refined_maps
+    given = camtrain.load(done.path).network.refined_maps(images, top=2).refined_maps
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_tta_averages_refined_maps() -> None:
     predictor = camtrain.Predictor(refining_net())
     mirrored = torch.stack((PICTURE, PICTURE.flip(-1)))
@@ -107,12 +127,12 @@ def test_tta_averages_refined_maps() -> None:
 
 
 def test_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for refine in ("none", "affinity"):
-        output = bundle.parent / f"{refine}.pt2"
-        arguments = ["--format", "pt2", "--output", str(output), "--refine", refine]
+    for chosen in ("none", "affinity"):
+        output = bundle.parent / f"{chosen}.pt2"
+        arguments = ["--format", "pt2", "--output", str(output), "--refine", chosen]
         cli.main(["export", str(bundle), *arguments])
-        assert ("refined_maps" in capsys.readouterr().out) == (refine == "affinity")
-        assert camtrain.load(output).network.refine == refine
+        assert ("refined_maps" in capsys.readouterr().out) == (chosen == "affinity")
+        assert camtrain.load(output).network.refine == chosen
 
 
 def test_what_does_not_fit_is_said(bundle: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model import refine
-from camtrain.model.refine import Evidence, refine_maps, stage_vectors
+from camtrain.model.refine import Evidence, _signs, refine_maps, stage_vectors
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -54,9 +54,18 @@ def test_similarity_is_the_mean_of_the_stages_cosines() -> None:
     torch.testing.assert_close((flat.mT @ flat)[0, 2, 9], torch.stack(cosines).mean())
 
 
-def test_of_many_channels_some_are_compared() -> None:
-    stage = numbers(1, 400, 2, 3)
-    torch.testing.assert_close(stage_vectors([stage], (2, 3)), F.normalize(stage[:, ::3], dim=1))
+def test_many_channels_are_hashed_and_keep_their_similarities() -> None:
+    stage = numbers(1, 4000, 4, 6).relu()  # alike, as features are
+    stage[:, :, 0, 0] = stage[:, :, 1, 1] + 0.3 * stage[:, :, 0, 0]
+    vectors = stage_vectors([stage], (4, 6))
+    assert vectors.shape[1] == 160
+    flat, exact = vectors.flatten(2), F.normalize(stage.flatten(2), dim=1)
+    difference = flat.mT @ flat - exact.mT @ exact
+    assert float(difference.abs().max()) < 4 / 160**0.5  # four standard deviations
+    assert abs(float(difference.mean())) < 0.02
+    assert torch.equal(vectors, stage_vectors([stage], (4, 6)))
+    # Written down, since thresholds of shipped networks depend on them.
+    assert list(_signs(12)) == [-1, -1, 1, 1, -1, -1, -1, -1, 1, -1, 1, -1]
 
 
 def test_stages_of_another_size_are_resized() -> None:
