@@ -9,7 +9,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,16 +18,23 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
 from camtrain.model.convert import find_maps
 from camtrain.model.create import trunk_of
 from camtrain.model.cut import block_of
-from camtrain.model.probe import Layer, probe, probe_if_taken
+from camtrain.model.probe import Layer, probe_if_taken
 from camtrain.model.trunk import GraphBackbone
 
+_FILLING = frozenset(
+    {
+        *(Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_, Tensor.copy_),
+        *(Tensor.erfinv_, Tensor.clamp_, Tensor.mul_, Tensor.add_, Tensor.div_),
+    }
+)
 _LIBRARIES = ("torch", "torchvision", "timm")
 # Starting a process costs as much as looking at some 20 networks.
 _FEW = 40
@@ -65,7 +72,7 @@ class Entry:
 def describe(name: str) -> Entry:
     """What a network becomes, found on the meta device: nothing is computed or loaded."""
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the libraries think of their old networks
             return _described(name)
     except Exception as error:  # each network fails in its own way, and is reported
@@ -74,10 +81,10 @@ def describe(name: str) -> Entry:
 
 def _described(name: str) -> Entry:
     size_hw = usual_preprocessing(name, 3, {}).size
-    network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
+    with torch.device("meta"), _Unfilled():
+        network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
     is_cam_ready = _is_cam_ready(network)
-    backbone = trunk_of(network, name, None, 3, size_hw)
-    shape, layers, _ = probe(backbone, 3, size_hw)
+    backbone, (shape, layers, _) = trunk_of(network, name, None, 3, size_hw)
     found = probe_if_taken(backbone, 3, (2 * size_hw[0], size_hw[1]))
     taller = None if found is None else found.shape[2]
     return Entry(
@@ -91,6 +98,22 @@ def _described(name: str) -> Entry:
         is_cam_ready=is_cam_ready,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
     )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills weights, which have no numbers on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run a function, unless it fills its operand."""
+        if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:

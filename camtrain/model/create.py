@@ -30,7 +30,7 @@ from camtrain.model.own_weights import (
     keeps_head,
     unsaid_from_own,
 )
-from camtrain.model.probe import drop_unused, probe
+from camtrain.model.probe import Probe, drop_unused, probe
 from camtrain.model.published import Weights, adapt_in_chans, find_weights
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
@@ -207,14 +207,14 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
     network = build_classifier(
         name, num_classes=None, in_chans=in_chans, backbone_args=recipe["backbone_args"]
     )
-    backbone = trunk_of(network, name, recipe["cut"], in_chans, preprocessing.size)
+    backbone, probed = trunk_of(network, name, recipe["cut"], in_chans, preprocessing.size)
     if found is not None:
         inside = backbone.get_submodule("trunk")
         tensors = adapt_in_chans(inside, found.tensors, in_chans)
         load_weights(inside, tensors, source=found.source)
     if recipe["stride"] is not None:
         set_stride(backbone, recipe["stride"], in_chans)
-    neck, channels = _neck(probe(backbone, in_chans, preprocessing.size).shape[1], recipe)
+    neck, channels = _neck(probed.shape[1], recipe)
     net = CAMNet(
         backbone,
         nn.Linear(channels, recipe["num_classes"]),
@@ -233,7 +233,7 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
 
 def trunk_of(
     network: nn.Module, name: str, cut: str | None, in_chans: int, size_hw: tuple[int, int]
-) -> nn.Module:
+) -> tuple[nn.Module, Probe]:
     """The backbone that a library's classifier becomes; the classifier is used up.
 
     Args:
@@ -243,11 +243,15 @@ def trunk_of(
         in_chans: Channels of the images.
         size_hw: (H, W) of the images it is built for.
 
+    Returns:
+        It, and what a forward pass of such images meets.
+
     Raises:
         CamtrainValueError: It has no such layer, or no feature map there.
     """
     if cut is None and name.startswith("camtrain/"):
-        return nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
+        trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
+        return trunk, probe(trunk, in_chans, size_hw)
     backbone: Backbone
     if cut is not None:
         backbone = _cut_after(network, name, cut, in_chans, size_hw)
@@ -266,8 +270,9 @@ def trunk_of(
     if isinstance(backbone, TimmBackbone):  # the others hold nothing that they do not use
         if isinstance(probed.layers[-1].module, nn.MaxPool2d):
             backbone.set_submodule(probed.layers[-1].name, nn.Identity())
+            probed = probe(backbone, in_chans, size_hw)
         drop_unused(backbone, probed)
-    return backbone
+    return backbone, probed
 
 
 def _cut_after(

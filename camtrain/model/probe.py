@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,10 +21,11 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 # Their results are like their first operands, which torch takes long to find out.
 _SHAPE_KEEPING = frozenset(
     {
-        *(F.batch_norm, F.group_norm, F.dropout, F.sigmoid, F.hardsigmoid),
-        *(F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, torch.sigmoid),
+        *(F.batch_norm, F.group_norm, F.dropout, F.sigmoid, F.hardsigmoid, F.normalize),
+        *(F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.gelu, F.silu, F.hardswish, torch.sigmoid),
     }
 )
+_BROADCASTING = frozenset({Tensor.add, Tensor.mul, torch.add, torch.mul})
 
 
 class Layer(NamedTuple):
@@ -57,9 +59,8 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            in_hw = _hw(inputs[0] if inputs else None)
-            shape = tuple(output.shape) if isinstance(output, Tensor) else ()
-            layers.append(Layer(name, module, in_hw, _hw(output), shape))
+            in_shape, shape = _shape(inputs[0] if inputs else None), _shape(output)
+            layers.append(Layer(name, module, _hw(in_shape), _hw(shape), shape))
 
         return hook
 
@@ -131,30 +132,52 @@ class _Operands(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Run a function as it is."""
+        """Run a function, or give what has the shape of its result."""
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
             self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, kwargs)))
-        if func in _SHAPE_KEEPING or (func is F.layer_norm and _fits(*args[:2])):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        options = kwargs or {}
+        shape = _shape_of_result(func, args, options)
+        if shape is None:
+            return func(*args, **options)
+        first = cast("Tensor", args[0])
+        return first if shape == first.shape else first.new_empty(shape)
 
 
-def _fits(operand: object, normalized_shape: object) -> bool:
-    """Whether a LayerNorm takes its operand: that of a whole map takes maps of one size."""
-    shape = tuple(cast("Sequence[int]", normalized_shape))
-    return isinstance(operand, Tensor) and operand.shape[operand.ndim - len(shape) :] == shape
+def _shape_of_result(
+    func: object, args: tuple[Any, ...], options: dict[str, object]
+) -> tuple[int, ...] | None:
+    """Of what torch takes long to find out; None where it is to be asked, or to complain."""
+    if func in _SHAPE_KEEPING:
+        return tuple(args[0].shape)
+    if len(args) < 2 or not isinstance(args[0], Tensor):
+        return None
+    shape = tuple(args[0].shape)
+    if func is F.layer_norm:  # that of a whole map takes maps of one size
+        return shape if shape[len(shape) - len(args[1]) :] == tuple(args[1]) else None
+    if func is F.linear:
+        *rows, columns = args[1].shape
+        return (*shape[:-1], *rows) if shape[-1] == columns else None
+    if func in _BROADCASTING and args[0].is_floating_point():
+        return np.broadcast_shapes(shape, _shape(args[1]))
+    is_attention = func is F.scaled_dot_product_attention and len(args) == 3
+    if is_attention and options.get("attn_mask") is None:
+        keys, values = _shape(args[1]), _shape(args[2])
+        fits = keys == (*shape[:-2], *keys[-2:-1], shape[-1]) and keys[:-1] == values[:-1]
+        return (*shape[:-1], values[-1]) if fits else None
+    return None
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module returns to the mode it had."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
+    training = [module for module in network.modules() if module.training]
+    if training:
+        network.eval()
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -168,7 +191,9 @@ def _ends_of_parts(name: str) -> list[int]:
     return [*(i for i, letter in enumerate(name) if letter == "."), len(name)]
 
 
-def _hw(value: object) -> tuple[int, int]:
-    if isinstance(value, Tensor) and value.ndim == 4:
-        return value.shape[2], value.shape[3]
-    return 1, 1
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _hw(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)

@@ -97,6 +97,8 @@ class Backbone(nn.Module):
     ) -> Probe:
         """See how the features are stored, on images of the size that the network is built for.
 
+        The result is that of ``probe`` afterwards.
+
         Args:
             in_chans: Channels of the images.
             size_hw: (H, W) of the images.
@@ -109,7 +111,8 @@ class Backbone(nn.Module):
         found = probe(self, in_chans, size_hw)
         self.layout = find_layout(found.shape, size_hw, channels=channels, prefix=prefix)
         self.size_hw = size_hw
-        return found
+        features = torch.empty(found.shape, device="meta")
+        return found._replace(shape=tuple(self.layout.to_map(features, size_hw).shape))
 
 
 class GraphBackbone(Backbone):

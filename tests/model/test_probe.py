@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from camtrain.model.probe import drop_unused, evaluating, probe, takes
 from camtrain.model.trunk import TimmBackbone
@@ -49,3 +50,21 @@ def test_unused_layers_are_taken_out() -> None:
     drop_unused(backbone, probe(backbone, 3, (64, 96)))
     assert probe(backbone, 3, (64, 96)).shape == (1, 512, 2, 3)
     assert {name.split(".")[1] for name in backbone.state_dict()} == {"features"}
+
+
+def test_shapes_that_are_not_asked_of_torch_are_those_of_torch() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.gain = nn.Linear(6, 10), nn.Parameter(torch.ones(7, 1, 10))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            rows = self.tokens(images[:, 0])  # (1, 5, 10)
+            wide = rows[:, None] + self.gain  # (1, 7, 5, 10)
+            found = F.scaled_dot_product_attention(wide, wide[:, :, :3], wide[:, :, :3, :4])
+            return found * 2 + found[:, :1]
+
+    network = Network()
+    expected = network(torch.randn(1, 3, 5, 6)).shape
+    assert probe(network, 3, (5, 6)).shape == expected == (1, 7, 5, 4)
+    assert not takes(network, 3, (5, 7))
