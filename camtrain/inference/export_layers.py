@@ -89,15 +89,18 @@ class SamePadded(nn.Module):
 
 
 def with_exportable_layers(network: Network) -> Network:
-    """A copy of a network in evaluation mode whose layers pad by constants, with equal results.
+    """A copy of a network in evaluation mode that computes the same as exporters prefer it.
 
-    Layers of a stride above 2 stay as they are.
+    Its layers pad by constants, but for those of a stride above 2, and none works in place: the
+    exporter takes activations in place apart, and minutes for those of some networks.
     """
     network = copy.deepcopy(network).eval()
     for name, layer in list(network.named_modules(remove_duplicate=False)):
         replacement = _exportable(layer)
         if replacement is not None:
             network.set_submodule(name, replacement)
+        if hasattr(layer, "inplace"):
+            layer.inplace = False
     return network
 
 

@@ -161,11 +161,24 @@ class _Graph:
         *_, output = self.nodes
         features = fx.node.map_arg(output.args[0], copies.__getitem__)
         features = features["features"] if isinstance(features, dict) else features
-        graph.output((features, [copies[self.nodes[self._end(name)]] for name in names]))
+        found = [self._as_it_is(graph, self.nodes[self._end(name)], copies) for name in names]
+        graph.output((features, found))
         code = graph.python_code("self")
         scope: dict[str, Any] = dict(code.globals)
         exec(code.src, scope)
         return cast("Run", scope["forward"])
+
+    def _as_it_is(self, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The result of an operation, before what follows works on it in place."""
+        layers = [
+            self.network.get_submodule(str(user.target))
+            for user in node.users
+            if user.op == "call_module"
+        ]
+        if not any(getattr(layer, "inplace", False) for layer in layers):
+            return copies[node]
+        with graph.inserting_after(copies[node]):
+            return graph.call_method("clone", (copies[node],))
 
     def _blocks(self) -> list[str]:
         """The largest modules with at most a quarter of the layers, in the order of their ends."""

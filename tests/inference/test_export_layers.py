@@ -6,6 +6,7 @@ import itertools
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
@@ -93,6 +94,13 @@ def test_a_network_is_copied_and_keeps_its_logits() -> None:
     images = torch.randn(2, 3, 75, 98)
     with torch.no_grad():
         torch.testing.assert_close(other(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_works_in_place_but_in_the_network_itself() -> None:
+    network = torchvision.models.mobilenet_v3_small(weights=None)
+    other = with_exportable_layers(network)
+    assert not any(getattr(layer, "inplace", False) for layer in other.modules())
+    assert any(getattr(layer, "inplace", False) for layer in network.modules())
 
 
 def test_the_example_prints_what_it_says() -> None:

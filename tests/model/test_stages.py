@@ -13,6 +13,7 @@ from camtrain import CAMNet
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.folding import fold_batch_norms
 from camtrain.inference.network import TorchNetwork
+from camtrain.model.stages import run_with_stages
 
 FOUND = {
     "timm/mobilenetv2_100": ("blocks.3", "blocks.4", "blocks.5"),
@@ -109,6 +110,23 @@ def test_a_convolution_that_is_a_stage_is_not_folded() -> None:
         expected = net.refined_maps(images).refined_maps
     given = TorchNetwork(net).refined_maps(images).refined_maps
     torch.testing.assert_close(given, expected, atol=1e-4 * float(expected.max()), rtol=1e-3)
+
+
+def test_a_stage_is_seen_before_what_follows_works_in_place() -> None:
+    net = network("torchvision/squeezenet1_1")
+    name = "features.9.squeeze"  # a ReLU in place comes after it
+    net.set_refine("affinity", [name])
+    assert net.stages is not None
+    seen: list[torch.Tensor] = []
+    layer = net.backbone.get_submodule(f"trunk.{name}")
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
+    images = images_for(net)
+    with torch.no_grad():
+        features, [stage] = run_with_stages(net.backbone, net.stages, images)
+        handle.remove()
+        assert torch.equal(features, net.backbone(images))
+    assert float(stage.min()) < 0
+    assert torch.equal(stage, seen[0])
 
 
 def test_a_network_of_another_type_of_numbers() -> None:
