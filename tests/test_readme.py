@@ -23,6 +23,7 @@ PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 QUICK = {
     "fit --config": ["--trainer.max_epochs", "1", "--data.lengths", "[64, 20, 20]"],
     "fit --data.root": ["--trainer.max_epochs", "1", "--data.size", "64", "--data.workers", "0"],
+    "models": ["test_*"],  # of all of them, see model/test_catalogue.py
 }
 
 

@@ -1,4 +1,4 @@
-"""The figures that the README states, on real photographs and on the quickstart's digits."""
+"""The figures that the README states, on real photographs; `.ci/run` looks at the quickstart's."""
 
 import re
 from pathlib import Path
@@ -27,15 +27,6 @@ def fit(
     main(["fit", "--config", f"configs/{config}.yaml", "--runs_dir", str(runs_dir), *arguments])
     printed = capsys.readouterr().out
     return {n: float(v) / 100 for n, v in re.findall(r"test/(\w+) .* ([\d.]+) %", printed)}
-
-
-def test_quickstart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    scores = fit("quickstart", tmp_path, capsys)
-    assert scores["acc1"] >= 0.99
-    assert scores["max_box_acc"] >= 0.90
 
 
 def test_a_head_on_a_frozen_pretrained_backbone(
