@@ -30,7 +30,7 @@ def by_loops(class_map: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         affinity[i] /= affinity[i].sum()
     start = np.maximum(flat - min(flat.mean(), 0.0), 0.0)
     spread = start.copy()
-    for _ in range(6):
+    for _ in range(4):
         spread = 0.98 * affinity @ spread + 0.02 * start
     floor = spread.min() + 0.75 * (spread.mean() - spread.min())
     return np.maximum(spread - floor, 0.0).reshape(class_map.shape)
