@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.calls import Calls
 from camtrain.model.stride import pair
 
 # By name, since this room does without timm.
@@ -166,7 +166,7 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     return plain.requires_grad_(False)
 
 
-class _Weights(TorchFunctionMode):
+class _Weights(Calls):
     """Notes what a convolution is computed with: timm standardizes some weights on the way."""
 
     def __init__(self) -> None:
@@ -174,17 +174,12 @@ class _Weights(TorchFunctionMode):
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
+    def answer(
+        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
     ) -> object:
-        """Run a function as it is."""
+        """The result, as it is."""
         if func is F.conv2d:
             weight, bias = args[1], args[2]
-            assert isinstance(weight, Tensor)
             self.weight = weight.detach().clone()
             self.bias = bias.detach().clone() if isinstance(bias, Tensor) else None
-        return func(*args, **(kwargs or {}))
+        return func(*args, **options)

@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
+from camtrain.model.calls import Calls
 from camtrain.model.convert import find_maps
 from camtrain.model.create import trunk_of
 from camtrain.model.cut import block_of
@@ -100,20 +101,16 @@ def _described(name: str) -> Entry:
     )
 
 
-class _Unfilled(TorchFunctionMode):
+class _Unfilled(Calls):
     """Leaves out what fills weights, which have no numbers on the meta device."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
+    def answer(
+        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
     ) -> object:
-        """Run a function, unless it fills its operand."""
+        """The result, or what would have been filled."""
         if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **options)
 
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from camtrain.model.calls import Calls
 from camtrain.model.layout import last_of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -118,33 +118,28 @@ def drop_unused(backbone: nn.Module, probed: Probe) -> None:
                 setattr(module, name, nn.Identity())
 
 
-class _Operands(TorchFunctionMode):
+class _Operands(Calls):
     """Notes which tensors anything is computed with, in the order of their first use."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[int, None] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
+    def answer(
+        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
     ) -> object:
-        """Run a function, or give what has the shape of its result."""
+        """The result, or what has its shape."""
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
-            self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, kwargs)))
-        options = kwargs or {}
+            self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, options)))
         shape = _shape_of_result(func, args, options)
         if shape is None:
             return func(*args, **options)
-        first = cast("Tensor", args[0])
+        first: Tensor = args[0]
         return first if shape == first.shape else first.new_empty(shape)
 
 
 def _shape_of_result(
-    func: object, args: tuple[Any, ...], options: dict[str, object]
+    func: object, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[int, ...] | None:
     """Of what torch takes long to find out; None where it is to be asked, or to complain."""
     if func in _SHAPE_KEEPING:
