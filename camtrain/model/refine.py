@@ -14,7 +14,9 @@ from functools import cache
 from hashlib import sha256
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,19 +125,22 @@ def _hashed(stage: Tensor) -> Tensor:
     left = hashed_channels(channels)
     if left == channels:
         return stage
-    signs = torch.tensor(_signs(channels), device=stage.device)[:, None, None]
-    # Slices are added as they lie in memory; a sum over an axis of groups takes ten times as long.
-    total, *others = (stage * signs).split(left, dim=1)
-    for some in others:
-        total = total + F.pad(some, (0, 0, 0, 0, 0, left - some.shape[1]))
+    signs = torch.from_numpy(_signs(channels)).to(stage.device)[:, None, None]
+    # Slices are added as they lie in memory; a sum over an axis of groups takes six times as long.
+    slices: Sequence[Tensor] = torch.split(stage * signs, left, dim=1)
+    total = slices[0]
+    for some in slices[1:]:
+        lacking = left - some.shape[1]
+        total = total + (F.pad(some, (0, 0, 0, 0, 0, lacking)) if lacking else some)
     return total
 
 
 @cache
-def _signs(channels: int) -> tuple[float, ...]:
+def _signs(channels: int) -> NDArray[np.float32]:
     """1 or -1 for each channel, the same for ever: trained thresholds depend on them."""
-    # Plain numbers: a kept tensor might have been made while a graph was exported.
-    return tuple(1.0 - 2.0 * (sha256(b"%d" % c).digest()[0] & 1) for c in range(channels))
+    # No tensor: one that is kept might have been made while a graph was exported.
+    signs = [1 - 2 * (sha256(b"%d" % c).digest()[0] & 1) for c in range(channels)]
+    return np.array(signs, dtype=np.float32)
 
 
 def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
