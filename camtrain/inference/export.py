@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainVa
 from camtrain.inference import onnx_network, pt2_network
 from camtrain.inference.agreement import Agreement, measure_agreement
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.inference.export_extra import needs_extra
 from camtrain.inference.export_module import ExportOptions
 from camtrain.inference.export_pictures import Pictures, random_pictures
 from camtrain.inference.export_program import Program, export_program
@@ -96,6 +98,10 @@ def export_network(
 
 
 def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold: float) -> None:
+    if path.suffix == ".onnx":
+        with needs_extra("Exporting to ONNX"):  # before the minute that tracing takes
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                importlib.import_module(package)
     check_threshold(threshold)
     if path.suffix not in _FORMATS:
         raise CamtrainValueError(

@@ -10,7 +10,7 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import METADATA_KEY
-from camtrain.inference.export_extra import needs_extra, quiet_exporter
+from camtrain.inference.export_extra import quiet_exporter
 from camtrain.inference.export_program import Program
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
     """Write a graph of standard ONNX operators with its weights in the same file.
 
     Raises:
-        CamtrainValueError: A package is missing, or the exporter cannot express the network in
-            standard operators, or in less than 2 GB.
+        CamtrainValueError: The exporter cannot express the network in standard operators, or in
+            less than 2 GB.
     """
-    with needs_extra("Exporting to ONNX"):
-        import onnx
-        import onnxscript  # noqa: F401  torch asks for it deep inside
+    import onnx
+
     size = sum(tensor.nbytes for tensor in program.exported.state_dict.values())
     if size >= _MOST_BYTES:
         raise CamtrainValueError(
