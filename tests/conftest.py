@@ -1,15 +1,90 @@
 """What the tests of several rooms share."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
+
+    from camtrain.training.main import CamtrainCLI
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: more threads would only wait
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+SHARE = 10  # a sample holds one of so many nightly tests
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of how to choose and order tests."""
+    parser.addoption(
+        "--sample",
+        metavar="SEED",
+        help=f"one of {SHARE} nightly tests, another {SHARE}th for every SEED (a commit's hash)",
+    )
+    parser.addoption("--reverse", action="store_true", help="run the tests in reverse order")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A sample is one of nightly tests."""
+    if config.getoption("sample"):
+        config.option.markexpr = "nightly"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """How to run the same sample again."""
+    seed = config.getoption("sample")
+    return (
+        f"one of {SHARE} nightly tests; again: python -m pytest --sample {seed}" if seed else None
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after `-m` has deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the sample, in the order asked for."""
+    if seed := config.getoption("sample"):
+        groups = defaultdict(list)
+        for item in items:
+            groups[item.nodeid.partition("[")[0]].append(item)
+        kept = {item for name in groups for item in sample(groups[name], f"{seed} {name}")}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+    if config.getoption("reverse"):
+        items.reverse()
+
+
+def sample(cases: list[Any], seed: str) -> list[Any]:
+    """One of ``SHARE`` cases of a test; each has the same chance, also where they are few."""
+    rng = random.Random(seed)
+    return rng.sample(cases, int(len(cases) / SHARE + rng.random()))
+
+
+def everyday(cases: Iterable[Any], *chosen: object) -> list[Any]:
+    """Cases of a test for ``parametrize``, all but the chosen ones nightly."""
+    cases = list(cases)
+    assert all(case in cases for case in chosen)
+    return at_night(cases, *(case for case in cases if case not in chosen))
+
+
+def at_night(cases: Iterable[Any], *chosen: object) -> list[Any]:
+    """Cases of a test for ``parametrize``, the chosen ones nightly."""
+    nightly = pytest.mark.nightly
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else [case]), marks=nightly)
+        if case in chosen
+        else case
+        for case in cases
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +96,16 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def photographs_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder, root/{train,val,test}/{red,blue}, of squares on noise, with their boxes."""
-    return make_photographs(tmp_path / "photographs")
+    return make_photographs(tmp_path_factory.mktemp("session") / "photographs")
+
+
+@pytest.fixture
+def photographs(photographs_once: Path, tmp_path: Path) -> Path:
+    """The same, for a test that may change it."""
+    return shutil.copytree(photographs_once, tmp_path / "photographs")
 
 
 def make_photographs(root: Path) -> Path:
@@ -50,14 +131,99 @@ def fit_arguments(photographs: Path, tmp_path: Path) -> Callable[..., list[str]]
     """Arguments of a ``fit`` of seconds, to which a test adds its own."""
 
     def arguments(*more: str) -> list[str]:
-        return [
-            "fit",
-            *("--model.backbone", "camtrain/digits", "--model.backbone_args", '{"width": 4}'),
-            *("--model.neck", "[]", "--data.root", str(photographs), "--data.size", "32"),
-            *("--data.workers", "0", "--data.batch_size", "8", "--trainer.max_epochs", "2"),
-            *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
-            *("--runs_dir", str(tmp_path / "runs"), "--name", "run", "--logger", "none"),
-            *more,
-        ]
+        return fit_of(photographs, tmp_path / "runs", *more)
 
     return arguments
+
+
+def fit_of(root: Path, runs_dir: Path, *more: str) -> list[str]:
+    """Arguments of a ``fit`` of seconds on a folder of photographs."""
+    return [
+        "fit",
+        *("--model.backbone", "camtrain/digits", "--model.backbone_args", '{"width": 4}'),
+        *("--model.neck", "[]", "--data.root", str(root), "--data.size", "32"),
+        *("--data.workers", "0", "--data.batch_size", "8", "--trainer.max_epochs", "2"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+        *("--runs_dir", str(runs_dir), "--name", "run", "--logger", "none"),
+        *("--cams.num_images", "2", "--cams.num_mistakes", "2"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="session")
+def fitted_once(
+    photographs_once: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a run with these arguments, trained once; only to be read."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def fit(*more: str) -> Path:
+        from camtrain.training.main import main
+
+        if more not in folders:
+            folder = tmp_path_factory.mktemp("fitted")
+            main(fit_of(photographs_once, folder, *more))
+            folders[more] = folder / "run"
+        return folders[more]
+
+    return fit
+
+
+@pytest.fixture
+def fitted(fitted_once: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """The same as ``runs/NAME`` of a test that goes on with it or changes it."""
+
+    def copy(*more: str, name: str = "run") -> Path:
+        return shutil.copytree(fitted_once(*more), tmp_path / "runs" / name)
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[WebDriver]:
+    """A headless Chromium; where CI is true there must be one."""
+    try:
+        from selenium import webdriver
+    except ImportError:
+        webdriver = None
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if webdriver is None or chromium is None or driver is None:
+        missing = "a browser: selenium, and Debian's chromium and chromium-driver"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"needs {missing}")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{name}")
+    options.add_argument("--window-size=1300,1000")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_once() -> Iterator[None]:
+    """The parser of a verb is built once: its hundred options take longer than a small training."""
+    try:
+        from camtrain.training.main import CamtrainCLI
+    except ImportError:  # a process without Lightning
+        yield
+        return
+    setup = CamtrainCLI.setup_parser
+    parsers: dict[str, dict[str, Any]] = {}
+
+    def setup_once(
+        cli: CamtrainCLI, subcommands: bool, main: dict[str, Any], own: dict[str, Any]
+    ) -> None:
+        if cli._verb not in parsers:
+            setup(cli, subcommands, main, {})
+            names = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+            parsers[cli._verb] = {name: getattr(cli, name) for name in names}
+        vars(cli).update(parsers[cli._verb])
+        files = own.get(cli._verb, {}).get("default_config_files", [])
+        cli._subcommand_parsers[cli._verb].default_config_files = files
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CamtrainCLI, "setup_parser", setup_once)
+        yield

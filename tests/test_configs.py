@@ -99,7 +99,7 @@ def test_every_config_is_tried() -> None:
     assert set(LAYOUTS) | HERE == {config.stem for config in CONFIGS}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_config_trains_on_pictures_in_the_real_layout(name: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
@@ -130,6 +130,7 @@ def commands_of(sweep: dict[str, Any]) -> list[list[str]]:
     return commands
 
 
+@pytest.mark.nightly
 def test_every_trial_of_the_sweep_is_parsed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,13 +86,13 @@ def check(name: str, said: str) -> None:
         assert [float(x) for x in means] == pytest.approx([float(x) for x in logits], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs_without_a_network(name: str, tmp_path: Path) -> None:
     check(name, texts(ran(name, SMALL[name], tmp_path)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", REAL)
 def test_it_runs_with_weights_of_a_file(name: str, shared: Path, tmp_path: Path) -> None:
     check(name, texts(ran(name, REAL[name].format(shared=shared), tmp_path)))

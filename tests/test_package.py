@@ -53,43 +53,30 @@ def test_importing_camtrain_or_its_front_door_loads_nothing_heavy() -> None:
     assert loaded_by("import camtrain; dir(camtrain)", *heavy) == set()
 
 
-def test_using_a_trained_network_loads_neither_lightning_nor_wandb_nor_timm(
+def test_a_trained_network_is_used_without_lightning_and_wandb_and_timm_is_not_loaded(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "model.safetensors"
-    net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
-    camtrain.Predictor(net).save(path)
-    code = f"""
-import importlib, pkgutil
-import camtrain.inference, torch
-for module in pkgutil.iter_modules(camtrain.inference.__path__):
-    importlib.import_module(f"camtrain.inference.{{module.name}}")
-[prediction] = camtrain.load({str(path)!r})(torch.rand(3, 20, 30), top=3)
-assert prediction.overlay(rank=2).size == (30, 20)
-"""
-    heavy = ("pytorch_lightning", "lightning", "lightning_fabric", "wandb", "timm", "jsonargparse")
-    assert loaded_by(code, "torch", "camtrain.training", *heavy) == {"torch"}
-
-
-def test_where_lightning_and_wandb_are_missing_pictures_are_predicted(tmp_path: Path) -> None:
-    """Loading, predicting, saving and the verb, in a process that cannot import them."""
+    """Every module of inference, loading, predicting, saving and the verb, in a fresh process."""
     path, output = tmp_path / "model.safetensors", tmp_path / "out"
     net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
     camtrain.Predictor(net).save(path)
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
     missing = ("pytorch_lightning", "lightning", "lightning_fabric", "wandb", "jsonargparse")
     code = f"""
-import sys
+import importlib, pkgutil, sys
 for name in {missing}:
     sys.modules[name] = None
-import camtrain, camtrain.cli
+import camtrain, camtrain.cli, camtrain.inference
+for module in pkgutil.iter_modules(camtrain.inference.__path__):
+    importlib.import_module(f"camtrain.inference.{{module.name}}")
 predictor = camtrain.load({str(path)!r})
-[prediction] = predictor({str(tmp_path / "a.png")!r})
+[prediction] = predictor({str(tmp_path / "a.png")!r}, top=3)
+assert prediction.overlay(rank=2).size == (30, 20)
 predictor.save({str(tmp_path / "again.safetensors")!r})
 args = ["predict", {str(path)!r}, {str(tmp_path)!r}, "--output", {str(output)!r}]
 assert camtrain.cli.main(args) == 0
 """
-    loaded_by(code)
+    assert loaded_by(code, "torch", "camtrain.training", "timm") == {"torch"}
     assert (output / "predictions.jsonl").read_text().count("\n") == 1
 
 
@@ -180,6 +167,6 @@ def test_ruff_is_content(args: tuple[str, ...]) -> None:
     assert findings("ruff", *args) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mypy_is_content() -> None:
     assert findings("mypy") == ""

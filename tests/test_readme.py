@@ -118,7 +118,7 @@ def run(command: str) -> None:
     assert main([*arguments, *QUICK.get(" ".join(arguments[:2]), [])]) == 0, command
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_its_commands_and_its_code_do_what_they_say(somewhere: Path) -> None:
     pytest.importorskip("onnxruntime")
     for command in commands():
@@ -139,7 +139,7 @@ def test_its_commands_and_its_code_do_what_they_say(somewhere: Path) -> None:
     assert names["maps"].shape == (1, 10, 16, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_its_script_trains_and_ships(somewhere: Path) -> None:
     exec(code_with("CAMDataModule("), {})
     assert len(list((somewhere / "cams").glob("epoch_*.jpg"))) == 3

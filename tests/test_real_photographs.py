@@ -10,7 +10,7 @@ from tests.benchmarks.imagenet_val300 import evaluate
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def test_an_epoch_goes_on_where_it_stopped(labels: list[int] | None) -> None:
     assert list(sampler) == whole
 
 
+@pytest.mark.nightly
 def test_balanced_classes_are_equally_likely() -> None:
     sampler = EpochSampler(100, shuffle=True, seed=0, labels=LABELS)
     keys = [key for epoch in range(200) for key in at_epoch(sampler, epoch)]

@@ -1,5 +1,9 @@
 """The page shows what the predictor says, on this machine only."""
 
+from __future__ import annotations
+
+import importlib.util
+import io
 import json
 import socket
 import subprocess
@@ -7,7 +11,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,11 +25,18 @@ from camtrain import Predictor, cli
 from camtrain.errors import CamtrainValueError
 from camtrain.inference import demo
 
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def predictor() -> Predictor:
+    return small_predictor()
+
+
+def small_predictor() -> Predictor:
     torch.manual_seed(0)
     net = camtrain.create_model("camtrain/digits", 7, neck=(), backbone_args={"width": 2})
     return Predictor(net, threshold=0.3)
@@ -67,35 +80,71 @@ def test_without_gradio_it_says_what_to_install(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_the_page_answers_on_this_machine_and_refuses_large_files(
-    predictor: Predictor, picture: Path, tmp_path: Path
-) -> None:
-    """In a process of its own, since the server leaves threads and warnings behind."""
-    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
-    predictor.save(tmp_path / "model.safetensors")
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a page in a process of its own, since its server leaves threads and warnings behind."""
+    if importlib.util.find_spec("gradio") is None:  # its import takes seconds
+        pytest.skip("the extra `demo` is not installed")
+    folder = tmp_path_factory.mktemp("demo")
+    small_predictor().save(folder / "model.safetensors")
     with socket.socket() as free:
         free.bind((demo.LOCAL, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "train.py"), "demo", str(tmp_path / "model.safetensors")]
-    with subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path) as server:
+    command = [sys.executable, str(ROOT / "train.py"), "demo", str(folder / "model.safetensors")]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=folder) as server:
         try:
-            url = f"http://{demo.LOCAL}:{port}"
-            wait_for(f"{url}/config")
-            [uploaded] = json.loads(upload(url, picture.read_bytes()))
-            file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-            body = json.dumps({"data": [file, 0.3]}).encode()
-            event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
-            with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
-                said = answer.read().decode()
-            assert "event: complete" in said
-            assert said.count('"caption"') == 5
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                upload(url, bytes((demo.MOST_MEGABYTES + 1) * 2**20))
-            assert refused.value.code == 413
-            refused.value.close()
+            wait_for(f"http://{demo.LOCAL}:{port}/config")
+            yield f"http://{demo.LOCAL}:{port}"
         finally:
             server.terminate()
+
+
+@pytest.mark.nightly
+def test_the_page_answers_on_this_machine_and_refuses_large_files(url: str, picture: Path) -> None:
+    [uploaded] = json.loads(upload(url, picture.read_bytes()))
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [file, 0.3]}).encode()
+    event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
+    with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
+        said = answer.read().decode()
+    assert "event: complete" in said
+    assert said.count('"caption"') == 5
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        upload(url, bytes((demo.MOST_MEGABYTES + 1) * 2**20))
+    assert refused.value.code == 413
+    refused.value.close()
+
+
+@pytest.mark.nightly
+def test_a_picture_is_dropped_and_its_classes_are_seen(
+    url: str, tmp_path: Path, browser: WebDriver
+) -> None:
+    wait = pytest.importorskip("selenium.webdriver.support.wait")
+    y, x = np.mgrid[:240, :320]
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.stack((y, x * 0.8, 255 - y), axis=2).astype(np.uint8)).save(picture)
+    [prediction] = small_predictor()(picture, top=5)
+    expected = demo.cards_of(prediction, 0.3)
+    browser.get(url)
+    in_time = wait.WebDriverWait(browser, 30)
+    in_time.until(lambda page: page.find_elements("css selector", "input[type=file]"))
+    browser.find_element("css selector", "input[type=file]").send_keys(str(picture))
+    in_time.until(lambda page: len(cards_on(page)) == len(expected))
+    assert [text for text, _ in cards_on(browser)] == [text for _, text in expected]
+    for (_, shown), (drawn, _) in zip(cards_on(browser), expected, strict=True):
+        assert shown.size == drawn.size
+        difference = np.asarray(shown).astype(int) - np.asarray(drawn)
+        assert np.abs(difference).mean() < 3  # the page sends them as WebP
+
+
+def cards_on(page: WebDriver) -> list[tuple[str, Image.Image]]:
+    """Text and picture of each card."""
+    cards = []
+    for card in page.find_elements("css selector", ".grid-container button"):
+        source = card.find_element("css selector", "img").get_attribute("src")
+        with urllib.request.urlopen(str(source)) as answer:
+            cards.append((card.text, Image.open(io.BytesIO(answer.read())).convert("RGB")))
+    return cards
 
 
 def wait_for(url: str) -> None:

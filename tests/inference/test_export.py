@@ -1,6 +1,7 @@
 """An exported network computes what the network computes, or there is no file."""
 
 import doctest
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from camtrain.inference.export_pictures import pictures_of
 from camtrain.inference.export_verb import usage
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.model.cam import PoolName
+from tests.conftest import at_night, everyday
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -53,9 +55,12 @@ def small_net(
     return net.eval()
 
 
-@pytest.fixture(scope="module")
+RAW = {"raw": True, "top": 5, "heatmaps": True}
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Export]:
-    """An export with these options, made once."""
+    """An export with these options, made once; the network must be left as it was."""
     made: dict[tuple[str, ExportOptions, str, PoolName], Export] = {}
 
     def make(
@@ -65,9 +70,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Export]:
         if key not in made:
             path = tmp_path_factory.mktemp("exported") / f"model{suffix}"
             net = small_net(channel_order=channel_order, pool=pool)
+            state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
             made[key] = export_network(
                 net, path, options=key[1], threshold=0.3, scores={"val/acc1": 0.5}
             )
+            for name, tensor in net.state_dict().items():
+                assert torch.equal(tensor, state[name]), name
+                assert tensor.dtype == state[name].dtype
         return made[key]
 
     return make
@@ -79,15 +88,11 @@ def inputs(size_hw: tuple[int, int], batch: int = 3) -> Tensor:
 
 @pytest.mark.parametrize(
     ("pool", "suffix"),
-    [
+    everyday(
+        itertools.product(("avg", "lse", "max", "gmp"), (".onnx", ".pt2")),
         ("avg", ".onnx"),
         ("avg", ".pt2"),
-        ("lse", ".pt2"),
-        ("max", ".pt2"),
-        pytest.param("lse", ".onnx", marks=pytest.mark.slow),
-        pytest.param("max", ".onnx", marks=pytest.mark.slow),
-        pytest.param("gmp", ".onnx", marks=pytest.mark.slow),
-    ],
+    ),
 )
 def test_logits_and_maps_are_those_of_the_network_at_every_size(
     suffix: str, pool: PoolName, exported: Callable[..., Export]
@@ -108,7 +113,7 @@ def test_logits_and_maps_are_those_of_the_network_at_every_size(
             assert torch.equal(found.classes, expected.classes)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", everyday([".onnx", ".pt2"], ".pt2"))
 def test_chosen_classes_are_given_in_their_order(
     suffix: str, exported: Callable[..., Export]
 ) -> None:
@@ -136,22 +141,17 @@ def test_chosen_classes_are_given_in_their_order(
 
 @pytest.mark.parametrize(
     ("order", "suffix"),
-    [
-        ("bgr", ".pt2"),
-        ("rgb", ".onnx"),
-        ("rgb", ".pt2"),
-        pytest.param("bgr", ".onnx", marks=pytest.mark.slow),
-    ],
+    everyday(itertools.product(("rgb", "bgr"), (".onnx", ".pt2")), ("rgb", ".pt2")),
 )
 def test_raw_pixels_are_normalized_in_the_graph(
     order: str, suffix: str, exported: Callable[..., Export]
 ) -> None:
-    done = exported(suffix, raw=True, top=2, heatmaps=True, channel_order=order)
+    done = exported(suffix, **RAW, channel_order=order)
     net = small_net(channel_order=order)
     assert net.preprocessing is not None
     pixels = torch.randint(0, 256, (2, 3, 41, 56), dtype=torch.uint8)
     with torch.no_grad():
-        expected = net.class_maps(normalize(pixels, net.preprocessing), top=2)
+        expected = net.class_maps(normalize(pixels, net.preprocessing), top=5)
     if suffix == ".onnx":
         session = onnxruntime.InferenceSession(str(done.path))
         outputs = [torch.from_numpy(o) for o in session.run(None, {"images": pixels.numpy()})]
@@ -162,15 +162,17 @@ def test_raw_pixels_are_normalized_in_the_graph(
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(maps, expected.maps, rtol=0, atol=1e-5)
     assert torch.equal(classes, expected.classes)
-    assert heat.shape == (2, 2, 41, 56)
+    assert heat.shape == (2, 5, 41, 56)
     assert heat.amin((2, 3)).eq(0).all()
     assert heat.amax((2, 3)).eq(1).all()
     expected_heat = camtrain.heatmaps(expected.maps, size=(41, 56))
     torch.testing.assert_close(heat, expected_heat, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"raw": True, "top": 5, "heatmaps": True}])
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    at_night(itertools.product((".onnx", ".pt2"), ({}, RAW)), (".onnx", RAW)),
+)
 def test_the_predictor_says_the_same_of_a_picture(
     suffix: str, options: dict[str, Any], exported: Callable[..., Export]
 ) -> None:
@@ -189,6 +191,7 @@ def test_the_predictor_says_the_same_of_a_picture(
             assert torch.equal(boxes, expected_boxes)
 
 
+@pytest.mark.nightly
 def test_scores_of_a_multi_label_network_are_sigmoids(tmp_path: Path) -> None:
     net = small_net(multilabel=True)
     export_network(net, tmp_path / "model.pt2")
@@ -199,20 +202,20 @@ def test_scores_of_a_multi_label_network_are_sigmoids(tmp_path: Path) -> None:
     assert found.names == expected.names
 
 
-def test_a_network_of_one_size_keeps_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", everyday([".onnx", ".pt2"], ".pt2"))
+def test_a_network_of_one_size_keeps_it(suffix: str, tmp_path: Path) -> None:
     """Its head averages a window of the map: another size would be another network."""
     net = small_net()
     net.backbone = FixedSize(net.backbone, (48, 40))
-    for suffix in (".onnx", ".pt2"):
-        done = export_network(net, tmp_path / f"model{suffix}")
-        assert done.input_hw == (48, 40)
-        network = camtrain.load(done.path).network
-        images = inputs((48, 40), batch=3)
-        torch.testing.assert_close(
-            network.class_maps(images).logits, net(images).detach(), rtol=0, atol=1e-5
-        )
-        with pytest.raises(CamtrainValueError, match=r"takes images \(B, 3, 48, 40\), got"):
-            network.class_maps(inputs((40, 48)))
+    done = export_network(net, tmp_path / f"model{suffix}")
+    assert done.input_hw == (48, 40)
+    network = camtrain.load(done.path).network
+    images = inputs((48, 40), batch=3)
+    torch.testing.assert_close(
+        network.class_maps(images).logits, net(images).detach(), rtol=0, atol=1e-5
+    )
+    with pytest.raises(CamtrainValueError, match=r"takes images \(B, 3, 48, 40\), got"):
+        network.class_maps(inputs((40, 48)))
 
 
 class FixedSize(nn.Module):
@@ -231,11 +234,11 @@ class FixedSize(nn.Module):
         return features
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", everyday([".onnx", ".pt2"], ".pt2"))
 def test_the_lines_it_prints_run(
     suffix: str, exported: Callable[..., Export], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for options in ({}, {"raw": True, "top": 2, "heatmaps": True}):
+    for options in ({}, RAW):
         done = exported(suffix, **options)
         monkeypatch.chdir(done.path.parent)
         lines = usage(done, small_net())
@@ -246,6 +249,7 @@ def test_the_lines_it_prints_run(
         assert found["maps"].shape[1] == options.get("top", 7)
 
 
+@pytest.mark.nightly
 def test_float16_keeps_what_the_network_says_and_halves_the_file(
     tmp_path: Path, exported: Callable[..., Export]
 ) -> None:
@@ -263,6 +267,7 @@ def test_float16_keeps_what_the_network_says_and_halves_the_file(
         export_network(small_net(), tmp_path / "a.pt2", options=ExportOptions(precision="fp16"))
 
 
+@pytest.mark.nightly
 def test_float16_that_overflows_leaves_no_file(tmp_path: Path) -> None:
     net = small_net()
     with torch.no_grad():
@@ -272,13 +277,16 @@ def test_float16_that_overflows_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+SPOILED = [
+    (".onnx", lambda maps: maps + 0.01, "its logits differ by up to .* and its maps by"),
+    (".pt2", lambda maps: maps + 0.01, "its logits differ by up to .* and its maps by"),
+    (".pt2", lambda maps: maps * torch.nan, "its logits differ by up to nan"),
+]
+
+
 @pytest.mark.parametrize(
     ("suffix", "spoil", "message"),
-    [
-        (".onnx", lambda maps: maps + 0.01, "its logits differ by up to .* and its maps by"),
-        (".pt2", lambda maps: maps + 0.01, "its logits differ by up to .* and its maps by"),
-        (".pt2", lambda maps: maps * torch.nan, "its logits differ by up to nan"),
-    ],
+    at_night(SPOILED, SPOILED[0], SPOILED[2]),
 )
 def test_what_lies_outside_the_tolerance_leaves_no_file(
     suffix: str,
@@ -365,15 +373,6 @@ def test_a_file_says_nothing_about_this_machine(exported: Callable[..., Export])
         assert b"site-packages" not in content
 
 
-def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
-    net = small_net()
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    export_network(net, tmp_path / "a.onnx", options=ExportOptions(precision="fp16"))
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-        assert tensor.dtype == state[name].dtype
-
-
 # The verb.
 
 
@@ -395,7 +394,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+@pytest.mark.parametrize("kind", at_night(["onnx", "pt2", "safetensors"], "onnx"))
 def test_the_verb_writes_beside_the_checkpoint_and_says_what(
     kind: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,7 +432,7 @@ def test_parity_is_checked_on_the_pictures_that_are_named(
     assert "6 inputs of" in out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_data_of_a_checkpoint_are_found_and_float16_is_measured_on_them(
     photographs: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 NETWORKS = {  # name: whether it takes images of any size
     "camtrain/digits": True,

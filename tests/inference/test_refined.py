@@ -76,6 +76,7 @@ def test_a_network_that_refines_nothing_still_says_format_1(tmp_path: Path) -> N
     assert "refine" not in said
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 @pytest.mark.parametrize("top", [None, 2])
 def test_an_exported_network_gives_refined_maps_too(
@@ -100,6 +101,7 @@ def test_an_exported_network_gives_refined_maps_too(
     torch.testing.assert_close(given.refined_maps, expected.refined_maps, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_stages_of_many_channels_are_exported(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +128,7 @@ def test_tta_averages_refined_maps() -> None:
     torch.testing.assert_close(one, other.flip(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.nightly
 def test_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for chosen in ("none", "affinity"):
         output = bundle.parent / f"{chosen}.pt2"
@@ -135,6 +138,7 @@ def test_the_command_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert camtrain.load(output).network.refine == chosen
 
 
+@pytest.mark.nightly
 def test_what_does_not_fit_is_said(bundle: Path, tmp_path: Path) -> None:
     net = refining_net()
     with pytest.raises(CamtrainError, match=r"refine must be the network's own, affinity, .*none"):

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from filelock import FileLock
 from torch import nn
 
-from camtrain.model.backbones import every_name
 from camtrain.model.catalogue import Entry, catalogue
 
 
@@ -22,13 +20,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def every_entry(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    """What all networks of both libraries become; minutes, so only for slow tests."""
+def entry_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Entry]:
+    """What a network becomes, by its name; looked at once for all processes of pytest."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # that of all processes of pytest
-    with FileLock(folder / "catalogue.lock"):  # the others find what the first has looked at
-        return catalogue(every_name(), folder / "catalogue.json")
+        folder = folder.parent
+
+    def entry(name: str) -> Entry:
+        [found] = catalogue([name], folder / "catalogue" / f"{name.replace('/', '_')}.json")
+        return found
+
+    return entry
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.cam import PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model
+from tests.conftest import at_night
 
 POOLS = [pool for pool in get_args(PoolName) if pool != "gmp"]
 NETWORKS = {
@@ -39,7 +40,13 @@ class Case(NamedTuple):
     features: Tensor
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+LARGE = (
+    *("torchvision/vgg16", "torchvision/resnet50", "torchvision/densenet121", "timm/vgg16"),
+    *("torchvision/googlenet", "timm/efficientnet_b0", "timm/mobilenetv2_100"),
+)
+
+
+@pytest.fixture(scope="module", params=at_night(NETWORKS, *(n for n in LARGE if n in NETWORKS)))
 def case(request: pytest.FixtureRequest, enliven: Callable[[nn.Module], nn.Module]) -> Case:
     torch.manual_seed(0)
     net = create_model(
@@ -150,7 +157,10 @@ MAP_SIZES = [  # (C, h, w) of the backbone for pictures of 224 x 288
 ]
 
 
-@pytest.mark.parametrize(("name", "shape"), MAP_SIZES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    at_night(MAP_SIZES, *(case for case in MAP_SIZES if case[0] in LARGE)),
+)
 def test_the_cuts_are_those_of_the_paper(name: str, shape: tuple[int, int, int]) -> None:
     with torch.device("meta"):
         net = create_model(name, num_classes=5, weights=None)
@@ -160,7 +170,9 @@ def test_the_cuts_are_those_of_the_paper(name: str, shape: tuple[int, int, int])
     assert next(m for m in net.neck.modules() if isinstance(m, nn.Conv2d)).in_channels == shape[0]
 
 
-@pytest.mark.parametrize("name", ["torchvision/resnet18", "camtrain/digits"])
+@pytest.mark.parametrize(
+    "name", at_night(["torchvision/resnet18", "camtrain/digits"], "torchvision/resnet18")
+)
 @torch.inference_mode()
 def test_a_whole_forward_pass_under_autocast_ends_in_float32(name: str) -> None:
     net = create_model(name, num_classes=7, weights=None, neck=(16,)).eval()

@@ -14,6 +14,7 @@ from camtrain.model.backbones import build_classifier, full_name
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
 from camtrain.model.stride import stride_of
+from tests.conftest import at_night
 
 RESNET, SQUEEZENET = "torchvision/resnet18", "torchvision/squeezenet1_1"
 
@@ -124,7 +125,9 @@ def assert_same_architecture(again: CAMNet, net: CAMNet) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize(("name", "arguments"), RECIPES)
+@pytest.mark.parametrize(
+    ("name", "arguments"), at_night(RECIPES, *(case for case in RECIPES if "googlenet" in case[0]))
+)
 def test_a_recipe_builds_the_same_network_again(name: str, arguments: dict[str, Any]) -> None:
     net = create_model(name, 5, weights=None, **arguments)
     assert net.recipe is not None
@@ -138,9 +141,9 @@ def test_a_recipe_builds_the_same_network_again(name: str, arguments: dict[str, 
     [
         (SQUEEZENET, {}),
         (SQUEEZENET, {"stride": 8, "pool": "lse", "dropout": 0.5}),
-        (RESNET, {"stride": 16}),
+        pytest.param(RESNET, {"stride": 16}, marks=pytest.mark.nightly),
         ("timm/test_resnet", {}),
-        ("googlenet", {}),
+        pytest.param("googlenet", {}, marks=pytest.mark.nightly),
     ],
 )
 def test_a_recipe_with_the_original_head_builds_it_again(

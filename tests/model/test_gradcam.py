@@ -17,6 +17,7 @@ import camtrain
 from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
 from camtrain.model import gradcam as gradcam_module
 from camtrain.model.gradcam import gradcam
+from tests.conftest import at_night
 
 Enliven = Callable[[nn.Module], nn.Module]
 
@@ -73,7 +74,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("elementwise", [False, True])
-@pytest.mark.parametrize("case", NETWORKS)
+@pytest.mark.parametrize("case", at_night(NETWORKS, "densenet121", "vgg16"))
 def test_on_a_cam_network_it_is_the_positive_class_map_over_its_area(
     case: str, elementwise: bool, enliven: Enliven
 ) -> None:

@@ -56,6 +56,7 @@ def test_published_weights_keep_their_head_and_its_names(cache: Path) -> None:
     assert create_model(SQUEEZENET, 12).class_names is None
 
 
+@pytest.mark.nightly
 def test_densenets_are_loaded_from_their_names_of_2017(cache: Path) -> None:
     """The library renames the keys of these files while it loads them."""
     classifier = torchvision.models.densenet121().eval()
@@ -71,6 +72,7 @@ def test_densenets_are_loaded_from_their_names_of_2017(cache: Path) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trunk.items())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("has_auxiliary_heads", [True, False])
 def test_googlenet_renormalizes_its_input_with_weights_only(
     has_auxiliary_heads: bool, cache: Path

@@ -14,16 +14,16 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.folding import fold_batch_norms
 from camtrain.inference.network import TorchNetwork
 from camtrain.model.stages import run_with_stages
+from tests.conftest import at_night
 
+SWIN = "timm/swin_tiny_patch4_window7_224"
 FOUND = {
     "timm/mobilenetv2_100": ("blocks.3", "blocks.4", "blocks.5"),
     "torchvision/squeezenet1_1": ("features.9", "features.10", "features.11"),
     "timm/resnet26": ("layer2", "layer3"),
     "torchvision/googlenet": ("inception4b", "inception4c", "inception4d"),
     "timm/vit_tiny_patch16_224": ("blocks.6", "blocks.8", "blocks.9"),
-    "timm/swin_tiny_patch4_window7_224": (
-        *("layers.2.blocks.2", "layers.2.blocks.4", "layers.2.blocks.5"),
-    ),
+    SWIN: (*("layers.2.blocks.2", "layers.2.blocks.4", "layers.2.blocks.5"),),
     "camtrain/digits": ("trunk.pool2", "trunk.relu3"),
 }
 
@@ -38,7 +38,7 @@ def images_for(net: CAMNet) -> torch.Tensor:
     return torch.randn(2, 3, *((224, 224) if is_fixed else (96, 128)))
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", at_night(FOUND, SWIN))
 def test_stages_are_found_and_change_nothing(name: str) -> None:
     net = network(name)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
@@ -72,6 +72,7 @@ def test_a_stage_is_the_result_of_its_layer() -> None:
     torch.testing.assert_close(vectors, stage_vectors(seen, (2, 3)))
 
 
+@pytest.mark.nightly
 def test_a_gain_before_the_sum_belongs_to_the_block() -> None:
     net = network("timm/nfnet_f0")
     net.set_refine("affinity")
@@ -79,16 +80,18 @@ def test_a_gain_before_the_sum_belongs_to_the_block() -> None:
     assert len(net.stages.layers) == 3
 
 
+@pytest.mark.nightly
 def test_a_stage_ends_where_the_next_module_begins() -> None:
     """Swin's next stage regroups its pixels before its first layer."""
-    net = network("timm/swin_tiny_patch4_window7_224").set_refine("affinity")
+    net = network(SWIN).set_refine("affinity")
     assert net.stages is not None
     assert net.stages.channels == (384, 384, 384)
     assert not [name for name in vars(net.backbone.trunk) if "_tensor_constant" in name]
 
 
-def test_it_follows_a_network_that_moves() -> None:
-    net = network("timm/swin_tiny_patch4_window7_224").set_refine("affinity")
+@pytest.mark.parametrize("name", at_night(["timm/resnet26", SWIN], SWIN))
+def test_it_follows_a_network_that_moves(name: str) -> None:
+    net = network(name).set_refine("affinity")
     images = images_for(net)
     with torch.no_grad():
         net.refined_maps(images)

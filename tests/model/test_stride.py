@@ -1,6 +1,7 @@
 """Smaller strides are exact: every pixel of the old map is found again in the new, larger one."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from camtrain.errors import CamtrainValueError
 from camtrain.model.convert import convert
 from camtrain.model.create import create_model
 from camtrain.model.stride import DilatedAvgPool2d, set_stride, stride_of
+from tests.conftest import everyday
 
 Enliven = Callable[[nn.Module], nn.Module]
 
@@ -59,8 +61,22 @@ EXACT = [  # name, stride, the backbone's own
 ]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (95, 67)])
-@pytest.mark.parametrize(("name", "stride", "own"), EXACT)
+SIZES = [(64, 96), (95, 67)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "own", "size"),
+    everyday(
+        [(*case, size) for case in EXACT for size in SIZES],
+        ("torchvision/resnet18", 4, 32, SIZES[1]),
+        ("torchvision/mobilenet_v2", 8, 32, SIZES[0]),
+        ("torchvision/googlenet", 8, 16, SIZES[1]),
+        ("torchvision/squeezenet1_1", 8, 16, SIZES[0]),
+        ("timm/convnext_atto", 16, 32, SIZES[1]),
+        ("camtrain/digits", 2, 4, SIZES[0]),
+        ("camtrain/digits", 1, 4, SIZES[1]),
+    ),
+)
 def test_dilation_is_exact(
     name: str, stride: int, own: int, size: tuple[int, int], enliven: Enliven
 ) -> None:
@@ -69,9 +85,14 @@ def test_dilation_is_exact(
     assert_found_again(net.backbone, stride, own=own, images=torch.randn(1, 3, *size))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (128, 64)])
-@pytest.mark.parametrize("stride", [16, 8, 4])
-@pytest.mark.parametrize("name", ["torchvision/densenet121", "timm/resnet26d"])
+POOLED = itertools.product(
+    ("torchvision/densenet121", "timm/resnet26d"), (16, 8, 4), ((64, 96), (128, 64))
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "size"), everyday(POOLED, ("timm/resnet26d", 16, (64, 96)))
+)
 def test_average_poolings_are_dilated_exactly(
     name: str, stride: int, size: tuple[int, int], enliven: Enliven
 ) -> None:
@@ -112,6 +133,7 @@ def test_dilation_is_exact_with_padding_at_the_end_only(stride: int, enliven: En
     assert_found_again(enliven(net).backbone, stride, own=32, images=images, first=first)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("stride", [16, 8])
 def test_a_converted_googlenet_is_dilated_exactly(stride: int, enliven: Enliven) -> None:
     """Its last max poolings are padded, and their padding outgrows half their kernel."""

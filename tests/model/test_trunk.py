@@ -15,6 +15,7 @@ from camtrain.errors import CamtrainValueError
 from camtrain.model.create import create_model
 from camtrain.model.probe import evaluating
 from camtrain.model.trunk import GraphBackbone, TimmBackbone, TimmBlocks
+from tests.conftest import at_night
 
 
 class Dropping(nn.Module):
@@ -119,7 +120,17 @@ STORED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "h", "w"), STORED)
+LARGE = {  # a second or more
+    *("timm/coat_tiny", "timm/hiera_tiny_224", "timm/mvitv2_tiny", "timm/nest_tiny_jx"),
+    *("timm/volo_d1_224", "timm/pit_ti_224", "timm/crossvit_9_240", "timm/twins_svt_small"),
+    *("torchvision/swin_t", "torchvision/vit_b_32", "timm/mixer_s32_224"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "h", "w"),
+    at_night(STORED, *(case for case in STORED if case[0] in LARGE)),
+)
 def test_the_map_shows_where_the_picture_changed(
     name: str, arguments: dict[str, Any], h: int, w: int
 ) -> None:
@@ -146,7 +157,11 @@ def test_the_map_shows_where_the_picture_changed(
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("timm/vit_tiny_patch16_224", "224x224"), ("torchvision/vit_b_32", "224x224")]
+    ("name", "own"),
+    [
+        ("timm/vit_tiny_patch16_224", "224x224"),
+        pytest.param("torchvision/vit_b_32", "224x224", marks=pytest.mark.nightly),
+    ],
 )
 def test_images_of_another_size_than_the_networks_are_refused_in_one_sentence(
     name: str, own: str
@@ -178,6 +193,7 @@ def test_layers_that_are_used_without_being_called_stay() -> None:
         torch.testing.assert_close(net.eval().backbone(images), expected)
 
 
+@pytest.mark.nightly
 @torch.inference_mode()
 def test_a_timm_network_that_cannot_be_traced_is_cut_after_its_blocks() -> None:
     network = timm.create_model("vgg11").eval()

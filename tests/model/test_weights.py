@@ -19,6 +19,7 @@ from camtrain.model.backbones import build_classifier
 from camtrain.model.create import create_model
 from camtrain.model.published import adapt_in_chans
 from camtrain.model.weights import load_weights, read_weights
+from tests.conftest import everyday
 
 Weights = dict[str, Tensor]
 
@@ -227,7 +228,8 @@ def places365(architecture: str, weights: Weights) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "is_legacy"), [("alexnet", True), ("resnet18", True), ("densenet121", False)]
+    ("architecture", "is_legacy"),
+    everyday([("alexnet", True), ("resnet18", True), ("densenet121", False)], ("resnet18", True)),
 )
 def test_the_checkpoints_of_places365_load_with_their_classes(
     architecture: str, is_legacy: bool, tmp_path: Path

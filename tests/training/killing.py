@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = ["camtrain.training.main", "tests.training.killing"]
+from tests.by_two import PRELOADED
 
 
 def run_in_child(
@@ -29,7 +29,7 @@ def run_in_child(
         signals: Sent to the process with all that belong to it, as a terminal does.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(PRELOADED)
     values = dict(pairwise(args))
     log = Path(values["--runs_dir"]) / f"{values['--name']}.log"
     child = context.Process(target=_run, args=(args, kill, signals, str(log)))

@@ -1,19 +1,12 @@
-"""The options of a training, one by one: what each is, and what it must change.
-
-Run by several processes, ``python -m torch.distributed.run --nproc-per-node 2 -m
-tests.training.options OUT.json``, it trains once with every option and writes down what came out.
-"""
+"""The options of a training, one by one: what each is, and what it must change."""
 
 import hashlib
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import EarlyStopping
 
@@ -106,25 +99,11 @@ def state_hash(module: CAMModule) -> str:
     return found.hexdigest()
 
 
-def _main(out: Path) -> None:
+def train_by_two(option: str, out: Path) -> None:
+    """Train with an option in this process, one of two; write down what came out in each."""
     warnings.simplefilter("ignore")
-    results: dict[str, Any] = {}
-    os.chdir(out.parent)  # the learning rate finder puts its checkpoint there
-    for name, (settings, more) in {"nothing": ({}, {}), **OPTIONS, **SPEED}.items():
-        try:
-            module, trainer = trained(settings, more, strategy="ddp", devices=2)
-            told: Any = {"hash": state_hash(module), "steps": trainer.global_step}
-        except Exception as error:
-            told = {"error": f"{type(error).__name__}: {error}"}
-        everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, told)
-        results[name] = everywhere
-    if dist.get_rank() == 0:
-        out.write_text(json.dumps(results, indent=1))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    _main(Path(sys.argv[1]))
+    os.chdir(out)  # the learning rate finder puts its checkpoint there
+    settings, more = {"nothing": ({}, {}), **OPTIONS, **SPEED}[option]
+    module, trainer = trained(settings, more, strategy="ddp", devices=2)
+    result = {"hash": state_hash(module), "steps": trainer.global_step}
+    (out / f"{option}{trainer.global_rank}.json").write_text(json.dumps(result))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.test_main import Arguments
 
@@ -56,7 +57,7 @@ def test_accumulated_batches_are_one_step(data: CAMDataModule) -> None:
     torch.testing.assert_close(module.net.head.weight, (first + second) / 2)
 
 
-@pytest.mark.parametrize("ema_decay", ["0.5", "null"])
+@pytest.mark.parametrize("ema_decay", everyday(["0.5", "null"], "0.5"))
 def test_bundle_and_best_checkpoint_are_what_was_evaluated(
     ema_decay: str, fit_arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -62,38 +62,36 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
+BY_3 = ("--data.batch_size", "3")
 WAYS = {
-    "accumulated gradients": (
-        ("--trainer.accumulate_grad_batches", "2", "--data.batch_size", "3"),
-        (4, 9),
-    ),
-    "a balanced order": (("--data.sampler", "balanced", "--data.batch_size", "3"), (4, 8)),
+    "accumulated gradients": (("--trainer.accumulate_grad_batches", "2", *BY_3), (4, 9)),
+    "a balanced order": (("--data.sampler", "balanced", *BY_3), (4, 8)),
     "steps instead of epochs": (
-        ("--trainer.max_steps", "12", "--trainer.max_epochs", "20", "--data.batch_size", "3"),
+        ("--trainer.max_steps", "12", "--trainer.max_epochs", "20", *BY_3),
         (4, 7, 11),
     ),
-    "validation within epochs": (
-        ("--trainer.val_check_interval", "2", "--data.batch_size", "3"),
-        (2, 3, 5, 8),
-    ),
+    "validation within epochs": (("--trainer.val_check_interval", "2", *BY_3), (2, 3, 5, 8)),
     "validation every other epoch": (("--trainer.check_val_every_n_epoch", "2"), (2, 4)),
 }
+CUTS = [(way, step) for way, (_, steps) in WAYS.items() for step in steps]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("way", "step"), CUTS)
 def test_every_way_of_training_goes_on_exactly(
-    way: str, fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
+    way: str,
+    step: int,
+    fit_arguments: Arguments,
+    fitted_once: Callable[..., Path],
+    tmp_path: Path,
+    cut: Callable[..., None],
 ) -> None:
-    more, steps = WAYS[way]
-    more = ("--model.dropout", "0.5", "--save_every_minutes", "0", *more)
-    run(fit_arguments(*more, "--name", "whole"))
-    whole = tmp_path / "runs" / "whole"
-    for step in steps:
-        name = f"cut{step}"
-        cut(fit_arguments(*more, "--name", name), step)
-        run(fit_arguments(*more, "--name", name, *LAST))
-        assert_same_weights(tmp_path / "runs" / name, whole)
-        assert rows_of(tmp_path / "runs" / name) == rows_of(whole), step
+    more = ("--model.dropout", "0.5", "--save_every_minutes", "0", *WAYS[way][0])
+    whole, folder = fitted_once(*more), tmp_path / "runs" / "run"
+    cut(fit_arguments(*more), step)
+    run(fit_arguments(*more, *LAST))
+    assert_same_weights(folder, whole)
+    assert rows_of(folder) == rows_of(whole)
 
 
 CHANGES = {
@@ -115,9 +113,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_would_make_it_another_training_is_refused(
-    change: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str,
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments())
+    fitted()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     more, told = CHANGES[change]
     args = [*fit_arguments(*LAST, "--trainer.max_epochs", "3"), *more]
@@ -140,6 +142,7 @@ def test_other_pictures_are_refused_within_an_epoch(
     assert "number of training pictures was 16, got 15" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_more_workers_and_another_place_are_no_other_training(
     fit_arguments: Arguments, tmp_path: Path, photographs: Path, cut: Callable[..., None]
 ) -> None:
@@ -153,9 +156,12 @@ def test_more_workers_and_another_place_are_no_other_training(
 
 
 def test_a_finished_run_can_be_trained_longer(
-    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments("--model.lr", "0.01"))
+    fitted("--model.lr", "0.01")
     capsys.readouterr()
     run(fit_arguments("--model.lr", "0.01", *LAST, "--trainer.max_epochs", "4"))
     # 4 of 8 steps, 2 of them warm-up: a third of the half cosine.
@@ -169,6 +175,7 @@ def test_a_finished_run_can_be_trained_longer(
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.nightly
 def test_a_run_that_stopped_early_has_ended(
     fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
 ) -> None:
@@ -185,6 +192,7 @@ def test_a_run_that_stopped_early_has_ended(
     assert len(rows_of(tmp_path / "runs" / "run")) == 2
 
 
+@pytest.mark.nightly
 def test_tensorboard_shows_no_step_twice(
     fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
 ) -> None:
@@ -199,6 +207,7 @@ def test_tensorboard_shows_no_step_twice(
     assert [event.step for event in events.Images("val/cams")] == [0, 3, 7, 11]
 
 
+@pytest.mark.nightly
 def test_wandb_goes_on_with_the_same_run(
     fit_arguments: Arguments,
     tmp_path: Path,
@@ -234,9 +243,9 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
 
 
 def test_another_run_s_checkpoint_begins_a_run_of_its_own(
-    fit_arguments: Arguments, tmp_path: Path
+    fit_arguments: Arguments, fitted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run(fit_arguments())
+    fitted()
     best = tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt"
     more = ("--name", "other", "--ckpt_path", str(best), "--trainer.max_epochs", "3")
     assert main(fit_arguments(*more)) == 0
@@ -263,20 +272,26 @@ def test_testing_a_checkpoint_does_not_shorten_a_later_training(
     assert trainer.global_step == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("schedule", ["cosine", "poly", "warmup_cosine"])
 def test_a_longer_training_follows_the_longer_schedule(
-    schedule: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    schedule: str,
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    fitted_once: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ("--model.schedule", schedule, "--model.warmup_epochs", "0")
-    run(fit_arguments(*more))
+    folder = fitted(*more)
     run(fit_arguments(*more, *LAST, "--trainer.max_epochs", "4"))
     assert "has 8 steps now, 4 before" in capsys.readouterr().out
-    [group, *_] = last_of(tmp_path / "runs" / "run")["optimizer_states"][0]["param_groups"]
-    run(fit_arguments(*more, "--name", "whole", "--trainer.max_epochs", "4"))
-    [expected, *_] = last_of(tmp_path / "runs" / "whole")["optimizer_states"][0]["param_groups"]
+    [group, *_] = last_of(folder)["optimizer_states"][0]["param_groups"]
+    whole = fitted_once(*more, "--trainer.max_epochs", "4")
+    [expected, *_] = last_of(whole)["optimizer_states"][0]["param_groups"]
     assert group["lr"] == pytest.approx(expected["lr"])
 
 
+@pytest.mark.nightly
 def test_the_last_steps_are_validated_where_they_end_within_an_epoch(
     fit_arguments: Arguments, tmp_path: Path
 ) -> None:
@@ -295,7 +310,7 @@ def test_a_run_without_a_validation_says_so(
     assert not (tmp_path / "runs" / "run" / "model.safetensors").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_found_rate_is_kept_when_the_training_goes_on(
     fit_arguments: Arguments, tmp_path: Path
 ) -> None:

@@ -1,8 +1,5 @@
 """Damaged files: named, counted and skipped in training, errors in evaluation."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,8 @@ import torch
 
 from camtrain.data import DamagedImageError
 from camtrain.training import CAMDataModule
+from tests.by_two import run_by_two
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ def damage(photographs: Path, split: str, count: int) -> list[Path]:
     return files
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", everyday([0, 2], 0))
 def test_a_training_names_counts_and_skips_them(photographs: Path, workers: int) -> None:
     files = damage(photographs, "train", 2)
     data = CAMDataModule(root=photographs, size=32, batch_size=4, workers=workers)
@@ -120,32 +119,18 @@ def test_the_keys_are_options_of_the_data_module(photographs: Path) -> None:
     assert not torch.equal(plain.datasets["train"][1].image, train[1].image)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_wait_for_each_other_whatever_they_skip(
-    photographs: Path, tmp_path: Path
+    photographs: Path,
 ) -> None:
     """The first process meets whole batches of nothing, the second none."""
     damage(photographs, "train", 5)
     damage(photographs, "val", 1)
-    script = tmp_path / "train.py"
-    script.write_text(f"""
-from tests.training.conftest import quiet_trainer, small_module
-from camtrain.training import CAMDataModule
-data = CAMDataModule(root={str(photographs)!r}, size=32, batch_size=2, workers=0,
-                     allow_damaged=True)
-trainer = quiet_trainer(max_epochs=2, devices=2, strategy="ddp")
-trainer.fit(small_module(), data)
-damaged = trainer.callback_metrics["train/damaged"].item()
-print(f"damaged {{damaged}}\\n", end="")  # at once: two processes write
-""")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("damaged 10.0") == 2
+    assert all("damaged 10.0" in printed for printed in run_by_two(train_on, photographs))
+
+
+def train_on(root: Path) -> None:
+    data = CAMDataModule(root=root, size=32, batch_size=2, workers=0, allow_damaged=True)
+    trainer = quiet_trainer(max_epochs=2, devices=2, strategy="ddp")
+    trainer.fit(small_module(), data)
+    print("damaged", trainer.callback_metrics["train/damaged"].item())

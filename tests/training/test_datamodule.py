@@ -18,9 +18,9 @@ def test_classes_come_from_the_folders(data: CAMDataModule) -> None:
     assert data.num_classes == 2
 
 
-def test_batches_hold_pictures_with_their_boxes(data: CAMDataModule) -> None:
-    data.setup("validate")
-    batch = next(iter(data.val_dataloader()))
+def test_batches_hold_pictures_with_their_boxes(boxed_data: CAMDataModule) -> None:
+    boxed_data.setup("validate")
+    batch = next(iter(boxed_data.val_dataloader()))
     assert isinstance(batch, Batch)
     assert batch.images.shape == (8, 3, 32, 32)
     assert batch.sizes_hw.tolist() == [[40, 56]] * 8

@@ -24,7 +24,7 @@ def write_digits(root: Path, digits: range) -> None:
                 Image.fromarray(source.read(index).image[0].numpy()).save(path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_five_digits_are_learned_and_five_others_fine_tuned(tmp_path: Path) -> None:
     def fit(name: str, digits: range, *more: str) -> float:
         write_digits(tmp_path / name, digits)

@@ -13,6 +13,7 @@ import camtrain
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.freezing import part_until
+from tests.conftest import at_night, everyday
 from tests.training.conftest import quiet_trainer, small_module
 
 
@@ -79,7 +80,7 @@ def test_layers_up_to_one_are_bit_identical_and_the_others_change(
     assert changed(module.net.backbone, before) == [n for n in before if n.startswith(free)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", everyday(WAYS, "average"))
 def test_unfreezing_waits_for_its_epoch(way: str, data: CAMDataModule) -> None:
     module = small_module(freeze_backbone=True, unfreeze_at_epoch=2, **WAYS[way])
     before, hashes = hash_of(module.net.backbone), Hashes()
@@ -97,30 +98,23 @@ def test_a_resumed_training_freezes_what_it_would_have(data: CAMDataModule, tmp_
         return small_module(freeze_until="norm2", unfreeze_at_epoch=2, ema_decay=0.9)
 
     whole = module()
-    quiet_trainer(max_epochs=4).fit(whole, data)
+    quiet_trainer(max_epochs=4, callbacks=[SaveEpochs(tmp_path)]).fit(whole, data)
     for epochs in (1, 2, 3):
-        torch.manual_seed(0)
-        begun = module()
-        trainer = quiet_trainer(max_epochs=4)
-        trainer.callbacks.append(SaveAfter(epochs, tmp_path / "a.ckpt"))
-        trainer.fit(begun, data)
         resumed = module()
-        quiet_trainer(max_epochs=4).fit(
-            resumed, data, ckpt_path=tmp_path / "a.ckpt", weights_only=True
-        )
+        checkpoint = tmp_path / f"{epochs}.ckpt"
+        quiet_trainer(max_epochs=4).fit(resumed, data, ckpt_path=checkpoint, weights_only=True)
         assert hash_of(resumed.net) == hash_of(whole.net), epochs
 
 
-class SaveAfter(Callback):
-    """Writes a checkpoint after some epochs."""
+class SaveEpochs(Callback):
+    """Writes a checkpoint after every epoch."""
 
-    def __init__(self, epochs: int, path: Path) -> None:
-        self.epochs, self.path = epochs, path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it when it is time."""
-        if trainer.current_epoch + 1 == self.epochs:
-            trainer.save_checkpoint(self.path)
+        """Write it."""
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch + 1}.ckpt")
 
 
 def test_all_parameters_are_known_to_the_optimizer_from_the_start(data: CAMDataModule) -> None:
@@ -149,19 +143,24 @@ def test_no_train_call_wakes_frozen_layers() -> None:
         assert all(modes[name] for name in ("norm2", "conv3", "norm3"))
 
 
+LARGE = (
+    *("torchvision/vit_b_16", "encoder.layers.encoder_layer_3"),
+    *("encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_4"),
+)
+
+
 @pytest.mark.parametrize(
     ("name", "layer", "frozen", "free"),
-    [
+    at_night([
         ("torchvision/resnet18", "layer3", "layer3.1.bn2", "layer4.0.conv1"),
         ("torchvision/resnet18", "maxpool", "bn1", "layer1.0.conv1"),
         ("torchvision/googlenet", "inception4a", "inception4a.branch4", "inception4b"),
         ("torchvision/mobilenet_v2", "features.10", "features.10", "features.11"),
-        ("torchvision/vit_b_16", "encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_3",
-         "encoder.layers.encoder_layer_4"),
+        LARGE,
         ("timm/resnet18", "layer2.0", "layer2.0.downsample", "layer2.1"),
         ("timm/vit_tiny_patch16_224", "blocks.5", "patch_embed", "blocks.6"),
         ("timm/convnext_atto", "stages.1", "stages.1.blocks.1", "stages.2.downsample"),
-    ],
+    ], LARGE),
 )  # fmt: skip
 def test_the_order_is_that_of_the_forward_pass(
     name: str, layer: str, frozen: str, free: str

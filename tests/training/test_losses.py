@@ -165,7 +165,7 @@ def test_the_rate_is_found_where_the_loss_falls_fastest() -> None:
         steepest(rates, [float("nan")] * 100)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_finding_a_rate_leaves_everything_as_it_was(
     data: CAMDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

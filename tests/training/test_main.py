@@ -17,6 +17,7 @@ from camtrain.training import CAMDataModule
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
 from camtrain.training.writer import RunWriter
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer
 from tests.training.wandb_file import history
 
@@ -82,6 +83,7 @@ def test_the_bundle_computes_what_evaluation_computed(
         assert prediction.scores == pytest.approx(tuple(scores.values.tolist()), abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_the_same_seed_gives_the_same_numbers(fit_arguments: Arguments, tmp_path: Path) -> None:
     for name in ("a", "b"):
         run(fit_arguments("--name", name, "--data.augment", "imagenet"))
@@ -121,7 +123,7 @@ def stop_in_epoch(epoch: int, stop: Callable[..., None]) -> Callable[..., None]:
     return hook
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
+@pytest.mark.parametrize("verb", everyday(["validate", "test"], "test"))
 def test_a_verb_takes_network_and_data_from_the_checkpoint(
     verb: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +194,7 @@ def test_an_interrupt_ends_with_130_and_a_usable_run(
     camtrain.load(tmp_path / "runs" / "run" / "model.safetensors")
 
 
+@pytest.mark.nightly
 def test_wandb_runs_offline_without_a_question(
     fit_arguments: Arguments,
     tmp_path: Path,
@@ -316,9 +319,9 @@ def test_a_run_folder_in_use_is_refused(
 
 
 def test_overwriting_waits_until_the_new_run_can_begin(
-    fit_arguments: Arguments, tmp_path: Path
+    fit_arguments: Arguments, fitted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run(fit_arguments())
+    fitted()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(fit_arguments("--overwrite", "--monitor", "val/accuracy")) == 2
     assert main(fit_arguments("--overwrite", "true", "--model.backbone", "resnet19")) == 2
@@ -326,9 +329,12 @@ def test_overwriting_waits_until_the_new_run_can_begin(
 
 
 def test_overwriting_keeps_the_checkpoint_it_is_told_to_start_from(
-    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments())
+    fitted()
     checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
     assert main(fit_arguments("--overwrite", "--ckpt_path", str(checkpoint))) == 2
     assert "--overwrite would delete" in capsys.readouterr().err
@@ -339,12 +345,12 @@ def test_overwriting_keeps_the_checkpoint_it_is_told_to_start_from(
 
 
 def test_what_a_verb_is_told_goes_before_the_checkpoint(
-    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
     tmp_path: Path,
     photographs: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments())
+    fitted()
     checkpoint = str(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
     told = ("--data.resize_mode", "crop", "--trainer.accelerator", "cpu")
     capsys.readouterr()
@@ -360,9 +366,12 @@ def test_what_a_verb_is_told_goes_before_the_checkpoint(
 
 
 def test_a_training_is_continued_as_it_began(
-    fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments())
+    fitted()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(fit_arguments("--ckpt_path", "last", "--model.neck", "[4]")) == 2
@@ -370,10 +379,14 @@ def test_a_training_is_continued_as_it_began(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.nightly
 def test_a_moved_run_goes_on_with_its_best_epoch(
-    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(fit_arguments("--model.lr", "0.01", "--trainer.max_epochs", "4"))
+    fitted("--model.lr", "0.01", "--trainer.max_epochs", "4")
     shutil.move(tmp_path / "runs" / "run", tmp_path / "runs" / "moved")
     bundle = tmp_path / "runs" / "moved" / "model.safetensors"
     before = bundle.read_bytes()
@@ -391,6 +404,7 @@ def test_a_moved_run_goes_on_with_its_best_epoch(
     assert bundle.read_bytes() == before
 
 
+@pytest.mark.nightly
 def test_somebody_s_own_checkpoints_do_not_choose_the_bundle(
     fit_arguments: Arguments, tmp_path: Path
 ) -> None:
@@ -407,6 +421,7 @@ def test_somebody_s_own_checkpoints_do_not_choose_the_bundle(
         assert torch.equal(tensor, best["state_dict"][f"net.{name}"]), name
 
 
+@pytest.mark.nightly
 def test_validating_every_other_epoch_is_enough(fit_arguments: Arguments, tmp_path: Path) -> None:
     more = ("--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "4")
     assert main(fit_arguments(*more)) == 0
@@ -420,8 +435,8 @@ def test_measuring_needs_a_checkpoint(verb: str, capsys: pytest.CaptureFixture[s
     assert "give --ckpt_path runs/NAME/checkpoints/best.ckpt" in capsys.readouterr().err
 
 
-def test_the_config_of_a_run_repeats_it(fit_arguments: Arguments, tmp_path: Path) -> None:
-    run(fit_arguments())
+def test_the_config_of_a_run_repeats_it(fitted: Callable[..., Path], tmp_path: Path) -> None:
+    fitted()
     folder = tmp_path / "runs" / "run"
     before = (folder / "metrics.csv").read_text()
     config = (folder / "config.yaml").rename(tmp_path / "again.yaml")

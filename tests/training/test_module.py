@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.optimization import warmup_cosine
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 
 
@@ -61,13 +62,13 @@ def test_scores_are_those_of_the_plain_arithmetic() -> None:
     assert scores["val/acc1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 
 
-def test_boxes_give_localization(data: CAMDataModule) -> None:
-    scores = scores_of(small_module(), data)
+def test_boxes_give_localization(boxed_data: CAMDataModule) -> None:
+    scores = scores_of(small_module(), boxed_data)
     localization = ("loc_gt_known", "loc_top1", "loc_top5", "max_box_acc", "centre_box_acc")
     assert {f"val/{name}" for name in localization} < scores.keys()
 
 
-@pytest.mark.parametrize("resize_mode", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("resize_mode", everyday(["squash", "crop", "pad"], "crop"))
 def test_scores_do_not_depend_on_the_batch_size(photographs: Path, resize_mode: str) -> None:
     module, found = small_module(), []
     for batch_size in (1, 3, 8):

@@ -97,8 +97,8 @@ def test_class_numbers_become_one_hot() -> None:
     assert torch.equal(loss_of(logits, labels, "multiclass"), F.cross_entropy(logits, labels))
 
 
-def test_one_label_per_picture_still_gives_localization(data: CAMDataModule) -> None:
-    scores = scores_of(module_of(), data)
+def test_one_label_per_picture_still_gives_localization(boxed_data: CAMDataModule) -> None:
+    scores = scores_of(module_of(), boxed_data)
     assert {"val/map", "val/loc_gt_known", "val/max_box_acc"} < scores.keys()
     assert not {"val/acc1", "val/acc5"} & scores.keys()
 

@@ -1,23 +1,18 @@
 """Every option changes the training, alone and with two processes that stay in step."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.training.options import OPTIONS, SPEED, state_hash, trained
+from tests.by_two import run_by_two
+from tests.conftest import everyday
+from tests.training.options import OPTIONS, SPEED, state_hash, train_by_two, trained
 
-ROOT = Path(__file__).parents[2]
 # A few of a second each; what is exact about the others is tested elsewhere, fast too.
-FAST = {
-    *("backbone_lr_ratio", "timm's optimizer", "step", "label_smoothing", "balanced", "mixup"),
-    *("cutmix", "ema_decay", "accumulation", "clipping", "early stopping", "fast_dev_run"),
-}
+FAST = ("mixup", "clipping")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +27,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
-)
+@pytest.mark.parametrize("option", everyday(OPTIONS, *FAST))
 def test_an_option_changes_the_training(option: str, without: str) -> None:
     module, _ = trained(*OPTIONS[option])
     assert all(torch.isfinite(p).all() for p in module.net.parameters())
@@ -54,7 +46,7 @@ def test_channels_last_is_a_memory_format() -> None:
         assert weight.is_contiguous() != channels_last
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiling_changes_neither_names_nor_results() -> None:
     torch._dynamo.utils.counters.clear()
     compiled, _ = trained({"compile": True}, {})
@@ -66,25 +58,23 @@ def test_compiling_changes_neither_names_nor_results() -> None:
         torch.testing.assert_close(tensor, states[1][name], atol=2e-3, rtol=2e-2)
 
 
-@pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes made of every option, trained one after another."""
-    out = tmp_path_factory.mktemp("two") / "results.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29617", "-m", "tests.training.options", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def results_of(option: str, folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes made of an option."""
+    run_by_two(train_by_two, option, folder)
+    return [json.loads((folder / f"{option}{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="session")
+def without_by_two(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights after a training of two processes without any option."""
+    [result, _] = results_of("nothing", tmp_path_factory.mktemp("two"))
+    return str(result["hash"])
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("option", [*OPTIONS, *SPEED])
-def test_an_option_works_in_two_processes(option: str, by_two: dict[str, Any]) -> None:
-    one, other = by_two[option]
-    assert "error" not in one, one["error"]
+def test_an_option_works_in_two_processes(option: str, without_by_two: str, tmp_path: Path) -> None:
+    one, other = results_of(option, tmp_path)
     assert one == other
     if option in OPTIONS:
-        assert one["hash"] != by_two["nothing"][0]["hash"]
+        assert one["hash"] != without_by_two

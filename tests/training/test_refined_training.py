@@ -40,6 +40,7 @@ def test_what_is_measured_are_the_refined_maps(photographs: Path) -> None:
     assert module.map_threshold == metric.calibrated_threshold()
 
 
+@pytest.mark.nightly
 def test_kept_features_give_the_same_as_pictures(photographs: Path) -> None:
     found = []
     for cached in (True, False):
@@ -79,9 +80,11 @@ def test_a_run_ships_what_it_measured(
 
 
 def test_a_run_is_not_continued_with_other_maps(
-    fit_arguments: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    fit_arguments: Callable[..., list[str]],
+    fitted: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(fit_arguments()) == 0
+    fitted()
     more = ("--model.refine", "affinity", "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert cli.main(fit_arguments(*more)) == 2
     assert "--model.refine was 'none', got 'affinity'" in capsys.readouterr().err
@@ -94,10 +97,9 @@ def test_a_solved_head_may_be_refined(solver: str, photographs: Path) -> None:
     assert "val/max_box_acc" in found
 
 
-def test_a_checkpoint_says_what_is_measured(
-    fit_arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    assert cli.main(fit_arguments("--model.refine", "affinity")) == 0
+@pytest.mark.nightly
+def test_a_checkpoint_says_what_is_measured(fitted: Callable[..., Path], tmp_path: Path) -> None:
+    fitted("--model.refine", "affinity")
     checkpoint = torch.load(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt")
     other = small_module()
     other.on_load_checkpoint(checkpoint)

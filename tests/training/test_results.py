@@ -1,9 +1,6 @@
 """What an evaluation leaves: one table, localization.json, the curve, and the benchmark's files."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +19,8 @@ from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.box_scores import BoxScores, WholeMaps, on_whole_pictures
 from camtrain.training.main import main as run
 from camtrain.training.mosaics import Mosaics
+from tests.by_two import run_by_two
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer
 
 Arguments = Callable[..., list[str]]
@@ -47,22 +46,22 @@ TABLE = (
 
 
 @pytest.fixture
-def trained(fit_arguments: Arguments, tmp_path: Path) -> Path:
-    """The folder of a run."""
-    run(fit_arguments("--model.lr", "0.01"))
-    return tmp_path / "runs" / "run"
+def trained(fitted: Callable[..., Path], photographs: Path) -> Path:
+    """The folder of a run, beside the photographs that it is measured on."""
+    return fitted("--model.lr", "0.01")
 
 
 def measured(run_folder: Path, verb: str, *more: str) -> dict[str, object]:
     checkpoint = str(run_folder / "checkpoints" / "best.ckpt")
     quiet = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
-    assert main([verb, "--ckpt_path", checkpoint, *quiet, *more]) == 0
+    root = ("--data.root", str(run_folder.parents[1] / "photographs"))
+    assert main([verb, "--ckpt_path", checkpoint, *quiet, *root, *more]) == 0
     split = "val" if verb == "validate" else "test"
     found: dict[str, object] = json.loads((run_folder / split / "localization.json").read_text())
     return found
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
+@pytest.mark.parametrize("verb", everyday(["validate", "test"], "validate"))
 def test_a_verb_prints_one_table_and_writes_it(
     trained: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +97,7 @@ def test_the_three_thresholds_are_kept_apart(trained: Path) -> None:
     assert scores["max_box_acc_v2"] == pytest.approx(np.mean(several), abs=1e-12)
 
 
-@pytest.mark.parametrize("resize_mode", ["squash", "crop"])
+@pytest.mark.parametrize("resize_mode", everyday(["squash", "crop"], "crop"))
 def test_saved_maps_give_the_benchmark_s_program_the_same_scores(
     trained: Path, photographs: Path, resize_mode: str
 ) -> None:
@@ -260,7 +259,7 @@ def test_mosaics_are_scored_where_there_are_four_classes() -> None:
     assert torch.equal(image[:, 64:, 64:], data.datasets["test"][0].image)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("limit", [7, 1])
 def test_two_processes_give_the_numbers_of_one(
     trained: Path, photographs: Path, limit: int
@@ -273,15 +272,10 @@ def test_two_processes_give_the_numbers_of_one(
     kept = [line for line in lines[1:] if (photographs / line.split(",")[0]).exists()]
     (photographs / "boxes.csv").write_text("\n".join([lines[0], *kept]))
     one = measured(trained, "test", "--data.batch_size", "2")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "train.py"), "test"]
-    command += ["--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
+    command = ["test", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]
+    command += ["--data.root", str(photographs), "--data.batch_size", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
-    command += ["--trainer.strategy", "ddp", "--data.batch_size", "2"]
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, check=False, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
+    run_by_two(main, [*command, "--trainer.strategy", "ddp"])
     two = json.loads((trained / "test" / "localization.json").read_text())
     assert two["curves"] == one["curves"]
     assert two["pictures_with_boxes"] == one["pictures_with_boxes"] == limit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import fit_of
 from tests.training import killing
 from tests.training.killing import run_in_child
 
@@ -68,10 +68,14 @@ def assert_same(found: object, expected: object, where: str) -> None:
         assert found == expected, where
 
 
-@pytest.fixture
-def whole(fit_arguments: Arguments, tmp_path: Path) -> Path:
-    assert run_in_child(fit_arguments(*HARD, "--name", "whole")) == 0
-    return tmp_path / "runs" / "whole"
+@pytest.fixture(scope="session")
+def never_stopped(
+    photographs_once: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The state of a whole run."""
+    runs_dir = tmp_path_factory.mktemp("whole")
+    assert run_in_child(fit_of(photographs_once, runs_dir, *HARD)) == 0
+    return state_of(runs_dir / "run")
 
 
 KILLS = [
@@ -92,19 +96,20 @@ KILLS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize(("place", "count", "minutes"), KILLS)
 def test_killed_anywhere_and_continued_equals_never_killed(
-    whole: Path, fit_arguments: Arguments, tmp_path: Path
+    place: str,
+    count: int,
+    minutes: int,
+    never_stopped: dict[str, Any],
+    fit_arguments: Arguments,
+    tmp_path: Path,
 ) -> None:
-    expected = state_of(whole)
-    for number, (place, count, minutes) in enumerate(KILLS):
-        name = f"run{number}"
-        args = fit_arguments(*HARD, "--name", name, "--save_every_minutes", str(minutes))
-        where = f"{place}, {count}, {minutes}"
-        assert run_in_child(args, kill=(place, count)) == -signal.SIGKILL, where
-        assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
-        assert_same(state_of(tmp_path / "runs" / name), expected, where)
-        shutil.rmtree(tmp_path / "runs" / name)
+    args = fit_arguments(*HARD, "--save_every_minutes", str(minutes))
+    assert run_in_child(args, kill=(place, count)) == -signal.SIGKILL
+    assert run_in_child([*args, "--ckpt_path", "last"]) == 0
+    assert_same(state_of(tmp_path / "runs" / "run"), never_stopped, "run")
 
 
 STOPS = [
@@ -119,32 +124,34 @@ STOPS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize(("place", "count", "signals", "status"), STOPS)
 def test_stopped_anywhere_and_continued_equals_never_stopped(
-    whole: Path, fit_arguments: Arguments, tmp_path: Path
+    place: str,
+    count: int,
+    signals: tuple[signal.Signals, ...],
+    status: int,
+    never_stopped: dict[str, Any],
+    fit_arguments: Arguments,
+    tmp_path: Path,
 ) -> None:
-    expected = state_of(whole)
-    for number, (place, count, signals, status) in enumerate(STOPS):
-        name = f"run{number}"
-        args = fit_arguments(*HARD, "--name", name)
-        where = f"{place}, {count}, {signals}"
-        assert run_in_child(args, (place, count), signals) == status, where
-        told = (tmp_path / "runs" / f"{name}.log").read_text()
-        assert "Traceback" not in told, where
-        folder = tmp_path / "runs" / name
-        if place == "in the start":
-            assert not folder.exists()
-            continue
-        if place == "in a step" and count == 8 and len(signals) == 1:
-            last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-            assert last["global_step"] == 8, where
-            assert "the same command with --ckpt_path last" in told
-        assert run_in_child([*args, "--ckpt_path", "last"]) == 0, where
-        assert_same(state_of(folder), expected, where)
-        shutil.rmtree(folder)
+    args = fit_arguments(*HARD)
+    assert run_in_child(args, (place, count), signals) == status
+    printed = (tmp_path / "runs" / "run.log").read_text()
+    assert "Traceback" not in printed
+    folder = tmp_path / "runs" / "run"
+    if place == "in the start":
+        assert not folder.exists()
+        return
+    if place == "in a step" and count == 8 and len(signals) == 1:
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 8
+        assert "the same command with --ckpt_path last" in printed
+    assert run_in_child([*args, "--ckpt_path", "last"]) == 0
+    assert_same(state_of(folder), never_stopped, "run")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_go_on_as_if_never_killed(fit_arguments: Arguments, tmp_path: Path) -> None:
     two = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--save_every_minutes", "0")
 

@@ -1,9 +1,6 @@
 """Training on shards: exact epochs with workers, and with processes."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from camtrain.cli import main
+from camtrain.data import Batch
 from camtrain.training import CAMDataModule
+from tests.by_two import run_by_two
+from tests.training.conftest import quiet_trainer, small_module
 
 pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
 
@@ -75,7 +76,7 @@ def epoch(root: str, workers: int, number: int, cache: Path) -> dict[str, torch.
     return {path.rpartition("train/")[2]: image for path, image in pairs}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_are_the_same_with_any_number_of_workers_from_any_place(
     shards: Path, url: str, tmp_path: Path
 ) -> None:
@@ -89,43 +90,30 @@ def test_samples_are_the_same_with_any_number_of_workers_from_any_place(
     assert not all(torch.equal(other[path], image) for path, image in alone.items())
 
 
-PROCESS = """
-import json, sys
-import pytorch_lightning as pl
-from camtrain.training import CAMDataModule, CAMModule
-
 class Noting(pl.Callback):
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        seen.append([trainer.current_epoch, batch.paths])
+    """Which pictures came in which epoch."""
 
-seen = []
-url, folder = sys.argv[1:]
-data = CAMDataModule("shards", url, size=32, batch_size=4, workers=2, shards_cache=folder)
-module = CAMModule("camtrain/digits", 2, neck=(), backbone_args={"width": 2})
-trainer = pl.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    num_sanity_val_steps=0, callbacks=[Noting()],
-)
-trainer.fit(module, data)
-with open(f"{folder}/seen{trainer.global_rank}.json", "w") as file:
-    json.dump(seen, file)
-"""
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, list[str]]] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note them."""
+        self.seen.append((trainer.current_epoch, batch.paths))
 
 
-@pytest.mark.slow
+def train_on(url: str, folder: Path) -> None:
+    noting = Noting()
+    data = CAMDataModule("shards", url, size=32, batch_size=4, workers=2, shards_cache=folder)
+    trainer = quiet_trainer(devices=2, strategy="ddp", callbacks=[noting])
+    trainer.fit(small_module(), data)
+    (folder / f"seen{trainer.global_rank}.json").write_text(json.dumps(noting.seen))
+
+
+@pytest.mark.nightly
 def test_two_processes_with_workers_share_an_epoch(url: str, tmp_path: Path) -> None:
-    (tmp_path / "process.py").write_text(PROCESS)  # which Lightning starts a second time
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "process.py"), url, str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_by_two(train_on, url, tmp_path)
     seen = [json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2)]
     for number in range(2):
         shares = [

@@ -94,9 +94,9 @@ def test_a_run_keeps_its_splits_whatever_is_added(
 
 
 def test_splits_of_the_data_set_itself_are_not_written(
-    fit_arguments: Arguments, tmp_path: Path
+    fitted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run(fit_arguments())
+    fitted()
     assert not (tmp_path / "runs" / "run" / "split.csv").exists()
 
 
@@ -128,6 +128,7 @@ def test_a_run_is_tested_on_other_pictures_once_its_splits_are_put_aside(
     assert "test/acc1" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_away_from_its_splits_keeps_those_it_was_given_or_warns(
     fit_arguments: Arguments, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_backbone_of_another_stride_is_another_one(photographs: Path, teacher:
     assert master.has_backbone_of(master.net)
 
 
+@pytest.mark.nightly
 def test_a_training_goes_on_with_the_teacher_that_it_had(
     fit_arguments: Callable[..., list[str]],
     teacher: Path,

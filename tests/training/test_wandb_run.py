@@ -79,7 +79,7 @@ def address(kind: str) -> str:
     return f"http://127.0.0.1:{Server(*answers[kind]).server_port}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "kind", ["refuses", "hangs", "does not know the key", "is a portal", "is broken"]
 )
@@ -103,7 +103,7 @@ def test_a_run_begins_within_20_seconds_offline(
     assert row["trainer/global_step"] == "7"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +158,7 @@ def test_a_thread_keeps_the_order(offline: NeverStoppingWandbLogger) -> None:
     assert done == list(range(50))
 
 
+@pytest.mark.nightly
 def test_a_training_goes_on_without_wandb(
     fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

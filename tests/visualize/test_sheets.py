@@ -11,6 +11,7 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, WatchedPicture, contact_sheet, panel
+from tests.conftest import everyday
 from tests.visualize.conftest import OUTLINE, PAPER, VIRIDIS_0, VIRIDIS_1, gray, has
 
 LONG = "Staffordshire bullterrier, Staffordshire bull terrier"
@@ -104,7 +105,7 @@ def test_panel_says_right_in_green_and_wrong_in_red() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "7", "W" * 150, "i" * 300, f"{LONG}, " * 4, "two\nlines"])
-@pytest.mark.parametrize("tile", [224, 512])
+@pytest.mark.parametrize("tile", everyday([224, 512], 224))
 def test_captions_end_inside_the_panel(name: str, tile: int) -> None:
     row = watched(true_name=name, predicted_name=name, true_score=1.0, predicted_score=1.0)
     shown, unit = np.asarray(panel(row, tile=tile)), tile // 32

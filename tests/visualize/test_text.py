@@ -3,11 +3,12 @@
 import pytest
 
 from camtrain.visualize.text import shorten, text_width
+from tests.conftest import everyday
 
 LONG = "Staffordshire bullterrier, Staffordshire bull terrier"
 
 
-@pytest.mark.parametrize("size", [14, 16, 32])
+@pytest.mark.parametrize("size", everyday([14, 16, 32], 16))
 def test_shortened_text_fits_and_keeps_both_ends(size: int) -> None:
     for text in (LONG, "W" * 200, "i" * 200, LONG * 4):
         for width in (100, 300, 700):

@@ -191,7 +191,7 @@ def test_what_another_thread_warns_of_is_no_complaint_about_a_picture() -> None:
     assert said == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     build = partial(_sources, "digits", SourceOptions(lengths=(90, 41, 1)))
     alone = list(examine_all(build(), build, 0))

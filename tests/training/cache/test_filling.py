@@ -13,6 +13,7 @@ from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cache import FeatureDataset, filling, store
 from camtrain.training.cache.filling import fits_float16
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 
 HEADS: list[dict[str, Any]] = [
@@ -41,7 +42,7 @@ def trained(
     return module, {name: float(score) for name, score in trainer.callback_metrics.items()}
 
 
-@pytest.mark.parametrize("model", HEADS, ids=str)
+@pytest.mark.parametrize("model", everyday(HEADS, HEADS[-1]), ids=str)
 def test_a_training_with_cache_is_the_one_without(model: dict[str, Any], photographs: Path) -> None:
     plain, expected = trained(photographs, False, model)
     cached, found = trained(photographs, True, model)
@@ -94,6 +95,7 @@ def test_a_cache_is_used_again_and_gives_the_same_bits(
         assert torch.equal(tensor, again.net.state_dict()[name]), name
 
 
+@pytest.mark.nightly
 def test_a_refilled_cache_gives_the_same_bits(photographs: Path, features_folder: Path) -> None:
     _, scores = trained(photographs, True, {"dropout": 0.3})
     shutil.rmtree(features_folder)
@@ -201,6 +203,7 @@ def test_range_of_float16() -> None:
     assert not fits_float16(torch.tensor([1.0, float("inf")]))
 
 
+@pytest.mark.nightly
 def test_the_watched_pictures_look_the_same(photographs: Path, tmp_path: Path) -> None:
     for name, cache in (("plain", False), ("cached", True)):
         torch.manual_seed(0)

@@ -1,11 +1,9 @@
 """The feature cache from the command line: refusals, continued runs, two processes."""
 
 import csv
-import os
+import itertools
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +15,11 @@ from camtrain.cli import main
 from camtrain.training.cache import store
 from camtrain.training.main import main as run
 from camtrain.training.module import CAMModule
+from tests.by_two import run_by_two
+from tests.conftest import everyday
 
 Arguments = Callable[..., list[str]]
 FROZEN = ("--model.freeze_backbone", "true", "--data.augment", "flip")
-ROOT = Path(__file__).parents[3]
 
 
 def last_state(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
@@ -34,8 +33,10 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("is_refilled", [False, True], ids=["kept", "refilled"])
-@pytest.mark.parametrize("neck", ["[]", "[4]"])
+@pytest.mark.parametrize(
+    ("neck", "is_refilled"),
+    everyday(itertools.product(("[]", "[4]"), (False, True)), ("[4]", True)),
+)
 def test_a_continued_run_equals_one_never_stopped(
     neck: str,
     is_refilled: bool,
@@ -65,6 +66,7 @@ def test_a_continued_run_equals_one_never_stopped(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.nightly
 def test_measuring_afterwards_gives_the_scores_of_the_run(
     fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,12 +102,13 @@ UNFIT: dict[str, tuple[list[str], str]] = {
 def test_a_refusal_is_one_sentence_and_nothing_is_written(
     what: str,
     fit_arguments: Arguments,
+    fitted: Callable[..., Path],
     tmp_path: Path,
     features_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(fit_arguments())
+    fitted()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     if what == "disk":
         tiny = SimpleNamespace(total=10_000, used=9_000, free=1_000)
@@ -119,18 +122,7 @@ def test_a_refusal_is_one_sentence_and_nothing_is_written(
     assert not features_folder.exists()
 
 
-def two_processes(arguments: list[str]) -> str:
-    """What a run with two processes prints."""
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("model", [[], ["--model.head_solver", "logistic"]], ids=["sgd", "solved"])
 def test_two_processes_fill_one_cache(
     model: list[str], fit_arguments: Arguments, tmp_path: Path, features_folder: Path
@@ -140,7 +132,8 @@ def test_two_processes_fill_one_cache(
         if model and cache == "false":
             continue
         more = (*FROZEN, *model, "--data.cache_features", cache, "--data.batch_size", "4")
-        printed = two_processes(fit_arguments(*more, "--name", name))
+        two = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+        printed = "".join(run_by_two(main, fit_arguments(*more, *two, "--name", name)))
         assert printed.count("filled in") == (2 if name == "filled" else 0)
         assert printed.count("of an earlier run") == (2 if name == "kept" else 0)
         tables[name] = rows_of(tmp_path / "runs" / name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,27 +28,7 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
     from selenium.webdriver.remote.webelement import WebElement
 
-pytestmark = pytest.mark.slow
-
 Arguments = Callable[..., list[str]]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[WebDriver]:
-    """A headless Chromium."""
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no Chromium with its driver is installed (Debian: chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{name}")
-    options.add_argument("--window-size=1300,1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:
@@ -101,7 +80,10 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
-@pytest.fixture(scope="module", params=["squash", "crop", "pad"])
+NIGHTLY = [pytest.param(mode, marks=pytest.mark.nightly) for mode in ("squash", "pad")]
+
+
+@pytest.fixture(scope="module", params=["crop", *NIGHTLY])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three epochs."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -182,6 +164,7 @@ def test_sliders_and_switches(browser: WebDriver, trained: Path) -> None:
     assert page.complaints() == []
 
 
+@pytest.mark.nightly
 def test_what_was_chosen_outlives_a_reload(browser: WebDriver, trained: Path) -> None:
     page = Page(browser, trained / "report.html")
     page.press("#epoch", "HOME")
@@ -241,6 +224,7 @@ def test_tables_are_sorted_by_their_headings(browser: WebDriver, trained: Path) 
     assert page.complaints() == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_a_thousand_classes_and_pictures_of_any_size(
     browser: WebDriver, tmp_path: Path, is_dark: bool

@@ -1,7 +1,6 @@
 """The callback: the same pictures every epoch, on disk, without a trace in the training."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from camtrain.cli import main
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.main import main as run
+from tests.by_two import run_by_two
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.test_module import AnybodysData
 from tests.training.watching.test_report import content_of
@@ -64,8 +65,10 @@ def test_the_report_is_written_anew_after_every_epoch(data: CAMDataModule, tmp_p
     assert not list(tmp_path.rglob(".*.part"))
 
 
-def test_the_report_of_a_run_ends_with_the_test(fit_arguments: Arguments, tmp_path: Path) -> None:
-    run(fit_arguments())
+def test_the_report_of_a_run_ends_with_the_test(
+    fitted: Callable[..., Path], tmp_path: Path
+) -> None:
+    fitted()
     content = content_of(tmp_path / "runs" / "run" / "report.html")
     found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())["scores"]
     assert {name.removeprefix("test/") for name in content["test"]} == set(found)
@@ -90,6 +93,7 @@ def test_a_resumed_run_watches_the_same_pictures_and_goes_on_with_its_report(
     assert [epoch for epoch, _ in content["curves"][0]["series"][0]["points"]] == [1, 2]
 
 
+@pytest.mark.nightly
 def test_a_killed_run_shows_in_the_end_what_one_never_stopped_shows(
     fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +116,7 @@ def test_a_killed_run_shows_in_the_end_what_one_never_stopped_shows(
         assert one[name] == other[name], name
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", everyday([1, 2], 2))
 def test_validations_within_an_epoch_show_it_too(
     data: CAMDataModule, tmp_path: Path, accumulated: int
 ) -> None:
@@ -146,6 +150,7 @@ def test_watching_changes_nothing_in_the_training(data: CAMDataModule, tmp_path:
         assert torch.equal(tensor, results[1][name]), name
 
 
+@pytest.mark.nightly
 def test_a_resumed_training_watches_the_same_pictures(data: CAMDataModule, tmp_path: Path) -> None:
     first = CAMLogger(num_images=3, dirpath=tmp_path / "cams", seed=0)
     quiet_trainer(callbacks=[first]).fit(small_module(), data)
@@ -254,6 +259,7 @@ def test_other_pictures_are_watched_than_those_of_damaged_files(
     assert len(content_of(tmp_path / "report.html")["pictures"]) == 3
 
 
+@pytest.mark.nightly
 def test_another_run_s_checkpoint_does_not_choose_the_pictures(
     fit_arguments: Arguments, photographs: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +271,7 @@ def test_another_run_s_checkpoint_does_not_choose_the_pictures(
     assert [one["name"] for one in content["pictures"]] == ["blue", "red"] * 2
 
 
+@pytest.mark.nightly
 def test_a_test_is_added_where_nothing_was_left_to_train(
     fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +289,7 @@ def test_a_test_is_added_where_nothing_was_left_to_train(
         assert content[name] == before[name]
 
 
+@pytest.mark.nightly
 def test_data_that_draws_numbers_is_trained_on_as_without_watching(tmp_path: Path) -> None:
     class Drawing(AnybodysData):
         def __init__(self) -> None:
@@ -333,7 +341,7 @@ def test_anybody_s_module_can_be_watched(tmp_path: Path) -> None:
     assert len(content["curves"][0]["series"][0]["points"]) == 2
 
 
-@pytest.mark.parametrize("size", [(32, 32), (96, 128)])
+@pytest.mark.parametrize("size", [(32, 32), pytest.param((96, 128), marks=pytest.mark.nightly)])
 def test_one_channel_and_several_labels_are_watched(tmp_path: Path, size: tuple[int, int]) -> None:
     data = CAMDataModule(
         "digits", size=size, lengths=(8, 8, 8), workers=0, mean=[0.5], std=[0.5], augment="none"
@@ -360,6 +368,7 @@ def test_a_fast_run_and_a_sanity_check_write_nothing(data: CAMDataModule, tmp_pa
     assert names_in(tmp_path / "cams") == ["epoch_000.jpg", "epoch_001.jpg"]
 
 
+@pytest.mark.nightly
 def test_kept_features_are_watched_like_pictures(fit_arguments: Arguments, tmp_path: Path) -> None:
     """The mistakes, too, which are others in every epoch."""
     frozen = ("--model.freeze_backbone", "true", "--data.augment", "none", "--model.lr", "0.01")
@@ -398,29 +407,34 @@ def test_a_module_without_a_cam_network_is_refused(tmp_path: Path) -> None:
         CAMLogger(dirpath=tmp_path).on_train_start(quiet_trainer(), LightningModule())
 
 
+@pytest.mark.nightly
 def test_nothing_of_wandb_is_needed_where_its_logger_is_not_used(
     fit_arguments: Arguments, tmp_path: Path
 ) -> None:
     """A process that cannot import it trains, logs to the others, and writes its report."""
-    for logger in ("none", "csv"):
-        args = fit_arguments("--logger", logger, "--name", logger, "--trainer.max_epochs", "1")
-        code = f"""
+    loggers = ("none", "csv")
+    runs = [
+        fit_arguments("--logger", name, "--name", name, "--trainer.max_epochs", "1")
+        for name in loggers
+    ]
+    code = f"""
 import sys
 sys.modules["wandb"] = None
 import camtrain.cli
-sys.exit(camtrain.cli.main({args}))
+sys.exit(max(camtrain.cli.main(args) for args in {runs}))
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "runs" / logger / "report.html").is_file()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in loggers:
+        assert (tmp_path / "runs" / name / "report.html").is_file()
     assert (tmp_path / "runs" / "csv" / "csv" / "version_0" / "cams.csv").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_show_one_run(
-    fit_arguments: Arguments, tmp_path: Path, photographs: Path
+    fit_arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One W&B run, and the mistakes and classes of the pictures of both."""
     settings = ("--data.batch_size", "2", "--trainer.max_epochs", "1", "--model.lr", "1e-7")
@@ -429,16 +443,8 @@ def test_two_processes_show_one_run(
     two = fit_arguments("--name", "two", *settings, "--logger", "wandb")
     two += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     two += ["--trainer.callbacks", "LearningRateMonitor"]  # wants a logger in every process
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *two],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_by_two(main, two)
     folders = [path for path in (tmp_path / "runs/two/wandb").iterdir() if path.is_dir()]
     assert len([path for path in folders if re.match("offline-run", path.name)]) == 1
     # Every picture is counted once, though BatchNorm has seen other batches.

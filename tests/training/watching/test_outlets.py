@@ -15,13 +15,13 @@ from tests.training.watching.views import view
 
 
 def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
-    data: CAMDataModule, tmp_path: Path
+    boxed_data: CAMDataModule, tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path, name="", version="")
     watcher = CAMLogger(dirpath=tmp_path / "cams", log_mistakes=True)
     torch.manual_seed(0)
-    quiet_trainer(callbacks=[watcher], logger=logger).fit(small_module(lr=1e-6), data)
+    quiet_trainer(callbacks=[watcher], logger=logger).fit(small_module(lr=1e-6), boxed_data)
     events = accumulator.EventAccumulator(str(tmp_path), {"histograms": 0, "images": 0})
     events.Reload()
     assert [event.step for event in events.Images("val/cams")] == [0, 1, 3]
@@ -35,11 +35,11 @@ def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
 
 
 def test_a_csv_logger_gets_a_line_per_picture_and_epoch(
-    data: CAMDataModule, tmp_path: Path
+    boxed_data: CAMDataModule, tmp_path: Path
 ) -> None:
     logger = CSVLogger(tmp_path, name="csv")
     watcher = CAMLogger(num_images=3, dirpath=tmp_path / "cams")
-    quiet_trainer(callbacks=[watcher], logger=logger).fit(small_module(), data)
+    quiet_trainer(callbacks=[watcher], logger=logger).fit(small_module(), boxed_data)
     folder = Path(logger.log_dir)
     with open(folder / "cams.csv") as file:
         lines = list(csv.DictReader(file))

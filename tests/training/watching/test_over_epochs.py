@@ -10,6 +10,7 @@ from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.watching.over_epochs import over_epochs
 from camtrain.training.watching.report import Report
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX
+from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watching.views import view
 from tests.visualize.conftest import has
@@ -29,7 +30,7 @@ def test_every_epoch_has_a_column(tmp_path: Path) -> None:
     assert len({np.asarray(column).tobytes() for column in columns}) == 4
 
 
-@pytest.mark.parametrize("resize_mode", ["squash", "crop"])
+@pytest.mark.parametrize("resize_mode", everyday(["squash", "crop"], "crop"))
 def test_it_is_written_at_the_end_of_a_training(
     photographs: Path, tmp_path: Path, resize_mode: str
 ) -> None:

@@ -214,7 +214,7 @@ def test_many_classes_are_listed(tmp_path: Path) -> None:
     assert 0 < len(classes["pairs"]) <= 300
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_16_pictures_of_50_epochs_take_less_than_15_mb(tmp_path: Path) -> None:
     """Noise, which JPEG hardly shrinks, and the largest maps that the page keeps."""
     written(tmp_path, range(51), pictures=16, mistakes=8, side=340, cells=60)
