@@ -80,7 +80,7 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
             0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
         )
         picture.change(see, [picture, threshold], [seen, cards], api_name="see")
-        threshold.change(cards_of, [seen, threshold], cards, api_name=False)
+        threshold.change(cards_of, [seen, threshold], cards, api_visibility="private")
     return blocks
 
 

@@ -438,6 +438,7 @@ def test_two_processes_show_one_run(
 ) -> None:
     """One W&B run, and the mistakes and classes of the pictures of both."""
     settings = ("--data.batch_size", "2", "--trainer.max_epochs", "1", "--model.lr", "1e-7")
+    settings += ("--cams.num_mistakes", "8")
     one = fit_arguments("--name", "one", *settings)
     assert main(one) == 0
     two = fit_arguments("--name", "two", *settings, "--logger", "wandb")
