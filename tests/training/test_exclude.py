@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from camtrain.cli import main
 from camtrain.training import CAMDataModule
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_is_tested_without_the_pictures_it_was_trained_without(
     fit_arguments: Callable[..., list[str]], tmp_path: Path, photographs: Path
 ) -> None:

@@ -14,6 +14,7 @@ from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watching.views import view
 
 
+@pytest.mark.nightly
 def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
     boxed_data: CAMDataModule, tmp_path: Path
 ) -> None:
