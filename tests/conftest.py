@@ -56,17 +56,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         groups = defaultdict(list)
         for item in items:
             groups[item.nodeid.partition("[")[0]].append(item)
-        kept = {item for name in groups for item in sample(groups[name], f"{seed} {name}")}
+        kept = {
+            item
+            for name, cases in groups.items()
+            for item in sample(cases, f"{seed} {name}", share_of(cases[0]))
+        }
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
     if config.getoption("reverse"):
         items.reverse()
 
 
-def sample(cases: list[Any], seed: str) -> list[Any]:
-    """One of ``SHARE`` cases of a test; each has the same chance, also where they are few."""
+def share_of(item: pytest.Item) -> int:
+    """What ``nightly(share=...)`` says of a test of very many cases, else the usual one."""
+    mark = item.get_closest_marker("nightly")
+    return int(mark.kwargs.get("share", SHARE)) if mark else SHARE
+
+
+def sample(cases: list[Any], seed: str, share: int = SHARE) -> list[Any]:
+    """One of ``share`` cases of a test; each has the same chance, also where they are few."""
     rng = random.Random(seed)
-    return rng.sample(cases, int(len(cases) / SHARE + rng.random()))
+    return rng.sample(cases, int(len(cases) / share + rng.random()))
 
 
 def everyday(cases: Iterable[Any], *chosen: object) -> list[Any]:

@@ -103,7 +103,7 @@ def test_all_of_both_libraries_are_listed() -> None:
     assert len(names) == len(set(names)) > 1400
 
 
-@pytest.mark.nightly
+@pytest.mark.nightly(share=24)
 @pytest.mark.parametrize("name", every_name())
 def test_a_network_of_either_library_converts(name: str, entry_of: Callable[[str], Entry]) -> None:
     """By name, on the meta device."""
