@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -181,26 +182,30 @@ def fitted_once(
 
 @pytest.fixture
 def fitted(fitted_once: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """The same as ``runs/NAME`` of a test that goes on with it or changes it."""
+    """The same as ``runs/run`` of a test that goes on with it or changes it."""
 
-    def copy(*more: str, name: str = "run") -> Path:
-        return shutil.copytree(fitted_once(*more), tmp_path / "runs" / name)
+    def copy(*more: str) -> Path:
+        return shutil.copytree(fitted_once(*more), tmp_path / "runs" / "run")
 
     return copy
+
+
+def skip_but_in_ci(reason: str) -> NoReturn:
+    """Skip a test of a page; where CI is true, it fails instead."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[WebDriver]:
     """A headless Chromium; where CI is true there must be one."""
-    try:
-        from selenium import webdriver
-    except ImportError:
-        webdriver = None
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
-    if webdriver is None or chromium is None or driver is None:
-        missing = "a browser: selenium, and Debian's chromium and chromium-driver"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"needs {missing}")
+    if importlib.util.find_spec("selenium") is None or chromium is None or driver is None:
+        skip_but_in_ci("needs selenium, and Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for name in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):

@@ -28,6 +28,10 @@ def test_every_nightly_test_comes_about_once_in_ten_commits(count: int) -> None:
     assert all(times[case] == pytest.approx(commits / SHARE, rel=0.3) for case in range(count))
 
 
+def test_of_very_many_cases_a_smaller_share_is_taken() -> None:
+    assert {len(sample(list(range(1457)), str(seed), 24)) for seed in range(20)} == {60, 61}
+
+
 def test_only_the_chosen_cases_run_every_day() -> None:
     first, second = everyday([("a", 1), ("b", 2)], ("b", 2))
     assert first == pytest.param("a", 1, marks=pytest.mark.nightly)

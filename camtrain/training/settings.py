@@ -28,8 +28,6 @@ _MAY_CHANGE = {
 class SaveConfig(SaveConfigCallback):
     """Writes the run's ``config.yaml``; that of a continued run only once it really goes on."""
 
-    is_written = False
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it at once where there is none."""
         if not _writer_of(trainer).folder.config.exists():
@@ -38,7 +36,7 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace it: the checkpoint has been found to fit these settings."""
         _writer_of(trainer).check_same_steps(trainer)
-        if trainer.is_global_zero and not self.is_written:
+        if trainer.is_global_zero and not self.already_saved:
             self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -47,7 +45,6 @@ class SaveConfig(SaveConfigCallback):
         folder.path.mkdir(parents=True, exist_ok=True)
         text = self.parser.dump(self.config, skip_none=False)
         write_text(folder.config, text, encoding=None)  # as jsonargparse reads it
-        self.is_written = True
 
 
 def _writer_of(trainer: Trainer) -> RunWriter:

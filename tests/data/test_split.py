@@ -13,7 +13,7 @@ NAMES = [f"cat/{number}.jpg" for number in range(100)]
 
 
 @given(
-    names=st.sets(st.text(max_size=3), max_size=16),
+    names=st.sets(st.text(max_size=3), max_size=40),
     seed=st.integers(0, 5),
     fractions=st.tuples(st.floats(0, 0.49), st.floats(0, 0.49)),
 )

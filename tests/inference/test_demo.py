@@ -24,6 +24,7 @@ import camtrain
 from camtrain import Predictor, cli
 from camtrain.errors import CamtrainValueError
 from camtrain.inference import demo
+from tests.conftest import skip_but_in_ci
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
@@ -84,7 +85,7 @@ def test_without_gradio_it_says_what_to_install(
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page in a process of its own, since its server leaves threads and warnings behind."""
     if importlib.util.find_spec("gradio") is None:  # its import takes seconds
-        pytest.skip("the extra `demo` is not installed")
+        skip_but_in_ci("the extra `demo` is not installed")
     folder = tmp_path_factory.mktemp("demo")
     small_predictor().save(folder / "model.safetensors")
     with socket.socket() as free:
@@ -119,14 +120,15 @@ def test_the_page_answers_on_this_machine_and_refuses_large_files(url: str, pict
 def test_a_picture_is_dropped_and_its_classes_are_seen(
     url: str, tmp_path: Path, browser: WebDriver
 ) -> None:
-    wait = pytest.importorskip("selenium.webdriver.support.wait")
+    from selenium.webdriver.support.wait import WebDriverWait
+
     y, x = np.mgrid[:240, :320]
     picture = tmp_path / "a.png"
     Image.fromarray(np.stack((y, x * 0.8, 255 - y), axis=2).astype(np.uint8)).save(picture)
     [prediction] = small_predictor()(picture, top=5)
     expected = demo.cards_of(prediction, 0.3)
     browser.get(url)
-    in_time = wait.WebDriverWait(browser, 30)
+    in_time = WebDriverWait(browser, 30)
     in_time.until(lambda page: page.find_elements("css selector", "input[type=file]"))
     browser.find_element("css selector", "input[type=file]").send_keys(str(picture))
     in_time.until(lambda page: len(cards_on(page)) == len(expected))

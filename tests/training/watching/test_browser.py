@@ -22,8 +22,6 @@ from camtrain.visualize.report import unpacked_map
 from tests.conftest import make_photographs
 from tests.training.watching.test_report import content_of, written
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
     from selenium.webdriver.remote.webelement import WebElement
@@ -61,8 +59,10 @@ class Page:
 
     def press(self, selector: str, key: str, times: int = 1) -> None:
         """Press a key in an element."""
+        from selenium.webdriver import Keys
+
         for _ in range(times):
-            self.one(selector).send_keys(getattr(webdriver.Keys, key))
+            self.one(selector).send_keys(getattr(Keys, key))
 
     def pixels(self, number: int = 0, where: str = "pictures") -> np.ndarray:
         """What a card's canvas shows, (H, W, 3)."""
