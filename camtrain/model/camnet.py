@@ -20,7 +20,7 @@ from camtrain.model.cam import (
     project_classes,
 )
 from camtrain.model.refine import (
-    Evidence,
+    BackboneOutput,
     Refine,
     RefinedOutput,
     check_refine,
@@ -157,22 +157,24 @@ class CAMNet(nn.Module):
         features: Tensor = self.neck(self.backbone(images))
         return features
 
-    def evidence(self, images: Tensor) -> Evidence:
+    def backbone_output(self, images: Tensor) -> BackboneOutput:
         """What the backbone makes of images; with vectors where the network refines its maps."""
         if self.stages is None:
             features: Tensor = self.backbone(images)
-            return Evidence(features, features[:, :0])
+            return BackboneOutput(features, features[:, :0])
         features, stages = run_with_stages(self.backbone, self.stages, images)
         with _without_autocast(features):
-            return Evidence(features, stage_vectors(stages, (features.shape[2], features.shape[3])))
+            return BackboneOutput(
+                features, stage_vectors(stages, (features.shape[2], features.shape[3]))
+            )
 
-    def after_backbone(self, evidence: Evidence) -> Evidence:
+    def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
         """The same after the neck, as ``shown_of`` takes it."""
-        return Evidence(self.neck(evidence.features), evidence.vectors)
+        return BackboneOutput(self.neck(backbone_output.features), backbone_output.vectors)
 
     @property
     def vector_channels(self) -> int:
-        """S, of the vectors of ``evidence``."""
+        """S, of the vectors of ``backbone_output``."""
         channels = () if self.stages is None else self.stages.channels
         return sum(map(hashed_channels, channels))
 
@@ -241,22 +243,26 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(
                 "This network has no refined maps; call net.set_refine('affinity') first."
             )
-        evidence = self.after_backbone(self.evidence(images))
-        output = self.maps_of(evidence.features, top=top, classes=classes)
-        return RefinedOutput(*output, self._refined(output.maps, evidence))
+        backbone_output = self.apply_neck(self.backbone_output(images))
+        output = self.maps_of(backbone_output.features, top=top, classes=classes)
+        return RefinedOutput(*output, self._refined(output.maps, backbone_output))
 
     def shown_of(
-        self, evidence: Evidence, *, top: int | None = None, classes: Tensor | None = None
+        self,
+        backbone_output: BackboneOutput,
+        *,
+        top: int | None = None,
+        classes: Tensor | None = None,
     ) -> ShownMaps:
-        """What heatmaps are made of, of what ``after_backbone`` gives, unchecked."""
-        output = self.maps_of(evidence.features, top=top, classes=classes)
+        """What heatmaps are made of, of what ``apply_neck`` gives, unchecked."""
+        output = self.maps_of(backbone_output.features, top=top, classes=classes)
         if self.stages is None:
             return ShownMaps(*output)
-        return ShownMaps(output.logits, self._refined(output.maps, evidence), output.classes)
+        return ShownMaps(output.logits, self._refined(output.maps, backbone_output), output.classes)
 
-    def _refined(self, maps: Tensor, evidence: Evidence) -> Tensor:
+    def _refined(self, maps: Tensor, backbone_output: BackboneOutput) -> Tensor:
         with _without_autocast(maps):
-            return refine_maps(maps, evidence.vectors)
+            return refine_maps(maps, backbone_output.vectors)
 
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None

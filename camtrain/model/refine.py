@@ -33,7 +33,7 @@ _MOST_PAIRS = 2**25  # pairs of places compared at once: 128 MB each time they a
 MOST_CHANNELS = 160  # of a stage; more are hashed to so few
 
 
-class Evidence(NamedTuple):
+class BackboneOutput(NamedTuple):
     """What class maps and refined maps of pictures are made from.
 
     Attributes:
@@ -51,7 +51,7 @@ class Evidence(NamedTuple):
         return torch.cat((self.features.float(), self.vectors), dim=1)
 
     @classmethod
-    def unpacked(cls, packed: Tensor, channels: int) -> Evidence:
+    def unpacked(cls, packed: Tensor, channels: int) -> BackboneOutput:
         """Taken apart again.
 
         Args:

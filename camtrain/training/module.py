@@ -23,7 +23,7 @@ from camtrain.inference.bundle import DEFAULT_THRESHOLD, describe_refine, set_re
 from camtrain.model.cam import PoolName
 from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
-from camtrain.model.refine import Evidence, Refine
+from camtrain.model.refine import BackboneOutput, Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.averaging import ExponentialAverage
 from camtrain.training.box_scores import on_whole_pictures
@@ -437,19 +437,19 @@ class CAMModule(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=self._memory_format)
             is_kept = isinstance(batch, FeatureBatch)
-            evidence = (
-                Evidence.unpacked(images, self.net.vector_channels)
+            backbone_output = (
+                BackboneOutput.unpacked(images, self.net.vector_channels)
                 if is_kept
-                else self.net.evidence(images)
+                else self.net.backbone_output(images)
             )
-            evidence = self.net.after_backbone(evidence)
+            backbone_output = self.net.apply_neck(backbone_output)
             if labels.ndim > 1 and self.net.task == "multilabel":
-                logits = self.net.classify(evidence.features)
+                logits = self.net.classify(backbone_output.features)
             else:
-                output = self.net.shown_of(evidence, classes=labels)
+                output = self.net.shown_of(backbone_output, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
         evaluation = self._evaluation(split)
-        seen = {"batch": batch, "features": evidence.packed(), "logits": logits}
+        seen = {"batch": batch, "features": backbone_output.packed(), "logits": logits}
         if maps is not None:
             evaluation.update_statistics(maps, batch, self.net.preprocessing)
         if not isinstance(batch, Batch) or maps is None:

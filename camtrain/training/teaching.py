@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import names_of, read_bundle, read_checkpoint
 from camtrain.model.camnet import CAMNet
-from camtrain.model.refine import Evidence
+from camtrain.model.refine import BackboneOutput
 from camtrain.training.cache.key import backbone_parts, hash_of_tensors
 
 _FLAT = 1e-2  # the norm below which a map counts as constant; a trained one has some hundred
@@ -110,25 +110,26 @@ class Teacher:
             Its logits (B, K), and the mean of ``map_disagreement``, ().
         """
         if are_kept:
-            evidence = Evidence.unpacked(images.float(), self.net.vector_channels)
-            features = net.neck(evidence.features)
+            backbone_output = BackboneOutput.unpacked(images.float(), self.net.vector_channels)
+            features = net.neck(backbone_output.features)
         else:
-            evidence, features = self.evidence(images), net.features(images)
+            backbone_output, features = self.backbone_output(images), net.features(images)
         output = net.maps_of(features, classes=labels)
-        differing = map_disagreement(output.maps[:, 0], self.maps(evidence, labels)).mean()
+        differing = map_disagreement(output.maps[:, 0], self.maps(backbone_output, labels)).mean()
         return output.logits, differing
 
     @torch.no_grad()
-    def maps(self, evidence: Evidence, labels: Tensor) -> Tensor:
+    def maps(self, backbone_output: BackboneOutput, labels: Tensor) -> Tensor:
         """Its refined maps (B, h, w) of the true classes, of what its backbone made of pictures."""
-        evidence = Evidence(evidence.features.float(), evidence.vectors)
+        backbone_output = BackboneOutput(backbone_output.features.float(), backbone_output.vectors)
         with torch.autocast(labels.device.type, enabled=False):
-            return self.net.shown_of(self.net.after_backbone(evidence), classes=labels).maps[:, 0]
+            neck_output = self.net.apply_neck(backbone_output)
+            return self.net.shown_of(neck_output, classes=labels).maps[:, 0]
 
     @torch.no_grad()
-    def evidence(self, images: Tensor) -> Evidence:
+    def backbone_output(self, images: Tensor) -> BackboneOutput:
         """What its backbone makes of pictures (B, C, H, W)."""
-        return self.net.evidence(images)
+        return self.net.backbone_output(images)
 
     def to(self, device: torch.device) -> Teacher:
         """Move it, if it is not there."""

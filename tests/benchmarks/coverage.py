@@ -72,7 +72,7 @@ def look(net: CAMNet, source: ImageFolder, side: int, *, mirrored: bool = False)
         images = torch.cat((images, images.flip(-1)))
     with torch.inference_mode():
         some = [
-            net.evidence(part.contiguous(memory_format=torch.channels_last))
+            net.backbone_output(part.contiguous(memory_format=torch.channels_last))
             for part in images.split(16)
         ]
         features = torch.cat([one.features for one in some])

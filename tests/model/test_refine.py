@@ -12,7 +12,7 @@ import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model import refine
-from camtrain.model.refine import Evidence, _signs, refine_maps, stage_vectors
+from camtrain.model.refine import BackboneOutput, _signs, refine_maps, stage_vectors
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -105,12 +105,12 @@ def test_large_maps_are_refined_a_few_pictures_at_a_time(monkeypatch: pytest.Mon
 
 
 def test_evidence_is_packed_and_unpacked() -> None:
-    evidence = Evidence(numbers(2, 3, 4, 5), numbers(2, 6, 4, 5, seed=1))
-    again = Evidence.unpacked(evidence.packed(), 6)
-    assert torch.equal(again.features, evidence.features)
-    assert torch.equal(again.vectors, evidence.vectors)
-    plain = Evidence(evidence.features, evidence.features[:, :0])
-    assert plain.packed() is evidence.features
+    backbone_output = BackboneOutput(numbers(2, 3, 4, 5), numbers(2, 6, 4, 5, seed=1))
+    again = BackboneOutput.unpacked(backbone_output.packed(), 6)
+    assert torch.equal(again.features, backbone_output.features)
+    assert torch.equal(again.vectors, backbone_output.vectors)
+    plain = BackboneOutput(backbone_output.features, backbone_output.features[:, :0])
+    assert plain.packed() is backbone_output.features
 
 
 def net(pool: str = "avg", neck: tuple[int, ...] = (6,)) -> CAMNet:
@@ -143,13 +143,13 @@ def test_shown_of_is_what_heatmaps_are_made_of() -> None:
     some, images = net(), numbers(2, 3, 40, 56)
     labels = torch.tensor([1, 4])
     with torch.no_grad():
-        shown = some.shown_of(some.after_backbone(some.evidence(images)), classes=labels)
+        shown = some.shown_of(some.apply_neck(some.backbone_output(images)), classes=labels)
         assert torch.equal(shown.maps, some.class_maps(images, classes=labels).maps)
         some.set_refine("affinity")
-        evidence = some.after_backbone(some.evidence(images))
-        shown = some.shown_of(evidence, classes=labels)
+        backbone_output = some.apply_neck(some.backbone_output(images))
+        shown = some.shown_of(backbone_output, classes=labels)
         assert torch.equal(shown.maps, some.refined_maps(images, classes=labels).refined_maps)
-        assert evidence.vectors.shape[1] == some.vector_channels
+        assert backbone_output.vectors.shape[1] == some.vector_channels
 
 
 def test_a_network_cast_as_a_whole_refines_in_float32() -> None:

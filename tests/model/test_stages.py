@@ -50,9 +50,9 @@ def test_stages_are_found_and_change_nothing(name: str) -> None:
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     images = images_for(net)
     with torch.no_grad():
-        evidence = net.evidence(images)
-        assert torch.equal(evidence.features, net.backbone(images))
-    assert evidence.vectors.shape[2:] == evidence.features.shape[2:]
+        backbone_output = net.backbone_output(images)
+        assert torch.equal(backbone_output.features, net.backbone(images))
+    assert backbone_output.vectors.shape[2:] == backbone_output.features.shape[2:]
 
 
 def test_a_stage_is_the_result_of_its_layer() -> None:
@@ -66,7 +66,7 @@ def test_a_stage_is_the_result_of_its_layer() -> None:
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         classifier(images)
-        vectors = net.evidence(images).vectors
+        vectors = net.backbone_output(images).vectors
     from camtrain.model.refine import stage_vectors
 
     torch.testing.assert_close(vectors, stage_vectors(seen, (2, 3)))
@@ -95,7 +95,7 @@ def test_it_follows_a_network_that_moves(name: str) -> None:
     images = images_for(net)
     with torch.no_grad():
         net.refined_maps(images)
-        moved = net.to("meta").evidence(images.to("meta"))
+        moved = net.to("meta").backbone_output(images.to("meta"))
     assert moved.vectors.is_meta
 
 

@@ -45,7 +45,7 @@ def disagreement(trainer: Trainer, teacher: Path, root: Path) -> float:
     net, master = trainer.lightning_module.net.eval(), Teacher(teacher)
     with torch.no_grad():
         maps = net.class_maps(batch.images, classes=batch.labels).maps[:, 0]
-        targets = master.maps(master.evidence(batch.images), batch.labels)
+        targets = master.maps(master.backbone_output(batch.images), batch.labels)
     return float(map_disagreement(maps, targets).mean())
 
 

@@ -133,7 +133,7 @@ def trunk_features(trainer: Trainer, images: Tensor, *, is_train: bool) -> Tenso
     )
     with precision:
         if net is not None:  # a teacher's backbone is the network's own
-            return net.evidence(images).packed()
+            return net.backbone_output(images).packed()
         features: Tensor = net_of(trainer).backbone(images)
         return features
 

@@ -14,7 +14,7 @@ from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
-from camtrain.model.refine import Evidence
+from camtrain.model.refine import BackboneOutput
 from camtrain.training.watching.choice import Watched, read, read_input
 from camtrain.training.watching.mistakes import Mistake
 from camtrain.visualize import WatchedPicture
@@ -103,7 +103,7 @@ class Looker:
 
         Args:
             places: (B,), of the pictures.
-            features: (B, C, h, w), what the maps are made of, see ``Evidence.packed``.
+            features: (B, C, h, w), what the maps are made of, see ``BackboneOutput.packed``.
         """
         for row, place in enumerate(places.tolist()):
             if place in self.watched:
@@ -163,11 +163,11 @@ class Looker:
         """What the maps of pictures of one size are made of, packed, (B, C, h, w)."""
 
         def trunk(images: Tensor) -> Tensor:
-            return net.evidence(images).packed()
+            return net.backbone_output(images).packed()
 
         def neck(packed: Tensor) -> Tensor:
-            evidence = Evidence.unpacked(packed, net.vector_channels)
-            return net.after_backbone(evidence).packed()
+            backbone_output = BackboneOutput.unpacked(packed, net.vector_channels)
+            return net.apply_neck(backbone_output).packed()
 
         def network(images: Tensor) -> Tensor:
             return neck(trunk(images))
@@ -206,10 +206,10 @@ def looks_at(pictures: Collection[Watched], features: Tensor, net: CAMNet) -> li
     device = net.head.weight.device
     labels = torch.tensor([one.labels[0] if one.labels else 0 for one in pictures], device=device)
     with evaluating(net), torch.inference_mode():
-        evidence = Evidence.unpacked(features, net.vector_channels)
-        logits = net.classify(evidence.features)
+        backbone_output = BackboneOutput.unpacked(features, net.vector_channels)
+        logits = net.classify(backbone_output.features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
-        maps = net.shown_of(evidence, classes=classes).maps.cpu()
+        maps = net.shown_of(backbone_output, classes=classes).maps.cpu()
         scores = net.scores(logits).gather(1, classes).tolist()
     return [
         _look(one, pair, both, score)

@@ -62,7 +62,7 @@ class Mistakes:
             net: Whose logits they are.
             logits: (B, K).
             batch: Images, labels, ...; a ``Batch`` knows the places of its pictures.
-            features: (B, C, h, w), what the maps are made of, see ``Evidence.packed``.
+            features: (B, C, h, w), what the maps are made of, see ``BackboneOutput.packed``.
         """
         first, self._met = self._met, self._met + len(logits)
         if not self.count or not len(logits):
