@@ -13,10 +13,11 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_pictures import Pictures
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.inference.heatmap import picture_heatmaps
-from camtrain.inference.network import Network, shown_maps
+from camtrain.inference.network import Network
 from camtrain.localization import LocalizationAccuracy
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap
-from camtrain.model.camnet import CAMNet, ShownMaps
+from camtrain.model.cam import CAMOutput
+from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 
 _MOST = 1000  # pictures measured
@@ -97,13 +98,13 @@ def measure_agreement(
     return Agreement(total, largest, same_class / total, same_box / total, scores)
 
 
-def _at_best(network: CAMNet | Network, images: Tensor) -> ShownMaps:
+def _at_best(network: CAMNet | Network, images: Tensor) -> CAMOutput:
     with torch.inference_mode():
-        return ShownMaps(*(tensor.cpu() for tensor in shown_maps(network, images, top=1)))
+        return CAMOutput(*(tensor.cpu() for tensor in network.display_maps(images, top=1)))
 
 
 def _overlap(
-    both: tuple[ShownMaps, ShownMaps], net: CAMNet, image: Tensor, threshold: float
+    both: tuple[CAMOutput, CAMOutput], net: CAMNet, image: Tensor, threshold: float
 ) -> float:
     """IoU of the largest boxes of both on the picture; 1 where neither has one."""
     assert net.preprocessing is not None
@@ -126,8 +127,8 @@ def _count(
     has_all = isinstance(network, CAMNet) or network.said.options.top is None
     label = torch.tensor([picture.label])
     with torch.inference_mode():
-        logits, maps, _ = shown_maps(
-            network, images, top=None if has_all else 1, classes=label if has_all else None
+        logits, maps, _ = network.display_maps(
+            images, top=None if has_all else 1, classes=label if has_all else None
         )
     hw = (picture.image.shape[1], picture.image.shape[2])
     boxes = picture.boxes_xyxy if has_all else picture.boxes_xyxy[:0]

@@ -19,7 +19,7 @@ from camtrain.inference.export_program import Program
 from camtrain.localization.boxes import check_threshold
 from camtrain.model.cam import CAMOutput, check_classes
 from camtrain.model.camnet import CAMNet, Task, check_task
-from camtrain.model.refine import Refine, RefinedOutput
+from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.version import __version__
 
@@ -128,33 +128,29 @@ class ExportedNetwork:
             CamtrainValueError: The file takes no images of this size or channels, or gives the maps
                 of its best classes only and others are asked for.
         """
-        return CAMOutput(*self._maps(images, top, classes)[:3])
+        return self._maps("maps", images, top, classes)
 
     @property
     def refine(self) -> Refine:
         """See ``Network.refine``."""
         return self.said.options.refine
 
-    def refined_maps(
+    def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
-    ) -> RefinedOutput:
-        """See ``Network.refined_maps``."""
-        logits, maps, classes, refined = self._maps(images, top, classes)
-        if refined is None:
-            raise CamtrainValueError(
-                "This file gives no refined maps; export it with --refine affinity."
-            )
-        return RefinedOutput(logits, maps, classes, refined)
+    ) -> CAMOutput:
+        """See ``Network.display_maps``; the refined maps if the file gives them."""
+        name = "maps" if self.refine == "none" else "refined_maps"
+        return self._maps(name, images, top, classes)
 
     def _maps(
-        self, images: Tensor, top: int | None, classes: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Logits, maps, classes and refined maps, if there are any."""
+        self, name: str, images: Tensor, top: int | None, classes: Tensor | None
+    ) -> CAMOutput:
+        """Logits, the maps of this output of the file, and their classes."""
         self._check_images(images)
         if classes is not None:
             check_classes(classes, len(images), len(self.class_names))
         outputs = self.outputs(images)
-        logits, maps, refined = outputs["logits"], outputs["maps"], outputs.get("refined_maps")
+        logits, maps = outputs["logits"], outputs[name]
         if top is not None:
             classes = logits.topk(min(top, logits.shape[1])).indices
         elif classes is None:
@@ -162,8 +158,7 @@ class ExportedNetwork:
         classes = classes.to(logits.device, torch.int64).reshape(len(images), -1)
         places = self._places(outputs, classes)
         rows = torch.arange(len(images), device=maps.device)[:, None]
-        refined = None if refined is None else refined[rows, places]
-        return logits, maps[rows, places], classes, refined
+        return CAMOutput(logits, maps[rows, places], classes)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All outputs of the file, by name, for normalized images (B, C, H, W)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -14,8 +14,8 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.folding import can_fold, fold_batch_norms
 from camtrain.model.cam import CAMOutput
-from camtrain.model.camnet import CAMNet, ShownMaps, Task
-from camtrain.model.refine import Refine, RefinedOutput
+from camtrain.model.camnet import CAMNet, Task
+from camtrain.model.refine import Refine
 from camtrain.model.stages import reads_convolutions
 from camtrain.preprocessing import Preprocessing
 
@@ -61,18 +61,10 @@ class Network(Protocol):
                 gives the maps of its best classes only.
         """
 
-    @property
-    def refine(self) -> Refine:
-        """What its heatmaps are made of: class maps (``none``) or refined maps."""
-
-    def refined_maps(
+    def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
-    ) -> RefinedOutput:
-        """The same with refined maps, (B, k, h', w'), float32, behind.
-
-        Raises:
-            CamtrainValueError: As ``class_maps``, or the network has none.
-        """
+    ) -> CAMOutput:
+        """The same with the maps that heatmaps are made of; see ``CAMNet.display_maps``."""
 
 
 @dataclass(frozen=True)
@@ -133,33 +125,25 @@ class TorchNetwork:
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
         """See ``Network.class_maps``."""
-        images = images.to(self.device, memory_format=torch.channels_last)
-        lower = self.precision == "bf16"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return self._running.class_maps(images, top=top, classes=classes)
+        return self._run(self._running.class_maps, images, top, classes)
 
-    def refined_maps(
+    def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
-    ) -> RefinedOutput:
-        """See ``Network.refined_maps``."""
+    ) -> CAMOutput:
+        """See ``Network.display_maps``."""
+        return self._run(self._running.display_maps, images, top, classes)
+
+    def _run(
+        self,
+        method: Callable[..., CAMOutput],
+        images: Tensor,
+        top: int | None,
+        classes: Tensor | None,
+    ) -> CAMOutput:
         images = images.to(self.device, memory_format=torch.channels_last)
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return self._running.refined_maps(images, top=top, classes=classes)
-
-
-def shown_maps(
-    network: CAMNet | Network,
-    images: Tensor,
-    *,
-    top: int | None = None,
-    classes: Tensor | None = None,
-) -> ShownMaps:
-    """What heatmaps are made of: the class maps, or the refined maps of a network that refines."""
-    if getattr(network, "refine", "none") == "none":
-        return ShownMaps(*network.class_maps(images, top=top, classes=classes))
-    output = network.refined_maps(images, top=top, classes=classes)
-    return ShownMaps(output.logits, output.refined_maps, output.classes)
+            return method(images, top=top, classes=classes)
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:

@@ -11,10 +11,10 @@ from torch import Tensor
 from camtrain.data import prepare
 from camtrain.inference.export_program import check_sizes
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.inference.network import Network, shown_maps
+from camtrain.inference.network import Network
 from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.model.cam import heatmaps
-from camtrain.model.camnet import CAMNet, ShownMaps
+from camtrain.model.cam import CAMOutput, heatmaps
+from camtrain.model.camnet import CAMNet
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
@@ -104,7 +104,7 @@ def _compared(
     outputs = exported.outputs(images)
     top = options.top or min(_TOP, len(exported.class_names))
     plain = exported.class_maps(images, top=top)
-    found = shown_maps(exported, images, top=top)
+    found = exported.display_maps(images, top=top)
     expected = maps_of(net, images, found.classes)
     with torch.inference_mode():
         plain_maps = net.class_maps(images, classes=found.classes).maps
@@ -134,11 +134,11 @@ def _compared(
     )
 
 
-def maps_of(net: CAMNet | Network, images: Tensor, classes: Tensor) -> ShownMaps:
+def maps_of(net: CAMNet | Network, images: Tensor, classes: Tensor) -> CAMOutput:
     """Logits and what heatmaps of ``classes`` (B, k) are made of, on the CPU."""
     with torch.inference_mode():
-        logits, maps, classes = shown_maps(net, images, classes=classes.cpu())
-    return ShownMaps(logits.cpu(), maps.cpu(), classes.cpu())
+        logits, maps, classes = net.display_maps(images, classes=classes.cpu())
+    return CAMOutput(logits.cpu(), maps.cpu(), classes.cpu())
 
 
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.network import Network, shown_maps
-from camtrain.model.camnet import CAMNet, ShownMaps
+from camtrain.inference.network import Network
+from camtrain.model.cam import CAMOutput
+from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 
 TTA = Literal["none", "flip", "tencrop"]
@@ -138,7 +139,7 @@ def tta_class_maps(
     tta: TTA = "none",
     top: int | None = None,
     classes: Tensor | None = None,
-) -> ShownMaps:
+) -> CAMOutput:
     """What heatmaps are made of, from several views of each image in one forward pass of them all.
 
     That is class maps, or the refined maps of a network that refines them.
@@ -167,7 +168,7 @@ def tta_class_maps(
     if tta not in get_args(TTA):
         raise CamtrainValueError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}.")
     if tta == "none":
-        return shown_maps(net, images, top=top, classes=classes)
+        return net.display_maps(images, top=top, classes=classes)
     size = (images.shape[2], images.shape[3])
     crop_hw = (max(1, round(CROP_PCT * size[0])), max(1, round(CROP_PCT * size[1])))
     if tta == "flip":
@@ -176,8 +177,8 @@ def tta_class_maps(
         views = ten_crops(images, crop_hw=crop_hw)
     logits, maps, chosen = _maps_of_views(net, views, top, classes)
     if tta == "flip":
-        return ShownMaps(logits, merge_flip(maps[0], maps[1]), chosen)
-    return ShownMaps(logits, merge_ten_crops(maps, size=size, crop_hw=crop_hw), chosen)
+        return CAMOutput(logits, merge_flip(maps[0], maps[1]), chosen)
+    return CAMOutput(logits, merge_ten_crops(maps, size=size, crop_hw=crop_hw), chosen)
 
 
 def _maps_of_views(
@@ -188,7 +189,7 @@ def _maps_of_views(
     images = views.flatten(0, 1)
     if classes is None and top is not None and top >= 1:
         # The views have to agree on the best classes, so all maps are made.
-        every = shown_maps(net, images)
+        every = net.display_maps(images)
         logits = every.logits.reshape(count, batch, -1).mean(0)
         chosen = logits.topk(min(top, logits.shape[1])).indices
         rows = torch.arange(count * batch, device=chosen.device)[:, None]
@@ -196,7 +197,7 @@ def _maps_of_views(
         return logits, maps.reshape(count, batch, *maps.shape[1:]), chosen
     if isinstance(classes, Tensor):
         classes = torch.cat([classes] * count)
-    output = shown_maps(net, images, top=top, classes=classes)
+    output = net.display_maps(images, top=top, classes=classes)
     logits = output.logits.reshape(count, batch, -1).mean(0)
     maps = output.maps.reshape(count, batch, *output.maps.shape[1:])
     return logits, maps, output.classes[:batch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +34,6 @@ from camtrain.preprocessing import Preprocessing
 Task = Literal["multiclass", "multilabel"]
 
 _USUAL_HW = (224, 224)
-
-
-class ShownMaps(NamedTuple):
-    """What heatmaps are made of: class maps, or the refined maps of a network that refines them.
-
-    Attributes:
-        logits: (B, K), every class.
-        maps: (B, k, h, w).
-        classes: (B, k), int64.
-    """
-
-    logits: Tensor
-    maps: Tensor
-    classes: Tensor
 
 
 class CAMNet(nn.Module):
@@ -169,7 +155,7 @@ class CAMNet(nn.Module):
             )
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
-        """The same after the neck, as ``shown_of`` takes it."""
+        """The same after the neck, as ``display_maps`` takes it."""
         return BackboneOutput(self.neck(backbone_output.features), backbone_output.vectors)
 
     @property
@@ -220,6 +206,36 @@ class CAMNet(nn.Module):
         features = self.features(images)
         return self.maps_of(features, top=top, classes=classes)
 
+    def display_maps(
+        self,
+        images: Tensor | BackboneOutput,
+        *,
+        top: int | None = None,
+        classes: Tensor | None = None,
+    ) -> CAMOutput:
+        """Logits and the maps that heatmaps and boxes are made of, of one forward pass.
+
+        These are the class maps, or the refined maps if this network refines its maps.
+
+        Args:
+            images: (B, in_chans, H, W); or what ``apply_neck`` gives, then the arguments are not
+                checked.
+            top: As of ``class_maps``.
+            classes: As of ``class_maps``.
+
+        Returns:
+            logits (B, K), maps (B, k, h, w), classes (B, k).
+
+        Raises:
+            CamtrainValueError: As ``class_maps``.
+            CamtrainTypeError: As ``class_maps``.
+        """
+        if isinstance(images, Tensor):
+            self._check_request(images.shape[0], top, classes)
+            images = self.apply_neck(self.backbone_output(images))
+        output = self.maps_of(images.features, top=top, classes=classes)
+        return output if self.stages is None else self._refined(output, images)
+
     def refined_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> RefinedOutput:
@@ -245,24 +261,11 @@ class CAMNet(nn.Module):
             )
         backbone_output = self.apply_neck(self.backbone_output(images))
         output = self.maps_of(backbone_output.features, top=top, classes=classes)
-        return RefinedOutput(*output, self._refined(output.maps, backbone_output))
+        return RefinedOutput(*output, self._refined(output, backbone_output).maps)
 
-    def shown_of(
-        self,
-        backbone_output: BackboneOutput,
-        *,
-        top: int | None = None,
-        classes: Tensor | None = None,
-    ) -> ShownMaps:
-        """What heatmaps are made of, of what ``apply_neck`` gives, unchecked."""
-        output = self.maps_of(backbone_output.features, top=top, classes=classes)
-        if self.stages is None:
-            return ShownMaps(*output)
-        return ShownMaps(output.logits, self._refined(output.maps, backbone_output), output.classes)
-
-    def _refined(self, maps: Tensor, backbone_output: BackboneOutput) -> Tensor:
-        with _without_autocast(maps):
-            return refine_maps(maps, backbone_output.vectors)
+    def _refined(self, output: CAMOutput, backbone_output: BackboneOutput) -> CAMOutput:
+        with _without_autocast(output.maps):
+            return output._replace(maps=refine_maps(output.maps, backbone_output.vectors))
 
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None

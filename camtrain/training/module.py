@@ -446,7 +446,7 @@ class CAMModule(LightningModule):
             if labels.ndim > 1 and self.net.task == "multilabel":
                 logits = self.net.classify(backbone_output.features)
             else:
-                output = self.net.shown_of(backbone_output, classes=labels)
+                output = self.net.display_maps(backbone_output, classes=labels)
                 logits, maps = output.logits, output.maps[:, 0]
         evaluation = self._evaluation(split)
         seen = {"batch": batch, "features": backbone_output.packed(), "logits": logits}

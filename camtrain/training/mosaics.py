@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from camtrain.data import DamagedImageError, PreparedDataset
-from camtrain.inference.network import shown_maps
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import takes
@@ -87,5 +86,5 @@ def mosaic_scores(
     metric.update(torch.zeros(0, 4, 1, 1))  # of fewer mosaics than processes one may get none
     for images, classes in filter(None, loader):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
-        metric.update(shown_maps(net, images, classes=classes.to(device)).maps)
+        metric.update(net.display_maps(images, classes=classes.to(device)).maps)
     return {f"mosaic_{name}": value for name, value in metric.compute().items()}

@@ -124,7 +124,7 @@ class Teacher:
         backbone_output = BackboneOutput(backbone_output.features.float(), backbone_output.vectors)
         with torch.autocast(labels.device.type, enabled=False):
             neck_output = self.net.apply_neck(backbone_output)
-            return self.net.shown_of(neck_output, classes=labels).maps[:, 0]
+            return self.net.display_maps(neck_output, classes=labels).maps[:, 0]
 
     @torch.no_grad()
     def backbone_output(self, images: Tensor) -> BackboneOutput:

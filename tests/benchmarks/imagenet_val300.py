@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 import camtrain
 from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
-from camtrain.inference.network import shown_maps
 from camtrain.model.refine import Refine
 from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.evaluation import Evaluation
@@ -40,7 +39,7 @@ def evaluate(
     evaluation = Evaluation(num_classes=1000)
     with torch.inference_mode():
         for batch in loader:
-            output = shown_maps(net, batch.images, classes=batch.labels)
+            output = net.display_maps(batch.images, classes=batch.labels)
             maps = on_whole_pictures(output.maps[:, 0], preprocessing, batch)
             evaluation.update(output.logits, maps, batch.labels, batch)
     return {name: float(value) for name, value in evaluation.compute().items()}

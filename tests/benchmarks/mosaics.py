@@ -18,7 +18,6 @@ from torch import Tensor
 import camtrain
 from camtrain import Preprocessing
 from camtrain.data import prepare, read_image
-from camtrain.inference.network import shown_maps
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 
@@ -52,7 +51,7 @@ def score(net: CAMNet, root: Path) -> tuple[int, dict[str, Tensor]]:
     plan, metric = mosaic_plan(labels), MosaicScore()
     with torch.inference_mode():
         for four in plan:
-            shown = shown_maps(net, mosaic(images[four])[None], classes=labels[four][None])
+            shown = net.display_maps(mosaic(images[four])[None], classes=labels[four][None])
             metric.update(shown.maps)
     return len(plan), metric.compute()
 

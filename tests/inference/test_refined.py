@@ -96,9 +96,10 @@ def test_an_exported_network_gives_refined_maps_too(
     images = torch.rand(1, 3, 40, 64)
     with torch.no_grad():
         expected = net.refined_maps(images, top=2)
-    given = exported.network.refined_maps(images, top=2)
-    torch.testing.assert_close(given.maps, expected.maps, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(given.refined_maps, expected.refined_maps, atol=1e-4, rtol=1e-3)
+    given = exported.network.class_maps(images, top=2).maps
+    torch.testing.assert_close(given, expected.maps, atol=1e-4, rtol=1e-4)
+    given = exported.network.display_maps(images, top=2).maps
+    torch.testing.assert_close(given, expected.refined_maps, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.nightly
@@ -117,7 +118,7 @@ def test_stages_of_many_channels_are_exported(
     images = torch.rand(1, 3, 40, 64)
     with torch.no_grad():
         expected = net.refined_maps(images, top=2).refined_maps
-    given = camtrain.load(done.path).network.refined_maps(images, top=2).refined_maps
+    given = camtrain.load(done.path).network.display_maps(images, top=2).maps
     torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-3)
 
 
@@ -144,8 +145,8 @@ def test_what_does_not_fit_is_said(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(CamtrainError, match=r"refine must be the network's own, affinity, .*none"):
         export_network(net, tmp_path / "a.pt2", options=ExportOptions(refine="none"))
     export_network(net.set_refine("none"), tmp_path / "b.pt2")
-    with pytest.raises(CamtrainError, match="gives no refined maps"):
-        camtrain.load(tmp_path / "b.pt2").network.refined_maps(torch.rand(1, 3, 48, 40))
+    exported, images = camtrain.load(tmp_path / "b.pt2").network, torch.rand(1, 3, 48, 40)
+    assert torch.equal(exported.display_maps(images).maps, exported.class_maps(images).maps)
     with pytest.raises(CamtrainError, match="computes what it was exported with"):
         camtrain.load(tmp_path / "b.pt2", refine="affinity")
     with pytest.raises(CamtrainError, match="refine must be one of"):

@@ -139,17 +139,18 @@ def test_logits_and_class_maps_stay_what_they_were(pool: str) -> None:
     assert not torch.equal(after.refined_maps, after.maps)
 
 
-def test_shown_of_is_what_heatmaps_are_made_of() -> None:
-    some, images = net(), numbers(2, 3, 40, 56)
+def test_display_maps_are_class_maps_or_refined_maps() -> None:
+    network, images = net(), numbers(2, 3, 40, 56)
     labels = torch.tensor([1, 4])
     with torch.no_grad():
-        shown = some.shown_of(some.apply_neck(some.backbone_output(images)), classes=labels)
-        assert torch.equal(shown.maps, some.class_maps(images, classes=labels).maps)
-        some.set_refine("affinity")
-        backbone_output = some.apply_neck(some.backbone_output(images))
-        shown = some.shown_of(backbone_output, classes=labels)
-        assert torch.equal(shown.maps, some.refined_maps(images, classes=labels).refined_maps)
-        assert backbone_output.vectors.shape[1] == some.vector_channels
+        for expected in (network.class_maps(images, classes=labels).maps, None):
+            if expected is None:
+                network.set_refine("affinity")
+                expected = network.refined_maps(images, classes=labels).refined_maps
+            neck_output = network.apply_neck(network.backbone_output(images))
+            for given in (images, neck_output):
+                assert torch.equal(network.display_maps(given, classes=labels).maps, expected)
+            assert neck_output.vectors.shape[1] == network.vector_channels
 
 
 def test_a_network_cast_as_a_whole_refines_in_float32() -> None:
@@ -174,3 +175,5 @@ def test_what_cannot_be_refined_is_said() -> None:
         some.refined_maps(images, top=1, classes=torch.tensor([1]))
     with pytest.raises(CamtrainTypeError, match="tensor of integers"):
         some.refined_maps(images, classes=torch.tensor([1.0]))
+    with pytest.raises(CamtrainValueError, match="exclude each other"):
+        some.display_maps(images, top=1, classes=torch.tensor([1]))

@@ -111,7 +111,7 @@ def test_a_convolution_that_is_a_stage_is_not_folded() -> None:
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = net.refined_maps(images).refined_maps
-    given = TorchNetwork(net).refined_maps(images).refined_maps
+    given = TorchNetwork(net).display_maps(images).maps
     torch.testing.assert_close(given, expected, atol=1e-4 * float(expected.max()), rtol=1e-3)
 
 

@@ -209,7 +209,7 @@ def looks_at(pictures: Collection[Watched], features: Tensor, net: CAMNet) -> li
         backbone_output = BackboneOutput.unpacked(features, net.vector_channels)
         logits = net.classify(backbone_output.features)
         classes = torch.stack([labels, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
-        maps = net.shown_of(backbone_output, classes=classes).maps.cpu()
+        maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
         scores = net.scores(logits).gather(1, classes).tolist()
     return [
         _look(one, pair, both, score)
