@@ -2,6 +2,6 @@
 
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
-from camtrain.training.watching import CAMLogger
+from camtrain.training.watch import CAMLogger
 
 __all__ = ["CAMDataModule", "CAMLogger", "CAMModule"]

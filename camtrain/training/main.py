@@ -40,7 +40,7 @@ from camtrain.training.run import SPLIT_NAME, RunFolder
 from camtrain.training.settings import SaveConfig, check_same_settings
 from camtrain.training.stopping import StopSignals
 from camtrain.training.summary import print_header, print_scores, print_written
-from camtrain.training.watching import CAMLogger
+from camtrain.training.watch import CAMLogger
 from camtrain.training.writer import RunWriter
 
 _TRAINER_DEFAULTS = {

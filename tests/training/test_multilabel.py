@@ -22,7 +22,7 @@ from camtrain.training import CAMDataModule, CAMLogger, CAMModule, multilabel
 from camtrain.training.main import main as run
 from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watching.test_report import content_of
+from tests.training.watch.test_report import content_of
 
 NORMALIZATION = camtrain.Preprocessing(size=(24, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -12,9 +12,9 @@ from pytorch_lightning import LightningModule, Trainer
 
 from camtrain.localization.map_statistics import STATISTICS
 from camtrain.training.evaluation import ClassScores
-from camtrain.training.watching.choice import Watched
-from camtrain.training.watching.classes import class_table, confused_pairs
-from camtrain.training.watching.looking import Look, Seen
+from camtrain.training.watch.choice import Watched
+from camtrain.training.watch.classes import class_table, confused_pairs
+from camtrain.training.watch.looking import Look, Seen
 from camtrain.version import __version__
 from camtrain.visualize.report import packed_map, packed_picture, part_of_picture
 

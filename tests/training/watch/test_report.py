@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from camtrain.training.watching.over_epochs import over_epochs
-from camtrain.training.watching.report import Report
+from camtrain.training.watch.over_epochs import over_epochs
+from camtrain.training.watch.report import Report
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watching.views import view
+from tests.training.watch.views import view
 
 SCORES = {"val/loss": torch.tensor(0.5), "val/acc1": torch.tensor(0.75)}
 
@@ -230,7 +230,7 @@ def test_16_pictures_of_50_epochs_take_less_than_15_mb(tmp_path: Path) -> None:
 def test_beyond_its_size_epochs_in_between_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camtrain.training.watching.report._MOST_BYTES", 9_000)
+    monkeypatch.setattr("camtrain.training.watch.report._MOST_BYTES", 9_000)
     written(tmp_path, range(13))
     content = content_of(tmp_path / "run" / "report.html")
     kept = [epoch["epoch"] for epoch in content["epochs"]]

@@ -15,8 +15,8 @@ from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
 from camtrain.model.refine import BackboneOutput
-from camtrain.training.watching.choice import Watched, read, read_input
-from camtrain.training.watching.mistakes import Mistake
+from camtrain.training.watch.choice import Watched, read, read_input
+from camtrain.training.watch.mistakes import Mistake
 from camtrain.visualize import WatchedPicture
 
 _RIGHT_IOU = 0.5

@@ -19,13 +19,13 @@ from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureBatch, FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
-from camtrain.training.watching.choice import candidates_of, validation_dataset
-from camtrain.training.watching.looking import Looker
-from camtrain.training.watching.mistakes import Mistake, Mistakes
-from camtrain.training.watching.outlets import Outlet, make_outlets
-from camtrain.training.watching.over_epochs import MOST_EPOCHS, over_epochs
-from camtrain.training.watching.report import Report
-from camtrain.training.watching.view import EpochView, Measured, Style
+from camtrain.training.watch.choice import candidates_of, validation_dataset
+from camtrain.training.watch.looking import Looker
+from camtrain.training.watch.mistakes import Mistake, Mistakes
+from camtrain.training.watch.outlets import Outlet, make_outlets
+from camtrain.training.watch.over_epochs import MOST_EPOCHS, over_epochs
+from camtrain.training.watch.report import Report
+from camtrain.training.watch.view import EpochView, Measured, Style
 
 MOST_IMAGES = 48
 _READ_PER_IMAGE = 4  # pictures, at most, where files are damaged

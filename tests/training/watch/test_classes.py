@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from camtrain.training.evaluation import ClassScores
-from camtrain.training.watching.classes import class_table, confused_pairs
+from camtrain.training.watch.classes import class_table, confused_pairs
 
 NAMES = ["cat", "dog", "owl"]
 CONFUSION = torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]])

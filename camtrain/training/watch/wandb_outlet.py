@@ -13,9 +13,9 @@ from torch import Tensor
 
 from camtrain.localization.map_statistics import BINS
 from camtrain.training.wandb_run import later, never_stopping
-from camtrain.training.watching.classes import class_table, confused_pairs
-from camtrain.training.watching.looking import Look
-from camtrain.training.watching.view import EpochView, Measured, Style, caption
+from camtrain.training.watch.classes import class_table, confused_pairs
+from camtrain.training.watch.looking import Look
+from camtrain.training.watch.view import EpochView, Measured, Style, caption
 from camtrain.visualize import Tiles, WatchedPicture, tiles
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watching.over_epochs import over_epochs
-from camtrain.training.watching.report import Report
+from camtrain.training.watch.over_epochs import over_epochs
+from camtrain.training.watch.report import Report
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watching.views import view
+from tests.training.watch.views import view
 from tests.visualize.conftest import has
 
 

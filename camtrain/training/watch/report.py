@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from camtrain.training.files import write_text
-from camtrain.training.watching.chapters import (
+from camtrain.training.watch.chapters import (
     classes_part,
     localization_charts,
     look_part,
@@ -23,8 +23,8 @@ from camtrain.training.watching.chapters import (
     score_charts,
     settings_part,
 )
-from camtrain.training.watching.choice import Watched
-from camtrain.training.watching.view import EpochView
+from camtrain.training.watch.choice import Watched
+from camtrain.training.watch.view import EpochView
 from camtrain.visualize.report import PackedJson, packed_colormap, report_page
 
 _MOST_BYTES = 8_000_000  # of the maps of all epochs; beyond it, epochs in between are left out

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from camtrain.localization.map_statistics import BINS
 from camtrain.training.files import write_text
-from camtrain.training.watching.view import EpochView, Style
-from camtrain.training.watching.wandb_outlet import WandbOutlet
+from camtrain.training.watch.view import EpochView, Style
+from camtrain.training.watch.wandb_outlet import WandbOutlet
 from camtrain.visualize import confusion_picture
 
 _MATRIX_CLASSES = 60  # more cannot be read in a picture

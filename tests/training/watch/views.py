@@ -4,9 +4,9 @@ import torch
 
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluation import Evaluation
-from camtrain.training.watching.choice import Watched
-from camtrain.training.watching.looking import Look, Seen
-from camtrain.training.watching.view import EpochView, Measured
+from camtrain.training.watch.choice import Watched
+from camtrain.training.watch.looking import Look, Seen
+from camtrain.training.watch.view import EpochView, Measured
 
 NAMES = ("kangaroo", "leopard", "raccoon")
 

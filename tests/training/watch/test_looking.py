@@ -9,9 +9,9 @@ import torch
 from camtrain.localization import LocalizationAccuracy
 from camtrain.model.camnet import CAMNet
 from camtrain.training import CAMDataModule
-from camtrain.training.watching import looking
-from camtrain.training.watching.looking import Look, Looker, as_row
-from camtrain.training.watching.mistakes import Mistake
+from camtrain.training.watch import looking
+from camtrain.training.watch.looking import Look, Looker, as_row
+from camtrain.training.watch.mistakes import Mistake
 from tests.training.conftest import small_module
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.inference.heatmap import picture_heatmaps
-from camtrain.training.watching.choice import Watched
+from camtrain.training.watch.choice import Watched
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
 from camtrain.visualize.report import unpacked_map
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camtrain.training.evaluation import ClassScores, Evaluation
-from camtrain.training.watching.choice import Watched
-from camtrain.training.watching.looking import Look, as_row
+from camtrain.training.watch.choice import Watched
+from camtrain.training.watch.looking import Look, as_row
 from camtrain.visualize import WatchedPicture, contact_sheet
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.sheets import check_tile

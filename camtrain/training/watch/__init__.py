@@ -1,5 +1,5 @@
 """Watching a network learn to look: the same pictures after every epoch, on disk and in loggers."""
 
-from camtrain.training.watching.callback import CAMLogger
+from camtrain.training.watch.callback import CAMLogger
 
 __all__ = ["CAMLogger"]

@@ -20,7 +20,7 @@ from camtrain.training.main import main as run
 from camtrain.visualize import overlay
 from camtrain.visualize.report import unpacked_map
 from tests.conftest import make_photographs
-from tests.training.watching.test_report import content_of, written
+from tests.training.watch.test_report import content_of, written
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver

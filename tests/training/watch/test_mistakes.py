@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camtrain.training.watching.mistakes import Mistakes
+from camtrain.training.watch.mistakes import Mistakes
 from tests.training.conftest import quiet_trainer, small_module
 
 GENERATOR = torch.Generator().manual_seed(0)

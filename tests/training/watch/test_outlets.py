@@ -8,10 +8,10 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watching.outlets import make_outlets
-from camtrain.training.watching.view import Style
+from camtrain.training.watch.outlets import make_outlets
+from camtrain.training.watch.view import Style
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watching.views import view
+from tests.training.watch.views import view
 
 
 @pytest.mark.nightly

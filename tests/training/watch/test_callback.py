@@ -23,7 +23,7 @@ from tests.by_two import run_by_two
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.test_module import AnybodysData
-from tests.training.watching.test_report import content_of
+from tests.training.watch.test_report import content_of
 
 Arguments = Callable[..., list[str]]
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 from camtrain.data import normalize
 from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule
-from camtrain.training.watching.choice import candidates_of, classes_of, read, stratified
+from camtrain.training.watch.choice import candidates_of, classes_of, read, stratified
 from tests.training.conftest import small_module
 
 
