@@ -38,11 +38,11 @@ class NeverStoppingWandbLogger(WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scores; see the base class."""
-        later(self, partial(super().log_metrics, metrics, step))
+        enqueue_call(self, partial(super().log_metrics, metrics, step))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log settings; see the base class."""
-        later(self, partial(super().log_hyperparams, params))
+        enqueue_call(self, partial(super().log_hyperparams, params))
 
     def work(self) -> None:
         """From now on, do what is asked for in a thread, in order."""
@@ -68,11 +68,11 @@ class _Worker(threading.Thread):
         return not self.is_alive()
 
 
-def later(logger: WandbLogger, call: Callable[[], object]) -> None:
-    """Do something with a W&B run after all before it: at once, or in its thread."""
+def enqueue_call(logger: WandbLogger, call: Callable[[], object]) -> None:
+    """Make a call that uses a W&B run, after all earlier ones: at once, or in the run's thread."""
 
     def guarded() -> None:
-        with never_stopping(logger):
+        with errors_as_warnings(logger):
             call()
 
     worker = getattr(logger, "_worker", None)
@@ -83,8 +83,8 @@ def later(logger: WandbLogger, call: Callable[[], object]) -> None:
 
 
 @contextmanager
-def never_stopping(logger: WandbLogger) -> Iterator[None]:
-    """What W&B raises within becomes a warning, the first time, and the training goes on."""
+def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
+    """Turn an error of W&B into a warning, once per run, so that the training continues."""
     try:
         yield
     except Exception as error:  # its service can break in any way
@@ -169,7 +169,7 @@ def _started(
 def place_of(logger: WandbLogger) -> str:
     """Where the run is to be seen, and what of it has to be uploaded first."""
     url, parts = None, _parts(logger)
-    with never_stopping(logger):
+    with errors_as_warnings(logger):
         url = logger.experiment.url
     upload = f"upload with: wandb sync {parts}" if parts else ""
     return "; ".join(filter(None, [url or "offline", upload]))
@@ -192,13 +192,13 @@ def log_bundle(logger: WandbLogger, bundle: Path, scores: Mapping[str, float]) -
         artifact.add_file(str(bundle))
         run.log_artifact(artifact, aliases=["best", "latest"])
 
-    later(logger, log)
+    enqueue_call(logger, log)
 
 
 def finish(logger: WandbLogger) -> None:
     """End the run, so that another one can begin in the same process."""
     worker = getattr(logger, "_worker", None)
-    with never_stopping(logger):
+    with errors_as_warnings(logger):
         if worker is not None and not worker.finish(LONGEST_FINISH):
             raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
         logger.experiment.finish()
@@ -206,7 +206,7 @@ def finish(logger: WandbLogger) -> None:
 
 def step_of(logger: WandbLogger) -> int:
     """The internal counter of the run; 0 where it has failed."""
-    with never_stopping(logger):
+    with errors_as_warnings(logger):
         return int(logger.experiment.step)
     return 0
 

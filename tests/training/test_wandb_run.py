@@ -16,7 +16,13 @@ import wandb
 from camtrain.training import wandb_run
 from camtrain.training.loggers import make_loggers
 from camtrain.training.main import main as run
-from camtrain.training.wandb_run import NeverStoppingWandbLogger, finish, later, place_of, start_run
+from camtrain.training.wandb_run import (
+    NeverStoppingWandbLogger,
+    enqueue_call,
+    finish,
+    place_of,
+    start_run,
+)
 from tests.training.wandb_file import history
 
 Arguments = Callable[..., list[str]]
@@ -119,7 +125,9 @@ def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
     began = time.monotonic()
     for step in range(5):
         table = wandb.Table(columns=["a"], data=[[step]])  # which W&B asks its server about
-        later(logger, lambda table=table: logger.experiment.log({"table": table}, commit=False))
+        enqueue_call(
+            logger, lambda table=table: logger.experiment.log({"table": table}, commit=False)
+        )
         logger.log_metrics({"val/acc1": 0.5}, step)
     assert time.monotonic() - began < 1
     with pytest.warns(UserWarning, match=r"W&B failed \(TimeoutError: not everything was logged"):
@@ -155,7 +163,7 @@ def test_a_thread_keeps_the_order(offline: NeverStoppingWandbLogger) -> None:
     done: list[int] = []
     offline.work()
     for number in range(50):
-        later(offline, lambda number=number: (time.sleep(0.001), done.append(number)))
+        enqueue_call(offline, lambda number=number: (time.sleep(0.001), done.append(number)))
     finish(offline)
     assert done == list(range(50))
 

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from camtrain.localization.map_statistics import BINS
-from camtrain.training.wandb_run import later, never_stopping
+from camtrain.training.wandb_run import enqueue_call, errors_as_warnings
 from camtrain.training.watch.classes import class_table, confused_pairs
 from camtrain.training.watch.looking import Look
 from camtrain.training.watch.view import EpochView, Measured, Style, caption
@@ -43,7 +43,7 @@ class WandbOutlet:
 
     def publish(self, view: EpochView) -> None:
         """Show an epoch."""
-        with never_stopping(self.logger):
+        with errors_as_warnings(self.logger):
             rows = view.rows
             drawn = self._drawn(rows)
             if not self._images:
@@ -55,7 +55,9 @@ class WandbOutlet:
             ]
             media = {"val/cams": overlays, **self._more(view), "trainer/global_step": view.step}
             # The table is known to whoever logs it only, which may be a thread.
-            later(self.logger, partial(self._log, media, lines, waits=view.measured is not None))
+            enqueue_call(
+                self.logger, partial(self._log, media, lines, waits=view.measured is not None)
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the table goes on; an offline run cannot look it up."""
