@@ -23,7 +23,7 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.bundle import read_bundle
 from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluation import score_names
+from camtrain.training.evaluate.evaluator import score_names
 from camtrain.training.files import AtomicCheckpointIO
 from camtrain.training.loggers import (
     LoggedSoFar,

@@ -25,27 +25,27 @@ from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import BackboneOutput, Refine
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.averaging import ExponentialAverage
-from camtrain.training.box_scores import on_whole_pictures
 from camtrain.training.cache import FeatureBatch
 from camtrain.training.distributed import without_repeats
-from camtrain.training.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
-from camtrain.training.evaluation import Evaluation
-from camtrain.training.freezing import Freezing, wrap_again
-from camtrain.training.learning_rate import FoundLearningRate
-from camtrain.training.losses import (
+from camtrain.training.evaluate.box_scores import on_whole_pictures
+from camtrain.training.evaluate.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
+from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.mosaics import mosaic_scores
+from camtrain.training.learn.averaging import ExponentialAverage
+from camtrain.training.learn.freezing import Freezing, wrap_again
+from camtrain.training.learn.learning_rate import FoundLearningRate
+from camtrain.training.learn.losses import (
     ClassWeights,
     FiniteLoss,
     balanced_weights,
     check_class_weights,
 )
-from camtrain.training.mixing import Mixing
-from camtrain.training.mosaics import mosaic_scores
-from camtrain.training.multilabel import loss_of
-from camtrain.training.optimization import Optimization, configure, make_schedule
-from camtrain.training.solvers import HeadSolver
-from camtrain.training.solving import check_solver, resting_optimizer, solve
-from camtrain.training.teaching import Teacher, check_teaching
+from camtrain.training.learn.mixing import Mixing
+from camtrain.training.learn.multilabel import loss_of
+from camtrain.training.learn.optimizer import Optimization, configure, make_schedule
+from camtrain.training.learn.solvers import HeadSolver
+from camtrain.training.learn.solving import check_solver, resting_optimizer, solve
+from camtrain.training.learn.teacher import Teacher, check_teaching
 
 
 class CAMModule(LightningModule):
@@ -480,7 +480,7 @@ class CAMModule(LightningModule):
         return evaluation
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule; see ``camtrain.training.optimization``."""
+        """Optimizer and schedule; see ``camtrain.training.learn.optimizer``."""
         if self.hparams["head_solver"] != "sgd":
             return resting_optimizer(self.net.head)
         steps, steps_per_epoch = self._steps()

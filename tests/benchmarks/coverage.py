@@ -39,8 +39,8 @@ from camtrain.localization import (
 from camtrain.model.cam import PoolName
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import refine_maps
-from camtrain.training.mixing import Mixing
-from camtrain.training.teaching import map_disagreement
+from camtrain.training.learn.mixing import Mixing
+from camtrain.training.learn.teacher import map_disagreement
 
 SEEDS, BATCH_SIZE, SIZE, LARGER = 3, 32, 256, 320
 HEADER = (

@@ -19,8 +19,8 @@ import camtrain
 from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
 from camtrain.model.refine import Refine
-from camtrain.training.box_scores import on_whole_pictures
-from camtrain.training.evaluation import Evaluation
+from camtrain.training.evaluate.box_scores import on_whole_pictures
+from camtrain.training.evaluate.evaluator import Evaluation
 
 
 def evaluate(

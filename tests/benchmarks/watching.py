@@ -23,7 +23,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
-from camtrain.training.evaluation import Evaluation
+from camtrain.training.evaluate.evaluator import Evaluation
 from camtrain.training.precision import best_precision
 from camtrain.training.wandb_run import NeverStoppingWandbLogger, start_run
 

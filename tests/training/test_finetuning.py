@@ -9,7 +9,7 @@ from PIL import Image
 import camtrain
 from camtrain.cli import main
 from camtrain.data import ClutteredDigits, Split
-from tests.training.test_freezing import hash_of
+from tests.training.learn.test_freezing import hash_of
 
 
 def write_digits(root: Path, digits: range) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMModule
-from camtrain.training.optimization import warmup_cosine
+from camtrain.training.learn.optimizer import warmup_cosine
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 

@@ -18,9 +18,10 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.training import CAMDataModule, CAMLogger, CAMModule, multilabel
+from camtrain.training import CAMDataModule, CAMLogger, CAMModule
+from camtrain.training.learn import multilabel
+from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
 from camtrain.training.main import main as run
-from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.test_report import content_of
 

@@ -17,7 +17,7 @@ from camtrain.data import DamagedImageError, PreparedDataset, Sample, Split
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache.choice import VIEWS
 from camtrain.training.cache.store import ArraySpec, free_bytes
-from camtrain.training.teaching import Teacher
+from camtrain.training.learn.teacher import Teacher
 
 
 @dataclass(frozen=True)

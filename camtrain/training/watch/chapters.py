@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pytorch_lightning import LightningModule, Trainer
 
 from camtrain.localization.map_statistics import STATISTICS
-from camtrain.training.evaluation import ClassScores
+from camtrain.training.evaluate.evaluator import ClassScores
 from camtrain.training.watch.choice import Watched
 from camtrain.training.watch.classes import class_table, confused_pairs
 from camtrain.training.watch.looking import Look, Seen

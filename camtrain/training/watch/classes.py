@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from camtrain.training.evaluation import ClassScores
+from camtrain.training.evaluate.evaluator import ClassScores
 
 
 class Column(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from camtrain.training.evaluation import ClassScores, Evaluation
+from camtrain.training.evaluate.evaluator import ClassScores, Evaluation
 from camtrain.training.watch.choice import Watched
 from camtrain.training.watch.looking import Look, as_row
 from camtrain.visualize import WatchedPicture, contact_sheet

@@ -3,7 +3,7 @@
 import torch
 
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.evaluation import Evaluation
+from camtrain.training.evaluate.evaluator import Evaluation
 from camtrain.training.watch.choice import Watched
 from camtrain.training.watch.looking import Look, Seen
 from camtrain.training.watch.view import EpochView, Measured

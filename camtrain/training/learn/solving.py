@@ -14,7 +14,7 @@ from torch.optim import SGD
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
-from camtrain.training.solvers import HeadSolver, Labelled, solve_head
+from camtrain.training.learn.solvers import HeadSolver, Labelled, solve_head
 
 
 def check_solver(solver: str, net: CAMNet, is_frozen: bool) -> None:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from camtrain.data import Batch
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.box_scores import WholeMaps
 from camtrain.training.cache.dataset import FeatureBatch
-from camtrain.training.evaluation import Evaluation
+from camtrain.training.evaluate.box_scores import WholeMaps
+from camtrain.training.evaluate.evaluator import Evaluation
 from tests.training.test_results import batch_with_masks
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])

@@ -12,8 +12,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 import camtrain
 from camtrain.errors import CamtrainError
-from camtrain.training import CAMDataModule, optimization
-from camtrain.training.optimization import (
+from camtrain.training import CAMDataModule
+from camtrain.training.learn import optimizer as optimization
+from camtrain.training.learn.optimizer import (
     SCHEDULES,
     Optimization,
     configure,

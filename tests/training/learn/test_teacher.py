@@ -13,7 +13,7 @@ from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.cache.key import hash_of_tensors
-from camtrain.training.teaching import Teacher, map_disagreement
+from camtrain.training.learn.teacher import Teacher, map_disagreement
 from tests.training.conftest import quiet_trainer, small_module
 
 

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import Task
-from camtrain.training.multilabel import multi_hot
+from camtrain.training.learn.multilabel import multi_hot
 
 
 class Mixing:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import Task
-from camtrain.training.multilabel import MeanAveragePrecision, multi_hot
+from camtrain.training.learn.multilabel import MeanAveragePrecision, multi_hot
 
 HeadSolver = Literal["sgd", "logistic", "svm"]
 # Inverse strengths of the regularization (scikit-learn's C), the strongest first.

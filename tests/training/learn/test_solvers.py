@@ -16,7 +16,7 @@ import camtrain
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
-from camtrain.training.solvers import REGULARIZATION, HeadSolver, Labelled, solve_head
+from camtrain.training.learn.solvers import REGULARIZATION, HeadSolver, Labelled, solve_head
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 

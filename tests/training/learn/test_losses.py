@@ -12,13 +12,14 @@ from camtrain.cli import main
 from camtrain.data import Batch
 from camtrain.errors import CamtrainError
 from camtrain.model.camnet import Task
-from camtrain.training import CAMDataModule, CAMModule, learning_rate, losses
-from camtrain.training.learning_rate import steepest
-from camtrain.training.losses import balanced_weights
-from camtrain.training.mixing import Mixing
-from camtrain.training.multilabel import loss_of
+from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training.learn import learning_rate, losses
+from camtrain.training.learn.learning_rate import steepest
+from camtrain.training.learn.losses import balanced_weights
+from camtrain.training.learn.mixing import Mixing
+from camtrain.training.learn.multilabel import loss_of
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.test_freezing import hash_of
+from tests.training.learn.test_freezing import hash_of
 from tests.training.test_main import Arguments
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.camnet import Task
-from camtrain.training.multilabel import multi_hot
+from camtrain.training.learn.multilabel import multi_hot
 
 ClassWeights = Literal["balanced"] | list[float]
 

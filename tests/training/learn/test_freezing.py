@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import camtrain
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMModule
-from camtrain.training.freezing import part_until
+from camtrain.training.learn.freezing import part_until
 from tests.conftest import at_night, everyday
 from tests.training.conftest import quiet_trainer, small_module
 

@@ -16,9 +16,9 @@ from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.localization import MapStatistics
 from camtrain.model.camnet import Task
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.box_scores import BoxScores, WholeMaps
 from camtrain.training.cache import FeatureBatch
-from camtrain.training.multilabel import MeanAveragePrecision, loss_of, multi_hot
+from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
+from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
 
 SCORES = {
     "loss": "cross-entropy",

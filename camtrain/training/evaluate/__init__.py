@@ -1,0 +1,1 @@
+"""What is measured on a split: classification, localization, mosaics."""

@@ -1,0 +1,1 @@
+"""How a training learns: losses, optimizer, solvers, teacher, freezing, averaging."""
