@@ -5,10 +5,10 @@ The public names load on first use, so that ``import camtrain`` costs millisecon
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from camtrain.errors import CamtrainError
+from camtrain.lazy import lazy_names
 from camtrain.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from camtrain.preprocessing import Preprocessing as Preprocessing
 
 _HOMES = {
-    "CAMNet": "camtrain.model.camnet",
-    "CAMOutput": "camtrain.model.cam",
-    "Prediction": "camtrain.inference.prediction",
-    "Predictor": "camtrain.inference.predictor",
-    "Preprocessing": "camtrain.preprocessing",
-    "boxes_from_heatmap": "camtrain.localization",
-    "convert": "camtrain.model.convert",
-    "create_model": "camtrain.model.create",
-    "gradcam": "camtrain.model.gradcam",
-    "heatmaps": "camtrain.model.cam",
-    "load": "camtrain.inference.predictor",
+    "camtrain.errors": "CamtrainError",
+    "camtrain.inference.prediction": "Prediction",
+    "camtrain.inference.predictor": "Predictor load",
+    "camtrain.localization": "boxes_from_heatmap",
+    "camtrain.model.cam": "CAMOutput heatmaps",
+    "camtrain.model.camnet": "CAMNet",
+    "camtrain.model.convert": "convert",
+    "camtrain.model.create": "create_model",
+    "camtrain.model.gradcam": "gradcam",
+    "camtrain.preprocessing": "Preprocessing",
 }
 
 __all__ = [
@@ -53,12 +52,4 @@ __all__ = [
     "load",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'camtrain' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -8,21 +8,25 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
 import camtrain
+import camtrain.data
+import camtrain.localization
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "camtrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Which rooms the modules of a room may import, beside itself. "camtrain" is the front page.
-LOW = {"errors", "preprocessing"}
+LOW = {"errors", "lazy", "preprocessing"}
 MIDDLE = {"model", "data", "localization", "visualize"}
 ROOMS = {
     "errors": set(),
+    "lazy": set(),
     "version": set(),
     "preprocessing": {"errors"},
     "model": LOW,
@@ -81,6 +85,24 @@ assert camtrain.cli.main(args) == 0
     assert (output / "predictions.jsonl").read_text().count("\n") == 1
 
 
+def test_a_prediction_loads_no_metrics_no_plots_and_no_readers_of_data_sets(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
+    camtrain.Predictor(net).save(path)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    decoding = [f"camtrain.data.{n}" for n in ("decoding", "paths", "transforms", "tree", "views")]
+    code = f"""
+import sys
+import camtrain
+[prediction] = camtrain.load({str(path)!r})({str(tmp_path / "a.png")!r}, top=1)
+data = {{name for name in sys.modules if name.startswith("camtrain.data.")}}
+assert data <= set({decoding}), data
+assert prediction.size_hw == (20, 30)
+"""
+    names = ("torchmetrics", "matplotlib", "scipy", "sklearn", "pandas", "rich", "onnx")
+    assert loaded_by(code, "torchvision", *names) == {"torchvision"}
+
+
 def test_every_public_name_resolves_and_is_listed() -> None:
     assert sorted(camtrain.__all__) == list(camtrain.__all__) == dir(camtrain)
     for name in camtrain.__all__:
@@ -88,8 +110,9 @@ def test_every_public_name_resolves_and_is_listed() -> None:
         assert getattr(camtrain, name).__doc__
 
 
-def test_every_lazy_name_is_known_to_type_checkers() -> None:
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+@pytest.mark.parametrize("package", [camtrain, camtrain.data, camtrain.localization])
+def test_every_lazy_name_is_known_to_type_checkers(package: ModuleType) -> None:
+    tree = ast.parse(Path(str(package.__file__)).read_text())
     [only_for_checkers] = [node for node in tree.body if isinstance(node, ast.If)]
     named = {
         f"{node.module}.{alias.asname}"
@@ -97,7 +120,10 @@ def test_every_lazy_name_is_known_to_type_checkers() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert named == {f"{home}.{name}" for name, home in camtrain._HOMES.items()}
+    homes = {f"{home}.{name}" for home, names in package._HOMES.items() for name in names.split()}
+    assert named == homes - {"camtrain.errors.CamtrainError"}
+    for name in dir(package):
+        assert getattr(package, name) is not None
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -1,105 +1,89 @@
-"""From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets."""
+"""From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets.
 
-from camtrain.data.augmentations import AUGMENTATIONS, Augmentation, Augmented
-from camtrain.data.auto_augment import AutoAugment
-from camtrain.data.dataset import (
-    Batch,
-    Damaged,
-    Key,
-    PreparedDataset,
-    Sample,
-    collate,
-    index_of,
-    sample_or_damaged,
-)
-from camtrain.data.decoding import (
-    DamagedImageError,
-    Decode,
-    Decoded,
-    decode_image,
-    read_image,
-    to_rgb,
-)
-from camtrain.data.digits import ClutteredDigits
-from camtrain.data.division import write_split
-from camtrain.data.exclude import (
-    Without,
-    make_sources_without,
-    read_exclude,
-    without,
-    write_exclude,
-)
-from camtrain.data.folder import ImageFolder
-from camtrain.data.listing import ListedFiles, ListedSource, Listing, source_of
-from camtrain.data.loader import ResumableLoader, leave_signals_to_parent
-from camtrain.data.sampler import EpochSampler, SamplerName
-from camtrain.data.seeds import seed_of
-from camtrain.data.source import FileSource, Picture, Source
-from camtrain.data.sources import SOURCES, SourceOptions, is_divided, make_sources
-from camtrain.data.split import Split
-from camtrain.data.transforms import (
-    boxes_to_input,
-    fit_channels,
-    maps_on_picture,
-    normalize,
-    prepare,
-    resize,
-    to_pixels,
-)
-from camtrain.data.tree import IMAGE_SUFFIXES
-from camtrain.data.views import View
+The names load on first use: whoever decodes one picture loads no reader of a data set.
+"""
 
-__all__ = [
-    "AUGMENTATIONS",
-    "IMAGE_SUFFIXES",
-    "SOURCES",
-    "Augmentation",
-    "Augmented",
-    "AutoAugment",
-    "Batch",
-    "ClutteredDigits",
-    "Damaged",
-    "DamagedImageError",
-    "Decode",
-    "Decoded",
-    "EpochSampler",
-    "FileSource",
-    "ImageFolder",
-    "Key",
-    "ListedFiles",
-    "ListedSource",
-    "Listing",
-    "Picture",
-    "PreparedDataset",
-    "ResumableLoader",
-    "Sample",
-    "SamplerName",
-    "Source",
-    "SourceOptions",
-    "Split",
-    "View",
-    "Without",
-    "boxes_to_input",
-    "collate",
-    "decode_image",
-    "fit_channels",
-    "index_of",
-    "is_divided",
-    "leave_signals_to_parent",
-    "make_sources",
-    "make_sources_without",
-    "maps_on_picture",
-    "normalize",
-    "prepare",
-    "read_exclude",
-    "read_image",
-    "resize",
-    "sample_or_damaged",
-    "seed_of",
-    "source_of",
-    "to_pixels",
-    "to_rgb",
-    "without",
-    "write_exclude",
-    "write_split",
-]
+from typing import TYPE_CHECKING
+
+from camtrain.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from camtrain.data.augmentations import AUGMENTATIONS as AUGMENTATIONS
+    from camtrain.data.augmentations import Augmentation as Augmentation
+    from camtrain.data.augmentations import Augmented as Augmented
+    from camtrain.data.auto_augment import AutoAugment as AutoAugment
+    from camtrain.data.dataset import Batch as Batch
+    from camtrain.data.dataset import Damaged as Damaged
+    from camtrain.data.dataset import Key as Key
+    from camtrain.data.dataset import PreparedDataset as PreparedDataset
+    from camtrain.data.dataset import Sample as Sample
+    from camtrain.data.dataset import collate as collate
+    from camtrain.data.dataset import index_of as index_of
+    from camtrain.data.dataset import sample_or_damaged as sample_or_damaged
+    from camtrain.data.decoding import DamagedImageError as DamagedImageError
+    from camtrain.data.decoding import Decode as Decode
+    from camtrain.data.decoding import Decoded as Decoded
+    from camtrain.data.decoding import decode_image as decode_image
+    from camtrain.data.decoding import read_image as read_image
+    from camtrain.data.decoding import to_rgb as to_rgb
+    from camtrain.data.digits import ClutteredDigits as ClutteredDigits
+    from camtrain.data.division import write_split as write_split
+    from camtrain.data.exclude import Without as Without
+    from camtrain.data.exclude import make_sources_without as make_sources_without
+    from camtrain.data.exclude import read_exclude as read_exclude
+    from camtrain.data.exclude import without as without
+    from camtrain.data.exclude import write_exclude as write_exclude
+    from camtrain.data.folder import ImageFolder as ImageFolder
+    from camtrain.data.listing import ListedFiles as ListedFiles
+    from camtrain.data.listing import ListedSource as ListedSource
+    from camtrain.data.listing import Listing as Listing
+    from camtrain.data.listing import source_of as source_of
+    from camtrain.data.loader import ResumableLoader as ResumableLoader
+    from camtrain.data.loader import leave_signals_to_parent as leave_signals_to_parent
+    from camtrain.data.sampler import EpochSampler as EpochSampler
+    from camtrain.data.sampler import SamplerName as SamplerName
+    from camtrain.data.seeds import seed_of as seed_of
+    from camtrain.data.source import FileSource as FileSource
+    from camtrain.data.source import Picture as Picture
+    from camtrain.data.source import Source as Source
+    from camtrain.data.sources import SOURCES as SOURCES
+    from camtrain.data.sources import SourceOptions as SourceOptions
+    from camtrain.data.sources import is_divided as is_divided
+    from camtrain.data.sources import make_sources as make_sources
+    from camtrain.data.split import Split as Split
+    from camtrain.data.transforms import boxes_to_input as boxes_to_input
+    from camtrain.data.transforms import fit_channels as fit_channels
+    from camtrain.data.transforms import maps_on_picture as maps_on_picture
+    from camtrain.data.transforms import normalize as normalize
+    from camtrain.data.transforms import prepare as prepare
+    from camtrain.data.transforms import resize as resize
+    from camtrain.data.transforms import to_pixels as to_pixels
+    from camtrain.data.tree import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from camtrain.data.views import View as View
+
+_HOMES = {
+    "camtrain.data.augmentations": "AUGMENTATIONS Augmentation Augmented",
+    "camtrain.data.auto_augment": "AutoAugment",
+    "camtrain.data.dataset": (
+        "Batch Damaged Key PreparedDataset Sample collate index_of sample_or_damaged"
+    ),
+    "camtrain.data.decoding": "DamagedImageError Decode Decoded decode_image read_image to_rgb",
+    "camtrain.data.digits": "ClutteredDigits",
+    "camtrain.data.division": "write_split",
+    "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
+    "camtrain.data.folder": "ImageFolder",
+    "camtrain.data.listing": "ListedFiles ListedSource Listing source_of",
+    "camtrain.data.loader": "ResumableLoader leave_signals_to_parent",
+    "camtrain.data.sampler": "EpochSampler SamplerName",
+    "camtrain.data.seeds": "seed_of",
+    "camtrain.data.source": "FileSource Picture Source",
+    "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
+    "camtrain.data.split": "Split",
+    "camtrain.data.transforms": (
+        "boxes_to_input fit_channels maps_on_picture normalize prepare resize to_pixels"
+    ),
+    "camtrain.data.tree": "IMAGE_SUFFIXES",
+    "camtrain.data.views": "View",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

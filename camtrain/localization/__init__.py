@@ -1,34 +1,44 @@
-"""From heatmaps to boxes, and the scores of the localization literature as torchmetrics metrics."""
+"""From heatmaps to boxes, and the scores of the localization literature as torchmetrics metrics.
 
-from camtrain.localization.accuracy import LocalizationAccuracy
-from camtrain.localization.baseline import CentreBoxAcc, centre_map
-from camtrain.localization.boxes import box_iou, box_iou_inclusive, boxes_from_heatmap
-from camtrain.localization.dt_box import dt_boxes
-from camtrain.localization.ilsvrc import FlatErrors, flat_errors, read_predictions
-from camtrain.localization.map_statistics import MapStatistics
-from camtrain.localization.max_box_acc import MaxBoxAcc, MaxBoxAccV2
-from camtrain.localization.mosaics import MosaicScore, mosaic, mosaic_plan
-from camtrain.localization.pointing import EnergyInBox, PointingGame
-from camtrain.localization.pxap import PxAP
+The names load on first use: whoever wants boxes loads no torchmetrics.
+"""
 
-__all__ = [
-    "CentreBoxAcc",
-    "EnergyInBox",
-    "FlatErrors",
-    "LocalizationAccuracy",
-    "MapStatistics",
-    "MaxBoxAcc",
-    "MaxBoxAccV2",
-    "MosaicScore",
-    "PointingGame",
-    "PxAP",
-    "box_iou",
-    "box_iou_inclusive",
-    "boxes_from_heatmap",
-    "centre_map",
-    "dt_boxes",
-    "flat_errors",
-    "mosaic",
-    "mosaic_plan",
-    "read_predictions",
-]
+from typing import TYPE_CHECKING
+
+from camtrain.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from camtrain.localization.accuracy import LocalizationAccuracy as LocalizationAccuracy
+    from camtrain.localization.baseline import CentreBoxAcc as CentreBoxAcc
+    from camtrain.localization.baseline import centre_map as centre_map
+    from camtrain.localization.boxes import box_iou as box_iou
+    from camtrain.localization.boxes import box_iou_inclusive as box_iou_inclusive
+    from camtrain.localization.boxes import boxes_from_heatmap as boxes_from_heatmap
+    from camtrain.localization.dt_box import dt_boxes as dt_boxes
+    from camtrain.localization.ilsvrc import FlatErrors as FlatErrors
+    from camtrain.localization.ilsvrc import flat_errors as flat_errors
+    from camtrain.localization.ilsvrc import read_predictions as read_predictions
+    from camtrain.localization.map_statistics import MapStatistics as MapStatistics
+    from camtrain.localization.max_box_acc import MaxBoxAcc as MaxBoxAcc
+    from camtrain.localization.max_box_acc import MaxBoxAccV2 as MaxBoxAccV2
+    from camtrain.localization.mosaics import MosaicScore as MosaicScore
+    from camtrain.localization.mosaics import mosaic as mosaic
+    from camtrain.localization.mosaics import mosaic_plan as mosaic_plan
+    from camtrain.localization.pointing import EnergyInBox as EnergyInBox
+    from camtrain.localization.pointing import PointingGame as PointingGame
+    from camtrain.localization.pxap import PxAP as PxAP
+
+_HOMES = {
+    "camtrain.localization.accuracy": "LocalizationAccuracy",
+    "camtrain.localization.baseline": "CentreBoxAcc centre_map",
+    "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap",
+    "camtrain.localization.dt_box": "dt_boxes",
+    "camtrain.localization.ilsvrc": "FlatErrors flat_errors read_predictions",
+    "camtrain.localization.map_statistics": "MapStatistics",
+    "camtrain.localization.max_box_acc": "MaxBoxAcc MaxBoxAccV2",
+    "camtrain.localization.mosaics": "MosaicScore mosaic mosaic_plan",
+    "camtrain.localization.pointing": "EnergyInBox PointingGame",
+    "camtrain.localization.pxap": "PxAP",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
