@@ -24,10 +24,10 @@ class Verb(NamedTuple):
 
 VERBS = {
     "fit": Verb(
-        "camtrain.training.main", "train a CAM network, watch it, test it, write the bundle"
+        "camtrain.training.cli.main", "train a CAM network, watch it, test it, write the bundle"
     ),
-    "validate": Verb("camtrain.training.main", "measure a checkpoint on the val split"),
-    "test": Verb("camtrain.training.main", "measure a checkpoint on the test split"),
+    "validate": Verb("camtrain.training.cli.main", "measure a checkpoint on the val split"),
+    "test": Verb("camtrain.training.cli.main", "measure a checkpoint on the test split"),
     "predict": Verb(
         "camtrain.inference.predict", "classes, heatmaps and boxes of files and folders"
     ),

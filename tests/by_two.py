@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-PRELOADED = ["camtrain.training.main", "tests.by_two"]
+PRELOADED = ["camtrain.training.cli.main", "tests.by_two"]
 
 
 def run_by_two(target: Callable[..., object], *args: object) -> list[str]:

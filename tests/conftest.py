@@ -18,7 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
 
-    from camtrain.training.main import CamtrainCLI
+    from camtrain.training.cli.main import CamtrainCLI
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: more threads would only wait
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
@@ -169,7 +169,7 @@ def fitted_once(
     folders: dict[tuple[str, ...], Path] = {}
 
     def fit(*more: str) -> Path:
-        from camtrain.training.main import main
+        from camtrain.training.cli.main import main
 
         if more not in folders:
             folder = tmp_path_factory.mktemp("fitted")
@@ -221,7 +221,7 @@ def browser() -> Iterator[WebDriver]:
 def parsers_once() -> Iterator[None]:
     """The parser of a verb is built once: its hundred options take longer than a small training."""
     try:
-        from camtrain.training.main import CamtrainCLI
+        from camtrain.training.cli.main import CamtrainCLI
     except ImportError:  # a process without Lightning
         yield
         return

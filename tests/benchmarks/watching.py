@@ -24,8 +24,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.evaluate.evaluator import Evaluation
-from camtrain.training.precision import best_precision
-from camtrain.training.wandb_run import NeverStoppingWandbLogger, start_run
+from camtrain.training.run.precision import best_precision
+from camtrain.training.run.wandb import NeverStoppingWandbLogger, start_run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

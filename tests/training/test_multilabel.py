@@ -19,9 +19,9 @@ from torchmetrics.classification import MultilabelAveragePrecision
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
+from camtrain.training.cli.main import main as run
 from camtrain.training.learn import multilabel
 from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
-from camtrain.training.main import main as run
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.test_report import content_of
 

@@ -14,8 +14,8 @@ from PIL import Image
 import camtrain
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
-from camtrain.training.main import main as run
-from camtrain.training.writer import RunWriter
+from camtrain.training.cli.main import main as run
+from camtrain.training.run.writer import RunWriter
 
 Arguments = Callable[..., list[str]]
 

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from camtrain.localization.map_statistics import BINS
-from camtrain.training.wandb_run import enqueue_call, errors_as_warnings
+from camtrain.training.run.wandb import enqueue_call, errors_as_warnings
 from camtrain.training.watch.classes import class_table, confused_pairs
 from camtrain.training.watch.looking import Look
 from camtrain.training.watch.view import EpochView, Measured, Style, caption

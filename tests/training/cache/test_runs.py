@@ -13,7 +13,7 @@ import torch
 
 from camtrain.cli import main
 from camtrain.training.cache import store
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from camtrain.training.module import CAMModule
 from tests.by_two import run_by_two
 from tests.conftest import everyday

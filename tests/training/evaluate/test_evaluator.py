@@ -8,7 +8,7 @@ from camtrain.preprocessing import Preprocessing
 from camtrain.training.cache.dataset import FeatureBatch
 from camtrain.training.evaluate.box_scores import WholeMaps
 from camtrain.training.evaluate.evaluator import Evaluation
-from tests.training.test_results import batch_with_masks
+from tests.training.run.test_results import batch_with_masks
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from camtrain.training import CAMDataModule
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from tests.conftest import everyday
+from tests.training.cli.test_main import Arguments
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.test_main import Arguments
 
 
 class Steps(Callback):

@@ -18,9 +18,9 @@ from camtrain.training.learn.learning_rate import steepest
 from camtrain.training.learn.losses import balanced_weights
 from camtrain.training.learn.mixing import Mixing
 from camtrain.training.learn.multilabel import loss_of
+from tests.training.cli.test_main import Arguments
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.learn.test_freezing import hash_of
-from tests.training.test_main import Arguments
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(4, 3, generator=GENERATOR)

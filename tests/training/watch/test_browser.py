@@ -16,7 +16,7 @@ from PIL import Image
 
 from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from camtrain.visualize import overlay
 from camtrain.visualize.report import unpacked_map
 from tests.conftest import make_photographs

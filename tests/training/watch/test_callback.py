@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from tests.by_two import run_by_two
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module

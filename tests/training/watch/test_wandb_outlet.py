@@ -17,13 +17,13 @@ from pytorch_lightning.loggers import WandbLogger
 
 from camtrain.inference.bundle import read_bundle
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.main import main as run
-from camtrain.training.wandb_run import finish, start_run
+from camtrain.training.cli.main import main as run
+from camtrain.training.run.wandb import finish, start_run
 from camtrain.training.watch.view import Style
 from camtrain.training.watch.wandb_outlet import WandbOutlet
 from tests.conftest import fit_of
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.wandb_file import history, records
+from tests.training.run.wandb_file import history, records
 from tests.training.watch.views import view
 
 Arguments = Callable[..., list[str]]

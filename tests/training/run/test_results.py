@@ -16,9 +16,9 @@ from camtrain.localization import MaxBoxAcc, MaxBoxAccV2
 from camtrain.model.cam import heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training.cli.main import main as run
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps, on_whole_pictures
 from camtrain.training.evaluate.mosaics import Mosaics
-from camtrain.training.main import main as run
 from tests.by_two import run_by_two
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer

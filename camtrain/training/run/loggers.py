@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from camtrain.errors import CamtrainValueError
-from camtrain.training import wandb_run
+from camtrain.training.run import wandb as wandb_run
 
 LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
 

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.evaluator import SCORES
-from camtrain.training.loggers import sync_hint
 from camtrain.training.module import CAMModule
-from camtrain.training.run import RunFolder
+from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.loggers import sync_hint
 
 
 def print_header(module: CAMModule, data: CAMDataModule, trainer: Trainer) -> None:

@@ -92,7 +92,7 @@ def _before(owner: object, name: str, die: Callable[[], None], only: str = "") -
 
 
 def _in_start(die: Callable[[], None]) -> None:
-    from camtrain.training.main import CamtrainCLI
+    from camtrain.training.cli.main import CamtrainCLI
 
     _before(CamtrainCLI, "_begin", die)
 
@@ -128,13 +128,13 @@ def _before_replacing(name: str) -> Callable[[Callable[[], None]], None]:
 
 
 def _before_the_bundle(die: Callable[[], None]) -> None:
-    from camtrain.training import writer
+    from camtrain.training.run import writer
 
     _before(writer, "write_bundle", die)
 
 
 def _after_everything(die: Callable[[], None]) -> None:
-    from camtrain.training.main import CamtrainCLI
+    from camtrain.training.cli.main import CamtrainCLI
 
     _before(CamtrainCLI, "_conclude", die)
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import fit_of
-from tests.training import killing
-from tests.training.killing import run_in_child
+from tests.training.run import killing
+from tests.training.run.killing import run_in_child
 
 Arguments = Callable[..., list[str]]
 
@@ -157,7 +157,7 @@ def test_two_processes_go_on_as_if_never_killed(fit_arguments: Arguments, tmp_pa
 
     def run(place: str, count: int, *more: str) -> int:
         args = [place, str(count), *fit_arguments(*HARD, *two, "--data.workers", "0", *more)]
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         command = [sys.executable, killing.__file__, *args]
         env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(

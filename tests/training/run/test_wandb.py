@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import wandb
 
-from camtrain.training import wandb_run
-from camtrain.training.loggers import make_loggers
-from camtrain.training.main import main as run
-from camtrain.training.wandb_run import (
+from camtrain.training.cli.main import main as run
+from camtrain.training.run import wandb as wandb_run
+from camtrain.training.run.loggers import make_loggers
+from camtrain.training.run.wandb import (
     NeverStoppingWandbLogger,
     enqueue_call,
     finish,
     place_of,
     start_run,
 )
-from tests.training.wandb_file import history
+from tests.training.run.wandb_file import history
 
 Arguments = Callable[..., list[str]]
 

@@ -10,8 +10,8 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from camtrain.errors import CamtrainValueError
 from camtrain.training.files import write_text
-from camtrain.training.run import RunFolder
-from camtrain.training.writer import RunWriter
+from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.writer import RunWriter
 
 # What may change when a training is continued: where the pictures lie and how fast they are read;
 # weights have been read once and for all.

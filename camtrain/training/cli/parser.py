@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-from camtrain.training.help import verb_help
+from camtrain.training.cli.help import verb_help
 
 
 class OneLineParser(LightningArgumentParser):

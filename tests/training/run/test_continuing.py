@@ -12,10 +12,10 @@ import torch
 
 from camtrain.cli import main
 from camtrain.training import CAMDataModule
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from camtrain.training.module import CAMModule
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.wandb_file import history
+from tests.training.run.wandb_file import history
 
 Arguments = Callable[..., list[str]]
 

@@ -15,11 +15,11 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import read_checkpoint, write_bundle
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.files import duplicate, remove_parts, write_text
-from camtrain.training.loggers import wandb_step
-from camtrain.training.random_state import of_all_processes, random_state, set_random_state
-from camtrain.training.run import RunFolder, as_csv
-from camtrain.training.schedule import follow_new_schedule
-from camtrain.training.stopping import StopSignals
+from camtrain.training.run.folder import RunFolder, as_csv
+from camtrain.training.run.loggers import wandb_step
+from camtrain.training.run.random_state import of_all_processes, random_state, set_random_state
+from camtrain.training.run.schedule import follow_new_schedule
+from camtrain.training.run.signals import StopSignals
 
 _LOST_TO_VALIDATION = 60  # seconds of training, at most, when a validation is interrupted
 _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"

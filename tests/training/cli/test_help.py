@@ -6,9 +6,9 @@ import shlex
 import pytest
 
 from camtrain.cli import VERBS, main
-from camtrain.training.help import PAGES
+from camtrain.training.cli.help import PAGES
+from camtrain.training.cli.parser import OneLineParser
 from camtrain.training.module import CAMModule
-from camtrain.training.parser import OneLineParser
 
 
 def help_of(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -6,8 +6,8 @@ import pytest
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from camtrain.errors import CamtrainError
-from camtrain.training import loggers
-from camtrain.training.loggers import make_loggers, sync_hint
+from camtrain.training.run import loggers
+from camtrain.training.run.loggers import make_loggers, sync_hint
 
 
 def test_none_and_disabled_are_no_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

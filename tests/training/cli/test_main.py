@@ -14,12 +14,12 @@ import camtrain
 from camtrain.cli import main
 from camtrain.data import PreparedDataset, read_image, resize
 from camtrain.training import CAMDataModule
-from camtrain.training.main import main as run
+from camtrain.training.cli.main import main as run
 from camtrain.training.module import CAMModule
-from camtrain.training.writer import RunWriter
+from camtrain.training.run.writer import RunWriter
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer
-from tests.training.wandb_file import history
+from tests.training.run.wandb_file import history
 
 Arguments = Callable[..., list[str]]
 

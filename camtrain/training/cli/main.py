@@ -22,26 +22,26 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.bundle import read_bundle
 from camtrain.training.batch_picture import BatchPicture
+from camtrain.training.cli.parser import OneLineParser
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.evaluator import score_names
 from camtrain.training.files import AtomicCheckpointIO
-from camtrain.training.loggers import (
+from camtrain.training.module import CAMModule
+from camtrain.training.run.folder import SPLIT_NAME, RunFolder
+from camtrain.training.run.loggers import (
     LoggedSoFar,
     LoggerName,
     finish_loggers,
     log_bundle,
     make_loggers,
 )
-from camtrain.training.module import CAMModule
-from camtrain.training.parser import OneLineParser
-from camtrain.training.precision import best_precision
-from camtrain.training.results import MapWriter, write_localization
-from camtrain.training.run import SPLIT_NAME, RunFolder
-from camtrain.training.settings import SaveConfig, check_same_settings
-from camtrain.training.stopping import StopSignals
-from camtrain.training.summary import print_header, print_scores, print_written
+from camtrain.training.run.precision import best_precision
+from camtrain.training.run.results import MapWriter, write_localization
+from camtrain.training.run.resume import SaveConfig, check_same_settings
+from camtrain.training.run.signals import StopSignals
+from camtrain.training.run.summary import print_header, print_scores, print_written
+from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
-from camtrain.training.writer import RunWriter
 
 _TRAINER_DEFAULTS = {
     "max_epochs": 20,

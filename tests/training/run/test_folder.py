@@ -6,9 +6,9 @@ import pytest
 from jsonargparse import Namespace
 
 from camtrain.errors import CamtrainError
+from camtrain.training.cli.main import _run_name
 from camtrain.training.files import write_text
-from camtrain.training.main import _run_name
-from camtrain.training.run import RunFolder, as_csv
+from camtrain.training.run.folder import RunFolder, as_csv
 
 
 def earlier_run(path: Path) -> RunFolder:

@@ -1,0 +1,1 @@
+"""The verbs that train and measure, on the command line."""
