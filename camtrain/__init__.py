@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from camtrain.inference.predictor import Predictor as Predictor
     from camtrain.inference.predictor import load as load
     from camtrain.localization import boxes_from_heatmap as boxes_from_heatmap
-    from camtrain.model.cam import CAMOutput as CAMOutput
-    from camtrain.model.cam import heatmaps as heatmaps
+    from camtrain.maps import CAMOutput as CAMOutput
+    from camtrain.maps import heatmaps as heatmaps
     from camtrain.model.camnet import CAMNet as CAMNet
     from camtrain.model.convert import convert as convert
     from camtrain.model.create import create_model as create_model
@@ -29,7 +29,7 @@ _HOMES = {
     "camtrain.inference.prediction": "Prediction",
     "camtrain.inference.predictor": "Predictor load",
     "camtrain.localization": "boxes_from_heatmap",
-    "camtrain.model.cam": "CAMOutput heatmaps",
+    "camtrain.maps": "CAMOutput heatmaps",
     "camtrain.model.camnet": "CAMNet",
     "camtrain.model.convert": "convert",
     "camtrain.model.create": "create_model",

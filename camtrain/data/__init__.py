@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from camtrain.data.split import Split as Split
     from camtrain.data.transforms import boxes_to_input as boxes_to_input
     from camtrain.data.transforms import fit_channels as fit_channels
-    from camtrain.data.transforms import maps_on_picture as maps_on_picture
     from camtrain.data.transforms import normalize as normalize
     from camtrain.data.transforms import prepare as prepare
     from camtrain.data.transforms import resize as resize
     from camtrain.data.transforms import to_pixels as to_pixels
     from camtrain.data.tree import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from camtrain.data.views import View as View
+    from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
     "camtrain.data.augmentations": "AUGMENTATIONS Augmentation Augmented",
@@ -79,11 +79,10 @@ _HOMES = {
     "camtrain.data.source": "FileSource Picture Source",
     "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
     "camtrain.data.split": "Split",
-    "camtrain.data.transforms": (
-        "boxes_to_input fit_channels maps_on_picture normalize prepare resize to_pixels"
-    ),
+    "camtrain.data.transforms": "boxes_to_input fit_channels normalize prepare resize to_pixels",
     "camtrain.data.tree": "IMAGE_SUFFIXES",
     "camtrain.data.views": "View",
+    "camtrain.maps": "maps_on_picture",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

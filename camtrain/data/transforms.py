@@ -1,11 +1,10 @@
-"""Pictures into the network's input, boxes with them, and class maps back onto the picture."""
+"""Pictures into the network's input, and boxes with them."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -112,52 +111,6 @@ def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
         [placement.offset_x, placement.offset_y] * 2, dtype=torch.float32
     )
     return boxes_xyxy * scale + offset
-
-
-def maps_on_picture(
-    maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Maps that cover the network's input, resampled (bilinear) to cover the whole picture.
-
-    The part of the picture that ``crop`` cut away gets 0, since the network saw nothing of it; the
-    border that ``pad`` added is left out.
-
-    Args:
-        maps: (k, h, w) float.
-        preprocessing: How the picture came into the input.
-        image_hw: (H, W) of the original picture, in pixels.
-        size: (H, W) of the result; ``image_hw`` for one value per pixel of the picture.
-
-    Returns:
-        (k, *size) of the type of ``maps``.
-    """
-    if preprocessing.resize_mode == "squash":
-        return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-    place = preprocessing.placement(image_hw)
-    height, width = preprocessing.size
-    rows = _weights(
-        size[0], maps.shape[1], image_hw[0] * place.scale_y / height, place.offset_y / height
-    )
-    columns = _weights(
-        size[1], maps.shape[2], image_hw[1] * place.scale_x / width, place.offset_x / width
-    )
-    return rows.to(maps) @ maps @ columns.T.to(maps)  # bilinear: one axis after the other
-
-
-def _weights(length: int, cells: int, scale: float, offset: float) -> Tensor:
-    """(length, cells): what each pixel of the result takes of each cell of a map, along one side.
-
-    Args:
-        length: Pixels of the result.
-        cells: Of the map, which covers the input.
-        scale: Of the whole result, in lengths of the input.
-        offset: Where the result begins, in lengths of the input.
-    """
-    centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length * scale + offset
-    places = (centres * cells - 0.5).clamp(0, cells - 1)[:, None]
-    weights = (1 - (places - torch.arange(cells)).abs()).clamp_min(0)
-    weights[(centres < 0) | (centres > 1)] = 0  # cropped away
-    return weights
 
 
 @cache

@@ -12,11 +12,10 @@ from camtrain.data import Picture, Source, prepare
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export_pictures import Pictures
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.inference.network import Network
 from camtrain.localization import LocalizationAccuracy
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap
-from camtrain.model.cam import CAMOutput
+from camtrain.maps import CAMOutput, picture_heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 

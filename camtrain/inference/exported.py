@@ -17,7 +17,7 @@ from camtrain.inference.bundle import FORMAT_VERSION, describe
 from camtrain.inference.export_module import ExportOptions
 from camtrain.inference.export_program import Program
 from camtrain.localization.boxes import check_threshold
-from camtrain.model.cam import CAMOutput, check_classes
+from camtrain.maps import CAMOutput, check_classes
 from camtrain.model.camnet import CAMNet, Task, check_task
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.folding import can_fold, fold_batch_norms
-from camtrain.model.cam import CAMOutput
+from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet, Task
 from camtrain.model.refine import Refine
 from camtrain.model.stages import reads_convolutions

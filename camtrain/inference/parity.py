@@ -13,7 +13,7 @@ from camtrain.inference.export_program import check_sizes
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.inference.network import Network
 from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.model.cam import CAMOutput, heatmaps
+from camtrain.maps import CAMOutput, heatmaps
 from camtrain.model.camnet import CAMNet
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each

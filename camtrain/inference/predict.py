@@ -27,7 +27,7 @@ from camtrain.inference.prediction import Prediction
 from camtrain.inference.prediction_folder import FOLDERS, PredictionFolder
 from camtrain.inference.predictor import load
 from camtrain.inference.tencrop import TTA
-from camtrain.model.cam import HeatmapMethod
+from camtrain.maps import HeatmapMethod
 from camtrain.model.refine import Refine
 
 

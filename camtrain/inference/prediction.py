@@ -14,10 +14,9 @@ from torch import Tensor
 
 from camtrain.data import prepare
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.inference.pictures import Input, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.model.cam import HeatmapMethod
+from camtrain.maps import HeatmapMethod, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import overlay
 

@@ -25,7 +25,7 @@ from camtrain.inference.prediction import Picture, Prediction, Seen, View, class
 from camtrain.inference.tencrop import TTA, ten_crop_preprocessing, tta_class_maps
 from camtrain.inference.threads import helper_threads, in_order
 from camtrain.localization.boxes import check_threshold
-from camtrain.model.cam import HeatmapMethod
+from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.network import Network
-from camtrain.model.cam import CAMOutput
+from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 

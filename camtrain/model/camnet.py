@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.cam import (
+from camtrain.maps import (
     CAMOutput,
     PoolName,
     check_classes,

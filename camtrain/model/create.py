@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.maps import PoolName
 from camtrain.model.backbones import (
     CUTS,
     backbone_args_for,
@@ -19,7 +20,6 @@ from camtrain.model.backbones import (
     full_name,
     usual_preprocessing,
 )
-from camtrain.model.cam import PoolName
 from camtrain.model.camnet import CAMNet, Task, check_task
 from camtrain.model.convert import NotCamReadyError, convert
 from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace

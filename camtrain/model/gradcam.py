@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.cam import check_classes
+from camtrain.maps import check_classes
 from camtrain.model.probe import evaluating
 
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import DEFAULT_THRESHOLD, describe_refine, set_refine
-from camtrain.model.cam import PoolName
+from camtrain.maps import PoolName
 from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import BackboneOutput, Refine

@@ -23,7 +23,7 @@ from camtrain import Preprocessing
 from camtrain.data import Batch, ImageFolder, PreparedDataset, collate
 from camtrain.inference.tencrop import TTA, tta_class_maps
 from camtrain.localization import LocalizationAccuracy, MaxBoxAcc, PointingGame
-from camtrain.model.cam import HeatmapMethod, PoolName, heatmaps
+from camtrain.maps import HeatmapMethod, PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
 
 METHODS = get_args(HeatmapMethod)

@@ -36,7 +36,7 @@ from camtrain.localization import (
     MaxBoxAccV2,
     PointingGame,
 )
-from camtrain.model.cam import PoolName
+from camtrain.maps import PoolName
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import refine_maps
 from camtrain.training.learn.mixing import Mixing

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from camtrain.data import (
     boxes_to_input,
     fit_channels,
-    maps_on_picture,
     normalize,
     prepare,
     resize,
     to_pixels,
 )
 from camtrain.errors import CamtrainValueError
+from camtrain.maps import maps_on_picture
 from camtrain.preprocessing import ChannelOrder, Preprocessing, ResizeMode
 
 SIZES = st.tuples(st.integers(16, 80), st.integers(16, 80))

@@ -23,7 +23,7 @@ from camtrain.inference.export_module import ExportOptions
 from camtrain.inference.export_pictures import pictures_of
 from camtrain.inference.export_verb import usage
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.model.cam import PoolName
+from camtrain.maps import PoolName
 from tests.conftest import at_night, everyday
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")

@@ -25,10 +25,9 @@ from camtrain.errors import (
 )
 from camtrain.inference import predictor as predictor_module
 from camtrain.inference.bundle import read_bundle
-from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
-from camtrain.model.cam import CAMOutput
+from camtrain.maps import CAMOutput, picture_heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing, ResizeMode
 

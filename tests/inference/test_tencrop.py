@@ -14,7 +14,7 @@ import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.inference import tencrop
 from camtrain.inference.tencrop import merge_flip, merge_ten_crops, ten_crops, tta_class_maps
-from camtrain.model.cam import project
+from camtrain.maps import project
 from camtrain.model.camnet import CAMNet
 
 

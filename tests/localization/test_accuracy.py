@@ -16,7 +16,7 @@ from camtrain.localization import (
     read_predictions,
 )
 from camtrain.localization.accuracy import _heatmap, ranks_of_labels
-from camtrain.model.cam import heatmaps
+from camtrain.maps import heatmaps
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
 SIZE = torch.tensor([[10, 16]])

@@ -12,7 +12,7 @@ from torch import Tensor
 from camtrain.errors import CamtrainValueError
 from camtrain.localization import EnergyInBox, PointingGame
 from camtrain.localization.pointing import box_mask, energy_share, peak_of
-from camtrain.model.cam import heatmaps
+from camtrain.maps import heatmaps
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
 SIZE = torch.tensor([[10, 16]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.cam import PoolName, heatmaps
+from camtrain.maps import PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model
 from tests.conftest import at_night

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from camtrain.data import Batch, PreparedDataset, Split, collate
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import describe_refine
-from camtrain.model.cam import pool_maps
+from camtrain.maps import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.choice import is_required
 from camtrain.training.cache.dataset import FeatureDataset

@@ -10,7 +10,6 @@ from torchmetrics import Metric, MetricCollection
 
 from camtrain.data import Batch
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
-from camtrain.inference.heatmap import picture_heatmaps, whole_picture_maps
 from camtrain.localization import (
     CentreBoxAcc,
     LocalizationAccuracy,
@@ -20,6 +19,7 @@ from camtrain.localization import (
     PxAP,
 )
 from camtrain.localization.max_box_acc import IOU_THRESHOLDS
+from camtrain.maps import picture_heatmaps, whole_picture_maps
 from camtrain.preprocessing import Preprocessing
 
 # Cropped or padded maps are moved onto the picture at the resolution of the WSOL benchmark.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
-from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import box_iou, boxes_from_heatmap
+from camtrain.maps import picture_heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
 from camtrain.model.refine import BackboneOutput

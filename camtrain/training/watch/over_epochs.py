@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtrain.inference.heatmap import picture_heatmaps
+from camtrain.maps import picture_heatmaps
 from camtrain.training.watch.choice import Watched
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
 from camtrain.visualize.report import unpacked_map

@@ -11,9 +11,8 @@ from PIL import Image
 
 from camtrain.cli import main
 from camtrain.data import Batch, PreparedDataset, collate
-from camtrain.inference.heatmap import picture_heatmaps
 from camtrain.localization import MaxBoxAcc, MaxBoxAccV2
-from camtrain.model.cam import heatmaps
+from camtrain.maps import heatmaps, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.cli.main import main as run

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camtrain.inference.heatmap import picture_heatmaps
+from camtrain.maps import picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.cli.main import main as run
 from camtrain.visualize import overlay

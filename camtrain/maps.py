@@ -1,4 +1,6 @@
-"""The arithmetic of class activation maps: pure functions on tensors.
+"""From features to class maps, and from class maps to heatmaps of a picture.
+
+Nothing else in the package divides by the range of a map.
 
 Source: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016 (arXiv
     1512.04150), section 2.
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.preprocessing import Preprocessing
 
 PoolName = Literal["avg", "max", "lse", "gmp"]
 HeatmapMethod = Literal["minmax", "max", "ivr"]
@@ -152,6 +155,119 @@ def _percentile(heat: Tensor, q: float) -> Tensor:
     place = q * (ordered.shape[2] - 1)
     lower, upper = ordered[:, :, math.floor(place)], ordered[:, :, math.ceil(place)]
     return torch.lerp(lower, upper, place - math.floor(place))[:, :, None, None]
+
+
+def whole_picture_maps(
+    maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Class maps moved from the network's input to the whole original picture.
+
+    Args:
+        maps: (k, h, w), covering the network's input.
+        preprocessing: How the picture became the input.
+        image_hw: (H, W) of the original picture.
+        size: (H, W) of the result, which covers the original picture.
+
+    Returns:
+        (k, *size), float32. The smallest value of each map is moved to 0, so that a border that was
+        cropped away, which nobody looked at, is as low as the lowest place.
+    """
+    lowest = maps.flatten(1).min(1).values[:, None, None]
+    return maps_on_picture((maps - lowest).float(), preprocessing, image_hw, size)
+
+
+def picture_heatmaps(
+    maps: Tensor,
+    preprocessing: Preprocessing,
+    image_hw: tuple[int, int],
+    *,
+    method: HeatmapMethod = "minmax",
+) -> Tensor:
+    """Heatmaps at the size of the original picture, (k, H, W), float32 in [0, 1].
+
+    Each is normalized over the part of the picture that the network saw; a border that was cropped
+    away is 0.
+
+    Args:
+        maps: (k, h, w), class maps covering the network's input.
+        preprocessing: How the picture became the input.
+        image_hw: (H, W) of the original picture.
+        method: See ``camtrain.heatmaps``.
+    """
+    if preprocessing.resize_mode == "squash":
+        heat = torch.empty(len(maps), *image_hw, device=maps.device)
+        _normalize(maps, heat, method)
+        return heat
+    maps = maps.float()
+    # A constant map has to stay constant, without the rounding of the move; NaN must not spread.
+    reach = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
+    shows = ((reach > 0) & reach.isfinite())[:, None, None]
+    maps = torch.where(shows, maps, 0.0)
+    seen = maps_on_picture(torch.ones_like(maps[:1]), preprocessing, image_hw, image_hw)[0] > 0
+    moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
+    inside = moved[:, _span(seen.any(1)), _span(seen.any(0))]  # a view
+    if inside.numel():  # less than a pixel may be left of a sliver
+        _normalize(inside, inside, method)
+    return moved
+
+
+def _normalize(maps: Tensor, heat: Tensor, method: HeatmapMethod) -> None:
+    """Fill (k, H, W) with heatmaps of (k, h, w), one by one: so much stays in the caches."""
+    size = (heat.shape[1], heat.shape[2])
+    for one, filled in zip(maps, heat, strict=True):
+        filled.copy_(heatmaps(one[None, None], size=size, method=method)[0, 0])
+
+
+def _span(seen: Tensor) -> slice:
+    """Where a row of flags, (n,) bool, is true: one piece."""
+    first = int(seen.int().argmax())
+    return slice(first, first + int(seen.sum()))
+
+
+def maps_on_picture(
+    maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Maps that cover the network's input, resampled (bilinear) to cover the whole picture.
+
+    The part of the picture that ``crop`` cut away gets 0, since the network saw nothing of it; the
+    border that ``pad`` added is left out.
+
+    Args:
+        maps: (k, h, w) float.
+        preprocessing: How the picture came into the input.
+        image_hw: (H, W) of the original picture, in pixels.
+        size: (H, W) of the result; ``image_hw`` for one value per pixel of the picture.
+
+    Returns:
+        (k, *size) of the type of ``maps``.
+    """
+    if preprocessing.resize_mode == "squash":
+        return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    place = preprocessing.placement(image_hw)
+    height, width = preprocessing.size
+    rows = _resampling_weights(
+        size[0], maps.shape[1], image_hw[0] * place.scale_y / height, place.offset_y / height
+    )
+    columns = _resampling_weights(
+        size[1], maps.shape[2], image_hw[1] * place.scale_x / width, place.offset_x / width
+    )
+    return rows.to(maps) @ maps @ columns.T.to(maps)  # bilinear: one axis after the other
+
+
+def _resampling_weights(length: int, cells: int, scale: float, offset: float) -> Tensor:
+    """(length, cells): what each pixel of the result takes of each cell of a map, along one side.
+
+    Args:
+        length: Pixels of the result.
+        cells: Of the map, which covers the input.
+        scale: Of the whole result, in lengths of the input.
+        offset: Where the result begins, in lengths of the input.
+    """
+    centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length * scale + offset
+    places = (centres * cells - 0.5).clamp(0, cells - 1)[:, None]
+    weights = (1 - (places - torch.arange(cells)).abs()).clamp_min(0)
+    weights[(centres < 0) | (centres > 1)] = 0  # cropped away
+    return weights
 
 
 def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:

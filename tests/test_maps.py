@@ -12,10 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+import camtrain.maps
 from camtrain.errors import CamtrainValueError
-from camtrain.model import cam
-from camtrain.model.cam import HeatmapMethod, PoolName, heatmaps, pool_maps, project
+from camtrain.maps import (
+    HeatmapMethod,
+    PoolName,
+    heatmaps,
+    picture_heatmaps,
+    pool_maps,
+    project,
+    project_classes,
+    whole_picture_maps,
+)
+from camtrain.preprocessing import Preprocessing, ResizeMode
 
 METHODS = get_args(HeatmapMethod)
 # Multiples of 1/8, so that a map is either exactly constant or has a range far above rounding.
@@ -25,6 +36,8 @@ MAPS = hnp.arrays(
     elements=st.integers(-64, 64).map(lambda n: n / 8),
 )
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+SIDES = st.integers(3, 40)
+MODES = get_args(ResizeMode)
 
 
 def heatmap(values: NDArray[np.float32], size: tuple[int, int], method: HeatmapMethod) -> Tensor:
@@ -32,7 +45,7 @@ def heatmap(values: NDArray[np.float32], size: tuple[int, int], method: HeatmapM
 
 
 def test_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(cam)
+    failed, attempted = doctest.testmod(camtrain.maps)
     assert attempted > 0
     assert failed == 0
 
@@ -48,7 +61,7 @@ def test_projecting_chosen_classes_equals_choosing_among_all() -> None:
     classes = torch.tensor([[5, 0, 5], [1, 2, 3]])
     every = project(features, weight)
     expected = torch.stack([maps[chosen] for maps, chosen in zip(every, classes, strict=True)])
-    torch.testing.assert_close(cam.project_classes(features, weight, classes), expected)
+    torch.testing.assert_close(project_classes(features, weight, classes), expected)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +217,7 @@ def test_no_method_sees_a_power_of_two(
 def test_the_percentile_is_that_of_torch(values: NDArray[np.float32], q: float) -> None:
     heat = torch.from_numpy(values)[None, None]
     expected = torch.quantile(heat.flatten(2), q, dim=2)[..., None, None]
-    torch.testing.assert_close(cam._percentile(heat, q), expected)
+    torch.testing.assert_close(camtrain.maps._percentile(heat, q), expected)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +236,102 @@ def test_bad_arguments_are_named(maps: Tensor, method: HeatmapMethod, message: s
     with pytest.raises(CamtrainValueError) as error:
         heatmaps(maps, size=(6, 8), method=method)
     assert message in str(error.value)
+
+
+def random_maps(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_squash_is_the_plain_heatmap(method: HeatmapMethod) -> None:
+    maps = random_maps(2, 5, 7)
+    expected = heatmaps(maps[None], size=(40, 90), method=method)[0]
+    found = picture_heatmaps(maps, Preprocessing(size=(20, 28)), (40, 90), method=method)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_crop_is_the_plain_heatmap_of_what_was_seen_and_zero_around_it(
+    method: HeatmapMethod,
+) -> None:
+    maps = random_maps(2, 5, 5)
+    preprocessing = Preprocessing(size=(20, 20), resize_mode="crop")
+    found = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
+    expected = heatmaps(maps[None], size=(60, 60), method=method)[0]
+    torch.testing.assert_close(found[:, :, 15:75], expected, rtol=0, atol=1e-5)
+    assert found[:, :, :15].eq(0).all()
+    assert found[:, :, 75:].eq(0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pad_is_the_plain_heatmap_without_the_padding(method: HeatmapMethod) -> None:
+    maps = random_maps(2, 6, 6)
+    preprocessing = Preprocessing(size=(30, 30), resize_mode="pad")
+    found = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
+    picture = F.interpolate(maps[None], size=(90, 90), mode="bilinear")[:, :, 15:75]
+    expected = heatmaps(picture, size=(60, 90), method=method)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@given(
+    image_hw=st.tuples(SIDES, SIDES),
+    size=st.tuples(SIDES, SIDES),
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    mode=st.sampled_from(MODES),
+    method=st.sampled_from(METHODS),
+    crop_pct=st.sampled_from([1.0, 0.875, 0.5]),
+)
+def test_heatmaps_have_the_size_of_the_picture_and_lie_in_0_to_1(
+    image_hw: tuple[int, int],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    mode: ResizeMode,
+    method: HeatmapMethod,
+    crop_pct: float,
+) -> None:
+    preprocessing = Preprocessing(size=size, resize_mode=mode, crop_pct=crop_pct)
+    heat = picture_heatmaps(random_maps(3, *grid), preprocessing, image_hw, method=method)
+    assert heat.shape == (3, *image_hw)
+    assert heat.dtype == torch.float32
+    assert heat.min() >= 0
+    peaks = heat.amax((1, 2))
+    assert ((peaks == 0) | (peaks == 1)).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -2.7, torch.nan, torch.inf])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", MODES)
+def test_constant_and_not_finite_maps_give_zeros_and_leave_the_others_alone(
+    mode: ResizeMode, method: HeatmapMethod, value: float
+) -> None:
+    preprocessing = Preprocessing(size=(21, 17), resize_mode=mode)
+    maps = random_maps(2, 5, 7)
+    alone = picture_heatmaps(maps[:1], preprocessing, (37, 50), method=method)
+    maps[1] = value
+    heat = picture_heatmaps(maps, preprocessing, (37, 50), method=method)
+    assert heat[1].eq(0).all()
+    assert torch.equal(heat[:1], alone)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_maps_given_are_left_as_they_are(mode: ResizeMode) -> None:
+    maps = random_maps(2, 5, 7)
+    before = maps.clone()
+    picture_heatmaps(maps, Preprocessing(size=(21, 17), resize_mode=mode), (21, 17))
+    assert torch.equal(maps, before)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_picture_maps_are_lowest_where_the_crop_cut(mode: ResizeMode) -> None:
+    """Their shape is asked for; their differences are those of the maps."""
+    maps = random_maps(2, 5, 5) - 10
+    preprocessing = Preprocessing(size=(20, 20), resize_mode=mode)
+    moved = whole_picture_maps(maps.double(), preprocessing, (60, 60), (24, 36))
+    expected = F.interpolate(maps[None], size=(24, 36), mode="bilinear")[0]
+    expected = expected - maps.amin((1, 2), keepdim=True)
+    assert moved.dtype == torch.float32
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+    if mode == "crop":
+        wide = whole_picture_maps(maps, preprocessing, (60, 90), (60, 90))
+        assert wide[:, :, :15].eq(0).all()
+        assert wide.min() == 0
