@@ -31,7 +31,11 @@ _DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBo
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
-def every_input(inputs: Input | Iterable[Input]) -> Iterator[Input]:
+class ExpandedInputs(list[Input]):
+    """Inputs whose folders and patterns are expanded already; they are not searched again."""
+
+
+def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     """The inputs one by one, with the pictures of batches, folders and patterns in their place.
 
     A folder stands for the pictures in it and in its folders, sorted, without what is hidden. A
@@ -39,6 +43,9 @@ def every_input(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     number of folders. A folder without pictures, and a pattern that nothing fits, stand for
     themselves: ``pixels_of`` refuses them when it is their turn.
     """
+    if isinstance(inputs, ExpandedInputs):
+        yield from inputs
+        return
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         inputs = list(inputs)
     is_one = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
@@ -50,7 +57,7 @@ def every_input(inputs: Input | Iterable[Input]) -> Iterator[Input]:
             yield item
 
 
-def held(item: Input) -> Input | CamtrainError:
+def snapshot(item: Input) -> Input | CamtrainError:
     """An input as it is now: a copy of a picture in memory, the path of a file.
 
     Of a picture that cannot be copied, the error that ``pixels_of`` raises when it is its turn.

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from camtrain.errors import CamtrainError
 from camtrain.inference.network import Precision
-from camtrain.inference.pictures import Input, every_input
+from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.prediction_folder import FOLDERS, PredictionFolder
 from camtrain.inference.predictor import load
@@ -48,8 +48,10 @@ def main(args: Sequence[str]) -> int:
         heatmaps=options.heatmaps,
         sheets=not options.no_sheets,
     )
-    own = [(options.output / name).absolute() for name in FOLDERS]
-    files = [one for one in every_input(options.input) if not _is_below(one, own)]
+    written = [(options.output / name).absolute() for name in FOLDERS]
+    files = ExpandedInputs(
+        file for file in expand_inputs(options.input) if not _is_below(file, written)
+    )
     predictor = load(
         options.model,
         refine=options.refine,

@@ -20,7 +20,7 @@ from camtrain.inference.bundle import (
     write_bundle,
 )
 from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
-from camtrain.inference.pictures import Input, every_input, held
+from camtrain.inference.pictures import Input, expand_inputs, snapshot
 from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
 from camtrain.inference.tencrop import TTA, ten_crop_preprocessing, tta_class_maps
 from camtrain.inference.threads import helper_threads, in_order
@@ -178,7 +178,7 @@ class Predictor:
             return self._look(images, tta, top, wanted)
 
         # A call checks its options at once; the pictures are read one batch ahead.
-        return _predictions(every_input(inputs), look, view, batch_size, on_error)
+        return _predictions(expand_inputs(inputs), look, view, batch_size, on_error)
 
     def _look(self, images: Tensor, tta: TTA, top: int, wanted: Tensor | None) -> list[Seen]:
         """Maps, scores and classes of each picture of a batch, best class first."""
@@ -246,7 +246,9 @@ def _predictions(
 
     def start(pool: Executor) -> list[tuple[Input, Future[Picture]]]:
         # Who gives pictures one by one may use an image or an array again for the next.
-        return [(item, pool.submit(view.read, held(item))) for item in islice(inputs, batch_size)]
+        return [
+            (item, pool.submit(view.read, snapshot(item))) for item in islice(inputs, batch_size)
+        ]
 
     count = min(_MOST_HELPERS, torch.get_num_threads())
     with helper_threads(count) as pool:

@@ -88,7 +88,7 @@ def main(rounds: int, folder: str | None) -> None:
             for seed in range(6 * BATCH):
                 pixels = picture((375, 500), seed).permute(1, 2, 0).numpy()
                 Image.fromarray(pixels).save(Path(drawn, f"{seed:02}.jpg"), quality=92)
-        files = len(list(camtrain.inference.pictures.every_input(folder or drawn)))
+        files = len(list(camtrain.inference.pictures.expand_inputs(folder or drawn)))
         for precision, predictor in predictors.items():
             network = predictor.network
             last = images.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from camtrain.data import read_image
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference.pictures import every_input, pixels_of
+from camtrain.inference.pictures import expand_inputs, pixels_of
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ FOUND = ["a/x.PNG", "a/y.jpeg", "a.d/z.bmp", "b.jpg", "deep/er/w.webp", "odd[1].
 
 def test_a_folder_stands_for_its_pictures_sorted_without_the_hidden_ones(folder: Path) -> None:
     expected = [str(folder / name) for name in FOUND]
-    assert list(every_input(folder)) == list(every_input(str(folder))) == expected
-    assert list(every_input([folder / "b.jpg", folder / "a"])) == [
+    assert list(expand_inputs(folder)) == list(expand_inputs(str(folder))) == expected
+    assert list(expand_inputs([folder / "b.jpg", folder / "a"])) == [
         folder / "b.jpg",
         str(folder / "a/x.PNG"),
         str(folder / "a/y.jpeg"),
@@ -54,7 +54,7 @@ def test_a_pattern_stands_for_the_files_that_fit(
     pattern: str, names: list[str], folder: Path
 ) -> None:
     path = f"{folder}/{pattern}"
-    assert list(every_input(path)) == ([f"{folder}/{name}" for name in names] or [path])
+    assert list(expand_inputs(path)) == ([f"{folder}/{name}" for name in names] or [path])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_holds_no_picture_is_refused_in_one_sentence(
     path: str, error: type[Exception], message: str, folder: Path
 ) -> None:
     path = path.format(root=folder)
-    [item] = every_input(path)
+    [item] = expand_inputs(path)
     assert item == path
     with pytest.raises(error) as raised:
         pixels_of(item)
@@ -112,7 +112,7 @@ def test_the_pixels_are_those_that_training_sees(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read_is_an_empty_one(folder: Path) -> None:
     os.chmod(folder / "deep", 0)
     try:
-        found = list(every_input(folder))
+        found = list(expand_inputs(folder))
     finally:
         os.chmod(folder / "deep", 0o700)
     assert set(found) >= {str(folder / name) for name in FOUND if not name.startswith("deep")}

@@ -1,6 +1,8 @@
 """``camtrain predict``: what it writes, in which order, and what it does with bad files."""
 
+import glob
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,26 @@ def predict(model: Path, tmp_path: Path) -> Callable[..., tuple[int, Path]]:
         return status, output
 
     return run
+
+
+def test_folders_and_patterns_are_searched_once(
+    predict: Callable[..., tuple[int, Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+
+    def counted(search: Callable[..., Any]) -> Callable[..., Any]:
+        def run(path: str, **options: object) -> object:
+            searched.append(path)
+            return search(path, **options)
+
+        return run
+
+    monkeypatch.setattr(os, "walk", counted(os.walk))
+    monkeypatch.setattr(glob, "glob", counted(glob.glob))
+    (folder / "empty").mkdir()
+    places = [str(folder), str(folder / "empty"), f"{folder}/*.gif"]
+    predict(*places, "--no_sheets")
+    assert searched == places
 
 
 def test_every_file_is_predicted_and_the_bad_ones_are_recorded(
@@ -226,7 +248,7 @@ def test_a_folder_is_overwritten_only_when_told_so(
 def test_an_interrupt_leaves_everything_written_so_far(
     predict: Callable[..., tuple[int, Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = CAMNet.class_maps
+    whole = CAMNet.display_maps
     calls = []
 
     def interrupted(net: CAMNet, *args: Any, **options: Any) -> Any:  # noqa: ANN401
@@ -235,7 +257,7 @@ def test_an_interrupt_leaves_everything_written_so_far(
             raise KeyboardInterrupt
         return whole(net, *args, **options)
 
-    monkeypatch.setattr(CAMNet, "class_maps", interrupted)
+    monkeypatch.setattr(CAMNet, "display_maps", interrupted)
     status, output = predict(f"{folder}/*/x.jpg", f"{folder}/b/y.png", "--batch_size", "1")
     assert status == 130
     assert len(lines_of(output)) == 2
