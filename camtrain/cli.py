@@ -32,7 +32,7 @@ VERBS = {
         "camtrain.inference.predict", "classes, heatmaps and boxes of files and folders"
     ),
     "export": Verb(
-        "camtrain.inference.export_verb", "write a trained network as ONNX or torch program"
+        "camtrain.inference.export.command", "write a trained network as ONNX or torch program"
     ),
     "demo": Verb("camtrain.inference.demo", "a local page to drop a picture on"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),

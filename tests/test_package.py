@@ -70,8 +70,8 @@ def test_a_trained_network_is_used_without_lightning_and_wandb_and_timm_is_not_l
     code = f"""
 import importlib, pkgutil, sys
 import camtrain, camtrain.cli, camtrain.inference
-for module in pkgutil.iter_modules(camtrain.inference.__path__):
-    importlib.import_module(f"camtrain.inference.{{module.name}}")
+for module in pkgutil.walk_packages(camtrain.inference.__path__, "camtrain.inference."):
+    importlib.import_module(module.name)
 predictor = camtrain.load({str(path)!r})
 [prediction] = predictor({str(tmp_path / "a.png")!r}, top=3)
 assert prediction.overlay(rank=2).size == (30, 20)

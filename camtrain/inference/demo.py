@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from camtrain.errors import CamtrainError
-from camtrain.inference.export_extra import needs_extra
+from camtrain.inference.export.extra import needs_extra
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap

@@ -14,8 +14,8 @@ from torch import Tensor
 from camtrain.data import to_pixels
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import FORMAT_VERSION, describe
-from camtrain.inference.export_module import ExportOptions
-from camtrain.inference.export_program import Program
+from camtrain.inference.export.graph import ExportOptions
+from camtrain.inference.export.program import Program
 from camtrain.localization.boxes import check_threshold
 from camtrain.maps import CAMOutput, check_classes
 from camtrain.model.camnet import CAMNet, Task, check_task

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import METADATA_KEY
-from camtrain.inference.export_extra import needs_extra
+from camtrain.inference.export.extra import needs_extra
 from camtrain.inference.exported import ExportedNetwork, read_description
 from camtrain.inference.network import Loaded, Precision, find_device
 from camtrain.inference.onnx_file import read_header

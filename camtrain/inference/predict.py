@@ -26,7 +26,7 @@ from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.prediction_folder import FOLDERS, PredictionFolder
 from camtrain.inference.predictor import load
-from camtrain.inference.tencrop import TTA
+from camtrain.inference.tta import TTA
 from camtrain.maps import HeatmapMethod
 from camtrain.model.refine import Refine
 

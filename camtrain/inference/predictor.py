@@ -22,8 +22,8 @@ from camtrain.inference.bundle import (
 from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, expand_inputs, snapshot
 from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
-from camtrain.inference.tencrop import TTA, ten_crop_preprocessing, tta_class_maps
 from camtrain.inference.threads import helper_threads, in_order
+from camtrain.inference.tta import TTA, ten_crop_preprocessing, tta_class_maps
 from camtrain.localization.boxes import check_threshold
 from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet

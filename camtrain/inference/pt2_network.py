@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.export_extra import quiet_exporter
+from camtrain.inference.export.extra import quiet_exporter
 from camtrain.inference.exported import ExportedNetwork, read_description
 from camtrain.inference.network import Loaded, Precision, find_device
 from camtrain.inference.onnx_network import refuse_precision

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from camtrain import Preprocessing
 from camtrain.data import Batch, ImageFolder, PreparedDataset, collate
-from camtrain.inference.tencrop import TTA, tta_class_maps
+from camtrain.inference.tta import TTA, tta_class_maps
 from camtrain.localization import LocalizationAccuracy, MaxBoxAcc, PointingGame
 from camtrain.maps import HeatmapMethod, PoolName, heatmaps
 from camtrain.model.camnet import CAMNet

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import camtrain
-from camtrain.inference.export import export_network
+from camtrain.inference.export.write import export_network
 
 USUAL = [
     *("torchvision/vgg16", "torchvision/resnet50", "torchvision/googlenet"),

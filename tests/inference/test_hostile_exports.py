@@ -14,7 +14,7 @@ import torch
 
 import camtrain
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference.export import export_network
+from camtrain.inference.export.write import export_network
 from camtrain.inference.onnx_file import read_header
 from camtrain.inference.pt2_check import check_archive
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.inference import tencrop
-from camtrain.inference.tencrop import merge_flip, merge_ten_crops, ten_crops, tta_class_maps
+from camtrain.inference import tta
+from camtrain.inference.tta import TTA, merge_flip, merge_ten_crops, ten_crops, tta_class_maps
 from camtrain.maps import project
 from camtrain.model.camnet import CAMNet
 
@@ -29,7 +29,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(tencrop)
+    failed, attempted = doctest.testmod(tta)
     assert attempted > 0
     assert failed == 0
 
@@ -146,7 +146,7 @@ def test_ten_crops_are_merged_on_the_image(net: CAMNet) -> None:
 
 
 @pytest.mark.parametrize("tta", ["flip", "tencrop"])
-def test_the_views_choose_the_best_classes_together(net: CAMNet, tta: tencrop.TTA) -> None:
+def test_the_views_choose_the_best_classes_together(net: CAMNet, tta: TTA) -> None:
     images = random(3, 3, 32, 64)
     every = tta_class_maps(net, images, tta=tta)
     assert torch.equal(every.classes, torch.arange(7).expand(3, 7))

@@ -12,9 +12,9 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import Bundle, read_bundle, read_checkpoint, write_bundle
-from camtrain.inference.export import Export, check_output, export_network
-from camtrain.inference.export_module import ExportOptions, ExportPrecision
-from camtrain.inference.export_pictures import Pictures, pictures_of
+from camtrain.inference.export.graph import ExportOptions, ExportPrecision
+from camtrain.inference.export.pictures import Pictures, pictures_of
+from camtrain.inference.export.write import Export, check_output, export_network
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 

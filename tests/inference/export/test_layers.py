@@ -11,8 +11,8 @@ from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 
-from camtrain.inference import export_layers
-from camtrain.inference.export_layers import SamePadded, same_padding, with_exportable_layers
+from camtrain.inference.export import layers
+from camtrain.inference.export.layers import SamePadded, same_padding, with_exportable_layers
 
 SIZES_HW = list(itertools.product((8, 9, 10, 11), (13, 14, 15, 16)))
 
@@ -104,6 +104,6 @@ def test_nothing_works_in_place_but_in_the_network_itself() -> None:
 
 
 def test_the_example_prints_what_it_says() -> None:
-    failed, attempted = doctest.testmod(export_layers)
+    failed, attempted = doctest.testmod(layers)
     assert attempted > 0
     assert failed == 0

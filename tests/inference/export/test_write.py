@@ -17,11 +17,11 @@ import camtrain
 from camtrain import CAMNet, Preprocessing, cli
 from camtrain.data import normalize
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference import export_module, parity
-from camtrain.inference.export import Export, export_network
-from camtrain.inference.export_module import ExportOptions
-from camtrain.inference.export_pictures import pictures_of
-from camtrain.inference.export_verb import usage
+from camtrain.inference.export import check, graph
+from camtrain.inference.export.command import usage
+from camtrain.inference.export.graph import ExportOptions
+from camtrain.inference.export.pictures import pictures_of
+from camtrain.inference.export.write import Export, export_network
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.maps import PoolName
 from tests.conftest import at_night, everyday
@@ -304,7 +304,7 @@ def test_what_lies_outside_the_tolerance_leaves_no_file(
     def wrong(maps: Tensor, pool: PoolName) -> Tensor:
         return spoil(maps.mean((-2, -1)))
 
-    monkeypatch.setattr(export_module, "pool_maps", wrong)
+    monkeypatch.setattr(graph, "pool_maps", wrong)
     with pytest.raises(CamtrainValueError, match=message) as raised:
         export_network(small_net(), tmp_path / f"model{suffix}")
     assert "\n" not in str(raised.value)
@@ -316,11 +316,11 @@ def test_boxes_that_differ_are_judged_by_the_pixels_at_the_threshold() -> None:
     heat[1, 1:3], heat[3, 5] = 1.0, 0.2 - 3e-5
     raised = heat.clone()
     raised[3, 5] = 0.2 + 3e-5
-    assert parity._same_boxes(heat, heat, 0.2) is True
-    assert parity._same_boxes(raised, heat, 0.2) is None
+    assert check._same_boxes(heat, heat, 0.2) is True
+    assert check._same_boxes(raised, heat, 0.2) is None
     raised[2, 4] = 0.5
     heat[3, 5] = 0.1
-    assert parity._same_boxes(raised, heat, 0.2) is False
+    assert check._same_boxes(raised, heat, 0.2) is False
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_boxes_that_differ_are_judged_by_the_pixels_at_the_threshold() -> None:
     ],
 )
 def test_the_tolerances_are_those_promised(figures: dict[str, Any], complaint: str | None) -> None:
-    found = parity.Parity(((40, 56),), **figures).complaint()
+    found = check.Parity(((40, 56),), **figures).complaint()
     assert (found is None) == (complaint is None)
     assert complaint is None or complaint in str(found)
 
@@ -608,6 +608,6 @@ def test_an_exported_network_cannot_be_saved_as_a_bundle(
 
 
 def test_the_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(parity)
+    failed, attempted = doctest.testmod(check)
     assert attempted > 0
     assert failed == 0

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import camtrain
 from camtrain import Preprocessing
-from camtrain.inference.export import export_network
-from camtrain.inference.export_pictures import pictures_of
+from camtrain.inference.export.pictures import pictures_of
+from camtrain.inference.export.write import export_network
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

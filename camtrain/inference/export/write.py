@@ -11,16 +11,16 @@ from uuid import uuid4
 
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference import onnx_network, pt2_network
-from camtrain.inference.agreement import Agreement, measure_agreement
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
-from camtrain.inference.export_extra import needs_extra
-from camtrain.inference.export_module import ExportOptions
-from camtrain.inference.export_pictures import Pictures, random_pictures
-from camtrain.inference.export_program import Program, export_program
-from camtrain.inference.export_write import write_onnx, write_pt2
+from camtrain.inference.export.agreement import Agreement, measure_agreement
+from camtrain.inference.export.check import Parity, measure_parity
+from camtrain.inference.export.extra import needs_extra
+from camtrain.inference.export.formats import write_onnx, write_pt2
+from camtrain.inference.export.graph import ExportOptions
+from camtrain.inference.export.pictures import Pictures, random_pictures
+from camtrain.inference.export.program import Program, export_program
 from camtrain.inference.exported import ExportedNetwork, metadata_text
 from camtrain.inference.network import Loaded
-from camtrain.inference.parity import Parity, measure_parity
 from camtrain.localization.boxes import check_threshold
 from camtrain.model.camnet import CAMNet
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camtrain.data import Picture, Source, prepare
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.export_pictures import Pictures
+from camtrain.inference.export.pictures import Pictures
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.inference.network import Network
 from camtrain.localization import LocalizationAccuracy

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.export_layers import with_exportable_layers
+from camtrain.inference.export.layers import with_exportable_layers
 from camtrain.maps import LSE_SHARPNESS, heatmaps, pool_maps, project, project_classes
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine, check_refine, refine_maps, stage_vectors

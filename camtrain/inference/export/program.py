@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.export_extra import quiet_exporter
-from camtrain.inference.export_module import ExportNet, ExportOptions
+from camtrain.inference.export.extra import quiet_exporter
+from camtrain.inference.export.graph import ExportNet, ExportOptions
 from camtrain.model.camnet import CAMNet
 from camtrain.model.layout import Layout
 from camtrain.model.probe import takes

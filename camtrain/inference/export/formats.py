@@ -10,8 +10,8 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import METADATA_KEY
-from camtrain.inference.export_extra import quiet_exporter
-from camtrain.inference.export_program import Program
+from camtrain.inference.export.extra import quiet_exporter
+from camtrain.inference.export.program import Program
 
 if TYPE_CHECKING:
     import onnx

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camtrain.data import prepare
-from camtrain.inference.export_program import check_sizes
+from camtrain.inference.export.program import check_sizes
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.inference.network import Network
 from camtrain.localization.boxes import boxes_from_heatmap
