@@ -41,7 +41,6 @@ class Sample:
         mask: (H, W) uint8 in pixels of the original picture, see ``Picture``; (0, 0) without one.
         input_boxes_xyxy: (m, 4) float32, half-open, in pixels of ``image``: the boxes after the
             augmentation, clipped to it; m <= n, since those cut away are left out.
-        input_mask: (h, w) uint8, the mask after the augmentation; (0, 0) without one.
     """
 
     image: Tensor
@@ -52,7 +51,6 @@ class Sample:
     path: str
     mask: Tensor
     input_boxes_xyxy: Tensor
-    input_mask: Tensor
 
 
 class Damaged(NamedTuple):
@@ -81,9 +79,11 @@ class Batch(NamedTuple):
         paths: Where the B pictures came from.
         masks: B tensors (H, W) uint8 in pixels of the original pictures; (0, 0) without one.
         input_boxes_xyxy: B tensors (m, 4) float32, half-open, in pixels of ``images``.
-        input_masks: B tensors (h, w) uint8 over ``images``; (0, 0) without one.
         places: (B,) int64, places in the batch as it was planned, with the damaged pictures.
         damaged: Pictures that could not be read, and are in none of the columns above.
+        is_cached: ``images`` holds cached features of the backbone, (B, C, h, w); where the pooled
+            vector is all that is needed, a map of 1 x 1, whose pooling is itself. Such training
+            batches know neither boxes nor sizes.
     """
 
     images: Tensor
@@ -94,9 +94,9 @@ class Batch(NamedTuple):
     paths: list[str]
     masks: list[Tensor]
     input_boxes_xyxy: list[Tensor]
-    input_masks: list[Tensor]
     places: Tensor
     damaged: tuple[Damaged, ...]
+    is_cached: bool = False
 
 
 class PreparedDataset(Dataset[Sample]):
@@ -201,7 +201,6 @@ class PreparedDataset(Dataset[Sample]):
             path=picture.path,
             mask=torch.zeros(0, 0, dtype=torch.uint8) if picture.mask is None else picture.mask,
             input_boxes_xyxy=augmented.boxes_xyxy,
-            input_mask=augmented.mask,
         )
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | Damaged]:
@@ -277,8 +276,8 @@ class _Reader:
         return self._view.shrink
 
 
-def collate(samples: Sequence[Sample | Damaged]) -> Batch:
-    """Samples to a batch; give it to a ``DataLoader`` as ``collate_fn``."""
+def collate(samples: Sequence[Sample | Damaged], *, is_cached: bool = False) -> Batch:
+    """Stack samples to a batch; give it to a ``DataLoader`` as ``collate_fn``."""
     damaged = tuple(sample for sample in samples if isinstance(sample, Damaged))
     whole = [sample for sample in samples if not isinstance(sample, Damaged)]
     places = [place for place, sample in enumerate(samples) if not isinstance(sample, Damaged)]
@@ -292,9 +291,9 @@ def collate(samples: Sequence[Sample | Damaged]) -> Batch:
         paths=[sample.path for sample in whole],
         masks=[sample.mask for sample in whole],
         input_boxes_xyxy=[sample.input_boxes_xyxy for sample in whole],
-        input_masks=[sample.input_mask for sample in whole],
         places=torch.tensor(places, dtype=torch.int64),
         damaged=damaged,
+        is_cached=is_cached,
     )
 
 

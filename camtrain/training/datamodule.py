@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ from camtrain.training.cache import (
     FeatureDataset,
     cached_split,
     check_disk,
-    collate_features,
     uses_cache,
 )
 
@@ -373,7 +372,7 @@ class CAMDataModule(LightningDataModule):
             persistent_workers=workers > 0,
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # or starting workers would use global random numbers
-            collate_fn=collate if features is None else collate_features,
+            collate_fn=partial(collate, is_cached=features is not None),
             # BatchNorm cannot train on a last batch of one picture.
             drop_last=is_train and len(sampler) > 1 == len(sampler) % self.hparams["batch_size"],
         )

@@ -25,7 +25,6 @@ from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import BackboneOutput, Refine
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.cache import FeatureBatch
 from camtrain.training.distributed import without_repeats
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
@@ -369,14 +368,14 @@ class CAMModule(LightningModule):
             return self._loss(self._logits(batch), batch[1])
         images = batch[0].contiguous(memory_format=self._memory_format)
         logits, differing = teacher.teach(
-            self.net, images, batch[1], are_kept=isinstance(batch, FeatureBatch)
+            self.net, images, batch[1], are_kept=isinstance(batch, Batch) and batch.is_cached
         )
         weight: float = self.hparams["teacher_weight"]
         return self._loss(logits, batch[1]) + weight * differing
 
     def _logits(self, batch: Sequence[Any]) -> Tensor:
         """Logits (B, K) of a batch of the training."""
-        if isinstance(batch, FeatureBatch):  # a frozen backbone has done its part
+        if isinstance(batch, Batch) and batch.is_cached:  # a frozen backbone has done its part
             features = batch.images.float().contiguous(memory_format=self._memory_format)
             return self.net.classify(self.net.neck(features))
         logits: Tensor = self(batch[0])
@@ -436,10 +435,10 @@ class CAMModule(LightningModule):
         maps = None
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=self._memory_format)
-            is_kept = isinstance(batch, FeatureBatch)
+            is_cached = isinstance(batch, Batch) and batch.is_cached
             backbone_output = (
                 BackboneOutput.unpacked(images, self.net.vector_channels)
-                if is_kept
+                if is_cached
                 else self.net.backbone_output(images)
             )
             backbone_output = self.net.apply_neck(backbone_output)

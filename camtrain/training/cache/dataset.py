@@ -11,34 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from camtrain.data import (
-    Batch,
     Damaged,
     DamagedImageError,
     Key,
     PreparedDataset,
     Sample,
-    collate,
     index_of,
     sample_or_damaged,
 )
 from camtrain.training.cache.store import Arrays
 
 _NO_MASK = torch.zeros(0, 0, dtype=torch.uint8)
-
-
-class FeatureBatch(Batch):
-    """A batch whose ``images`` are the backbone's feature maps, (B, C, h, w).
-
-    Where the pooled vector is all that is needed, it stands there as a map of 1 x 1, whose pooling
-    is itself. Batches of training know neither boxes nor sizes: training does not look at them.
-    """
-
-    __slots__ = ()
-
-
-def collate_features(samples: Sequence[Sample | Damaged]) -> FeatureBatch:
-    """Samples of a ``FeatureDataset`` to a batch."""
-    return FeatureBatch(*collate(samples))
 
 
 class FeatureDataset(Dataset[Sample]):
@@ -110,7 +93,6 @@ class FeatureDataset(Dataset[Sample]):
             path=self._paths[index],
             mask=_NO_MASK,
             input_boxes_xyxy=torch.zeros(0, 4),
-            input_mask=_NO_MASK,
         )
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | Damaged]:

@@ -202,7 +202,7 @@ class _Annotations(Dataset[tuple[Sample, bool] | None]):
         except DamagedImageError:
             return None
         no_mask = sample.mask.new_zeros(0, 0)
-        bare = replace(sample, image=torch.zeros(0), mask=no_mask, input_mask=no_mask)
+        bare = replace(sample, image=torch.zeros(0), mask=no_mask)
         return bare, sample.mask.numel() > 0
 
 

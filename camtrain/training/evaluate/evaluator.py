@@ -16,7 +16,6 @@ from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.localization import MapStatistics
 from camtrain.model.camnet import Task
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.cache import FeatureBatch
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
 from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
 
@@ -135,7 +134,7 @@ class Evaluation(nn.Module):
         boxes = [torch.zeros(0, 4)] * len(maps)
         if isinstance(batch, Batch):
             boxes = batch.input_boxes_xyxy
-        if isinstance(batch, FeatureBatch):
+        if isinstance(batch, Batch) and batch.is_cached:
             assert preprocessing is not None
             size_hw = preprocessing.size
             # Of some pictures only the pooled vector is kept, spread over a map that shows nothing.

@@ -16,7 +16,7 @@ from camtrain.data import Batch, PreparedDataset
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.inference.bundle import names_of
 from camtrain.model.camnet import CAMNet
-from camtrain.training.cache import FeatureBatch, FeatureDataset
+from camtrain.training.cache import FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.choice import candidates_of, validation_dataset
@@ -183,7 +183,7 @@ class CAMLogger(Callback):
             return
         assert isinstance(outputs, Mapping)
         seen, features = outputs["batch"], outputs.get("features")
-        if isinstance(seen, FeatureBatch):
+        if isinstance(seen, Batch) and seen.is_cached:
             features = None  # of some pictures they are a vector, spread over a map
         elif isinstance(seen, Batch) and features is not None and self._looker is not None:
             self._looker.take(seen.indices, features)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from camtrain.data import DamagedImageError, ImageFolder, PreparedDataset
+from camtrain.data import DamagedImageError, ImageFolder, PreparedDataset, collate
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.cache import FeatureBatch, FeatureDataset, collate_features
+from camtrain.training.cache import FeatureDataset
 
 ROUND = Preprocessing(size=(20, 28), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -83,8 +83,8 @@ def test_maps_where_there_are_boxes_and_constant_ones_elsewhere(photographs: Pat
     spread = features.features(3)
     assert spread.shape == (2, 3, 4)
     assert spread.mean((-2, -1)).tolist() == [3.0, 0.0]
-    batch = collate_features([features[index] for index in range(4)])
-    assert isinstance(batch, FeatureBatch)
+    batch = collate([features[index] for index in range(4)], is_cached=True)
+    assert batch.is_cached
     assert batch.images.shape == (4, 2, 3, 4)
 
 
@@ -105,7 +105,7 @@ def test_a_picture_that_could_not_be_read_is_damaged(photographs: Path) -> None:
     Path(pictures[3].path).write_bytes(b"")
     with pytest.raises(DamagedImageError, match="cannot be read"):
         features[0, 3]
-    batch = collate_features(features.__getitems__([(0, 2), (0, 3), (0, 4)]))
+    batch = collate(features.__getitems__([(0, 2), (0, 3), (0, 4)]))
     assert batch.indices.tolist() == [2, 4]
     assert [(one.item, one.input_shape) for one in batch.damaged] == [(3, (2, 1, 1))]
     vectors, places = features.vectors()

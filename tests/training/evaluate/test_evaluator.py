@@ -5,7 +5,6 @@ from torch import Tensor
 
 from camtrain.data import Batch
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.cache.dataset import FeatureBatch
 from camtrain.training.evaluate.box_scores import WholeMaps
 from camtrain.training.evaluate.evaluator import Evaluation
 from tests.training.run.test_results import batch_with_masks
@@ -62,7 +61,7 @@ def test_spread_vectors_of_kept_features_are_no_maps() -> None:
     features = torch.rand(2, 5, 4, 6)
     features[1] = features[1, :, :1, :1]
     box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
-    batch = FeatureBatch(*boxed_batch([box, box])._replace(images=features))
+    batch = boxed_batch([box, box])._replace(images=features, is_cached=True)
     measured = evaluation()
     measured.update_statistics(torch.rand(2, 4, 6), batch, Preprocessing((8, 12)))
     assert [int(counts.sum()) for counts in measured.statistics.histograms().values()] == [1, 1, 1]

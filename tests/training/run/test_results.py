@@ -220,7 +220,6 @@ def batch_with_masks() -> Batch:
         ["a", "b"],
         [mask, torch.zeros(0, 0, dtype=torch.uint8)],
         [torch.zeros(0, 4)] * 2,
-        [torch.zeros(0, 0, dtype=torch.uint8)] * 2,
         torch.tensor([0, 1]),
         (),
     )
