@@ -39,7 +39,7 @@ VERBS = {
     "check-data": Verb(
         "camtrain.data.checking.command", "read every picture once and list what is wrong"
     ),
-    "shards": Verb("camtrain.data.shards.command", "write a data set as WebDataset shards"),
+    "shards": Verb("camtrain.data.shards.write", "write a data set as WebDataset shards"),
 }
 
 USAGE = """\

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from camtrain.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from camtrain.data.augmentations import AUGMENTATIONS as AUGMENTATIONS
-    from camtrain.data.augmentations import Augmentation as Augmentation
-    from camtrain.data.augmentations import Augmented as Augmented
-    from camtrain.data.auto_augment import AutoAugment as AutoAugment
+    from camtrain.data.augment import AUGMENTATIONS as AUGMENTATIONS
+    from camtrain.data.augment import Augmentation as Augmentation
+    from camtrain.data.augment import Augmented as Augmented
+    from camtrain.data.augment import AutoAugment as AutoAugment
     from camtrain.data.dataset import Batch as Batch
     from camtrain.data.dataset import Damaged as Damaged
     from camtrain.data.dataset import Key as Key
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from camtrain.data.decoding import read_image as read_image
     from camtrain.data.decoding import to_rgb as to_rgb
     from camtrain.data.digits import ClutteredDigits as ClutteredDigits
-    from camtrain.data.division import write_split as write_split
     from camtrain.data.exclude import Without as Without
     from camtrain.data.exclude import make_sources_without as make_sources_without
     from camtrain.data.exclude import read_exclude as read_exclude
     from camtrain.data.exclude import without as without
     from camtrain.data.exclude import write_exclude as write_exclude
-    from camtrain.data.folder import ImageFolder as ImageFolder
-    from camtrain.data.listing import ListedFiles as ListedFiles
-    from camtrain.data.listing import ListedSource as ListedSource
-    from camtrain.data.listing import Listing as Listing
-    from camtrain.data.listing import source_of as source_of
-    from camtrain.data.loader import ResumableLoader as ResumableLoader
-    from camtrain.data.loader import leave_signals_to_parent as leave_signals_to_parent
-    from camtrain.data.sampler import EpochSampler as EpochSampler
-    from camtrain.data.sampler import SamplerName as SamplerName
-    from camtrain.data.seeds import seed_of as seed_of
+    from camtrain.data.loading import EpochSampler as EpochSampler
+    from camtrain.data.loading import ResumableLoader as ResumableLoader
+    from camtrain.data.loading import SamplerName as SamplerName
+    from camtrain.data.loading import leave_signals_to_parent as leave_signals_to_parent
+    from camtrain.data.loading import seed_of as seed_of
+    from camtrain.data.readers.folder import ImageFolder as ImageFolder
     from camtrain.data.source import FileSource as FileSource
+    from camtrain.data.source import ListedFiles as ListedFiles
+    from camtrain.data.source import ListedSource as ListedSource
+    from camtrain.data.source import Listing as Listing
     from camtrain.data.source import Picture as Picture
     from camtrain.data.source import Source as Source
+    from camtrain.data.source import Split as Split
+    from camtrain.data.source import source_of as source_of
     from camtrain.data.sources import SOURCES as SOURCES
     from camtrain.data.sources import SourceOptions as SourceOptions
     from camtrain.data.sources import is_divided as is_divided
     from camtrain.data.sources import make_sources as make_sources
-    from camtrain.data.split import Split as Split
+    from camtrain.data.splits import write_split as write_split
     from camtrain.data.transforms import boxes_to_input as boxes_to_input
     from camtrain.data.transforms import fit_channels as fit_channels
     from camtrain.data.transforms import normalize as normalize
@@ -62,23 +62,22 @@ if TYPE_CHECKING:
     from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
-    "camtrain.data.augmentations": "AUGMENTATIONS Augmentation Augmented",
-    "camtrain.data.auto_augment": "AutoAugment",
+    "camtrain.data.augment": "AUGMENTATIONS Augmentation Augmented AutoAugment",
     "camtrain.data.dataset": (
         "Batch Damaged Key PreparedDataset Sample collate index_of sample_or_damaged"
     ),
     "camtrain.data.decoding": "DamagedImageError Decode Decoded decode_image read_image to_rgb",
     "camtrain.data.digits": "ClutteredDigits",
-    "camtrain.data.division": "write_split",
     "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
-    "camtrain.data.folder": "ImageFolder",
-    "camtrain.data.listing": "ListedFiles ListedSource Listing source_of",
-    "camtrain.data.loader": "ResumableLoader leave_signals_to_parent",
-    "camtrain.data.sampler": "EpochSampler SamplerName",
-    "camtrain.data.seeds": "seed_of",
-    "camtrain.data.source": "FileSource Picture Source",
+    "camtrain.data.loading": (
+        "EpochSampler ResumableLoader SamplerName leave_signals_to_parent seed_of"
+    ),
+    "camtrain.data.readers.folder": "ImageFolder",
+    "camtrain.data.source": (
+        "FileSource ListedFiles ListedSource Listing Picture Source Split source_of"
+    ),
     "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
-    "camtrain.data.split": "Split",
+    "camtrain.data.splits": "write_split",
     "camtrain.data.transforms": "boxes_to_input fit_channels normalize prepare resize to_pixels",
     "camtrain.data.tree": "IMAGE_SUFFIXES",
     "camtrain.data.views": "View",

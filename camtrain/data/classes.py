@@ -12,8 +12,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.listing import UNDECIDED, Labels, Listing
-from camtrain.data.split import Split
+from camtrain.data.source import UNDECIDED, Labels, Listing, Split
 from camtrain.errors import CamtrainValueError
 
 _logger = logging.getLogger(__name__)

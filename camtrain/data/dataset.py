@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from camtrain.data.augmentations import Augmentation, Augmented
-from camtrain.data.auto_augment import AutoAugment
+from camtrain.data.augment import Augmentation, Augmented, AutoAugment
 from camtrain.data.decoding import DamagedImageError, decode_image, read_image
-from camtrain.data.seeds import seed_of
+from camtrain.data.loading import seed_of
 from camtrain.data.source import FileSource, Picture, Source
 from camtrain.data.transforms import normalize
 from camtrain.data.views import View

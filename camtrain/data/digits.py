@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from camtrain.data.source import Picture
-from camtrain.data.split import Split
+from camtrain.data.source import Picture, Split
 from camtrain.errors import CamtrainValueError
 
 CANVAS = 64

@@ -12,11 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from camtrain.data.box_errors import BoxError, listed_box_errors
+from camtrain.data.boxes import BoxError, listed_box_errors
 from camtrain.data.shards.fetch import is_url
-from camtrain.data.source import Picture, Source
+from camtrain.data.source import Picture, Source, Split
 from camtrain.data.sources import SourceOptions, make_sources
-from camtrain.data.split import Split
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _COMMENT = "#"

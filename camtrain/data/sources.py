@@ -1,7 +1,8 @@
-"""The sources by name, as the command line spells them."""
+"""The sources of pictures by name, and the options that each of them takes."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,20 +10,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from camtrain.data.classes import with_classes
-from camtrain.data.csv_list import csv_listing
-from camtrain.data.cub import cub_listing
 from camtrain.data.digits import ClutteredDigits
-from camtrain.data.division import with_splits
-from camtrain.data.folder import data_folder, folder_listing
-from camtrain.data.imagenet import imagenet_listing
-from camtrain.data.inria import inria_listing
-from camtrain.data.listing import ListedSource, Listing, source_of
-from camtrain.data.mnist import mnist_listing
-from camtrain.data.places import places205_listing, places365_listing
-from camtrain.data.shards.listing import shards_listing
-from camtrain.data.source import Source
-from camtrain.data.split import Split
-from camtrain.data.wsol_lists import wsol_listing
+from camtrain.data.readers.csv_list import csv_listing
+from camtrain.data.readers.cub import cub_listing
+from camtrain.data.readers.folder import data_folder, folder_listing
+from camtrain.data.readers.imagenet import imagenet_listing
+from camtrain.data.readers.inria import inria_listing
+from camtrain.data.readers.mnist import mnist_listing
+from camtrain.data.readers.places import places205_listing, places365_listing
+from camtrain.data.readers.wsol import wsol_listing
+from camtrain.data.shards.index import shards_listing
+from camtrain.data.source import ListedSource, Listing, Source, Split, source_of
+from camtrain.data.splits import with_splits
 from camtrain.errors import CamtrainValueError
 
 
@@ -134,3 +133,38 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
 def is_divided(sources: dict[Split, Source]) -> bool:
     """Whether the pictures were divided into splits by the seed, or by an earlier run."""
     return any(isinstance(one, ListedSource) and one.is_divided for one in sources.values())
+
+
+# By name, as in the data module: what is said of them.
+_TEXTS = {
+    "seed": "of the division into splits",
+    "val_fraction": "part of each class for validation, where the source has no such split",
+    "test_fraction": "part of each class for test, where the source has no splits",
+    "split_file": "split.csv of a run, which says the split of each picture",
+    "metadata": "of wsol: the folder of its lists (default root/metadata)",
+    "shards_cache": "of shards behind a URL: the folder that keeps them",
+    "shards_cache_gb": "the most that it may hold, in 10^9 bytes",
+}
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the data folder and what is to be known to read it."""
+    defaults = SourceOptions()
+    parser.add_argument("path", nargs="?", metavar="FOLDER", help="the data folder")
+    data = parser.add_argument_group("the data, as camtrain fit reads it by --data.OPTION")
+    sources = f"one of {', '.join(SOURCES)} (default folder)"
+    data.add_argument("--source", default="folder", metavar="NAME", help=sources)
+    for name, text in _TEXTS.items():
+        default = getattr(defaults, name)
+        data.add_argument(
+            f"--{name}",
+            type=str if default is None else type(default),
+            default=default,
+            metavar="PATH" if default is None else "VALUE",
+            help=text if default is None else f"{text} (default {default})",
+        )
+
+
+def source_options(settings: argparse.Namespace) -> SourceOptions:
+    """What was given of ``add_source_arguments``."""
+    return SourceOptions(root=settings.path, **{name: getattr(settings, name) for name in _TEXTS})

@@ -28,7 +28,7 @@ from torchmetrics import MetricCollection
 
 import camtrain
 from camtrain.data import ImageFolder
-from camtrain.data.augmentations import hide
+from camtrain.data.augment import hide
 from camtrain.localization import (
     CentreBoxAcc,
     LocalizationAccuracy,

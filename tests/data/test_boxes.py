@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camtrain.data import ImageFolder, box_files
-from camtrain.data.box_files import from_xywh
-from camtrain.data.boxes import BoxTable
+from camtrain.data import ImageFolder, boxes
+from camtrain.data.boxes import BoxTable, from_xywh
 from camtrain.errors import CamtrainError
 from tests.data.trees import picture, text, xml
 
@@ -137,7 +136,7 @@ def test_a_table_keeps_the_order_of_the_boxes_of_a_picture() -> None:
 
 
 def test_the_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(box_files)
+    failed, attempted = doctest.testmod(boxes)
     assert attempted > 0
     assert failed == 0
 

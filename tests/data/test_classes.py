@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from camtrain.data import Listing, classes
 from camtrain.data.classes import in_order, with_classes
-from camtrain.data.listing import UNDECIDED, split_number
 from camtrain.data.paths import PathList
+from camtrain.data.source import UNDECIDED, split_number
 from camtrain.errors import CamtrainValueError
 
 TRAIN, VAL = split_number("train"), split_number("val")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camtrain.data.split import divide
+from camtrain.data.splits import divide
 from camtrain.errors import CamtrainValueError
 
 NAMES = [f"cat/{number}.jpg" for number in range(100)]

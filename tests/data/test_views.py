@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camtrain.data import AUGMENTATIONS, Augmentation, Augmented, AutoAugment, View
-from camtrain.data.auto_augment import _MOVING, _POLICIES
+from camtrain.data.augment import _MOVING, _POLICIES
 from camtrain.data.views import INTERPOLATIONS
 from camtrain.preprocessing import Preprocessing, ResizeMode
 

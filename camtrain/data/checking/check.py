@@ -13,15 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from camtrain.data.box_errors import BoxError, listed_box_errors
+from camtrain.data.boxes import BoxError, listed_box_errors
 from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import Report
 from camtrain.data.decoding import read_image
 from camtrain.data.exclude import Without, folder_of, name_in
-from camtrain.data.source import FileSource, Picture, Source
+from camtrain.data.source import FileSource, Picture, Source, Split
 from camtrain.data.sources import SourceOptions, make_sources
-from camtrain.data.split import Split
 from camtrain.data.tree import IMAGE_SUFFIXES
 from camtrain.errors import CamtrainValueError
 

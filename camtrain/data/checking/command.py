@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from camtrain.data.arguments import add_source_arguments, source_options
 from camtrain.data.checking.check import check_data
 from camtrain.data.exclude import folder_of, write_exclude
+from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."

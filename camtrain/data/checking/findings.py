@@ -13,7 +13,7 @@ from PIL import Image
 
 from camtrain.data.checking.reading import Record
 from camtrain.data.exclude import name_in
-from camtrain.data.split import Split
+from camtrain.data.source import Split
 
 
 class Kind(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data.box_errors import listed_box_errors
+from camtrain.data.boxes import listed_box_errors
 from camtrain.data.source import Source
 
 # Starting the processes costs as much as reading about this many pictures of 500 pixels.

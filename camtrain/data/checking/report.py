@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from camtrain.data.checking.findings import KINDS, Finding, SplitSummary
-from camtrain.data.split import Split
+from camtrain.data.source import Split
 
 _EXAMPLES = 5  # findings of a kind that are printed
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

@@ -7,7 +7,7 @@ import pytest
 
 from camtrain.data import SourceOptions
 from camtrain.data.checking.check import check_data
-from tests.data.test_published import cub, places365
+from tests.data.readers.test_published import cub, places365
 from tests.data.trees import picture, text, xml
 
 

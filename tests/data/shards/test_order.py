@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camtrain.data import EpochSampler
-from camtrain.data.shards.order import _BUFFER, shuffled_by_shard
+from camtrain.data.loading import _BUFFER, shuffled_by_shard
 
 
 def order_of(sizes: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

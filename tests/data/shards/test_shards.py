@@ -14,7 +14,7 @@ from camtrain.cli import main
 from camtrain.data import Source, SourceOptions, make_sources, make_sources_without
 from camtrain.data.checking.check import check_data
 from camtrain.data.shards import fetch
-from camtrain.data.shards.listing import shards_listing
+from camtrain.data.shards.index import shards_listing
 from camtrain.data.shards.write import write_shards
 from camtrain.data.source import Picture
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError

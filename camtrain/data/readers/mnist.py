@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from camtrain.data.listing import Listing, split_number
 from camtrain.data.paths import PathList
-from camtrain.data.split import Split
+from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _FOLDERS = ("", "MNIST/raw", "raw")

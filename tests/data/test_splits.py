@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from camtrain.data import ListedSource, Listing, Split, write_split
-from camtrain.data.division import read_split, with_splits
-from camtrain.data.listing import UNDECIDED, split_number
 from camtrain.data.paths import PathList
-from camtrain.data.split import divide
+from camtrain.data.source import UNDECIDED, split_number
+from camtrain.data.splits import divide, read_split, with_splits
 from camtrain.errors import CamtrainError
 from tests.data.trees import text
 

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from camtrain.data.listing import Listing, split_number
 from camtrain.data.lists import check_first, find, lines_of
 from camtrain.data.paths import PathList
-from camtrain.data.split import Split
+from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
 _LISTS_365 = ("", "filelist_places365-standard/")

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camtrain.data.box_files import from_csv
-from camtrain.data.boxes import BoxTable, XmlBoxes, match_boxes
+from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
 from camtrain.data.classes import some
-from camtrain.data.imagenet_lists import (
+from camtrain.data.readers.imagenet_lists import (
     SOLUTION,
     WNID,
     read_solution,
@@ -22,8 +21,7 @@ from camtrain.data.imagenet_lists import (
     readable,
     validation_classes,
 )
-from camtrain.data.listing import Listing, no_boxes, split_number
-from camtrain.data.split import Split
+from camtrain.data.source import Listing, Split, no_boxes, split_number
 from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 

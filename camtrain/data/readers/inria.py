@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.listing import UNDECIDED, Labels, Listing, no_boxes, split_number
 from camtrain.data.paths import PathList
-from camtrain.data.split import Split
+from camtrain.data.source import UNDECIDED, Labels, Listing, Split, no_boxes, split_number
 from camtrain.data.tree import scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError
 

@@ -9,13 +9,11 @@ from typing import get_args
 
 import numpy as np
 
-from camtrain.data.box_errors import refuse_box
-from camtrain.data.boxes import BoxTable
-from camtrain.data.listing import Listing, no_mask, split_number
+from camtrain.data.boxes import BoxTable, refuse_box
 from camtrain.data.lists import Line, check_first, find, lines_of
 from camtrain.data.masks import InstanceMasks
 from camtrain.data.paths import PathList
-from camtrain.data.split import Split
+from camtrain.data.source import Listing, Split, no_mask, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _BOX_FORM = "path,x0,y0,x1,y1"

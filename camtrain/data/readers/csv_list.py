@@ -12,10 +12,9 @@ import numpy as np
 
 from camtrain.data.boxes import find_boxes
 from camtrain.data.classes import in_order
-from camtrain.data.listing import UNDECIDED, Labels, Listing, split_number
 from camtrain.data.lists import check_first, find
 from camtrain.data.paths import PathList, path_in, utf8_lines
-from camtrain.data.split import Split
+from camtrain.data.source import UNDECIDED, Labels, Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
 _SEPARATOR = ";"

@@ -12,10 +12,9 @@ import numpy as np
 
 from camtrain.data.boxes import find_boxes
 from camtrain.data.classes import in_order, with_classes
-from camtrain.data.division import with_splits
-from camtrain.data.listing import UNDECIDED, ListedFiles, Listing, no_mask, split_number
 from camtrain.data.masks import FolderMasks
-from camtrain.data.split import Split
+from camtrain.data.source import UNDECIDED, ListedFiles, Listing, Split, no_mask, split_number
+from camtrain.data.splits import with_splits
 from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from camtrain.data.box_files import from_xywh
-from camtrain.data.boxes import BoxTable
-from camtrain.data.listing import Listing, split_number
+from camtrain.data.boxes import BoxTable, from_xywh
 from camtrain.data.lists import Line, check_first, find, lines_of
 from camtrain.data.paths import PathList
+from camtrain.data.source import Listing, split_number
 from camtrain.errors import CamtrainValueError
 
 
