@@ -2,6 +2,7 @@
 
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
+from camtrain.training.run.fit import FitResult, fit
 from camtrain.training.watch import CAMLogger
 
-__all__ = ["CAMDataModule", "CAMLogger", "CAMModule"]
+__all__ = ["CAMDataModule", "CAMLogger", "CAMModule", "FitResult", "fit"]

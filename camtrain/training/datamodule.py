@@ -230,6 +230,13 @@ class CAMDataModule(LightningDataModule):
         """Whether splits were decided by the seed, and not by the data or a file."""
         return self.hparams["split_file"] is None and bool(self.sources) and is_divided(self._whole)
 
+    def follow_split(self, file: str | None) -> None:
+        """Divide the pictures as ``split.csv`` of an earlier run does; None changes nothing."""
+        if file is not None:
+            self.hparams["split_file"] = file
+            self._options = replace(self._options, split_file=file)
+            self.__dict__.pop("sources", None)  # read anew on next use
+
     def write_split(self, file: Path) -> None:
         """Keep which picture is in which split, where that was decided by the seed.
 

@@ -45,6 +45,7 @@ from camtrain.training.learn.optimizer import Optimization, configure, make_sche
 from camtrain.training.learn.solvers import HeadSolver
 from camtrain.training.learn.solving import check_solver, resting_optimizer, solve
 from camtrain.training.learn.teacher import Teacher, check_teaching
+from camtrain.training.run.resume import check_same_network
 
 
 class CAMModule(LightningModule):
@@ -539,11 +540,20 @@ class CAMModule(LightningModule):
         own = checkpoint["camtrain"]
         recipe = {"task": "multiclass", **own["architecture"]}  # see `from_recipe`
         if self._is_resuming():
-            self._check_same("network", self.net.recipe, recipe)
-            self._check_same("classes", list(self.net.class_names or ()), own["class_names"] or [])
-            self._check_same("refinement", describe_refine(self.net), own.get("refine"))
-            teacher = self.teacher.hash if self.teacher else None
-            self._check_same("weights of the teacher", teacher, own.get("teacher"))
+            check_same_network(
+                {
+                    "network": recipe,
+                    "classes": own["class_names"] or [],
+                    "refinement": own.get("refine"),
+                    "weights of the teacher": own.get("teacher"),
+                },
+                {
+                    "network": self.net.recipe,
+                    "classes": list(self.net.class_names or ()),
+                    "refinement": describe_refine(self.net),
+                    "weights of the teacher": self.teacher.hash if self.teacher else None,
+                },
+            )
         if self.net.recipe != recipe:
             self.net = from_recipe(recipe).to(self.device).to(memory_format=self._memory_format)
             self._freezing = self._freeze()
@@ -567,13 +577,6 @@ class CAMModule(LightningModule):
 
     def _is_resuming(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-
-    def _check_same(self, what: str, now: object, then: object) -> None:
-        if now != then:
-            raise CamtrainValueError(
-                f"A training is continued with the {what} it began with, {then}, got {now}; give "
-                "the same settings, or start a new run with --model.weights."
-            )
 
 
 def _check_loss(label_smoothing: float, ema_decay: float | None) -> None:

@@ -24,7 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.evaluate.evaluator import Evaluation
-from camtrain.training.run.precision import best_precision
+from camtrain.training.run.fit import best_precision
 from camtrain.training.run.wandb import NeverStoppingWandbLogger, start_run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

@@ -101,7 +101,7 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
             wandb_run.finish(logger)
 
 
-def log_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, float]) -> None:
+def upload_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, float]) -> None:
     """Add the trained network to the W&B run, if there is one."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):

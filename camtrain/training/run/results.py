@@ -18,40 +18,53 @@ from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
 from camtrain.localization.wsol import score_map
 from camtrain.training.files import write_text
+from camtrain.training.module import CAMModule
+from camtrain.training.run.summary import print_scores
 from camtrain.visualize import threshold_chart
 
 # Of the benchmark's metadata folder, each with one line per picture or per box.
 _LISTS = ("image_ids", "class_labels", "image_sizes", "localization")
 
 
-def write_localization(
-    folder: Path,
+def write_scores(
     split: str,
-    metrics: Mapping[str, Tensor],
-    report: Mapping[str, Any],
-    measured: Mapping[str, str | None],
-) -> None:
-    """Write ``localization.json`` and the accuracy against the threshold, ``localization.png``.
+    folder: Path,
+    module: CAMModule,
+    trainer: Trainer,
+    sources: Mapping[str, str | None],
+) -> bool:
+    """Print the scores of a split and write what was measured.
+
+    Without boxes there is no picture, and with ``fast_dev_run`` nothing is written.
 
     Args:
-        folder: Where to; made if need be.
         split: ``val`` or ``test``.
-        metrics: Logged scores, by their full names.
-        report: See ``BoxScores.report``; without boxes there is no picture.
-        measured: What was measured: the checkpoint, the data.
+        folder: Gets ``localization.json`` and the accuracy by threshold, ``localization.png``.
+        module: Has measured.
+        trainer: Has logged the scores.
+        sources: The checkpoint and the data, as ``localization.json`` names them.
+
+    Returns:
+        Whether anything was written.
     """
+    if not trainer.is_global_zero:
+        return False
+    print_scores(split, trainer)
+    report = module.reports.get(split)
+    if report is None or getattr(trainer, "fast_dev_run", False):
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     scores = {
         name.removeprefix(f"{split}/"): value.item()
-        for name, value in metrics.items()
+        for name, value in trainer.callback_metrics.items()
         if name.startswith(f"{split}/")
     }
-    content = {"split": split, **measured, "scores": scores, **report}
+    content = {"split": split, **sources, "scores": scores, **report}
     write_text(folder / "localization.json", json.dumps(content, indent=1) + "\n")
     picture = folder / "localization.png"
     if not report:
         picture.unlink(missing_ok=True)  # of an earlier evaluation
-        return
+        return True
     accuracy = report["curves"]["largest_contour"]
     # The marks are about IoU 0.5: its curve comes first, and is drawn bold.
     curves = {f"IoU {iou}": torch.tensor(accuracy[iou]) for iou in ("0.5", "0.3", "0.7")}
@@ -62,6 +75,7 @@ def write_localization(
         {name: mark for name, mark in marks.items() if mark is not None},
         title=f"{split}: pictures whose box is right, by the threshold of the map",
     ).save(picture)
+    return True
 
 
 class MapWriter(Callback):

@@ -1,55 +1,81 @@
-"""The settings of a run: stored with it, and the same when it is continued."""
+"""Continuing a run: whether it may be continued, and the state that it continues with."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.cli import SaveConfigCallback
+import numpy as np
+import torch
+from pytorch_lightning import Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
-from camtrain.errors import CamtrainValueError
-from camtrain.training.files import write_text
-from camtrain.training.run.folder import RunFolder
-from camtrain.training.run.writer import RunWriter
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 
-# What may change when a training is continued: where the pictures lie and how fast they are read;
-# weights have been read once and for all.
-_MAY_CHANGE = {
-    "model": {"weights", "num_classes", "_instantiator"},
-    "data": {
-        *("root", "workers", "class_names", "split_file", "max_damaged", "allow_damaged"),
-        *("metadata", "cache_dir", "shards_cache", "shards_cache_gb"),
-        "_instantiator",
-    },
-}
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the run's ``config.yaml``; that of a continued run only once it really goes on."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it at once where there is none."""
-        if not _writer_of(trainer).folder.config.exists():
-            super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace it: the checkpoint has been found to fit these settings."""
-        _writer_of(trainer).check_same_steps(trainer)
-        if trainer.is_global_zero and not self.already_saved:
-            self.save_config(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it into the folder of the run."""
-        folder = _writer_of(trainer).folder
-        folder.path.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
-        write_text(folder.config, text, encoding=None)  # as jsonargparse reads it
+# Settings that may change: where the pictures lie and how fast they are read. Weights were read
+# once and for all when the run began.
+MAY_CHANGE = frozenset(
+    {
+        *("model.weights", "model.num_classes", "model._instantiator"),
+        *("data.root", "data.workers", "data.class_names", "data.split_file", "data.metadata"),
+        *("data.max_damaged", "data.allow_damaged", "data._instantiator"),
+        *("data.cache_dir", "data.shards_cache", "data.shards_cache_gb"),
+    }
+)
 
 
-def _writer_of(trainer: Trainer) -> RunWriter:
-    callbacks: list[Callback] = cast("Any", trainer).callbacks
-    return next(c for c in callbacks if isinstance(c, RunWriter))
+def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) -> None:
+    """Make sure that a run can begin in its folder and loses nothing; nothing is changed.
+
+    Args:
+        folder: Of the run.
+        ckpt_path: ``last`` continues the run; a path starts from that checkpoint.
+        overwrite: Whether an earlier run in the folder may be deleted.
+
+    Raises:
+        CamtrainValueError: The folder is not empty, and the run is neither continued nor replaced.
+        CamtrainFileNotFoundError: The checkpoint does not exist.
+    """
+    if ckpt_path == "last":
+        if not folder.last.is_file() and not folder.config.is_file():
+            raise CamtrainFileNotFoundError(
+                f"--ckpt_path last continues a run, but {folder.path} holds none (no "
+                "checkpoints/last.ckpt); give the run's --name and --runs_dir, or leave "
+                "--ckpt_path out to start anew."
+            )
+        return
+    if ckpt_path is not None:
+        path = Path(ckpt_path)
+        check_is_file(path)
+        if overwrite and folder.path.resolve() in path.resolve().parents:
+            raise CamtrainValueError(
+                f"--overwrite would delete {path} before the run starts from it; choose "
+                "another --name, or continue the run with --ckpt_path last."
+            )
+    if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
+        return
+    if not overwrite:
+        raise CamtrainValueError(
+            f"The run folder {folder.path} is not empty; continue it with --ckpt_path last, "
+            "replace it with --overwrite, or choose another --name."
+        )
+    if not folder.config.is_file():
+        raise CamtrainValueError(
+            f"--overwrite replaces only an earlier run, and {folder.path} holds none (no "
+            "config.yaml); choose another --name, or delete the folder yourself."
+        )
+
+
+def check_is_file(checkpoint: Path) -> None:
+    """Raise ``CamtrainFileNotFoundError`` where a checkpoint does not exist."""
+    if not checkpoint.is_file():
+        raise CamtrainFileNotFoundError(
+            "--ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; "
+            f"{checkpoint} does not exist."
+        )
 
 
 def check_same_settings(
@@ -63,34 +89,35 @@ def check_same_settings(
 ) -> None:
     """Refuse to continue a training with settings that would make it another one.
 
-    Lightning takes the learning rate and all else that the optimizer knows from the checkpoint,
-    and would ignore new ones without a word; other data or losses would join two trainings into
-    one that no config describes. More epochs are welcome.
+    Lightning restores the learning rate and the rest of the optimizer from the checkpoint, and
+    would silently ignore new ones; with other data or losses no config would describe the run.
+    A larger number of epochs is allowed.
 
     Args:
-        checkpoint: To go on from.
+        checkpoint: To continue from.
         folder: Of its run.
-        model: Settings of the network and its training, now.
-        data: Settings of the pictures, now.
+        model: Settings of the module, now.
+        data: Settings of the data module, now.
         monitor: Score of the best epoch, now.
         max_epochs: Of the training; None and -1 mean no limit.
 
     Raises:
         CamtrainValueError: A setting differs, or the training has had more epochs already.
     """
-    found = {"lr"} if model.get("find_lr") else set()
-    pairs = (("model", "hyper_parameters", model), ("data", "datamodule_hyper_parameters", data))
-    changed = [
-        f"--{part}.{name} was {then[name]!r}, got {now[name]!r}"
-        for part, key, now in pairs
-        for then in [checkpoint.get(key, {})]
-        for name in sorted((now.keys() & then.keys()) - _MAY_CHANGE[part] - found)
-        if _plain(now[name]) != _plain(then[name])
-    ]
     writer = checkpoint["callbacks"].get("RunWriter", {})
-    before = writer.get("monitor", monitor)
-    if before != monitor:
-        changed.append(f"--monitor was {before!r}, got {monitor!r}")
+    stored = {
+        **_named("model", checkpoint.get("hyper_parameters", {})),
+        **_named("data", checkpoint.get("datamodule_hyper_parameters", {})),
+        "monitor": writer.get("monitor", monitor),
+    }
+    current = {**_named("model", model), **_named("data", data), "monitor": monitor}
+    found_by_training = {"model.lr"} if model.get("find_lr") else set()
+    changed = [
+        f"--{name} was {stored[name]!r}, got {current[name]!r}"
+        for name in current
+        if name in stored.keys() - MAY_CHANGE - found_by_training
+        and as_plain(current[name]) != as_plain(stored[name])
+    ]
     if changed:
         raise CamtrainValueError(
             f"A training is continued with the settings it began with: {'; '.join(changed)}; give "
@@ -105,8 +132,117 @@ def check_same_settings(
         )
 
 
-def _plain(value: object) -> object:
+def _named(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{name}": settings[name] for name in sorted(settings)}
+
+
+def as_plain(value: object) -> object:
     """A setting as YAML and checkpoints hold it."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+    if isinstance(value, Mapping):
+        return {str(name): as_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def check_same_network(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
+    """Refuse to continue the training of another network.
+
+    Args:
+        stored: By its name, each part of the network when the checkpoint was written.
+        current: The same parts now.
+
+    Raises:
+        CamtrainValueError: A part differs.
+    """
+    for name, value in current.items():
+        if value != stored[name]:
+            raise CamtrainValueError(
+                f"A training is continued with the {name} it began with, {stored[name]}, got "
+                f"{value}; give the same settings, or start a new run with --model.weights."
+            )
+
+
+def check_same_steps(stored: int | None, current: int | None) -> None:
+    """Refuse to continue where epochs have more or fewer steps: the schedule counts steps.
+
+    Raises:
+        CamtrainValueError: The numbers of steps per epoch differ.
+    """
+    if stored is not None and stored != current:
+        raise CamtrainValueError(
+            f"A training is continued with as many steps per epoch as it began with, {stored}, "
+            f"got {current}; give the same batch size, number of devices, accumulation and "
+            "pictures, or start a new run from its network with --model.weights."
+        )
+
+
+def split_beside(checkpoint: Path) -> str | None:
+    """The stored splits of the run whose folder of checkpoints holds a file, if there are any."""
+    file = checkpoint.absolute().parent.parent / SPLIT_NAME
+    return str(file) if file.is_file() else None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's random numbers, on the CPU and on all GPUs."""
+    version, internal, next_gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {  # plain values
+        "python": [version, list(internal), next_gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def random_states(processes: int) -> list[dict[str, Any]]:
+    """The ``random_state`` of every process, in order of rank."""
+    states = [random_state()] * processes
+    if processes > 1:
+        torch.distributed.all_gather_object(states, random_state())
+    return states
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what ``random_state`` has returned."""
+    version, internal, next_gauss = state["python"]
+    random.setstate((version, tuple(internal), next_gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():  # another machine has other devices
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
+    """Set the learning rates of a schedule with another number of steps, and print a line about it.
+
+    A checkpoint holds the learning rate of the old schedule, which is 0 at its end, and a
+    ``LambdaLR`` would follow the new one only after the first step.
+
+    Args:
+        trainer: At the start of its training.
+        steps_before: Of the whole training, when the checkpoint was written.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == steps_before:
+        return
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if isinstance(schedule, LambdaLR):
+            for index, group in enumerate(schedule.optimizer.param_groups):
+                factor = schedule.lr_lambdas[index](schedule.last_epoch)
+                group["lr"] = schedule.base_lrs[index] * factor
+        else:  # timm's remembers its old length; its rates follow from the step alone
+            optimizer = trainer.optimizers[0]
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("initial_lr", group["lr"])
+            module: Any = trainer.lightning_module
+            config.scheduler = module.make_schedule(optimizer)
+            config.scheduler.step_update(trainer.global_step)
+    if trainer.is_global_zero:
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        print(
+            f"The training has {steps:.0f} steps now, {steps_before:.0f} before; the learning rate "
+            f"goes on along the new schedule, with {max(rates):.3g}."
+        )

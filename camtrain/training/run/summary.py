@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,16 +14,18 @@ from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import sync_hint
 
 
-def print_header(module: CAMModule, data: CAMDataModule, trainer: Trainer) -> None:
+def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer) -> None:
     """One line about what is going to be trained, on what, and how."""
     if not trainer.is_global_zero:
         return
     trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.net.parameters())
-    pictures = ", ".join(f"{len(source)} {split}" for split, source in data.sources.items())
+    sources = data.sources if isinstance(data, CAMDataModule) else {}
+    pictures = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     Console(soft_wrap=True, highlight=False).print(
         f"{module.hparams['backbone']}: {total:,} parameters, {trained:,} of them trained; "
-        f"{data.num_classes} classes; pictures: {pictures}; {trainer.precision}"
+        f"{module.net.head.out_features} classes; "
+        f"{f'pictures: {pictures}; ' if pictures else ''}{trainer.precision}"
     )
 
 

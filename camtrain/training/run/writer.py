@@ -1,4 +1,4 @@
-"""Keeps a run folder up to date, so that a run killed at any moment goes on as if it never was."""
+"""Keeps a run folder up to date, so that a run killed at any moment can be continued exactly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.files import duplicate, remove_parts, write_text
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import wandb_step
-from camtrain.training.run.random_state import of_all_processes, random_state, set_random_state
-from camtrain.training.run.schedule import follow_new_schedule
+from camtrain.training.run.resume import (
+    check_same_steps,
+    follow_new_schedule,
+    random_states,
+    set_random_state,
+)
 from camtrain.training.run.signals import StopSignals
 
 _LOST_TO_VALIDATION = 60  # seconds of training, at most, when a validation is interrupted
@@ -28,21 +32,22 @@ _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 class RunWriter(Checkpoint):
     """Writes ``last.ckpt``, and from it ``metrics.csv``, ``best.ckpt`` and the bundle.
 
-    At the end of an epoch ``last.ckpt`` comes first and holds everything, scores included; the
-    other files are derived from it. A run killed in between derives them when it goes on. Within
-    an epoch ``last.ckpt`` is written from time to time, and when the training is to stop: after a
-    whole optimizer step, or before a validation (then no other callback has exchanged the weights
-    yet, as an average of them does).
+    At the end of an epoch ``last.ckpt`` is written first and holds everything, scores included;
+    the other files are derived from it. A run killed in between derives them when it is continued.
+    Within an epoch ``last.ckpt`` is written from time to time, and when the training has to stop:
+    after a whole optimizer step, or before a validation (then no other callback has exchanged the
+    weights yet, as an average of them does).
 
     Args:
         folder: Where to write.
         monitor: Score of the best epoch.
         signals: Ctrl-C and SIGTERM.
+        config: Content of ``config.yaml``.
         every_minutes: Minutes from one ``last.ckpt`` within an epoch to the next; 0 after every
             step, None only at the end of epochs and when stopping.
 
     Attributes:
-        rows: Of ``metrics.csv``.
+        rows: Rows of ``metrics.csv``.
         best: Number, from 1, and score of the best epoch, or None.
     """
 
@@ -52,6 +57,7 @@ class RunWriter(Checkpoint):
         *,
         monitor: str,
         signals: StopSignals,
+        config: str,
         every_minutes: float | None = 15.0,
     ) -> None:
         if every_minutes is not None and not every_minutes >= 0:
@@ -61,6 +67,7 @@ class RunWriter(Checkpoint):
         self.folder = folder
         self.monitor = monitor
         self.signals = signals
+        self.config = config
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self._seconds = math.inf if every_minutes is None else 60 * every_minutes
@@ -68,10 +75,10 @@ class RunWriter(Checkpoint):
         self._has_validated = False
         self._is_epoch_end = False  # whether the checkpoint is that of a whole epoch
         self._loaded: dict[str, Any] = {}
-        self._random: dict[str, Any] | None = None  # to go on with
+        self._random: dict[str, Any] | None = None  # to be restored before the next batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The lines so far, and which epoch is the best: none is lost or doubled."""
+        """The rows so far and the best epoch, so that no row is lost or doubled."""
         return {
             "rows": self.rows,
             "best": self.best,
@@ -82,15 +89,15 @@ class RunWriter(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See ``state_dict``."""
         self.rows = list(state_dict["rows"])
-        self.best = state_dict.get("best")  # earlier versions kept neither
+        self.best = state_dict.get("best")  # missing in checkpoints of earlier versions
         self._is_epoch_end = state_dict.get("is_epoch_end", False)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning forgets."""
+        """Add what Lightning does not store."""
         checkpoint["run"] = {
-            "random": of_all_processes(random_state(), trainer.world_size),
+            "random": random_states(trainer.world_size),
             "has_stopped": trainer.should_stop and not _has_all_steps(trainer),
             "steps_per_epoch": _steps_per_epoch(trainer),
             "steps": trainer.estimated_stepping_batches,
@@ -98,11 +105,12 @@ class RunWriter(Checkpoint):
             "wandb_step": wandb_step(trainer.loggers),
         }
         if trainer.validating:
-            # Or it would be skipped: to Lightning, whoever goes on after an epoch has validated.
+            # Lightning assumes a run resumed at an epoch boundary has validated already and would
+            # skip it.
             progress = checkpoint["loops"]["fit_loop"][_VAL_PROGRESS]
             for part in (progress["total"], progress["current"]):
-                done = part["completed"]
-                part.update(ready=done + 1, started=done + 1, processed=done)
+                completed = part["completed"]
+                part.update(ready=completed + 1, started=completed + 1, processed=completed)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -113,14 +121,23 @@ class RunWriter(Checkpoint):
         self._loaded = checkpoint.get("run", {})
         states = self._loaded.get("random", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
-        own = checkpoint["callbacks"].get(self.state_key, {})
-        if own.get("is_epoch_end") and trainer.max_steps != -1:
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        if state.get("is_epoch_end") and trainer.max_steps != -1:
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for part in (progress["total"], progress["current"]):
                 part["completed"] = part["processed"]  # or the epoch would end a second time
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` at once where there is none; it marks the folder as a run."""
+        if trainer.is_global_zero and not self.folder.config.exists():
+            self._write_config()
+
+    def _write_config(self) -> None:
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder.config, self.config, encoding=None)  # as jsonargparse reads it
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish what a killed run had begun to derive from its last checkpoint."""
+        """Derive the files that a killed run had not yet derived from its last checkpoint."""
         if trainer.ckpt_path is None:
             return
         stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
@@ -131,24 +148,13 @@ class RunWriter(Checkpoint):
             remove_parts(self.folder.path)
             self._derive(Path(trainer.ckpt_path))
         if not trainer.strategy.broadcast(self.folder.best.is_file()):
-            self.best = None  # it was begun elsewhere, from another run's checkpoint
-
-    def check_same_steps(self, trainer: Trainer) -> None:
-        """Refuse to go on where epochs have become longer or shorter.
-
-        Raises:
-            CamtrainValueError: The schedule of the learning rate counts steps.
-        """
-        before, now = self._loaded.get("steps_per_epoch"), _steps_per_epoch(trainer)
-        if before is not None and before != now:
-            raise CamtrainValueError(
-                f"A training is continued with as many steps per epoch as it began with, {before}, "
-                f"got {now}; give the same batch size, number of devices, accumulation and "
-                "pictures, or start a new run from its network with --model.weights."
-            )
+            self.best = None  # the checkpoint was that of another run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the division into splits; from now on, stop at whole steps only."""
+        """Store settings and splits; from now on, stop at whole steps only."""
+        check_same_steps(self._loaded.get("steps_per_epoch"), _steps_per_epoch(trainer))
+        if trainer.is_global_zero:
+            self._write_config()  # that of a continued run is replaced only now: it fits
         data = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(data, CAMDataModule):
             data.write_split(self.folder.split)  # a picture added later must not move others
@@ -163,14 +169,14 @@ class RunWriter(Checkpoint):
         self.signals.is_training = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop between epochs, if that is wished."""
+        """Stop between epochs, if a signal has asked for it."""
         self._is_epoch_end = False
-        self._stop_if_wished(trainer)
+        self._raise_if_stop_requested(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Go on with the random numbers, which the start has used."""
+        """Restore the random numbers, which the start of the training has used."""
         self._set_random_state()
 
     def on_train_batch_end(
@@ -181,14 +187,14 @@ class RunWriter(Checkpoint):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Write ``last.ckpt`` after a whole step, if it is time, and stop if that is wished."""
+        """Write ``last.ckpt`` after a whole step, if it is time or a signal asks to stop."""
         if _has_all_steps(trainer):
             trainer.should_stop = True  # so that a last part of an epoch is validated too
         if not _validates_next(trainer, batch_idx) and _is_whole_step(trainer, batch_idx):
             self._save_if_due(trainer, self._seconds)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``last.ckpt``, unless little would be lost; stop if that is wished."""
+        """Write ``last.ckpt``, unless little would be lost; stop if a signal has asked for it."""
         self._set_random_state()
         batch_idx = trainer.fit_loop.batch_idx
         if not trainer.sanity_checking and _is_whole_step(trainer, batch_idx):
@@ -197,19 +203,19 @@ class RunWriter(Checkpoint):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *batch: object
     ) -> None:
-        """Stop within a validation, if that is wished."""
-        self._stop_if_wished(trainer)
+        """Stop within a validation, if a signal has asked for it."""
+        self._raise_if_stop_requested(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the epoch has scores of its own."""
+        """Remember that this epoch was validated."""
         self._has_validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the epoch's line, and write everything."""
+        """Add the epoch's row, and write everything."""
         scores = {
             name: value.item()
             for name, value in trainer.callback_metrics.items()
-            if self._has_validated or not name.startswith("val/")  # left over from before
+            if self._has_validated or not name.startswith("val/")  # left from an earlier epoch
         }
         epoch = trainer.current_epoch + 1
         self.rows.append({"epoch": epoch, "step": trainer.global_step, **scores})
@@ -222,7 +228,7 @@ class RunWriter(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals interrupt at once again."""
-        self._stop_if_wished(trainer)
+        self._raise_if_stop_requested(trainer)
         self.signals.is_training = False
 
     def _note_best(self, epoch: int, scores: dict[str, float]) -> None:
@@ -245,7 +251,7 @@ class RunWriter(Checkpoint):
         if not self._is_epoch_end or not self.best or self.best["epoch"] != self.rows[-1]["epoch"]:
             return
         duplicate(last, self.folder.best)
-        with isolate_rng():  # a network is built to read it
+        with isolate_rng():  # reading it builds a network
             bundle = read_checkpoint(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
         write_bundle(self.folder.bundle, bundle.net, threshold=bundle.threshold, scores=scores)
@@ -254,7 +260,7 @@ class RunWriter(Checkpoint):
         is_due = time.monotonic() - self._saved_at >= seconds
         if _any_process(trainer, is_due or self.signals.received is not None):
             self._save(trainer)
-            self._stop_if_wished(trainer)
+            self._raise_if_stop_requested(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder.last, weights_only=False)
@@ -265,7 +271,7 @@ class RunWriter(Checkpoint):
             set_random_state(self._random)
             self._random = None
 
-    def _stop_if_wished(self, trainer: Trainer) -> None:
+    def _raise_if_stop_requested(self, trainer: Trainer) -> None:
         if _any_process(trainer, self.signals.received is not None):
             self.signals.stop()
 
@@ -275,11 +281,11 @@ def mode_of(score: str) -> Literal["min", "max"]:
     return "min" if "loss" in score else "max"
 
 
-def _any_process(trainer: Trainer, wish: bool) -> bool:
-    """Whether any process wishes it; all must do the same."""
+def _any_process(trainer: Trainer, is_true: bool) -> bool:
+    """Whether it is true in any process; all processes must do the same."""
     if trainer.world_size == 1:
-        return wish
-    return bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
+        return is_true
+    return bool(trainer.strategy.reduce_boolean_decision(is_true, all=False))
 
 
 def _has_all_steps(trainer: Trainer) -> bool:
@@ -293,9 +299,9 @@ def _steps_per_epoch(trainer: Trainer) -> int | None:
 
 
 def _is_whole_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether no gradient waits for further batches."""
-    done = batch_idx + 1
-    return done == trainer.num_training_batches or done % trainer.accumulate_grad_batches == 0
+    """Whether an optimizer step ends with this batch, so that no gradient is accumulated."""
+    count = batch_idx + 1
+    return count == trainer.num_training_batches or count % trainer.accumulate_grad_batches == 0
 
 
 def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
@@ -304,5 +310,5 @@ def _validates_next(trainer: Trainer, batch_idx: int) -> bool:
     if trainer.should_stop or batch_idx + 1 == trainer.num_training_batches or every is None:
         return True
     is_by_epoch = trainer.check_val_every_n_epoch is not None
-    place = batch_idx if is_by_epoch else trainer.fit_loop.total_batch_idx
-    return not math.isinf(every) and (place + 1) % every == 0
+    index = batch_idx if is_by_epoch else trainer.fit_loop.total_batch_idx
+    return not math.isinf(every) and (index + 1) % every == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -92,9 +93,8 @@ def _before(owner: object, name: str, die: Callable[[], None], only: str = "") -
 
 
 def _in_start(die: Callable[[], None]) -> None:
-    from camtrain.training.cli.main import CamtrainCLI
-
-    _before(CamtrainCLI, "_begin", die)
+    fit = importlib.import_module("camtrain.training.run.fit")
+    _before(fit, "open_run", die)
 
 
 def _in_step(die: Callable[[], None]) -> None:
@@ -134,9 +134,8 @@ def _before_the_bundle(die: Callable[[], None]) -> None:
 
 
 def _after_everything(die: Callable[[], None]) -> None:
-    from camtrain.training.cli.main import CamtrainCLI
-
-    _before(CamtrainCLI, "_conclude", die)
+    fit = importlib.import_module("camtrain.training.run.fit")
+    _before(fit, "write_scores", die)
 
 
 PLACES: dict[str, Callable[[Callable[[], None]], None]] = {

@@ -6,9 +6,10 @@ import pytest
 from jsonargparse import Namespace
 
 from camtrain.errors import CamtrainError
-from camtrain.training.cli.main import _run_name
+from camtrain.training.cli.main import run_name
 from camtrain.training.files import write_text
 from camtrain.training.run.folder import RunFolder, as_csv
+from camtrain.training.run.resume import check_start
 
 
 def earlier_run(path: Path) -> RunFolder:
@@ -20,40 +21,38 @@ def earlier_run(path: Path) -> RunFolder:
 
 
 def test_an_empty_or_missing_folder_is_free(tmp_path: Path) -> None:
-    RunFolder(tmp_path).check_free(continues=False, overwrite=False)
-    RunFolder(tmp_path / "new").check_free(continues=False, overwrite=False)
+    check_start(RunFolder(tmp_path), None, overwrite=False)
+    check_start(RunFolder(tmp_path / "new"), None, overwrite=False)
     assert not (tmp_path / "new").exists()
 
 
 def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
     with pytest.raises(CamtrainError, match=r"not empty; continue it with --ckpt_path last, repl"):
-        folder.check_free(continues=False, overwrite=False)
-    folder.check_free(continues=True, overwrite=False)
+        check_start(folder, None, overwrite=False)
+    check_start(folder, "last", overwrite=False)
     assert folder.config.is_file()
 
 
 def test_overwrite_replaces_runs_and_nothing_else(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
-    folder.check_free(continues=False, overwrite=True)
+    check_start(folder, None, overwrite=True)
     assert folder.config.is_file()
-    folder.clear()
-    assert not folder.path.exists()
     (tmp_path / "precious.txt").touch()
     with pytest.raises(CamtrainError, match="replaces only an earlier run"):
-        RunFolder(tmp_path).check_free(continues=False, overwrite=True)
+        check_start(RunFolder(tmp_path), None, overwrite=True)
     assert (tmp_path / "precious.txt").is_file()
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(CamtrainError, match="is not empty"):
-        RunFolder(tmp_path / "run").check_free(continues=False, overwrite=False)
+        check_start(RunFolder(tmp_path / "run"), None, overwrite=False)
 
 
 def test_without_a_checkpoint_nothing_can_be_continued(tmp_path: Path) -> None:
     with pytest.raises(CamtrainError, match=r"holds none \(no checkpoints/last\.ckpt"):
-        RunFolder(tmp_path).check_free(continues=True, overwrite=False)
+        check_start(RunFolder(tmp_path), "last", overwrite=False)
 
 
 def test_a_table_has_the_columns_of_all_its_rows() -> None:
@@ -70,9 +69,9 @@ def test_a_text_replaces_the_old_one_whole(tmp_path: Path) -> None:
 
 def test_a_trial_of_a_sweep_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Namespace(name=None, config=["configs/a.yaml"])
-    assert _run_name(settings) == "a"
+    assert run_name(settings) == "a"
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
-    assert _run_name(settings) == "a-r1"
+    assert run_name(settings) == "a-r1"
     settings = Namespace(name=None, config=None, model=Namespace(backbone="timm/resnet18"))
-    assert _run_name(settings) == "resnet18-r1"
+    assert run_name(settings) == "resnet18-r1"

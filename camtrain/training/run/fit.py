@@ -1,0 +1,349 @@
+"""Training from a script: what ``camtrain fit`` does from the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any, Literal
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from camtrain.data import Split
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.bundle import read_bundle
+from camtrain.training.batch_picture import BatchPicture
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluate.evaluator import score_names
+from camtrain.training.files import AtomicCheckpointIO
+from camtrain.training.module import CAMModule
+from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.loggers import (
+    LoggedSoFar,
+    LoggerName,
+    finish_loggers,
+    make_loggers,
+    upload_bundle,
+)
+from camtrain.training.run.results import write_scores
+from camtrain.training.run.resume import as_plain, check_same_settings, check_start, split_beside
+from camtrain.training.run.signals import StopSignals
+from camtrain.training.run.summary import print_header, print_written
+from camtrain.training.run.writer import RunWriter
+from camtrain.training.watch import CAMLogger
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 20,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,  # everything is logged by epoch; Lightning warns about short ones
+}
+_MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
+# Units that multiply bfloat16; a CPU without them emulates it, slower than float32.
+_BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training leaves behind.
+
+    Attributes:
+        folder: Of the run.
+        best_epoch: Number of the best epoch, from 1; None if no epoch was validated.
+        scores: Of the best epoch on the training and validation splits, and of its test, by their
+            logged names.
+        bundle: The network of the best epoch; None if there is none, as after ``fast_dev_run``.
+        best_checkpoint: Likewise.
+        last_checkpoint: The checkpoint that ``ckpt_path="last"`` continues from, or None.
+    """
+
+    folder: Path
+    best_epoch: int | None
+    scores: dict[str, float]
+    bundle: Path | None
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+
+
+def fit(
+    module: CAMModule,
+    data: LightningDataModule,
+    *,
+    folder: str | Path,
+    ckpt_path: str | Path | None = None,
+    overwrite: bool = False,
+    monitor: str | None = None,
+    save_every_minutes: float | None = 15.0,
+    logger: LoggerName = "wandb",
+    project: str = "camtrain",
+    cams: CAMLogger | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    weights_only: bool | None = None,
+    config: str | None = None,
+) -> FitResult:
+    """Train in a run folder, watch, test the best epoch and write its bundle.
+
+    The folder gets the files that ``camtrain fit`` writes, and the same weights if the seed was
+    set before the network was built::
+
+        from pytorch_lightning import seed_everything
+        from camtrain.training import CAMDataModule, CAMModule, fit
+
+        if __name__ == "__main__":
+            seed_everything(0, workers=True)
+            data = CAMDataModule(root="photos", size=224)
+            module = CAMModule("torchvision/resnet18", data.num_classes, freeze_backbone=True)
+            result = fit(
+                module, data, folder="runs/photos", logger="none", trainer={"max_epochs": 5}
+            )
+            print(result.best_epoch, result.scores["val/acc1"], result.bundle)
+
+    Ctrl-C stops after a whole optimizer step, ends the loggers and raises ``KeyboardInterrupt``;
+    SIGTERM does the same and raises ``SystemExit`` with status 143. The run can be continued.
+
+    Args:
+        module: The network and its training.
+        data: Any data module with a validation split. Without a test split nothing is tested.
+        folder: Of the run, such as ``runs/NAME``; a new run needs an empty or missing one.
+        ckpt_path: ``last`` continues the run in the folder; a path starts from that checkpoint.
+        overwrite: Replace an earlier run in the folder.
+        monitor: Score of the best epoch, a loss is minimized; None: ``val/acc1`` or ``val/map``.
+        save_every_minutes: Minutes from one ``last.ckpt`` within an epoch to the next; 0: after
+            every step; None: only after epochs, and when stopping.
+        logger: ``wandb``, ``tensorboard``, ``csv`` or ``none``.
+        project: The W&B project.
+        cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
+        trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
+            ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
+            own replaces the argument above.
+        weights_only: Of Lightning's ``Trainer.fit``.
+        config: Content of the folder's ``config.yaml``; None: made from the settings.
+
+    Raises:
+        CamtrainValueError: The folder is in use, a setting does not fit the data or the network,
+            or a continued training would become another one.
+        CamtrainFileNotFoundError: The checkpoint or the data do not exist.
+    """
+    options = {**TRAINER_DEFAULTS, **(trainer or {})}
+    signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
+    cams = cams or CAMLogger()
+    writer = None
+    makes_loggers = options.get("logger") in (None, True)
+    if not options.get("fast_dev_run"):
+        run, monitor = RunFolder(folder), monitor or default_monitor(module)
+        _check_monitor(monitor, module, data)
+        if ckpt_path is not None and isinstance(data, CAMDataModule):
+            data.follow_split(split_beside(run.last if ckpt_path == "last" else Path(ckpt_path)))
+        settings = {"monitor": monitor, "save_every_minutes": save_every_minutes}
+        settings |= {"logger": logger, "project": project}
+        writer = RunWriter(
+            run,
+            monitor=monitor,
+            signals=signals,
+            config=config or _as_config(module, data, run, trainer or {}, settings),
+            every_minutes=save_every_minutes,
+        )
+    lightning = _make_trainer(options, writer, cams, makes_loggers=makes_loggers)
+    if writer is not None:
+        ckpt_path, logged = open_run(writer, lightning, module, data, ckpt_path, overwrite)
+        if makes_loggers:
+            _start_loggers(lightning, logger, writer.folder, project, logged)
+    print_header(module, data, lightning)
+    with signals, ending_cleanly(lightning, signals, writer and writer.folder):
+        more = {} if weights_only is None else {"weights_only": weights_only}
+        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, **more)
+    if writer is None:
+        return FitResult(Path(folder), None, {}, None, None, None)
+    return _conclude_run(writer, lightning, signals, module, data)
+
+
+def default_monitor(module: CAMModule) -> str:
+    """The score that chooses the best epoch unless another is asked for."""
+    return _MONITORS[module.net.task]
+
+
+def _check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -> None:
+    if not _has_split(data, "val"):
+        raise CamtrainValueError(
+            "fit chooses the best epoch on a val split, and the data has none; add the folder "
+            "val/CLASS, or give --data.val_fraction above 0."
+        )
+    names = score_names(module.net.head.out_features, module.net.task)
+    logged = ["train/loss", *(f"val/{name}" for name in names)]
+    if monitor not in logged:
+        raise CamtrainValueError(f"--monitor must be one of {', '.join(logged)}, got {monitor!r}.")
+
+
+def _has_split(data: LightningDataModule, split: Split) -> bool:
+    if isinstance(data, CAMDataModule):
+        return split in data.sources
+    return is_overridden(f"{split}_dataloader", data)
+
+
+def _as_config(
+    module: CAMModule,
+    data: LightningDataModule,
+    run: RunFolder,
+    trainer: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> str:
+    """The settings of a run as the YAML that ``camtrain fit --config`` reads."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    derived = {"num_classes", "_instantiator"}
+    is_own = isinstance(data, CAMDataModule)
+    config = {
+        "seed_everything": False if seed is None else int(seed),
+        "name": run.path.name,
+        "runs_dir": str(run.path.parent),
+        **settings,
+        "trainer": trainer,
+        "model": {n: value for n, value in module.hparams.items() if n not in derived},
+        "data": {**({} if is_own else {"class_path": type(data).__qualname__}), **data.hparams},
+    }
+    return str(yaml.safe_dump(as_plain(config), sort_keys=False))
+
+
+def _make_trainer(
+    options: Mapping[str, Any], writer: RunWriter | None, cams: CAMLogger, *, makes_loggers: bool
+) -> Trainer:
+    """The trainer of a run, or of a ``fast_dev_run``, which has no writer; writes nothing yet."""
+    changes: dict[str, Any] = {"precision": options.get("precision") or best_precision()}
+    callbacks = _as_list(options.get("callbacks"))
+    if writer is not None:
+        run = writer.folder
+        cams.dirpath = cams.dirpath or run.cams
+        cams.report = cams.report or run.report
+        # The writer comes first, so that a user's own checkpoints are not taken for the run's.
+        callbacks = [writer, BatchPicture(run.path / "train_batch.jpg"), *callbacks]
+        changes["default_root_dir"] = run.path
+        changes["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
+    if writer is None or makes_loggers:  # the loggers are made once the run is open
+        changes["logger"] = False
+    return Trainer(**{**options, **changes, "callbacks": [*callbacks, cams]})
+
+
+def _as_list(value: object) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def best_precision() -> Literal["bf16-mixed", "32-true"]:
+    """``bf16-mixed`` where the GPU, or else the CPU, has bfloat16 units; ``32-true`` otherwise."""
+    if torch.cuda.is_available():
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
+        capabilities: dict[str, Any] = get_capabilities()
+        has_units = any(capabilities.get(unit) for unit in _BFLOAT16_UNITS)
+    return "bf16-mixed" if has_units else "32-true"
+
+
+def open_run(
+    writer: RunWriter,
+    trainer: Trainer,
+    module: CAMModule,
+    data: LightningDataModule,
+    ckpt_path: str | None,
+    overwrite: bool,
+) -> tuple[str | None, LoggedSoFar | None]:
+    """Check that the run can begin or continue, and make room for a new one.
+
+    Returns:
+        The checkpoint to start from, if any, and where the loggers of a continued run continue.
+    """
+    run = writer.folder
+    if trainer.is_global_zero:  # the other processes start later, when the run has begun
+        check_start(run, ckpt_path, overwrite=overwrite)
+        if isinstance(data, CAMDataModule):
+            data.trainer = trainer
+            trainer.strategy.connect(module)  # as `Trainer.fit` does
+            data.check_cache()
+    if ckpt_path != "last":
+        if trainer.is_global_zero and run.path.exists():
+            shutil.rmtree(run.path)
+        return ckpt_path, None
+    if not run.last.is_file():
+        print(f"The run in {run.path} was stopped before its first checkpoint; anew.")
+        return None, LoggedSoFar()
+    checkpoint = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+    check_same_settings(
+        checkpoint,
+        run,
+        model=module.hparams,
+        data=data.hparams,
+        monitor=writer.monitor,
+        max_epochs=trainer.max_epochs,
+    )
+    return str(run.last), LoggedSoFar.of(checkpoint)
+
+
+def _start_loggers(
+    trainer: Trainer, kind: LoggerName, run: RunFolder, project: str, logged: LoggedSoFar | None
+) -> None:
+    if trainer.is_global_zero:
+        trainer.loggers = make_loggers(kind, run.path, project, so_far=logged)
+    elif kind != "none":
+        trainer.loggers = [DummyLogger()]  # one run, however many processes
+
+
+@contextmanager
+def ending_cleanly(
+    trainer: Trainer, signals: StopSignals, run: RunFolder | None = None
+) -> Iterator[None]:
+    """Finish the loggers when a training ends early; after a signal, also say what was written.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, where Lightning exits with status 1.
+        SystemExit: After SIGTERM, with status 143.
+    """
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        print_written(run, trainer)
+        finish_loggers(trainer.loggers)
+        if signals.received == SIGTERM:
+            sys.exit(128 + SIGTERM)
+        raise KeyboardInterrupt from None
+    except Exception:
+        finish_loggers(trainer.loggers)  # what has been logged is not lost
+        raise
+
+
+def _conclude_run(
+    writer: RunWriter,
+    trainer: Trainer,
+    signals: StopSignals,
+    module: CAMModule,
+    data: LightningDataModule,
+) -> FitResult:
+    """Test the best epoch if there is a test split, upload its bundle, and say what was written."""
+    run, scores = writer.folder, {}
+    if not run.best.is_file():
+        print("No epoch was validated, so none is the best, and none was tested or shipped.")
+    elif _has_split(data, "test"):
+        with ending_cleanly(trainer, signals, run):
+            trainer.test(module, data, ckpt_path=str(run.best), verbose=False)
+        sources = {"checkpoint": "checkpoints/best.ckpt", "data": data.hparams.get("root")}
+        write_scores("test", run.path / "test", module, trainer, sources)
+    if run.bundle.is_file():
+        metrics = trainer.callback_metrics
+        test = {name: v.item() for name, v in metrics.items() if name.startswith("test/")}
+        scores = {**read_bundle(run.bundle).scores, **test}
+        upload_bundle(trainer.loggers, run.bundle, scores)
+    print_written(run, trainer)
+    finish_loggers(trainer.loggers)
+    bundle, best, last = (p if p.is_file() else None for p in (run.bundle, run.best, run.last))
+    epoch = None if writer.best is None else int(writer.best["epoch"])
+    return FitResult(run.path, epoch, scores, bundle, best, last)
