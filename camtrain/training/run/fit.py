@@ -158,7 +158,7 @@ def fit(
         if makes_loggers:
             _start_loggers(lightning, logger, writer.folder, project, logged)
     print_header(module, data, lightning)
-    with signals, ending_cleanly(lightning, signals, writer and writer.folder):
+    with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
         more = {} if weights_only is None else {"weights_only": weights_only}
         lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, **more)
     if writer is None:

@@ -228,7 +228,7 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
     if steps == steps_before:
         return
     for config in trainer.lr_scheduler_configs:
-        schedule = config.scheduler
+        schedule: Any = config.scheduler
         if isinstance(schedule, LambdaLR):
             for index, group in enumerate(schedule.optimizer.param_groups):
                 factor = schedule.lr_lambdas[index](schedule.last_epoch)
@@ -238,8 +238,9 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group.get("initial_lr", group["lr"])
             module: Any = trainer.lightning_module
-            config.scheduler = module.make_schedule(optimizer)
-            config.scheduler.step_update(trainer.global_step)
+            schedule = module.make_schedule(optimizer)
+            schedule.step_update(trainer.global_step)
+            config.scheduler = schedule
     if trainer.is_global_zero:
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         print(
