@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.models import regnet
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.builtin import digits_trunk, lenet_trunk, mnist_trunk
 from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
-from camtrain.model.small_trunks import digits_trunk, lenet_trunk, mnist_trunk
 from camtrain.preprocessing import Preprocessing
 
 _REGNET = Lock()
@@ -30,19 +30,6 @@ _TRUNKS = {
 }
 BUILT_IN = tuple(_TRUNKS)
 
-# Where the paper cuts and the rule of `cut.default_cut` differ, or where the library ends in class
-# scores.
-CUTS = {
-    "torchvision/googlenet": "inception4e",
-    "torchvision/squeezenet1_0": "features",
-    "torchvision/squeezenet1_1": "features",
-    # Its forward_features ends in the class token.
-    **{f"timm/pit_{size}_224": "transformers.2.reshape" for size in ("b", "s", "ti", "xs")},
-    **{
-        f"timm/pit_{size}_distilled_224": "transformers.2.reshape"
-        for size in ("b", "s", "ti", "xs")
-    },
-}
 # With its published weights torchvision renormalizes the input of these inside the network.
 _RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.weights import check_is_file
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # kinds of fields
 _LONGEST_VARINT = 10
@@ -54,7 +53,6 @@ def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> 
         network: Its name, for the error.
 
     Raises:
-        CamtrainFileNotFoundError: No such file.
         CamtrainValueError: The file is damaged, or its layers are not those of the network.
     """
     found = read_caffemodel(path)
@@ -91,11 +89,9 @@ def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
         Caffe.
 
     Raises:
-        CamtrainFileNotFoundError: No such file.
         CamtrainValueError: The file is damaged, or no Caffe weights.
     """
     path = Path(path)
-    check_is_file(path)
     try:
         layers = _layers(memoryview(path.read_bytes()))
     except _DamageError as error:

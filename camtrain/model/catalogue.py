@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
-from camtrain.model.calls import Calls
 from camtrain.model.convert import find_maps
-from camtrain.model.create import trunk_of
 from camtrain.model.cut import block_of
-from camtrain.model.probe import Layer, probe_if_taken
-from camtrain.model.trunk import GraphBackbone
+from camtrain.model.probe import probe_or_none
+from camtrain.model.trunk import Classifier, GraphBackbone, trunk_of
 
 _FILLING = frozenset(
     {
@@ -74,43 +73,53 @@ def describe(name: str) -> Entry:
     """What a network becomes, found on the meta device: nothing is computed or loaded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the libraries think of their old networks
+            warnings.simplefilter("ignore")  # the libraries warn about their old networks
             return _described(name)
     except Exception as error:  # each network fails in its own way, and is reported
         return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
 
 def _described(name: str) -> Entry:
-    size_hw = usual_preprocessing(name, 3, {}).size
+    preprocessing = usual_preprocessing(name, 3, {})
+    height, width = preprocessing.size
     with torch.device("meta"), _Unfilled():
         network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
-    is_cam_ready = _is_cam_ready(network)
-    backbone, (shape, layers, _) = trunk_of(network, name, None, 3, size_hw)
-    found = probe_if_taken(backbone, 3, (2 * size_hw[0], size_hw[1]))
-    taller = None if found is None else found.shape[2]
+    is_cam_ready = True
+    try:
+        find_maps(network)
+    except CamtrainValueError:
+        is_cam_ready = False
+    backbone, probed = trunk_of(Classifier(network, name, 3, preprocessing), None)
+    last_layer = probed.layers[-1].name.removeprefix("trunk.")
+    of_twice_the_height = probe_or_none(backbone, 3, (2 * height, width))
+    taller = None if of_twice_the_height is None else of_twice_the_height.shape[2]
     return Entry(
         name,
-        cut=backbone.cut if isinstance(backbone, GraphBackbone) else _last_block(layers),
-        channels=shape[1],
-        stride=_stride(size_hw[0], shape[2], taller),
-        map_hw=(shape[2], shape[3]),
-        size_hw=size_hw,
+        cut=backbone.cut if isinstance(backbone, GraphBackbone) else block_of(last_layer),
+        channels=probed.shape[1],
+        stride=_stride(height, probed.shape[2], taller),
+        map_hw=(probed.shape[2], probed.shape[3]),
+        size_hw=(height, width),
         is_fixed=taller is None,
         is_cam_ready=is_cam_ready,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
     )
 
 
-class _Unfilled(Calls):
-    """Leaves out what fills weights, which have no numbers on the meta device."""
+class _Unfilled(TorchFunctionMode):
+    """Skips the functions that fill weights, which have no numbers on the meta device."""
 
-    def answer(
-        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
-        """The result, or what would have been filled."""
+        """The result, or the tensor that would have been filled."""
         if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
-        return func(*args, **options)
+        return func(*args, **(kwargs or {}))
 
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
@@ -227,18 +236,6 @@ def _stride(height: int, rows: int, taller: int | None) -> int:
     pixels = height / rows if taller in (None, rows) else height / (taller - rows)
     power = 2 ** round(math.log2(pixels))
     return power if abs(pixels / power - 1) < 0.1 else round(pixels)
-
-
-def _is_cam_ready(network: nn.Module) -> bool:
-    try:
-        find_maps(network)
-    except CamtrainValueError:
-        return False
-    return True
-
-
-def _last_block(layers: Sequence[Layer]) -> str:
-    return block_of(layers[-1].name.removeprefix("trunk."))
 
 
 def _read(cache: Path) -> dict[str, Entry]:

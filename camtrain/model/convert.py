@@ -1,4 +1,4 @@
-"""Classifiers that are CAM networks already: found by structure, not a weight is touched."""
+"""Conversion of classifiers that end in an average and a linear layer; no weight is changed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
 from camtrain.model.cut import TracedGraph, trace
-from camtrain.model.layout import Layout
 from camtrain.model.probe import drop_unused, probe, takes
-from camtrain.model.readout import Readout, find_readout
+from camtrain.model.readout import NormKind, Readout, find_readout
 from camtrain.model.stride import PROBE_HW, set_stride
 from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
 from camtrain.preprocessing import Preprocessing
@@ -24,6 +23,44 @@ from camtrain.preprocessing import Preprocessing
 
 class NotCamReadyError(CamtrainValueError):
     """The logits of a classifier are no linear function of an averaged feature map."""
+
+
+class PooledNorm(nn.Module):
+    """Features normalized by the mean and the variance of their own average over space.
+
+    Heads with a norm after the pooling (ConvNeXt and Swin in timm) normalize the pooled vector over
+    its channels. For one image that is an affine map with constants, so it may be applied to every
+    pixel before the average: the class maps of its result average to the logits exactly. Gain and
+    bias of the norm are folded into the head.
+
+    Args:
+        kind: With v the features and p their average over space, over the channels of p:
+            ``layer``: (v - mean) / sqrt(var + eps), Ba et al., arXiv 1607.06450, equation 4.
+            ``rms``: v / sqrt(mean square + eps), Zhang and Sennrich, arXiv 1910.07467, equation 4.
+        eps: Added to the square before the root.
+
+    Example:
+        >>> PooledNorm("layer", 0.0)(torch.tensor([[[[1.0]], [[3.0]]]])).flatten().tolist()
+        [-1.0, 1.0]
+    """
+
+    def __init__(self, kind: NormKind, eps: float) -> None:
+        super().__init__()
+        self.kind: NormKind = kind
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h, w), float32."""
+        features = features.float()
+        pooled = features.mean((-2, -1), keepdim=True)  # (B, C, 1, 1)
+        if self.kind == "layer":
+            mean = pooled.mean(1, keepdim=True)
+            features, pooled = features - mean, pooled - mean
+        return features * torch.rsqrt(pooled.square().mean(1, keepdim=True) + self.eps)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``print``."""
+        return f"{self.kind}, eps={self.eps}"
 
 
 def convert(
@@ -36,7 +73,7 @@ def convert(
     """The CAM network that a classifier ending in global average pooling and a linear layer is.
 
     The logits stay as they were, to float32 rounding, at the classifier's own stride; nothing is
-    retrained. What lies between the average and the logits may be
+    retrained. Between the average and the logits there may be
 
     * nothing: the last layer is a convolution before the pooling (SqueezeNet). Its outputs are the
       class maps and the head is the identity;
@@ -58,7 +95,7 @@ def convert(
         CamtrainTypeError: ``classifier`` is not a ``torch.nn.Module``.
         NotCamReadyError: Its logits are no linear function of an average; says what they are, and
             which call of ``create_model`` would convert it.
-        CamtrainValueError: Its forward pass has no one graph, or the stride cannot be had.
+        CamtrainValueError: Its forward pass has no one graph, or the stride is not possible.
     """
     if not isinstance(classifier, nn.Module):
         raise CamtrainTypeError(
@@ -66,28 +103,65 @@ def convert(
             "to build a network by name use camtrain.create_model."
         )
     network = _copy_of(classifier)
+    try:
+        in_chans, readout = find_maps(network)
+    except NotCamReadyError as error:
+        raise NotCamReadyError(
+            f"{error} To cut it, add a new head and train that, use "
+            f'camtrain.create_model("{_library_name(network)}", num_classes=...).'
+        ) from error
+    net = with_original_head(network, in_chans, readout, stride=stride)
+    net.preprocessing = preprocessing
+    if class_names is not None:
+        net.name_classes(class_names)
+    return net
+
+
+def with_original_head(
+    network: nn.Module, in_chans: int, readout: Readout, *, stride: int | None
+) -> CAMNet:
+    """The CAM network of a classifier, which it takes apart, and its readout, see ``find_maps``."""
     modes = {id(module): module.training for module in network.modules()}
-    in_chans, cut, readout = find_maps(network)
     backbone: Backbone
-    if cut is None:
-        backbone = _timm_backbone(network, in_chans, readout.layout)
+    if readout.cut is None:
+        backbone = TimmBackbone(network)
+        backbone.layout, backbone.size_hw = readout.layout, _size_hw(network)
+        drop_unused(backbone, probe(backbone, in_chans, _size_hw(network)))
     else:
-        backbone = GraphBackbone(network, cut)
+        backbone = GraphBackbone(network, readout.cut)
         backbone.layout, backbone.map_hw = readout.layout, readout.map_hw
     if stride is not None:
         set_stride(backbone, stride, in_chans)
     net = CAMNet(
         backbone,
         readout.head or _identity_head(probe(backbone, in_chans, PROBE_HW).shape[1]),
-        neck=readout.norm,
+        neck=None if readout.norm is None else PooledNorm(*readout.norm),
         dropout=readout.dropout or float(getattr(network, "drop_rate", 0.0)),
-        class_names=class_names,
-        preprocessing=preprocessing,
     )
-    net.train(classifier.training)
+    net.train(network.training)
     for module in net.modules():  # some may be frozen in evaluation mode
         module.training = modes.get(id(module), module.training)
     return net
+
+
+def find_maps(network: nn.Module) -> tuple[int, Readout]:
+    """Channels of the images, and how the logits are read off the feature map.
+
+    The cut is None where the feature map is the result of ``forward_features`` of a timm network.
+
+    Raises:
+        NotCamReadyError: The logits are no linear function of an average; says what they are.
+    """
+    in_chans = _in_chans(network)
+    if getattr(network, "num_classes", None) == 0:
+        raise _not_cam_ready(network, "it has no classifier")
+    # The `forward` of a class derived from timm's may do more.
+    is_timm = type(network).__module__.startswith("timm.") and hasattr(network, "forward_head")
+    traced = trace(_TimmHead(network) if is_timm else network)
+    readout = find_readout(traced, may_be_input=is_timm)
+    if readout is None or (is_timm and readout.cut is not None):
+        raise _not_cam_ready(network, _last_operation(traced))
+    return in_chans, readout
 
 
 def _copy_of(classifier: nn.Module) -> nn.Module:
@@ -106,37 +180,17 @@ def _copy_of(classifier: nn.Module) -> nn.Module:
         ) from error
 
 
-def find_maps(network: nn.Module) -> tuple[int, str | None, Readout]:
-    """Channels of the images, the layer that gives the maps, and how the logits are read off them.
-
-    The layer is None for what ``forward_features`` of a timm network gives.
-
-    Raises:
-        NotCamReadyError: See ``convert``.
-    """
-    in_chans = _in_chans(network)
-    if getattr(network, "num_classes", None) == 0:
-        raise NotCamReadyError(_refusal(network, "it has no classifier"))
-    # What somebody derives from it may do more in its `forward`.
-    is_timm = type(network).__module__.startswith("timm.") and hasattr(network, "forward_head")
-    traced = trace(_TimmHead(network) if is_timm else network)
-    readout = find_readout(traced, may_be_input=is_timm)
-    if readout is None or (is_timm and readout.features.op != "placeholder"):
-        raise NotCamReadyError(_refusal(network, _what_it_reads(traced)))
-    return in_chans, None if is_timm else traced.names[readout.features], readout
-
-
 def _in_chans(network: nn.Module) -> int:
     """Channels of the images: the first convolution's, unless pixels are rearranged before it."""
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     if not convs:
-        raise NotCamReadyError(_refusal(network, "it has no convolution"))
+        raise _not_cam_ready(network, "it has no convolution")
     channels = convs[0].in_channels
     return channels if channels == 3 or not takes(network, 3, _size_hw(network)) else 3
 
 
 def _size_hw(network: nn.Module) -> tuple[int, int]:
-    """(H, W) of the images that a timm network was made for; others are taken to be free."""
+    """(H, W) of the images that a timm network was made for; any other is taken to be free."""
     built_for = getattr(getattr(network, "patch_embed", None), "img_size", None)
     config: Any = getattr(network, "pretrained_cfg", None) or {}
     height, width = built_for or config.get("input_size", (3, *PROBE_HW))[1:]
@@ -144,7 +198,7 @@ def _size_hw(network: nn.Module) -> tuple[int, int]:
 
 
 class _TimmHead(nn.Module):
-    """What a timm network does to its features; they alone can be traced where the trunk cannot."""
+    """The head of a timm network alone, which can be traced also where the trunk cannot."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -156,13 +210,6 @@ class _TimmHead(nn.Module):
         return run(features)
 
 
-def _timm_backbone(network: nn.Module, in_chans: int, layout: Layout) -> TimmBackbone:
-    backbone = TimmBackbone(network)
-    drop_unused(backbone, backbone.find_layout(in_chans, _size_hw(network)))
-    backbone.layout = layout
-    return backbone
-
-
 def _identity_head(classes: int) -> nn.Linear:
     head = nn.Linear(classes, classes, device="meta")  # which draws no random numbers
     head.weight = nn.Parameter(torch.eye(classes))
@@ -170,7 +217,7 @@ def _identity_head(classes: int) -> nn.Linear:
     return head
 
 
-def _what_it_reads(traced: TracedGraph) -> str:
+def _last_operation(traced: TracedGraph) -> str:
     """Why a classifier is not cam-ready, by its last layers."""
     node = traced.skip_reshapes(traced.output())
     if not isinstance(traced.module(node), (nn.Linear, nn.Conv2d)):
@@ -185,11 +232,8 @@ def _name(traced: TracedGraph, node: fx.Node) -> str:
     return traced.names[node].removeprefix("network.")
 
 
-def _refusal(network: nn.Module, reason: str) -> str:
-    return (
-        f"{type(network).__name__} is not cam-ready: {reason}. To cut it, add a new head and train "
-        f'that, use camtrain.create_model("{_library_name(network)}", num_classes=...).'
-    )
+def _not_cam_ready(network: nn.Module, reason: str) -> NotCamReadyError:
+    return NotCamReadyError(f"{type(network).__name__} is not cam-ready: {reason}.")
 
 
 def _library_name(network: nn.Module) -> str:
@@ -197,18 +241,18 @@ def _library_name(network: nn.Module) -> str:
     config: Any = getattr(network, "pretrained_cfg", None)
     if config:
         return f"timm/{config['architecture']}"
-    home, own = type(network).__module__, _shapes(network)
+    home, shapes = type(network).__module__, _shapes(network)
     for name in tv.list_models(module=tv):
         if tv.get_model_builder(name).__module__ == home:
             with torch.device("meta"):
                 candidate = build_classifier(
                     f"torchvision/{name}", num_classes=None, in_chans=3, backbone_args={}
                 )
-            if _shapes(candidate) == own:
+            if _shapes(candidate) == shapes:
                 return f"torchvision/{name}"
     return "LIBRARY/NAME"
 
 
 def _shapes(network: nn.Module) -> list[tuple[int, ...]]:
-    """Of all weights but those of the last layer, whose classes may have been changed."""
+    """Shapes of all weights but those of the last layer, whose classes may have been changed."""
     return [tuple(tensor.shape) for tensor in network.parameters()][:-2]

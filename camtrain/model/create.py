@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.maps import PoolName
 from camtrain.model.backbones import (
-    CUTS,
     backbone_args_for,
     build_classifier,
     full_name,
     usual_preprocessing,
 )
 from camtrain.model.camnet import CAMNet, Task, check_task
-from camtrain.model.convert import NotCamReadyError, convert
-from camtrain.model.cut import NoGraphError, check_cut, default_cut, trace
+from camtrain.model.convert import NotCamReadyError, find_maps, with_original_head
+from camtrain.model.cut import NoGraphError
 from camtrain.model.own_weights import (
     OwnWeights,
     check_same_trunk,
@@ -30,17 +29,15 @@ from camtrain.model.own_weights import (
     keeps_head,
     unsaid_from_own,
 )
-from camtrain.model.probe import Probe, drop_unused, probe
-from camtrain.model.published import Weights, adapt_in_chans, find_weights
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
-    complete_paper_network,
     has_paper_neck,
+    set_paper_values,
     with_paper_defaults,
 )
 from camtrain.model.stride import set_stride
-from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone, TimmBlocks
-from camtrain.model.weights import load_weights, renamed
+from camtrain.model.trunk import Classifier, trunk_of
+from camtrain.model.weights import Weights, find_weights, load_part, renamed
 
 NormName = Literal["batch"]
 
@@ -107,33 +104,12 @@ def create_model(
         CamtrainValueError: An argument cannot work; the message says which, and the next step.
         CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
     """
-    _check_arguments(neck, neck_kernel, neck_groups, neck_norm, pool, dropout)
-    for argument, whole in (("num_classes", num_classes), ("stride", stride)):
-        if whole is not None and type(whole) is not int:
-            raise CamtrainTypeError(f"{argument} must be an integer or None, got {whole!r}.")
-    check_task(task)
-    name = full_name(backbone)
-    found = find_weights(name, weights)
-    own = None if found is None else found.own
-    if own is not None:
-        cut, stride, backbone_args = unsaid_from_own(own, cut, stride, backbone_args)
-        own_classes = own.recipe["num_classes"]
-    else:
-        backbone_args = backbone_args_for(name, weights, in_chans, backbone_args or {})
-        own_classes = _classes_of(name, found, in_chans, backbone_args)
-    keeps_classes = num_classes is None
-    num_classes = own_classes if num_classes is None else num_classes
-    if num_classes is None or num_classes < 1:
-        raise CamtrainValueError(
-            f"num_classes must be at least 1 where the weights do not say it, got {num_classes} "
-            f"for {name} with weights={weights!r}."
-        )
-    recipe = {
-        "backbone": name,
+    recipe: dict[str, Any] = {
+        "backbone": full_name(backbone),
         "num_classes": num_classes,
         "cut": cut,
         "stride": stride,
-        "neck": list(neck),
+        "neck": neck,
         "neck_kernel": neck_kernel,
         "neck_groups": neck_groups,
         "neck_norm": neck_norm,
@@ -141,79 +117,131 @@ def create_model(
         "dropout": dropout,
         "task": task,
         "in_chans": in_chans,
-        "backbone_args": backbone_args,
+        "backbone_args": backbone_args or {},
     }
-    recipe = with_paper_defaults(recipe)
-    if found is not None and own is not None:
-        return _from_own(recipe, found, own, keeps_classes=keeps_classes)
+    _check_arguments(recipe)
+    recipe["neck"] = list(neck)
+    loaded = find_weights(recipe["backbone"], weights)
+    if loaded is not None and loaded.own is not None:
+        return _from_bundle(recipe, loaded, loaded.own)
+    recipe["backbone_args"] = backbone_args_for(
+        recipe["backbone"], weights, in_chans, recipe["backbone_args"]
+    )
+    classifier = _build(recipe, None)
+    weights_classes = None if loaded is None else _classes_of(classifier, loaded.tensors)
+    recipe = _completed(recipe, weights_classes, weights)
+    if loaded is None:
+        return _with_new_head(recipe, classifier, None)
     net = None
-    if not neck and cut is None and num_classes == own_classes and name not in PAPER_NETWORKS:
+    is_same_head = recipe["num_classes"] == weights_classes and not neck and cut is None
+    if is_same_head and recipe["backbone"] not in PAPER_NETWORKS:
+        if _classes_of(classifier, classifier.network.state_dict()) != weights_classes:
+            classifier = _build(recipe, weights_classes)
         with suppress(NotCamReadyError, NoGraphError):
-            net = _with_own_head(recipe, found)
-            keeps_classes = True
+            net = _with_original_head(recipe, classifier, loaded)
+    has_weights_classes = num_classes is None or net is not None
     if net is None:
-        net = _with_new_head(recipe, found)
-    if found is not None and found.class_names and keeps_classes:
-        net.name_classes(found.class_names)
+        net = _with_new_head(recipe, classifier, loaded)
+    if loaded.class_names and has_weights_classes:
+        net.name_classes(loaded.class_names)
     return net
 
 
 def from_recipe(recipe: dict[str, Any]) -> CAMNet:
     """The architecture that ``CAMNet.recipe`` describes, with random weights."""
-    build = _with_own_head if recipe.get("own_head") else _with_new_head
-    # Recipes from before there were other tasks do not say theirs.
-    return build({**recipe, "task": recipe.get("task", "multiclass")}, None)
+    # Recipes from before there were other tasks hold none.
+    recipe = {**recipe, "task": recipe.get("task", "multiclass")}
+    if recipe.get("own_head"):
+        return _with_original_head(recipe, _build(recipe, recipe["num_classes"]), None)
+    return _with_new_head(recipe, _build(recipe, None), None)
 
 
-def _from_own(
-    recipe: dict[str, Any], found: Weights, own: OwnWeights, *, keeps_classes: bool
-) -> CAMNet:
-    """A network that goes on from a bundle."""
+def _build(recipe: dict[str, Any], num_classes: int | None) -> Classifier:
+    """The classifier of a library with random weights, for its default classes with None."""
+    name, in_chans, backbone_args = (
+        recipe[argument] for argument in ("backbone", "in_chans", "backbone_args")
+    )
+    network = build_classifier(
+        name, num_classes=num_classes, in_chans=in_chans, backbone_args=backbone_args
+    )
+    preprocessing = usual_preprocessing(name, in_chans, backbone_args)
+    return Classifier(network, name, in_chans, preprocessing)
+
+
+def _completed(
+    recipe: dict[str, Any], weights_classes: int | None, weights: str | Path | None
+) -> dict[str, Any]:
+    """The recipe with the classes of the weights and the paper's settings where they are left out.
+
+    Raises:
+        CamtrainValueError: Neither the call nor the weights say how many classes there are.
+    """
+    num_classes = recipe["num_classes"]
+    num_classes = weights_classes if num_classes is None else num_classes
+    if num_classes is None or num_classes < 1:
+        raise CamtrainValueError(
+            f"num_classes must be at least 1 where the weights do not say it, got {num_classes} "
+            f"for {recipe['backbone']} with weights={weights!r}."
+        )
+    defaults = {name: value.default for name, value in signature(create_model).parameters.items()}
+    has_usual_neck = recipe["neck"] == list(defaults["neck"]) and all(
+        recipe[name] == defaults[name] for name in ("neck_kernel", "neck_groups", "neck_norm")
+    )
+    return with_paper_defaults(
+        {**recipe, "num_classes": num_classes}, has_usual_neck=has_usual_neck
+    )
+
+
+def _from_bundle(recipe: dict[str, Any], loaded: Weights, own: OwnWeights) -> CAMNet:
+    """A network that continues from a bundle."""
+    cut, stride, backbone_args = unsaid_from_own(
+        own, recipe["cut"], recipe["stride"], recipe["backbone_args"]
+    )
+    keeps_classes = recipe["num_classes"] is None
+    recipe = _completed(
+        {**recipe, "cut": cut, "stride": stride, "backbone_args": backbone_args},
+        own.recipe["num_classes"],
+        loaded.source,
+    )
     check_same_trunk(recipe, own)
     with_head = keeps_head(recipe, own, keeps_classes=keeps_classes)
     net = from_recipe({**recipe, "own_head": with_head and own.recipe.get("own_head", False)})
-    fill_from_own(net, found.tensors, own, with_head=with_head)
+    fill_from_own(net, loaded.tensors, own, with_head=with_head)
     if keeps_classes and own.class_names is not None:
         net.name_classes(own.class_names)
     return net
 
 
-def _with_own_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
-    """A cam-ready classifier as it is."""
-    classifier = build_classifier(
-        recipe["backbone"],
-        num_classes=recipe["num_classes"],
-        in_chans=recipe["in_chans"],
-        backbone_args=recipe["backbone_args"],
-    )
-    if found is not None:
-        tensors = adapt_in_chans(classifier, found.tensors, recipe["in_chans"])
-        load_weights(classifier, tensors, source=found.source)
-    net = convert(classifier, stride=recipe["stride"])
+def _with_original_head(
+    recipe: dict[str, Any], classifier: Classifier, weights: Weights | None
+) -> CAMNet:
+    """A cam-ready classifier with the head that it has.
+
+    Raises:
+        NotCamReadyError: It is not cam-ready.
+        NoGraphError: Its forward pass has no one graph.
+    """
+    network = classifier.network
+    if weights is not None:
+        weights.load_into(network, classifier.in_chans)
+    net = with_original_head(network, *find_maps(network), stride=recipe["stride"])
     net.dropout.p = recipe["dropout"]
     net.pool = recipe["pool"]
     net.task = check_task(recipe["task"])
     net.recipe = {**recipe, "own_head": True}
-    net.preprocessing = usual_preprocessing(
-        recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
-    )
+    net.preprocessing = classifier.preprocessing
     return net
 
 
-def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
+def _with_new_head(
+    recipe: dict[str, Any], classifier: Classifier, weights: Weights | None
+) -> CAMNet:
     """A trunk with a new neck and a new head."""
-    name, in_chans = recipe["backbone"], recipe["in_chans"]
-    preprocessing = usual_preprocessing(name, in_chans, recipe["backbone_args"])
-    network = build_classifier(
-        name, num_classes=None, in_chans=in_chans, backbone_args=recipe["backbone_args"]
-    )
-    backbone, probed = trunk_of(network, name, recipe["cut"], in_chans, preprocessing.size)
-    if found is not None:
-        inside = backbone.get_submodule("trunk")
-        tensors = adapt_in_chans(inside, found.tensors, in_chans)
-        load_weights(inside, tensors, source=found.source)
+    backbone, probed = trunk_of(classifier, recipe["cut"])
+    if weights is not None:
+        weights.load_into(backbone.get_submodule("trunk"), classifier.in_chans)
     if recipe["stride"] is not None:
-        set_stride(backbone, recipe["stride"], in_chans)
+        set_stride(backbone, recipe["stride"], classifier.in_chans)
     neck, channels = _neck(probed.shape[1], recipe)
     net = CAMNet(
         backbone,
@@ -222,73 +250,31 @@ def _with_new_head(recipe: dict[str, Any], found: Weights | None) -> CAMNet:
         pool=recipe["pool"],
         dropout=recipe["dropout"],
         task=recipe["task"],
-        preprocessing=preprocessing,
+        preprocessing=classifier.preprocessing,
         recipe={**recipe, "own_head": False},
     )
     if has_paper_neck(recipe):
-        tensors, source = (found.tensors, found.source) if found else ({}, "")
-        complete_paper_network(net, tensors, source=source)
+        set_paper_values(net)
+        if weights is not None:
+            _load_neck_and_head(net, weights)
     return net
 
 
-def trunk_of(
-    network: nn.Module, name: str, cut: str | None, in_chans: int, size_hw: tuple[int, int]
-) -> tuple[nn.Module, Probe]:
-    """The backbone that a library's classifier becomes; the classifier is used up.
+def _load_neck_and_head(net: CAMNet, weights: Weights) -> None:
+    """Load the paper's CAM convolutions and head where the weights hold them.
 
-    Args:
-        network: As ``build_classifier`` makes it.
-        name: The name it was built by.
-        cut: The layer after which it is cut off; None for the usual one.
-        in_chans: Channels of the images.
-        size_hw: (H, W) of the images it is built for.
-
-    Returns:
-        It, and what a forward pass of such images meets.
-
-    Raises:
-        CamtrainValueError: It has no such layer, or no feature map there.
+    A head for other classes is left out.
     """
-    if cut is None and name.startswith("camtrain/"):
-        trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
-        return trunk, probe(trunk, in_chans, size_hw)
-    backbone: Backbone
-    if cut is not None:
-        backbone = _cut_after(network, name, cut, in_chans, size_hw)
-    elif name in CUTS:
-        backbone = GraphBackbone(network, CUTS[name])
-    elif name.startswith("timm/"):
-        backbone = TimmBackbone(network)
-    else:
-        backbone = GraphBackbone(network, default_cut(trace(network)))
-    probed = backbone.find_layout(
-        in_chans,
-        size_hw,
-        channels=getattr(network, "num_features", None),
-        prefix=getattr(network, "num_prefix_tokens", None),
-    )
-    if isinstance(backbone, TimmBackbone):  # the others hold nothing that they do not use
-        if isinstance(probed.layers[-1].module, nn.MaxPool2d):
-            backbone.set_submodule(probed.layers[-1].name, nn.Identity())
-            probed = probe(backbone, in_chans, size_hw)
-        drop_unused(backbone, probed)
-    return backbone, probed
-
-
-def _cut_after(
-    network: nn.Module, name: str, cut: str, in_chans: int, size_hw: tuple[int, int]
-) -> Backbone:
-    try:
-        check_cut(network, cut, in_chans, size_hw)
-        return GraphBackbone(network, cut)
-    except NoGraphError:
-        if not name.startswith("timm/"):
-            raise
-        return TimmBlocks(network, cut)
+    head = weights.tensors.get("head.weight")
+    parts = ["neck"] if any(name.startswith("neck.") for name in weights.tensors) else []
+    if head is not None and len(head) == net.head.out_features:
+        parts.append("head")
+    for part in parts:
+        load_part(net, part, weights.tensors, source=weights.source)
 
 
 def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, int]:
-    """The added convolutions, and how many channels come out of them."""
+    """The added convolutions, None without any, and the channels of their result."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, kernel, norm = in_channels, recipe["neck_kernel"], recipe["neck_norm"]
     if recipe["neck"] and channels % recipe["neck_groups"]:
@@ -312,42 +298,33 @@ def _neck(in_channels: int, recipe: dict[str, Any]) -> tuple[nn.Module | None, i
     return (nn.Sequential(layers) if layers else None), channels
 
 
-def _classes_of(
-    name: str, found: Weights | None, in_chans: int, backbone_args: dict[str, Any]
-) -> int | None:
-    """How many classes the weights tell apart: the rows of the classifier's last weight."""
-    if found is None:
-        return None
-    if name.startswith("camtrain/"):
-        head = found.tensors.get("head.weight") if name in PAPER_NETWORKS else None
+def _classes_of(classifier: Classifier, tensors: dict[str, Tensor]) -> int | None:
+    """How many classes weights of a classifier tell apart: the rows of its last layer's weight."""
+    if classifier.name.startswith("camtrain/"):
+        head = tensors.get("head.weight") if classifier.name in PAPER_NETWORKS else None
         return None if head is None else len(head)
-    with torch.device("meta"):
-        skeleton = build_classifier(
-            name, num_classes=None, in_chans=in_chans, backbone_args=backbone_args
-        )
-    wanted = skeleton.state_dict()
-    # timm says it; in torchvision it is the last.
-    config: Any = getattr(skeleton, "pretrained_cfg", {})
-    layer = config.get("classifier") or list(wanted)[-1].rpartition(".")[0]
+    names = list(classifier.network.state_dict())
+    # timm tells the layer's name; in torchvision it is the last.
+    config: Any = getattr(classifier.network, "pretrained_cfg", {})
+    layer = config.get("classifier") or names[-1].rpartition(".")[0]
     layer = layer if isinstance(layer, str) else layer[0]
-    weight = renamed(found.tensors, wanted).get(f"{layer}.weight")
+    weight = renamed(tensors, names).get(f"{layer}.weight")
     return None if weight is None else len(weight)
 
 
-def _check_arguments(
-    neck: Sequence[int],
-    neck_kernel: int,
-    neck_groups: int,
-    neck_norm: str | None,
-    pool: str,
-    dropout: float,
-) -> None:
+def _check_arguments(recipe: dict[str, Any]) -> None:
+    """Refuse arguments that no network can be built with."""
+    for name in ("num_classes", "stride"):
+        if recipe[name] is not None and type(recipe[name]) is not int:
+            raise CamtrainTypeError(f"{name} must be an integer or None, got {recipe[name]!r}.")
+    check_task(recipe["task"])
+    neck, neck_groups, dropout = recipe["neck"], recipe["neck_groups"], recipe["dropout"]
     is_list = isinstance(neck, Sequence) and not isinstance(neck, str)
     if not is_list or not all(isinstance(channels, int) for channels in neck):
         raise CamtrainTypeError(f"neck must be a list of channel counts, got {neck!r}.")
-    for name, value in (("neck_kernel", neck_kernel), ("neck_groups", neck_groups)):
-        if not isinstance(value, int):
-            raise CamtrainTypeError(f"{name} must be an integer, got {value!r}.")
+    for name in ("neck_kernel", "neck_groups"):
+        if not isinstance(recipe[name], int):
+            raise CamtrainTypeError(f"{name} must be an integer, got {recipe[name]!r}.")
     if not isinstance(dropout, (int, float)):
         raise CamtrainTypeError(f"dropout must be a number, got {dropout!r}.")
     if neck_groups < 1 or any(channels < 1 or channels % neck_groups for channels in neck):
@@ -355,15 +332,15 @@ def _check_arguments(
             f"neck must hold channel counts that neck_groups={neck_groups} divides, got "
             f"{tuple(neck)}."
         )
-    if neck_kernel < 1 or neck_kernel % 2 == 0:
+    if recipe["neck_kernel"] < 1 or recipe["neck_kernel"] % 2 == 0:
         raise CamtrainValueError(
-            f"neck_kernel must be odd, so that the map keeps its size, got {neck_kernel}."
+            f"neck_kernel must be odd, so that the map keeps its size, got {recipe['neck_kernel']}."
         )
-    if neck_norm not in (None, *get_args(NormName)):
-        raise CamtrainValueError(f"neck_norm must be batch or None, got {neck_norm!r}.")
-    if pool not in get_args(PoolName):
+    if recipe["neck_norm"] not in (None, *get_args(NormName)):
+        raise CamtrainValueError(f"neck_norm must be batch or None, got {recipe['neck_norm']!r}.")
+    if recipe["pool"] not in get_args(PoolName):
         raise CamtrainValueError(
-            f"pool must be one of {', '.join(get_args(PoolName))}, got {pool!r}."
+            f"pool must be one of {', '.join(get_args(PoolName))}, got {recipe['pool']!r}."
         )
     if not 0 <= dropout < 1:
         raise CamtrainValueError(f"dropout must lie in [0, 1), got {dropout}.")

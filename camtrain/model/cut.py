@@ -1,4 +1,4 @@
-"""Cutting a network: its graph, the trunk up to one of its layers, and the trunk's shapes."""
+"""The graph of a network, and the layers after which it can be cut off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from camtrain.errors import CamtrainValueError
 from camtrain.model.layout import map_hw_of
 from camtrain.model.probe import evaluating, is_leaf, probe
 
+# Where the paper's cut and the rule of `default_cut` differ, or where the library ends in class
+# scores.
+CUTS = {
+    "torchvision/googlenet": "inception4e",
+    "torchvision/squeezenet1_0": "features",
+    "torchvision/squeezenet1_1": "features",
+    # Its forward_features ends in the class token.
+    **{
+        f"timm/pit_{size}{distilled}_224": "transformers.2.reshape"
+        for size in ("b", "s", "ti", "xs")
+        for distilled in ("", "_distilled")
+    },
+}
 _CHANGES_NOTHING = (nn.Flatten, nn.Dropout, nn.Identity)
 
 
@@ -29,7 +42,13 @@ class TracedGraph(NamedTuple):
     def output(self) -> fx.Node:
         """The operation that makes the network's result."""
         (result,) = next(n for n in self.graph.nodes if n.op == "output").args
-        return _first(result)
+        while isinstance(result, (tuple, list)) and len(result) == 1:
+            result = result[0]
+        if not isinstance(result, fx.Node):
+            raise CamtrainValueError(
+                f"Expected a network that computes one tensor from its images, got {result!r}."
+            )
+        return result
 
     def before(self, node: fx.Node) -> fx.Node:
         """The operation whose result goes into ``node``."""
@@ -68,13 +87,13 @@ def trace(network: nn.Module) -> TracedGraph:
     """The graph of a network in evaluation mode.
 
     Raises:
-        NoGraphError: The forward pass branches on the values of its input, so it has no one graph.
+        NoGraphError: The forward pass branches on the values of its input.
     """
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
     with evaluating(network):
         try:
             graph = tracer.trace(network)
-        except Exception as error:  # what user code raises under tracing cannot be known
+        except Exception as error:  # tracing runs the network's code, which may raise anything
             raise NoGraphError(
                 f"The forward pass of {type(network).__name__} cannot be read as a graph "
                 f"({error}); build the network with camtrain.create_model and its default cut."
@@ -82,17 +101,19 @@ def trace(network: nn.Module) -> TracedGraph:
     return TracedGraph(network, graph, dict(tracer.node_to_qualname))
 
 
-def default_cut(traced: TracedGraph) -> str:
-    """The last features: what the network averages, before a trailing max pooling.
+def default_cut(network: nn.Module) -> str:
+    """The layer that gives the last features: those that the network averages.
 
-    In a transformer that reads its class token they are all tokens.
+    A max pooling before the average is left out. In a transformer that reads its class token the
+    features are all tokens.
     """
+    traced = trace(network)
     node = traced.output()
     while node.all_input_nodes and not (traced.is_average(node) or traced.is_class_token(node)):
         node = traced.before(node)
     if not node.all_input_nodes:
         raise CamtrainValueError(
-            f"{type(traced.network).__name__} does not average a feature map; name the layer to "
+            f"{type(network).__name__} does not average a feature map; name the layer to "
             "cut after with cut=."
         )
     node = traced.before(node)
@@ -102,17 +123,16 @@ def default_cut(traced: TracedGraph) -> str:
 
 
 def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, int]) -> None:
-    """Refuse a cut that the network does not have, and list those it has.
+    """Refuse a cut that the network does not have, and list its blocks.
 
     Raises:
-        CamtrainValueError: No layer of that name gives a feature map.
+        CamtrainValueError: No layer has this name.
     """
-    names = set(trace(network).names.values())
-    if any(name == cut or name.startswith(f"{cut}.") for name in names):
+    if any(is_inside(name, cut) for name in trace(network).names.values()):
         return
     layers = probe(network, in_chans, size_hw).layers
-    found = [(layer.name, map_hw_of(layer.out_shape, size_hw)) for layer in layers]
-    blocks = {block_of(name): size_hw[0] // hw[0] for name, hw in found if hw is not None}
+    maps = [(layer.name, map_hw_of(layer.out_shape, size_hw)) for layer in layers]
+    blocks = {block_of(name): size_hw[0] // hw[0] for name, hw in maps if hw is not None}
     listed = ", ".join(f"{name} (stride {stride})" for name, stride in blocks.items())
     near = difflib.get_close_matches(cut, [layer.name for layer in layers], n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -123,7 +143,7 @@ def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, i
 
 
 def leaf_types(network: nn.Module) -> list[type[nn.Module]]:
-    """The layers that are not looked into when a network is traced."""
+    """The types of layers whose inside is no part of the graph."""
     # torchvision's extractor never looks into torchvision.ops, so neither may `trace`. An empty
     # nn.Sequential (the usual identity shortcut) must not make leaves of those with layers.
     return list(
@@ -136,24 +156,24 @@ def leaf_types(network: nn.Module) -> list[type[nn.Module]]:
     )
 
 
-def _first(value: object) -> fx.Node:
-    while isinstance(value, (tuple, list)) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, fx.Node):
-        raise CamtrainValueError(
-            f"Expected a network that computes one tensor from its images, got {value!r}."
-        )
-    return value
+def is_inside(path: str, name: str) -> bool:
+    """Whether a layer is the one of this name, or a part of it."""
+    return path == name or path.startswith(f"{name}.")
+
+
+def block_of(layer_name: str) -> str:
+    """The block that a layer belongs to.
+
+    Example:
+        >>> block_of("layer3.0.conv1"), block_of("features.17.conv.2")
+        ('layer3', 'features.17')
+    """
+    parts = layer_name.split(".")
+    end = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: end + 1] if parts[0] in ("features", "blocks", "stages") else parts[:1])
 
 
 def _calls(node: fx.Node, *names: str) -> bool:
     if node.op == "call_method":
         return node.target in names
     return node.op == "call_function" and getattr(node.target, "__name__", "") in names
-
-
-def block_of(layer_name: str) -> str:
-    """``layer3`` of ``layer3.0.conv1``, ``features.17`` of ``features.17.conv.2``."""
-    parts = layer_name.split(".")
-    end = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-    return ".".join(parts[: end + 1] if parts[0] in ("features", "blocks", "stages") else parts[:1])

@@ -1,4 +1,4 @@
-"""Where the channels, the rows and the columns lie in what a network calls its last features."""
+"""How a network stores its feature map: where the channels, the rows and the columns are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from camtrain.errors import CamtrainValueError
 
 Order = Literal["nchw", "nhwc", "nlc", "ncl"]
 
+_CHANNEL_AXES: dict[Order, int] = {"nchw": 1, "nhwc": 3, "nlc": 2, "ncl": 1}
 # Class, distillation and register tokens stand before the tokens of the patches.
 _MOST_PREFIX_TOKENS = 16
 
@@ -28,7 +29,7 @@ class Layout(NamedTuple):
     prefix: int = 0
 
     def to_map(self, output: object, image_hw: tuple[int, int]) -> Tensor:
-        """What a network gives for images of (H, W), as a feature map (B, C, h, w).
+        """The output of a network for images of (H, W) as a feature map (B, C, h, w).
 
         Of several feature maps (a tuple or a list) the last is taken.
         """
@@ -57,7 +58,7 @@ def find_layout(
     channels: int | None = None,
     prefix: int | None = None,
 ) -> Layout:
-    """The layout of features of this shape, found by what has the proportions of the image.
+    """The layout of features of this shape: the axes that have the proportions of the image.
 
     Args:
         shape: Of the features, with the batch.
@@ -74,45 +75,27 @@ def find_layout(
         >>> find_layout((1, 7, 14, 512), (224, 448))
         Layout(order='nhwc', prefix=0)
     """
-    found: list[Layout] = []
-    if len(shape) == 4:
-        # Channels first where both are possible, and for pixels (1 x 1).
-        orders: tuple[tuple[Order, Sequence[int]], ...] = (("nchw", shape[2:]), ("nhwc", shape[1:]))
-        found = [Layout(order) for order, (h, w, *_) in orders if _is_grid(h, w, image_hw)]
-        if not found:  # a network that changes the proportions
-            found = [Layout()]
-    elif len(shape) == 3:
-        tried = range(_MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,)
-        rows: tuple[tuple[Order, int], ...] = (("nlc", shape[1]), ("ncl", shape[2]))
-        for row, tokens in rows:
-            fitting = [Layout(row, p) for p in tried if _fits(tokens - p, image_hw)]
-            found += fitting[:1]
-    if channels is not None and len(found) > 1:
-        axes = {"nchw": 1, "nhwc": 3, "nlc": 2, "ncl": 1}
-        found = [layout for layout in found if shape[axes[layout.order]] == channels] or found
-    if not found:
+    layouts = list(_possible(shape, image_hw, prefix))
+    if not layouts and len(shape) == 4:  # a network that changes the proportions
+        return Layout()
+    if channels is not None and len(layouts) > 1:
+        layouts.sort(key=lambda layout: shape[_CHANNEL_AXES[layout.order]] != channels)
+    if not layouts:
         raise CamtrainValueError(
             "cut must give a feature map (B, C, h, w), or the tokens of its patches, got the shape "
             f"{tuple(shape)} for images of {image_hw[0]}x{image_hw[1]}; choose an earlier cut."
         )
-    return found[0]
+    return layouts[0]
 
 
 def map_hw_of(shape: Sequence[int], image_hw: tuple[int, int]) -> tuple[int, int] | None:
-    """(h, w) of what has this shape and the proportions of the image; None for anything else.
+    """(h, w) of a result with the proportions of the image; None for any other, and for a pixel.
 
     Example:
         >>> map_hw_of((1, 197, 768), (224, 224)), map_hw_of((1, 3, 197, 64), (224, 224))
         ((14, 14), None)
     """
-    if len(shape) == 4:
-        sides = ((shape[2], shape[3]), (shape[1], shape[2]))
-        return next((hw for hw in sides if hw[0] > 1 and _is_grid(*hw, image_hw)), None)
-    if len(shape) == 3:
-        tried = range(_MOST_PREFIX_TOKENS + 1)
-        patches = next((shape[1] - p for p in tried if _fits(shape[1] - p, image_hw)), 0)
-        return grid_of(patches, image_hw) if patches > 1 else None
-    return None
+    return next((hw for hw in _possible(shape, image_hw).values() if hw != (1, 1)), None)
 
 
 def grid_of(patches: int, image_hw: tuple[int, int]) -> tuple[int, int]:
@@ -126,11 +109,26 @@ def grid_of(patches: int, image_hw: tuple[int, int]) -> tuple[int, int]:
     return h, patches // h
 
 
-def _fits(patches: int, image_hw: tuple[int, int]) -> bool:
-    if patches < 1:
-        return False
-    h, w = grid_of(patches, image_hw)
-    return h * w == patches and _is_grid(h, w, image_hw)
+def _possible(
+    shape: Sequence[int], image_hw: tuple[int, int], prefix: int | None = None
+) -> dict[Layout, tuple[int, int]]:
+    """Every layout that makes a map with the proportions of the image of this shape, with (h, w).
+
+    Channels first comes before channels last.
+    """
+    if len(shape) == 4:
+        sides = {Layout("nchw"): (shape[2], shape[3]), Layout("nhwc"): (shape[1], shape[2])}
+        return {layout: hw for layout, hw in sides.items() if _is_grid(*hw, image_hw)}
+    grids: dict[Layout, tuple[int, int]] = {}
+    rows: tuple[tuple[Order, int], ...] = (("nlc", 1), ("ncl", 2))
+    for order, axis in rows if len(shape) == 3 else ():
+        for tokens_before in range(_MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,):
+            patches = shape[axis] - tokens_before
+            h, w = grid_of(patches, image_hw) if patches > 0 else (0, 0)
+            if h * w == patches > 0 and _is_grid(h, w, image_hw):
+                grids[Layout(order, tokens_before)] = h, w
+                break
+    return grids
 
 
 def _is_grid(h: int, w: int, image_hw: tuple[int, int]) -> bool:

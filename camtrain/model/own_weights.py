@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
-from camtrain.model.weights import load_weights
 from camtrain.preprocessing import Preprocessing
 
 # The format is that of `camtrain.inference.bundle`, which may not be imported here.
@@ -138,18 +137,15 @@ def fill_from_own(
         CamtrainValueError: Tensors are missing or of another shape.
     """
     assert net.recipe is not None
-    parts: dict[str, nn.Module] = {"backbone": net.backbone}
+    from camtrain.model.weights import load_part  # which imports this module
+
+    parts = ["backbone"]
     if all(net.recipe[name] == own.recipe[name] for name in _NECK):
-        parts["neck"] = net.neck
+        parts.append("neck")
     if with_head:
-        parts["head"] = net.head
-    for name, part in parts.items():
-        inside = {
-            key.removeprefix(f"{name}."): tensor
-            for key, tensor in tensors.items()
-            if key.startswith(f"{name}.")
-        }
-        load_weights(part, inside, source=f"The {name} of {own.source}")
+        parts.append("head")
+    for part in parts:
+        load_part(net, part, tensors, source=own.source)
     net.preprocessing = own.preprocessing
 
 

@@ -1,8 +1,8 @@
-"""What a forward pass meets: shapes and layers, found without computing anything."""
+"""Shapes and layers of a forward pass, recorded on the meta device without computing anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from camtrain.model.calls import Calls
 from camtrain.model.layout import last_of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
-# Their results are like their first operands, which torch takes long to find out.
+# Their results have the shape of their first operands, which torch takes long to infer.
 _SHAPE_KEEPING = frozenset(
     {
         *(F.batch_norm, F.group_norm, F.dropout, F.sigmoid, F.hardsigmoid, F.normalize),
@@ -29,7 +29,7 @@ _BROADCASTING = frozenset({Tensor.add, Tensor.mul, torch.add, torch.mul})
 
 
 class Layer(NamedTuple):
-    """One layer as a forward pass met it; sizes are (H, W), (1, 1) for what is not a map."""
+    """One call of a layer in a forward pass; sizes are (H, W), (1, 1) for what is not a map."""
 
     name: str
     module: nn.Module
@@ -39,13 +39,13 @@ class Layer(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a forward pass without arithmetic tells.
+    """The record of a forward pass.
 
     Attributes:
         shape: Of the result.
         layers: In the order of their calls.
-        weights: Names of the parameters and buffers that something was computed with, in the order
-            of their first use.
+        weights: Names of the parameters and buffers that take part in it, in the order of their
+            first use.
     """
 
     shape: tuple[int, ...]
@@ -54,10 +54,10 @@ class Probe(NamedTuple):
 
 
 def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
-    """Shapes of a forward pass on the meta device: nothing is computed or changed."""
+    """Record a forward pass on the meta device: nothing is computed or changed."""
     layers: list[Layer] = []
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             in_shape, shape = _shape(inputs[0] if inputs else None), _shape(output)
             layers.append(Layer(name, module, _hw(in_shape), _hw(shape), shape))
@@ -71,11 +71,11 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
             module.named_parameters(recurse=False), module.named_buffers(recurse=False)
         )
     }
-    # A tensor that several layers share stays one.
-    once = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
-    on_meta = {name: once[id(tensor)] for name, tensor in tensors.items()}
+    # Layers that share a tensor go on sharing it.
+    meta_by_id = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
+    on_meta = {name: meta_by_id[id(tensor)] for name, tensor in tensors.items()}
     leaves = [(name, module) for name, module in network.named_modules() if is_leaf(module)]
-    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in leaves]
     try:
         with evaluating(network), torch.no_grad(), torch.device("meta"), _Operands() as operands:
             images = torch.empty(1, in_chans, *size_hw)
@@ -86,25 +86,25 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
     names: dict[int, list[str]] = {}
     for name, tensor in on_meta.items():
         names.setdefault(id(tensor), []).append(name)
-    weights = tuple(name for found in operands.found for name in names.get(found, ()))
+    weights = tuple(name for operand in operands.ids for name in names.get(operand, ()))
     return Probe(tuple(last_of(result).shape), layers, weights)
 
 
-def probe_if_taken(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe | None:
-    """See ``probe``; None where a network has no result for images of this size."""
+def probe_or_none(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe | None:
+    """``probe``, or None where the network fails on images of this size."""
     try:
         return probe(network, in_chans, size_hw)
-    except Exception:  # each network complains in its own way
+    except Exception:  # each network fails in its own way
         return None
 
 
 def takes(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> bool:
-    """Whether a network has a result for images of this size."""
-    return probe_if_taken(network, in_chans, size_hw) is not None
+    """Whether a network accepts images of this size."""
+    return probe_or_none(network, in_chans, size_hw) is not None
 
 
 def drop_unused(backbone: nn.Module, probed: Probe) -> None:
-    """Take out layers whose weights ``probed`` did not compute with, such as the old head.
+    """Remove the layers whose weights take no part in ``probed``, such as the old head.
 
     Layers without weights stay: attention asks its dropout for the probability without calling it.
     """
@@ -118,19 +118,24 @@ def drop_unused(backbone: nn.Module, probed: Probe) -> None:
                 setattr(module, name, nn.Identity())
 
 
-class _Operands(Calls):
-    """Notes which tensors anything is computed with, in the order of their first use."""
+class _Operands(TorchFunctionMode):
+    """Records which tensors take part in a computation, in the order of their first use."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[int, None] = {}
+        self.ids: dict[int, None] = {}
 
-    def answer(
-        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
-        """The result, or what has its shape."""
+        """The result, or a tensor of its shape."""
+        options = kwargs or {}
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
-            self.found |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, options)))
+            self.ids |= dict.fromkeys(id(leaf) for leaf in tree_leaves((args, options)))
         shape = _shape_of_result(func, args, options)
         if shape is None:
             return func(*args, **options)
@@ -141,13 +146,13 @@ class _Operands(Calls):
 def _shape_of_result(
     func: object, args: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[int, ...] | None:
-    """Of what torch takes long to find out; None where it is to be asked, or to complain."""
+    """The shape where torch takes long to infer it; None where torch shall do so, or complain."""
     if func in _SHAPE_KEEPING:
         return tuple(args[0].shape)
     if len(args) < 2 or not isinstance(args[0], Tensor):
         return None
     shape = tuple(args[0].shape)
-    if func is F.layer_norm:  # that of a whole map takes maps of one size
+    if func is F.layer_norm:  # one over a whole map takes maps of one size
         return shape if shape[len(shape) - len(args[1]) :] == tuple(args[1]) else None
     if func is F.linear:
         *rows, columns = args[1].shape
@@ -176,7 +181,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether nothing inside a module is looked at on its own."""
+    """Whether a module is one layer, whose children are not looked at."""
     # timm's norms hold their activation as a child, but their forward branches on tensors.
     return isinstance(module, _NORMS) or not any(True for _ in module.children())
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import CAMNet
-from camtrain.model.paper_trunks import (
+from camtrain.model.builtin import (
     alexnet_plus_trunk,
     caffe_name,
     fill,
@@ -26,11 +25,8 @@ from camtrain.model.paper_trunks import (
     scaled,
     vgg16_trunk,
 )
-from camtrain.model.weights import load_weights
+from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
-
-# What `create_model` adds to a backbone unless told otherwise.
-USUAL_NECK = {"neck": [1024], "neck_kernel": 3, "neck_groups": 1, "neck_norm": None}
 
 _STRIDE = 16  # of all three
 _MEAN_BGR = (104.0, 117.0, 123.0)  # of pixels 0..255
@@ -99,18 +95,16 @@ PAPER_NETWORKS = {
 }
 
 
-def with_paper_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe in which the paper's neck and dropout stand where the usual ones were left.
+def with_paper_defaults(recipe: dict[str, Any], *, has_usual_neck: bool) -> dict[str, Any]:
+    """A recipe in which the paper's neck and dropout replace the usual ones.
 
     Only for the paper's networks. Neck arguments that are all ``create_model``'s defaults mean the
-    CAM convolutions of the paper, a dropout of 0 the authors' dropout; anything else is kept.
+    CAM convolutions of the paper, a dropout of 0 the authors' dropout; other values stay.
     """
     paper = PAPER_NETWORKS.get(recipe["backbone"])
     if paper is None:
         return recipe
-    completed = dict(recipe)
-    if all(recipe[name] == usual for name, usual in USUAL_NECK.items()):
-        completed.update(neck=_scaled_neck(paper, recipe), neck_groups=2)
+    completed = {**recipe, **(_paper_neck(paper, recipe) if has_usual_neck else {})}
     if recipe["dropout"] == 0 and recipe["num_classes"] != paper.no_dropout_for:
         completed["dropout"] = paper.dropout
     return completed
@@ -121,44 +115,36 @@ def has_paper_neck(recipe: dict[str, Any]) -> bool:
     paper = PAPER_NETWORKS.get(recipe["backbone"])
     if paper is None or recipe["cut"] is not None:
         return False
-    own = {**USUAL_NECK, "neck": _scaled_neck(paper, recipe), "neck_groups": 2}
-    return all(recipe[name] == value for name, value in own.items())
+    return all(recipe[name] == value for name, value in _paper_neck(paper, recipe).items())
 
 
-def complete_paper_network(net: CAMNet, tensors: dict[str, Tensor], *, source: str) -> None:
-    """Make neck and head those of the paper, in place: first values, dilation, weights.
+def _paper_neck(paper: PaperNetwork, recipe: dict[str, Any]) -> dict[str, Any]:
+    width = recipe["backbone_args"].get("width", 1.0)
+    neck = [scaled(channels, width) for channels in paper.neck]
+    return {"neck": neck, "neck_kernel": 3, "neck_groups": 2, "neck_norm": None}
 
-    Args:
-        net: Its ``recipe`` has the paper's neck.
-        tensors: May hold ``neck.*`` and ``head.*``; a head for other classes is left out.
-        source: Where they come from, for the error.
 
-    Raises:
-        CamtrainValueError: They have other shapes.
+def set_paper_values(net: CAMNet) -> None:
+    """Give neck and head the paper's first values, and the neck its dilation, in place.
+
+    ``net.recipe`` has the paper's neck.
     """
     assert net.recipe is not None
     paper = PAPER_NETWORKS[net.recipe["backbone"]]
-    convs = [layer for layer in net.neck.children() if isinstance(layer, nn.Conv2d)]
-    for conv in convs:
-        fill(conv, bias=paper.neck_bias, std=0.01)
-        # The CAM convolutions are trained layers too: at a smaller stride they look at the pixels
-        # they were trained for, as the trunk's layers do.
-        spread = _STRIDE // (net.recipe["stride"] or _STRIDE)
-        conv.dilation = conv.padding = (spread, spread)
+    for conv in net.neck.children():
+        if isinstance(conv, nn.Conv2d):
+            fill(conv, bias=paper.neck_bias, std=0.01)
+            # The CAM convolutions are trained layers too: at a smaller stride they look at the
+            # pixels they were trained for, as the trunk's layers do.
+            spread = _STRIDE // (net.recipe["stride"] or _STRIDE)
+            conv.dilation = conv.padding = (spread, spread)
     fill(net.head, bias=0.0, std=paper.head_std)
-    for name, part in (("neck", net.neck), ("head", net.head)):
-        prefix = f"{name}."
-        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        rows = own["weight"].shape[:1] if "weight" in own else None
-        is_other_head = part is net.head and rows != net.head.weight.shape[:1]
-        if own and not is_other_head:
-            load_weights(part, own, source=f"The {name} of {source}")
 
 
 def caffe_layers(name: str) -> dict[str, str]:
-    """The layers of a network of the paper that have weights: Caffe's name and ours.
+    """The layers of a network of the paper that have weights: Caffe's name, and ours.
 
-    Ours are those of ``CAMNet`` without ``backbone.trunk.``.
+    Our names are those of ``CAMNet`` without ``backbone.trunk.``.
 
     Raises:
         CamtrainValueError: ``name`` is none of the paper's networks.
@@ -194,8 +180,3 @@ def paper_preprocessing(name: str, in_chans: int) -> Preprocessing:
         crop_pct=side / _RESIZED,
         channel_order="bgr" if is_colour else "rgb",
     )
-
-
-def _scaled_neck(paper: PaperNetwork, recipe: dict[str, Any]) -> list[int]:
-    width = recipe["backbone_args"].get("width", 1.0)
-    return [scaled(channels, width) for channels in paper.neck]

@@ -1,4 +1,4 @@
-"""Larger maps from the same weights: strides become dilation (the atrous algorithm)."""
+"""A smaller stride from the same weights: strides become dilation (the atrous algorithm)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.probe import Layer, probe, takes
+from camtrain.model.probe import Layer, probe, probe_or_none
 
 # Large enough that unpadded layers do not disturb the ratio of sizes; the meta device computes
 # nothing.
@@ -17,14 +17,13 @@ PROBE_HW = (512, 512)
 
 
 class DilatedAvgPool2d(nn.Module):
-    """The averages of an ``nn.AvgPool2d`` at every pixel, over pixels that lie apart.
+    """The averages of an ``nn.AvgPool2d`` at every pixel, over pixels ``spread`` apart.
 
     The result has the size of the input: windows that reach over the far border, which the pooling
-    with its stride leaves out or cuts short, average what is inside.
+    with its stride leaves out or cuts short, average the pixels inside.
     """
 
     def __init__(self, pool: nn.AvgPool2d, spread: int) -> None:
-        """Take the window of ``pool``; its pixels will lie ``spread`` apart."""
         super().__init__()
         self.kernel = pair(pool.kernel_size)
         self.padding = _times(pair(pool.padding), spread)
@@ -52,35 +51,34 @@ class DilatedAvgPool2d(nn.Module):
 
 def stride_of(backbone: nn.Module, in_chans: int) -> int:
     """Pixels of the image per pixel of the feature map."""
-    shape = probe(backbone, in_chans, PROBE_HW).shape
-    return _ratio(shape[-1])
+    return _ratio(probe(backbone, in_chans, PROBE_HW).shape[-1])
 
 
 def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
-    """Give a backbone a smaller stride, in place; each weight keeps the pixels it was trained for.
+    """Give a backbone a smaller stride, in place; each weight sees the pixels it was trained for.
 
-    A layer that would step beyond ``stride`` steps by one instead; the layers after it look as many
-    pixels apart as were skipped before (Chen et al., DeepLab, arXiv 1606.00915, section 3.1).
+    A layer that would step beyond ``stride`` steps by one instead; the windows of the layers after
+    it are dilated by the steps left out (Chen et al., DeepLab, arXiv 1606.00915, section 3.1).
 
     Raises:
         CamtrainValueError: ``stride`` is not 1, 2, 4, ... up to the backbone's own, or a layer
             cannot be dilated.
     """
-    if not takes(backbone, in_chans, PROBE_HW):
+    probed = probe_or_none(backbone, in_chans, PROBE_HW)
+    if probed is None:
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the backbone takes images of one size, so that it has "
             "one stride; leave stride out, or choose another backbone (see `camtrain models`)."
         )
-    found = probe(backbone, in_chans, PROBE_HW)
-    own = _ratio(found.shape[-1])
-    possible = [2**i for i in range(int(math.log2(own)) + 1)]
+    usual = _ratio(probed.shape[-1])
+    possible = [2**i for i in range(int(math.log2(usual)) + 1)]
     if stride not in possible:
         raise CamtrainValueError(
-            f"stride must be one of {', '.join(map(str, possible))} (the backbone's own is {own}), "
-            f"got {stride}."
+            f"stride must be one of {', '.join(map(str, possible))} (the backbone's own is "
+            f"{usual}), got {stride}."
         )
-    calls = Counter(layer.name for layer in found.layers)
-    for layer in found.layers:
+    calls = Counter(layer.name for layer in probed.layers)
+    for layer in probed.layers:
         if _needs_change(layer, stride):
             if calls[layer.name] > 1:
                 raise _refusal(stride, layer, "is used more than once, at different strides")
@@ -90,12 +88,12 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
     except RuntimeError as error:  # the sizes of branches that are added or joined differ
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the branches of the backbone no longer fit together "
-            f"({str(error).splitlines()[0]}); choose stride {own} or an earlier cut."
+            f"({str(error).splitlines()[0]}); choose stride {usual} or an earlier cut."
         ) from error
     if reached != stride:
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the backbone steps inside an operation that is not a "
-            f"layer, so {reached} is what remains; choose stride {own} or an earlier cut."
+            f"layer, so {reached} is what remains; choose stride {usual} or an earlier cut."
         )
 
 

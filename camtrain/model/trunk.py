@@ -3,24 +3,91 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.cut import NoGraphError, leaf_types
+from camtrain.model.cut import CUTS, NoGraphError, check_cut, default_cut, leaf_types
 from camtrain.model.layout import Layout, find_layout
-from camtrain.model.probe import Probe, probe, takes
+from camtrain.model.probe import Probe, drop_unused, probe, takes
+from camtrain.preprocessing import Preprocessing
+
+
+class Classifier(NamedTuple):
+    """A network before it is cut, and what its source knows of it.
+
+    Attributes:
+        network: As its library builds it; the trunk for ``camtrain/...``.
+        name: ``library/model``.
+        in_chans: Channels of the images.
+        preprocessing: The library's, with the size of images that the network is built for.
+    """
+
+    network: nn.Module
+    name: str
+    in_chans: int
+    preprocessing: Preprocessing
+
+
+def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]:
+    """The backbone that a classifier becomes, which takes its network apart.
+
+    Args:
+        classifier: Any.
+        cut: The layer after which it is cut off; None for the usual one.
+
+    Returns:
+        The backbone, and the record of a forward pass on images of the classifier's size.
+
+    Raises:
+        CamtrainValueError: There is no such layer, or no feature map there.
+    """
+    network, name, in_chans, preprocessing = classifier
+    if cut is None and name.startswith("camtrain/"):
+        trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
+        return trunk, probe(trunk, in_chans, preprocessing.size)
+    backbone = _backbone_of(classifier, cut)
+    probed = backbone.find_layout(
+        in_chans,
+        preprocessing.size,
+        channels=getattr(network, "num_features", None),
+        prefix=getattr(network, "num_prefix_tokens", None),
+    )
+    if isinstance(backbone, TimmBackbone):  # a graph holds only the layers that it uses
+        last = probed.layers[-1]
+        if isinstance(last.module, nn.MaxPool2d):
+            backbone.set_submodule(last.name, nn.Identity())
+            probed = probe(backbone, in_chans, preprocessing.size)
+        drop_unused(backbone, probed)
+    return backbone, probed
+
+
+def _backbone_of(classifier: Classifier, cut: str | None) -> Backbone:
+    network, name, in_chans, preprocessing = classifier
+    is_timm = name.startswith("timm/")
+    if cut is None:
+        if is_timm and name not in CUTS:
+            return TimmBackbone(network)
+        return GraphBackbone(network, CUTS.get(name) or default_cut(network))
+    try:
+        check_cut(network, cut, in_chans, preprocessing.size)
+        return GraphBackbone(network, cut)
+    except NoGraphError:
+        if not is_timm:
+            raise
+        return TimmBlocks(network, cut)
 
 
 class Backbone(nn.Module):
     """A network up to its cut; its names are kept under ``trunk.``.
 
     Attributes:
-        trunk: What computes the features.
+        trunk: The module that computes the features.
         cut: The layer it ends after.
         layout: How the features are stored.
         size_hw: (H, W) of the images it was built for, in pixels; some networks take no others.
@@ -29,13 +96,11 @@ class Backbone(nn.Module):
 
     trunk: nn.Module
 
-    def __init__(
-        self, cut: str, *, layout: Layout | None = None, size_hw: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, cut: str) -> None:
         super().__init__()
         self.cut = cut
-        self.layout = layout or Layout()
-        self.size_hw = size_hw
+        self.layout = Layout()
+        self.size_hw: tuple[int, int] | None = None
         self.map_hw: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,11 +112,7 @@ class Backbone(nn.Module):
         return self.features_by(self.run, images)
 
     def features_by(self, run: Callable[[Tensor], object], images: Tensor) -> Tensor:
-        """The features (B, C, h, w) that ``run`` gives as the network stores them.
-
-        Raises:
-            CamtrainValueError: See ``forward``.
-        """
+        """``forward`` with another function ``run`` that gives the features as they are stored."""
         if images.ndim != 4:
             raise CamtrainValueError(
                 f"images must be (B, in_chans, H, W), got {tuple(images.shape)}; add a missing "
@@ -61,16 +122,17 @@ class Backbone(nn.Module):
         try:
             features = self.layout.to_map(run(images), image_hw)
         except Exception as error:
-            if torch.compiler.is_compiling() or not self._is_of_wrong_size(images):
+            if torch.compiler.is_compiling() or not self._fails_by_size(images):
                 raise
-            raise self._wrong_size(image_hw, _first_line(error)) from error
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise self._wrong_size(image_hw, first_line) from error
         if self.map_hw not in (None, tuple(features.shape[2:])) and not images.is_meta:
             reason = f"its head averages a window of {_x(self.map_hw)} pixels of the map"
             raise self._wrong_size(image_hw, f"{reason}, got {_x(features.shape[2:])}")
         return features
 
-    def _is_of_wrong_size(self, images: Tensor) -> bool:
-        """Whether a failure is that of the size: only then does the own size work."""
+    def _fails_by_size(self, images: Tensor) -> bool:
+        """Whether the size is the cause of a failure: images of the size it is built for work."""
         channels, image_hw = images.shape[1], (images.shape[2], images.shape[3])
         if images.is_meta or self.size_hw in (None, image_hw):
             return False
@@ -78,9 +140,9 @@ class Backbone(nn.Module):
         return takes(self, channels, self.size_hw) and not takes(self, channels, image_hw)
 
     def _wrong_size(self, image_hw: tuple[int, int], reason: str) -> CamtrainValueError:
-        own = f"images of {_x(self.size_hw)} pixels" if self.size_hw else "images of another size"
+        right = f"images of {_x(self.size_hw)} pixels" if self.size_hw else "images of another size"
         return CamtrainValueError(
-            f"The network takes {own}, got {_x(image_hw)} ({reason}); set size accordingly."
+            f"The network takes {right}, got {_x(image_hw)} ({reason}); set size accordingly."
         )
 
     def run(self, images: Tensor) -> object:
@@ -95,24 +157,21 @@ class Backbone(nn.Module):
         channels: int | None = None,
         prefix: int | None = None,
     ) -> Probe:
-        """See how the features are stored, on images of the size that the network is built for.
+        """Set the layout and the size, from images of the size that the network is built for.
 
-        The result is that of ``probe`` afterwards.
+        ``channels`` and ``prefix`` are those of ``camtrain.model.layout.find_layout``.
 
-        Args:
-            in_chans: Channels of the images.
-            size_hw: (H, W) of the images.
-            channels: Of the features, where that is known.
-            prefix: Tokens before the first patch, where that is known.
+        Returns:
+            The record of a forward pass with this layout.
 
         Raises:
             CamtrainValueError: The features are no map.
         """
-        found = probe(self, in_chans, size_hw)
-        self.layout = find_layout(found.shape, size_hw, channels=channels, prefix=prefix)
+        probed = probe(self, in_chans, size_hw)
+        self.layout = find_layout(probed.shape, size_hw, channels=channels, prefix=prefix)
         self.size_hw = size_hw
-        features = torch.empty(found.shape, device="meta")
-        return found._replace(shape=tuple(self.layout.to_map(features, size_hw).shape))
+        features = torch.empty(probed.shape, device="meta")
+        return probed._replace(shape=tuple(self.layout.to_map(features, size_hw).shape))
 
 
 class GraphBackbone(Backbone):
@@ -127,12 +186,12 @@ class GraphBackbone(Backbone):
             suppress_diff_warning=True,
         )
         graphs = cast("tuple[fx.Graph, ...]", (self.trunk.train_graph, self.trunk.eval_graph))
-        in_training, otherwise = (
-            # Constants are numbered as they are met.
+        in_training, in_evaluation = (
+            # Constants are numbered in the order of tracing.
             [(node.op, node.op == "get_attr" or str(node.target)) for node in graph.nodes]
             for graph in graphs
         )
-        if in_training != otherwise:
+        if in_training != in_evaluation:
             raise NoGraphError(
                 f"The forward pass of {type(network).__name__} takes another way in training than "
                 f"in evaluation before its layer {cut}, so that it cannot be cut there."
@@ -153,9 +212,9 @@ class GraphBackbone(Backbone):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        inside = dict(copied.named_modules())
+        copies = dict(copied.named_modules())
         for name, module in self.named_modules():
-            inside[name].training = module.training
+            copies[name].training = module.training
         return copied
 
 
@@ -167,7 +226,7 @@ class TimmBackbone(Backbone):
         self.trunk = network
 
     def run(self, images: Tensor) -> object:
-        """What ``forward_features`` gives."""
+        """The result of ``forward_features``."""
         run = cast("Callable[[Tensor], object]", self.trunk.forward_features)
         return run(images)
 
@@ -210,7 +269,3 @@ class TimmBlocks(TimmBackbone):
 
 def _x(size_hw: Sequence[int] | None) -> str:
     return "x".join(map(str, size_hw or ()))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,18 +1,29 @@
-"""Weights from a file: reading them without running code from it, and fitting them to a network."""
+"""Weights that a library publishes or that a file holds: read, and fitted to a network."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.model.backbones import first_conv
+from camtrain.model.caffemodel import caffe_weights
+from camtrain.model.own_weights import OwnWeights, read_own
+from camtrain.model.recipes import caffe_layers
 
+Entry = TypeVar("Entry")
+
+# No connection, a broken one, and a file whose hash or content is wrong.
+_DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "net.", "backbone.trunk.")
 # torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
@@ -22,25 +33,147 @@ _PARALLEL_PART = re.compile(r"^([^.]+)\.module\.")
 _SHOWN = 4
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, by parameter name.
+@dataclass(frozen=True)
+class Weights:
+    """Weights and what their source says about them.
+
+    Attributes:
+        tensors: By the names of the original classifier.
+        source: A weight name or a path, for messages.
+        class_names: K names, or None where the source gives none.
+        own: The description of a bundle, whose names the tensors then have; None for other weights.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    class_names: tuple[str, ...] | None = None
+    own: OwnWeights | None = None
+
+    def load_into(self, network: nn.Module, in_chans: int) -> None:
+        """Copy the weights into a classifier or its trunk, see ``load_weights``.
+
+        Weights of colour pictures are fitted to ``in_chans`` by timm's rule: sum or repeat.
+        """
+        tensors = self.tensors
+        if in_chans != 3:
+            tensors = renamed(tensors, network.state_dict())
+            layer = f"{first_conv(network)}.weight"
+            if layer in tensors and tensors[layer].shape[1] != in_chans:
+                from timm.models import adapt_input_conv
+
+                tensors = {**tensors, layer: adapt_input_conv(in_chans, tensors[layer])}
+        load_weights(network, tensors, source=self.source)
+
+
+def find_weights(name: str, weights: str | Path | None) -> Weights | None:
+    """Weights by name or from a file; a value with a suffix or a folder in it is a file.
+
+    Args:
+        name: ``library/model``.
+        weights: See ``create_model``; ``DEFAULT`` is the library's recommendation.
+
+    Raises:
+        CamtrainValueError: The library has no such weights for this network; lists those it has. Or
+            the file is damaged, or not of this network.
+        CamtrainFileNotFoundError: There is no such file; or the download failed, then it names the
+            file and where to put it.
+    """
+    library, model = name.split("/")
+    if weights is None or (library == "camtrain" and weights == "DEFAULT"):
+        return None
+    path = Path(weights)
+    if isinstance(weights, Path) or path.suffix or "/" in weights or path.exists():
+        return _file_weights(name, path)
+    if library == "torchvision":
+        return _torchvision_weights(model, weights)
+    if library == "timm":
+        return _timm_weights(model, weights)
+    raise _no_published_weights(name, weights)
+
+
+def _file_weights(name: str, path: Path) -> Weights:
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
+            f"exist (looked at {path.absolute()})."
+        )
+    if path.suffix == ".caffemodel":
+        return Weights(caffe_weights(path, caffe_layers(name), name), str(path))
+    own = read_own(path)
+    if own is None:
+        return Weights(read_weights(path), str(path))
+    return Weights(safetensors.torch.load_file(path), own.source, own.class_names, own)
+
+
+def _torchvision_weights(model: str, weights: str) -> Weights:
+    name, published = f"torchvision/{model}", tv.get_model_weights(model)
+    entries = {"DEFAULT": published.DEFAULT, **{entry.name: entry for entry in published}}
+    entry = _entry(name, weights, entries)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        tensors = entry.get_state_dict(progress=True, check_hash=True)
+    except _DOWNLOAD_ERRORS as error:
+        raise _not_loaded(name, error, f"{entry.url} and put it into {folder}, or") from error
+    return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
+
+
+def _timm_weights(model: str, weights: str) -> Weights:
+    import timm
+
+    name, default = f"timm/{model}", timm.get_pretrained_cfg(model)
+    if default is None or not default.has_weights:
+        raise _no_published_weights(name, weights)
+    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
+    configs: dict[str, Any] = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
+    config = _entry(name, weights, {"DEFAULT": default, **configs})
+    try:
+        network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
+    except _DOWNLOAD_ERRORS as error:
+        where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
+        raise _not_loaded(name, error, f"{where} and") from error
+    return Weights(network.state_dict(), f"{name} {weights}")
+
+
+def _entry(name: str, weights: str, offered: dict[str, Entry]) -> Entry:
+    if weights not in offered:
+        raise CamtrainValueError(
+            f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "
+            f"{weights!r}."
+        )
+    return offered[weights]
+
+
+def _not_loaded(name: str, error: Exception, fetch: str) -> CamtrainFileNotFoundError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return CamtrainFileNotFoundError(
+        f"The weights of {name} could not be loaded ({reason}); fetch {fetch} pass the file with "
+        "weights=."
+    )
+
+
+def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
+    return CamtrainValueError(
+        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
+        f"{weights!r}."
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by parameter name; no code from it is run.
 
     Reads ``.safetensors`` (also a camtrain bundle) and everything ``torch.load(weights_only=True)``
     reads. A wrapping ``state_dict``, ``model_state_dict`` or ``model`` and prefixes that all keys
     share are taken off.
 
     Raises:
-        CamtrainFileNotFoundError: No such file.
         CamtrainValueError: The file is no weights file, or holds more than plain tensors.
     """
-    path = Path(path)
-    check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes the readers raise cannot be known
+    except Exception as error:  # a damaged file can make the readers raise anything
         raise CamtrainValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds "
             "more than plain tensors, whose reading would run code from it; expected the "
@@ -54,19 +187,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_is_file(path: Path) -> None:
-    """Refuse weights that are not there.
-
-    Raises:
-        CamtrainFileNotFoundError: No such file; says where it was looked for.
-    """
-    if not path.is_file():
-        raise CamtrainFileNotFoundError(
-            f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
-            f"exist (looked at {path.absolute()})."
-        )
-
-
 def _unwrap(content: object) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         return {}
@@ -75,7 +195,7 @@ def _unwrap(content: object) -> dict[str, Tensor]:
             return _unwrap(content[key])
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES:
-        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        inside = _below(prefix, tensors)
         # A CAM network also has a neck and a head beside its backbone; other prefixes are shared by
         # all.
         if inside and (len(inside) == len(tensors) or prefix == "backbone.trunk."):
@@ -83,8 +203,12 @@ def _unwrap(content: object) -> dict[str, Tensor]:
     return tensors
 
 
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 def renamed(weights: dict[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
-    """Weights under a network's own names, where the way they were saved changed these.
+    """Weights by a network's own names, where the way they were saved changed the names.
 
     Args:
         weights: By the names in the file.
@@ -92,9 +216,15 @@ def renamed(weights: dict[str, Tensor], wanted: Container[str]) -> dict[str, Ten
     """
     named = {}
     for name, tensor in weights.items():
-        own = _PARALLEL_PART.sub(r"\1.", _OLD_DENSENET.sub(r"\1", name))
-        named[own if name not in wanted and own in wanted else name] = tensor
+        plain = _PARALLEL_PART.sub(r"\1.", _OLD_DENSENET.sub(r"\1", name))
+        named[plain if name not in wanted and plain in wanted else name] = tensor
     return named
+
+
+def load_part(network: nn.Module, part: str, weights: dict[str, Tensor], *, source: str) -> None:
+    """``load_weights`` for one part of a network, from weights by the names of the whole."""
+    inside = _below(f"{part}.", weights)
+    load_weights(network.get_submodule(part), inside, source=f"The {part} of {source}")
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
@@ -111,18 +241,22 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str)
     """
     wanted = network.state_dict()
     weights = renamed(weights, wanted)
-    # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
-    missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
-    unequal = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
-    if missing or unequal:
-        told = [f"{n} is missing, {tuple(wanted[n].shape)} expected" for n in missing]
-        told += [
-            f"{n} is {tuple(weights[n].shape)}, {tuple(wanted[n].shape)} expected" for n in unequal
-        ]
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    problems = [
+        f"{name} is missing, {tuple(tensor.shape)} expected"
+        for name, tensor in wanted.items()
+        # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
+        if name not in weights and not name.endswith("num_batches_tracked")
+    ]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, {tuple(tensor.shape)} expected"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CamtrainValueError(
-            f"{source} holds weights of another architecture: {len(told)} of {len(wanted)} tensors "
-            f"do not fit: {'; '.join(told[:_SHOWN])}{more}. Its own keys begin with "
+            f"{source} holds weights of another architecture: {len(problems)} of {len(wanted)} "
+            f"tensors do not fit: {'; '.join(problems[:_SHOWN])}{more}. Its own keys begin with "
             f"{', '.join(list(weights)[:2])}."
         )
     network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name
 from camtrain.model.catalogue import Entry
-from camtrain.model.convert import NotCamReadyError, convert
+from camtrain.model.convert import NotCamReadyError, PooledNorm, convert
 from camtrain.model.create import create_model
+from camtrain.model.readout import NormKind
 from camtrain.preprocessing import Preprocessing
 from tests.conftest import at_night
 
@@ -430,3 +431,33 @@ def test_law_2_holds_for_the_smallest_network_of_every_family(
     torch.testing.assert_close(
         maps.mean((-2, -1)) + net.head.bias, logits, atol=1e-5 * scale, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        ("layer", nn.LayerNorm(6, eps=1e-3, elementwise_affine=False)),
+        ("rms", nn.RMSNorm(6, eps=1e-3, elementwise_affine=False)),
+    ],
+)
+def test_the_average_of_what_comes_out_is_the_norm_of_the_average(
+    kind: NormKind, norm: nn.Module
+) -> None:
+    features = 3 * torch.randn(2, 6, 4, 5) + 1
+    expected = norm(features.mean((-2, -1)))
+    torch.testing.assert_close(PooledNorm(kind, 1e-3)(features).mean((-2, -1)), expected)
+
+
+def test_the_norm_of_an_image_does_not_depend_on_another() -> None:
+    features = torch.randn(2, 6, 4, 5)
+    norm = PooledNorm("layer", 1e-6)
+    torch.testing.assert_close(norm(features)[:1], norm(features[:1]))
+
+
+def test_half_precision_is_normalized_in_float32() -> None:
+    features = torch.full((1, 6, 4, 5), 300.0, dtype=torch.float16)
+    features[:, 0] += 1
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PooledNorm("layer", 1e-6)(features)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()

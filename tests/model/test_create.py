@@ -3,13 +3,17 @@
 import copy
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.model import backbones
 from camtrain.model.backbones import build_classifier, full_name
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
@@ -228,3 +232,68 @@ def test_arguments_of_a_wrong_type_are_named(arguments: dict[str, Any], message:
 def test_the_blocks_of_a_transformer_are_listed_with_their_strides() -> None:
     with pytest.raises(CamtrainValueError, match=r"conv_proj \(stride 32\), encoder \(stride 32\)"):
         meta("torchvision/vit_b_32", cut="encoder.layers.99")
+
+
+BUILDS: list[tuple[str, str, dict[str, Any], int]] = [
+    # name, weights of: nothing, the classifier, one of 7 classes; the most builds
+    ("torchvision/squeezenet1_1", "", {"num_classes": 5}, 1),
+    ("torchvision/squeezenet1_1", "", {"num_classes": 5, "stride": 8, "neck": ()}, 1),
+    ("torchvision/squeezenet1_1", "", {"num_classes": 5, "cut": "features.5"}, 1),
+    ("torchvision/squeezenet1_1", "default", {"num_classes": 5}, 1),
+    ("torchvision/squeezenet1_1", "default", {"num_classes": 5, "neck": ()}, 1),
+    ("torchvision/squeezenet1_1", "default", {"neck": ()}, 1),
+    ("torchvision/squeezenet1_1", "default", {"neck": (), "stride": 8}, 1),
+    ("torchvision/squeezenet1_1", "7", {}, 1),
+    ("torchvision/squeezenet1_1", "7", {"neck": ()}, 2),
+    ("timm/test_resnet", "", {"num_classes": 5, "cut": "layer2"}, 1),
+    ("timm/test_resnet", "default", {"neck": (), "stride": 16}, 1),
+    ("timm/test_resnet", "7", {"neck": ()}, 2),
+    ("timm/test_resnet", "DEFAULT", {"neck": ()}, 2),
+    ("timm/test_vit", "default", {"neck": ()}, 1),  # not cam-ready
+    ("timm/test_vit", "7", {"neck": ()}, 2),
+    ("camtrain/digits", "", {"num_classes": 5}, 1),
+    ("camtrain/digits", "", {"num_classes": 5, "cut": "relu3"}, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "weights", "arguments", "most"), BUILDS)
+def test_the_classifier_is_built_once_and_again_only_for_other_classes(
+    name: str,
+    weights: str,
+    arguments: dict[str, Any],
+    most: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classes = 7 if weights == "7" else None
+    classifier = build_classifier(name, num_classes=classes, in_chans=3, backbone_args={})
+    tensors = classifier.state_dict()
+    source: str | Path | None = None
+    if weights in ("default", "7"):
+        source = tmp_path / "w.pth"
+        torch.save(tensors, source)
+    elif weights:
+        source = weights
+        monkeypatch.setattr(
+            "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: tensors
+        )
+    builds: list[str] = []
+
+    def count(module: ModuleType, function: str) -> None:
+        original = getattr(module, function)
+
+        def build(model: str, *args: Any, **settings: Any) -> nn.Module:
+            builds.append(model)
+            network: nn.Module = original(model, *args, **settings)
+            return network
+
+        monkeypatch.setattr(module, function, build)
+
+    count(timm, "create_model")
+    count(torchvision.models, "get_model")
+    trunk = backbones._TRUNKS["digits"]
+    monkeypatch.setitem(
+        backbones._TRUNKS, "digits", lambda **settings: builds.append("digits") or trunk(**settings)
+    )
+    create_model(name, weights=source, **arguments)
+    assert 1 <= len(builds) <= most

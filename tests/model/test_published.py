@@ -16,10 +16,7 @@ import torchvision
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.create import create_model
-from camtrain.model.published import (
-    find_weights,
-    published_weights,
-)
+from camtrain.model.weights import find_weights
 
 SQUEEZENET = "torchvision/squeezenet1_1"
 
@@ -134,7 +131,8 @@ def test_a_download_is_kept_and_loaded(cache: Path, monkeypatch: pytest.MonkeyPa
     torch.save(classifier.state_dict(), file)
     monkeypatch.setattr(torch.hub, "urlopen", serve(file.getvalue()))
     monkeypatch.setattr(torch.hub, "HASH_REGEX", re.compile("no file has (a hash)"))
-    found = published_weights(SQUEEZENET, "IMAGENET1K_V1")
+    found = find_weights(SQUEEZENET, "IMAGENET1K_V1")
+    assert found is not None
     assert torch.equal(
         found.tensors["features.0.bias"], classifier.get_parameter("features.0.bias")
     )

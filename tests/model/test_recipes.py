@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model import paper_trunks
+from camtrain.model import builtin
+from camtrain.model.builtin import Inception, caffe_name
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
-from camtrain.model.paper_trunks import Inception, caffe_name
-from camtrain.model.recipes import PAPER_NETWORKS, USUAL_NECK
+from camtrain.model.recipes import PAPER_NETWORKS
 from camtrain.model.stride import stride_of
 
 VGG, GOOGLENET, ALEXNET = (
@@ -38,7 +38,7 @@ def small(name: str, num_classes: int = 5, **arguments: Any) -> CAMNet:
 
 
 def test_the_examples_hold() -> None:
-    failed, attempted = doctest.testmod(paper_trunks)
+    failed, attempted = doctest.testmod(builtin)
     assert attempted > 0
     assert failed == 0
 
@@ -199,8 +199,7 @@ def test_sizes_round_up_as_in_caffe(
 def test_the_neck_the_recipe_knows_is_not_the_usual_one(name: str) -> None:
     """The rule rests on the defaults of ``create_model``."""
     defaults = {n: p.default for n, p in inspect.signature(create_model).parameters.items()}
-    assert {n: defaults[n] for n in USUAL_NECK} == {**USUAL_NECK, "neck": (1024,)}
-    assert USUAL_NECK["neck"] == [1024]
+    assert defaults["neck"] == (1024,)
     assert defaults["dropout"] == 0
     net = meta(name)
     assert net.recipe is not None

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.backbones import build_classifier
 from camtrain.model.create import create_model
-from camtrain.model.published import adapt_in_chans
-from camtrain.model.weights import load_weights, read_weights
+from camtrain.model.weights import find_weights, load_weights, read_weights
 from tests.conftest import everyday
 
 Weights = dict[str, Tensor]
@@ -67,7 +66,7 @@ def test_wrappings_are_taken_off(
 def test_safetensors_are_read(prefix: str, tmp_path: Path) -> None:
     weights = dict(sorted(network().state_dict().items()))
     save_file(prefixed(prefix, weights), tmp_path / "w.safetensors")
-    assert_equal(dict(sorted(read_weights(str(tmp_path / "w.safetensors")).items())), weights)
+    assert_equal(dict(sorted(read_weights(tmp_path / "w.safetensors").items())), weights)
 
 
 def test_a_prefix_that_only_some_keys_have_stays(tmp_path: Path) -> None:
@@ -205,7 +204,7 @@ def test_what_is_no_weights_file_is_said(
 
 def test_a_missing_file_is_said_with_the_place_looked_at(tmp_path: Path) -> None:
     with pytest.raises(CamtrainFileNotFoundError) as error:
-        read_weights(tmp_path / "none.pth")
+        find_weights("torchvision/resnet18", tmp_path / "none.pth")
     assert "must be a weight name or an existing file" in str(error.value)
     assert f"looked at {tmp_path / 'none.pth'}" in str(error.value)
 
@@ -247,9 +246,10 @@ def test_the_checkpoints_of_places365_load_with_their_classes(
     assert net.head.out_features == 365
     expected, trunk = classifier.state_dict(), net.backbone.get_submodule("trunk").state_dict()
     assert all(torch.equal(tensor, expected[n]) for n, tensor in trunk.items())
-    grey = adapt_in_chans(classifier, read_weights(path), 1)
     first, weight = next(classifier.named_parameters())
-    torch.testing.assert_close(grey[first], weight.sum(dim=1, keepdim=True))
+    grey = create_model(name, weights=path, neck=(8,), in_chans=1).backbone
+    found = grey.get_parameter(f"trunk.{first}")
+    torch.testing.assert_close(found, weight.sum(dim=1, keepdim=True))
 
 
 def test_module_stays_where_the_network_has_one() -> None:

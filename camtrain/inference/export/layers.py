@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.calls import Calls
 from camtrain.model.stride import pair
 
 # By name, since this room does without timm.
@@ -166,20 +166,24 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     return plain.requires_grad_(False)
 
 
-class _Weights(Calls):
-    """Notes what a convolution is computed with: timm standardizes some weights on the way."""
+class _Weights(TorchFunctionMode):
+    """Records the weight and bias of a convolution: timm standardizes some on the way."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def answer(
-        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         """The result, as it is."""
         if func is F.conv2d:
             weight, bias = args[1], args[2]
             self.weight = weight.detach().clone()
             self.bias = bias.detach().clone() if isinstance(bias, Tensor) else None
-        return func(*args, **options)
+        return func(*args, **(kwargs or {}))
