@@ -1,43 +1,27 @@
-"""What ``camtrain fit --help`` and its like print: grouped, the usual options first."""
+"""The argument parser: errors of one line, and a help with the usual options first, in groups."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
 
 
-@dataclass(frozen=True)
-class Section:
-    """Options that belong together.
-
-    Attributes:
-        title: Their heading.
-        options: Their names, without the prefix.
-        prefix: Of every name, such as ``model.``.
-    """
-
-    title: str
-    options: Sequence[str]
-    prefix: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """The full names."""
-        return [f"{self.prefix}{option}" for option in self.options]
-
-
-@dataclass(frozen=True)
-class Page:
-    """The help of a verb: what it does, an example, its options by section, a note."""
+class Page(NamedTuple):
+    """The help of a verb: what it does, an example, option names by group, a note."""
 
     text: str
     example: str
-    sections: Sequence[Section]
+    groups: Mapping[str, Sequence[str]]
     note: str
 
 
-# What jsonargparse and Lightning say in many words or not at all.
+# Replaces what jsonargparse and Lightning write in many words or not at all.
 _TEXTS = {
     "config": "YAML file of these options; later ones on the command line win.",
     "print_config": "Print every setting as YAML, and stop.",
@@ -67,92 +51,71 @@ _TEXTS = {
 }
 _CONTINUE = "last: continue the run of this name; or a checkpoint to start from."
 _MEASURE = "The checkpoint to measure, such as runs/NAME/checkpoints/best.ckpt."
+_WITHOUT_DEFAULT = {"config", "print_config", "ckpt_path"}
 
-_TOLD = {"config", "print_config", "ckpt_path"}
 
-_RUN = ("name", "runs_dir", "overwrite", "ckpt_path", "monitor", "save_every_minutes")
-_DATA = ("root", "source", "val_fraction", "test_fraction", "split_file", "exclude")
-_DAMAGED = ("max_damaged", "allow_damaged", "exif", "reduced_decoding")
-_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-_FIT = (
-    Section("The run", (*_RUN, "config", "print_config", "seed_everything")),
-    Section("Pictures", (*_DATA, "class_names", "metadata", "lengths", "seed"), "data."),
-    Section(
-        "From picture to input",
-        ("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
+def _names(prefix: str, names: str) -> list[str]:
+    return [f"{prefix}{name}" for name in names.split()]
+
+
+_DATA = "root source val_fraction test_fraction split_file exclude"
+_TRAINER = "accelerator devices num_nodes strategy precision"
+_FIT = {
+    "The run": _names(
+        "",
+        "name runs_dir overwrite ckpt_path monitor save_every_minutes config print_config "
+        "seed_everything",
+    ),
+    "Pictures": _names("data.", f"{_DATA} class_names metadata lengths seed"),
+    "From picture to input": _names(
+        "data.", "size resize_mode crop_pct interpolation mean std channel_order"
+    ),
+    "Augmentation": _names("data.", "augment auto_augment hide_and_seek"),
+    "Loading": _names(
         "data.",
+        "batch_size workers sampler max_damaged allow_damaged exif reduced_decoding",
     ),
-    Section("Augmentation", ("augment", "auto_augment", "hide_and_seek"), "data."),
-    Section("Loading", ("batch_size", "workers", "sampler", *_DAMAGED), "data."),
-    Section(
-        "Kept on this disk",
-        ("cache_features", "cache_dir", "shards_cache", "shards_cache_gb"),
-        "data.",
-    ),
-    Section(
-        "The network",
-        (
-            *("backbone", "weights", "cut", "stride", "neck", "neck_kernel", "neck_groups"),
-            *("neck_norm", "pool", "dropout", "task", "in_chans", "backbone_args"),
-        ),
+    "Kept on this disk": _names("data.", "cache_features cache_dir shards_cache shards_cache_gb"),
+    "The network": _names(
         "model.",
+        "backbone weights cut stride neck neck_kernel neck_groups neck_norm pool dropout task "
+        "in_chans backbone_args",
     ),
-    Section(
-        "What is trained",
-        (
-            *("freeze_backbone", "freeze_until", "unfreeze_at_epoch", "head_solver"),
-            *("backbone_lr_ratio", "layer_decay"),
-        ),
+    "What is trained": _names(
         "model.",
+        "freeze_backbone freeze_until unfreeze_at_epoch head_solver backbone_lr_ratio layer_decay",
     ),
-    Section(
-        "Optimizer and schedule",
-        (
-            *("optimizer", "opt_args", "lr", "find_lr", "weight_decay", "momentum", "schedule"),
-            *("schedule_args", "warmup_epochs", "ema_decay", "channels_last", "compile"),
-        ),
+    "Optimizer and schedule": _names(
         "model.",
+        "optimizer opt_args lr find_lr weight_decay momentum schedule schedule_args warmup_epochs "
+        "ema_decay channels_last compile",
     ),
-    Section(
-        "Loss",
-        ("label_smoothing", "class_weights", "mixup", "cutmix", "teacher", "teacher_weight"),
-        "model.",
+    "Loss": _names("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
+    "Maps": _names("model.", "refine refine_layers"),
+    "Loggers": _names("", "logger project"),
+    "Watching": _names(
+        "cams.", "num_images num_mistakes log_mistakes colormap tile seed dirpath report"
     ),
-    Section("Maps", ("refine", "refine_layers"), "model."),
-    Section("Loggers", ("logger", "project")),
-    Section(
-        "Watching",
-        (
-            *("num_images", "num_mistakes", "log_mistakes", "colormap", "tile", "seed"),
-            *("dirpath", "report"),
-        ),
-        "cams.",
-    ),
-    Section(
-        "Lightning's Trainer",
-        (
-            *("max_epochs", "max_steps", "max_time", *_TRAINER, "accumulate_grad_batches"),
-            *("gradient_clip_val", "check_val_every_n_epoch", "val_check_interval"),
-            *("limit_train_batches", "limit_val_batches", "deterministic", "callbacks"),
-            *("enable_progress_bar", "fast_dev_run"),
-        ),
+    "Lightning's Trainer": _names(
         "trainer.",
+        f"max_epochs max_steps max_time {_TRAINER} accumulate_grad_batches gradient_clip_val "
+        "check_val_every_n_epoch val_check_interval limit_train_batches limit_val_batches "
+        "deterministic callbacks enable_progress_bar fast_dev_run",
     ),
-)
+}
 
 
-def _measuring(split: str) -> Page:
-    verb = "validate" if split == "val" else "test"
-    trainer = (*_TRAINER, f"limit_{split}_batches", "enable_progress_bar", "fast_dev_run")
+def _page_of_measuring(verb: str, split: str) -> Page:
+    trainer = f"{_TRAINER} limit_{split}_batches enable_progress_bar fast_dev_run"
     return Page(
         f"Measure a checkpoint on the {verb} split: accuracy, and localization where boxes are.",
         f"camtrain {verb} --ckpt_path runs/quickstart/checkpoints/best.ckpt",
-        (
-            Section("What is measured", ("ckpt_path", "save_maps")),
-            Section("Pictures", (*_DATA, "allow_damaged"), "data."),
-            Section("Loading", ("batch_size", "workers"), "data."),
-            Section("Lightning's Trainer", trainer, "trainer."),
-        ),
+        {
+            "What is measured": ["ckpt_path", "save_maps"],
+            "Pictures": _names("data.", f"{_DATA} allow_damaged"),
+            "Loading": _names("data.", "batch_size workers"),
+            "Lightning's Trainer": _names("trainer.", trainer),
+        },
         "Network, classes, preprocessing and data come from the checkpoint; any option of camtrain "
         "fit replaces what it says. Scores are printed and written beside the checkpoint.",
     )
@@ -167,36 +130,53 @@ PAGES = {
         "--trainer. also takes Lightning's other options. Everything is written to "
         "runs/NAME: report.html shows the training while it runs.",
     ),
-    "validate": _measuring("val"),
-    "test": _measuring("test"),
+    "validate": _page_of_measuring("validate", "val"),
+    "test": _page_of_measuring("test", "test"),
 }
 
 
-def verb_help(verb: str, parser: argparse.ArgumentParser) -> str:
-    """The help of a verb, from the options of its parser."""
-    page = PAGES[verb]
-    actions = {action.dest: action for action in parser._actions if action.option_strings}
-    formatter = argparse.HelpFormatter(f"camtrain {verb}", max_help_position=36)
-    usage = f"camtrain {verb} [--config FILE] [--GROUP.OPTION VALUE ...]"
-    formatter.add_usage(usage, [], [])
-    formatter.add_text(page.text)
-    formatter.add_text(f"Example: {page.example}")
-    for section in page.sections:
-        formatter.start_section(section.title)
-        for name in section.names:
-            formatter.add_argument(_shown(actions[name], verb))
-        formatter.end_section()
-    formatter.add_text(page.note)
-    return formatter.format_help()
+class OneLineParser(LightningArgumentParser):
+    """LightningArgumentParser without the page of usage before an error, and with our help.
+
+    Attributes:
+        verb: Whose options it parses; None for the parser of all verbs.
+    """
+
+    verb: str | None = None
+
+    def format_help(self, *args: Any) -> str:
+        """The help of the verb."""
+        if self.verb is None:
+            return super().format_help(*args)
+        page = PAGES[self.verb]
+        actions = {action.dest: action for action in self._actions if action.option_strings}
+        formatter = argparse.HelpFormatter(f"camtrain {self.verb}", max_help_position=36)
+        usage = f"camtrain {self.verb} [--config FILE] [--GROUP.OPTION VALUE ...]"
+        formatter.add_usage(usage, [], [])
+        formatter.add_text(page.text)
+        formatter.add_text(f"Example: {page.example}")
+        for title, names in page.groups.items():
+            formatter.start_section(title)
+            formatter.add_arguments([_printed(actions[name], self.verb) for name in names])
+            formatter.end_section()
+        formatter.add_text(page.note)
+        return formatter.format_help()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with status 2."""
+        line = " ".join(message.split())
+        options = list(dict.fromkeys(_options(self)))
+        print(f"camtrain: error: {line}{_hint(line, options)}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _shown(action: argparse.Action, verb: str) -> argparse.Action:
+def _printed(action: argparse.Action, verb: str) -> argparse.Action:
     """An option as it is printed: its values, what it does, its default."""
     texts = {**_TEXTS, "ckpt_path": _CONTINUE if verb == "fit" else _MEASURE}
     text = texts.get(action.dest, action.help or "").replace("``", "").replace("None", "null")
-    # What null means, the text tells; what a checkpoint says, nobody knows here.
-    is_told = action.default in (None, argparse.SUPPRESS) or action.dest in _TOLD
-    if not is_told and (verb == "fit" or not action.dest.startswith("data.")):
+    # Omit the default where the text explains null, and where it comes from the checkpoint.
+    is_explained = action.default in (None, argparse.SUPPRESS) or action.dest in _WITHOUT_DEFAULT
+    if not is_explained and (verb == "fit" or not action.dest.startswith("data.")):
         text = f"{text} (default {_as_yaml(action.default)})"
     return argparse.Action(
         option_strings=[f"--{action.dest}"],
@@ -211,3 +191,22 @@ def _as_yaml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _hint(message: str, options: list[str]) -> str:
+    """The option nearest to the one that a message is about."""
+    about = re.search(r"(?:option '|arguments: -*|[Kk]ey '?\"?)([\w.]+)", message)
+    if about is None or about[1] in options:
+        return "; camtrain VERB --help lists the options"
+    near = difflib.get_close_matches(about[1], options, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else "; camtrain VERB --help lists them"
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The names of the options of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+        else:
+            yield action.dest

@@ -18,7 +18,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainValueError
-from camtrain.training.cli.parser import OneLineParser
+from camtrain.training.cli.help import OneLineParser
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.fit import (

@@ -6,8 +6,7 @@ import shlex
 import pytest
 
 from camtrain.cli import VERBS, main
-from camtrain.training.cli.help import PAGES
-from camtrain.training.cli.parser import OneLineParser
+from camtrain.training.cli.help import PAGES, OneLineParser
 from camtrain.training.module import CAMModule
 
 
@@ -52,7 +51,7 @@ def test_every_option_of_ours_is_in_one_group(
         and action.dest not in ("help", "model", "data", "cams", "weights_only", "save_maps")
         and action.dest != "model.num_classes"  # of the data
     ]
-    listed = [name for section in PAGES["fit"].sections for name in section.names]
+    listed = [name for names in PAGES["fit"].groups.values() for name in names]
     assert sorted(name for name in listed if not name.startswith("trainer.")) == sorted(ours)
     assert len(set(listed)) == len(listed)
 
