@@ -7,10 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 
 @contextmanager
@@ -49,20 +45,3 @@ def remove_parts(folder: Path) -> None:
     """Delete what a killed run had begun to write."""
     for part in folder.rglob(".*.part"):
         part.unlink()
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically.
-
-    Lightning writes them through fsspec, which makes the new file in the system's temporary folder
-    and, where that is another file system, copies it over the old one.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
-    ) -> None:
-        """Write a checkpoint; see the base class."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            torch.save(checkpoint, part)

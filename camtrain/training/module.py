@@ -25,10 +25,9 @@ from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import BackboneOutput, Refine
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.distributed import without_repeats
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
-from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.evaluator import Evaluation, without_repeats
 from camtrain.training.evaluate.mosaics import mosaic_scores
 from camtrain.training.learn.averaging import ExponentialAverage
 from camtrain.training.learn.freezing import Freezing, wrap_again

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from camtrain.data import Batch
 from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.localization import MapStatistics
+from camtrain.localization.repeats import is_repeat
 from camtrain.model.camnet import Task
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
@@ -173,3 +176,31 @@ class Evaluation(nn.Module):
         for metric in self.children():
             assert isinstance(metric, (Metric, BoxScores))
             metric.reset()
+
+
+def without_repeats(
+    trainer: Trainer, split: str, batch: Sequence[Any], batch_idx: int
+) -> Sequence[Any]:
+    """A batch of ``val`` or ``test`` without the pictures that another process counts too.
+
+    To give every process as many pictures, torch's sampler repeats the first ones at the end.
+    """
+    loader: Any = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    loader = loader[0] if isinstance(loader, list) else loader
+    if trainer.world_size == 1 or not isinstance(loader.sampler, DistributedSampler):
+        return batch
+    repeated = is_repeat(
+        batch_idx * loader.batch_size,
+        len(batch[1]) + (len(batch.damaged) if isinstance(batch, Batch) else 0),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        length=len(loader.dataset),
+    )
+    if isinstance(batch, Batch):
+        repeated = repeated[batch.places.cpu()]
+    indices = (~repeated).nonzero()[:, 0].tolist()
+    columns = [
+        [values[i] for i in indices] if isinstance(values, list) else values[indices]
+        for values in (batch[:-1] if isinstance(batch, Batch) else batch)  # the last is no column
+    ]
+    return type(batch)._make([*columns, batch.damaged]) if isinstance(batch, Batch) else columns

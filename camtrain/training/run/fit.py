@@ -24,9 +24,8 @@ from camtrain.inference.bundle import read_bundle
 from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.evaluator import score_names
-from camtrain.training.files import AtomicCheckpointIO
 from camtrain.training.module import CAMModule
-from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
     LoggedSoFar,
     LoggerName,

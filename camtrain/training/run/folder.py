@@ -1,10 +1,16 @@
-"""The folder of a run: what lies where."""
+"""The folder of a run: what lies where, and how its checkpoints are written."""
 
 from __future__ import annotations
 
 import csv
 import io
 from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from camtrain.training.files import replacing
 
 SPLIT_NAME = "split.csv"
 
@@ -49,3 +55,20 @@ def as_csv(rows: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically.
+
+    Lightning writes them through fsspec, which makes the new file in the system's temporary folder
+    and, where that is another file system, copies it over the old one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Write a checkpoint; see the base class."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            torch.save(checkpoint, part)

@@ -1,27 +1,27 @@
-"""Ctrl-C and SIGTERM as wishes that a training grants at its next whole step."""
+"""Ctrl-C and SIGTERM stop a training after its next whole optimizer step."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_TOLD = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
+_MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
 
 class StopSignals:
-    """While entered, keeps the first signal for the training to see.
+    """While entered, remembers the first signal, so that the training can stop by itself.
 
     A second Ctrl-C interrupts at once, and so does a signal before or after the training itself.
 
     Attributes:
         received: The first signal, or None.
-        is_training: Whether somebody will see it.
+        is_training: Whether the training looks at ``received``; without, signals interrupt at once.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,7 @@ class StopSignals:
             self.listen()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Listen no longer."""
         self.is_training = False
         for number, handler in self._before.items():
@@ -56,7 +51,7 @@ class StopSignals:
                 signal.signal(number, self._handle)
 
     def stop(self) -> None:
-        """End the training; another process may have been the one that got the signal.
+        """End the training; the signal may have been sent to another process.
 
         Raises:
             KeyboardInterrupt: After Ctrl-C.
@@ -65,11 +60,6 @@ class StopSignals:
         self.received = self.received or signal.SIGINT
         self._interrupt(self.received)
 
-    @property
-    def exit_status(self) -> int:
-        """What shells expect: 128 and the number of the signal."""
-        return 128 + (self.received or signal.SIGINT)
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a child between its fork and its own handlers
             return
@@ -77,7 +67,7 @@ class StopSignals:
         if not self.is_training or (not is_first and number == signal.SIGINT):
             self._interrupt(self.received)
         elif is_first and number == signal.SIGINT:
-            os.write(2, _TOLD)  # print may itself be what is interrupted
+            os.write(2, _MESSAGE)  # print may itself be what is interrupted
 
     def _interrupt(self, number: signal.Signals) -> None:
         raise SIGTERMException if number == signal.SIGTERM else KeyboardInterrupt
