@@ -1,9 +1,8 @@
 """Heatmaps, boxes and names drawn on pictures, contact sheets of them, and a chart of scores."""
 
-from camtrain.visualize.batch import batch_sheet
 from camtrain.visualize.charts import threshold_chart
 from camtrain.visualize.confusion import confusion_picture
-from camtrain.visualize.gallery import gallery, thumbnail
+from camtrain.visualize.grid import batch_sheet, gallery, thumbnail, timeline
 from camtrain.visualize.overlay import (
     COLORMAPS,
     PREDICTED_BOX,
@@ -11,26 +10,22 @@ from camtrain.visualize.overlay import (
     draw_boxes,
     overlay,
 )
-from camtrain.visualize.sheets import Tiles, WatchedPicture, contact_sheet, panel, tiles
+from camtrain.visualize.sheets import SheetRow, contact_sheet
 from camtrain.visualize.text import Color
-from camtrain.visualize.timeline import timeline
 
 __all__ = [
     "COLORMAPS",
     "PREDICTED_BOX",
     "TRUE_BOX",
     "Color",
-    "Tiles",
-    "WatchedPicture",
+    "SheetRow",
     "batch_sheet",
     "confusion_picture",
     "contact_sheet",
     "draw_boxes",
     "gallery",
     "overlay",
-    "panel",
     "threshold_chart",
     "thumbnail",
-    "tiles",
     "timeline",
 ]

@@ -1,9 +1,10 @@
-"""Pictures with their heatmaps, boxes and names, and contact sheets of them, as PIL images."""
+"""Contact sheets: pictures under the heatmaps of their true and their predicted classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
+from camtrain.visualize.grid import enlarged, grid
 from camtrain.visualize.overlay import (
     PREDICTED_BOX,
     TRUE_BOX,
@@ -26,8 +28,8 @@ _PADDING, _RIGHT, _WRONG, _SWATCH = (241, 243, 246), (21, 128, 61), (185, 28, 28
 
 
 @dataclass(frozen=True, eq=False)
-class WatchedPicture:
-    """One picture with what the network sees in it.
+class SheetRow:
+    """A picture, its classes and their heatmaps. Each of its tiles is drawn once, when first used.
 
     Attributes:
         image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
@@ -40,6 +42,14 @@ class WatchedPicture:
         true_score: Score of the true class, in [0, 1].
         predicted_score: Score of the predicted class, in [0, 1].
         is_right: Whether the prediction is right. Names cannot tell: ImageNet has two cranes.
+        colormap: As for ``overlay``.
+        opacity: As for ``overlay``.
+        tile: Longer side of a tile, 224 to 512 pixels; text and spaces of sheets grow with it.
+
+    Raises:
+        CamtrainTypeError: As for ``overlay``, when the tiles are drawn.
+        CamtrainValueError: As for ``overlay`` and ``draw_boxes``, when the tiles are drawn; or
+            ``tile`` is out of range.
     """
 
     image: Image.Image | Tensor
@@ -52,152 +62,112 @@ class WatchedPicture:
     true_score: float
     predicted_score: float
     is_right: bool
+    colormap: str = "viridis"
+    opacity: float = 0.5
+    tile: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the size at once."""
+        check_tile(self.tile)
+
+    @property
+    def scale(self) -> float:
+        """Pixels of a tile for a pixel of the picture."""
+        return self._picture_and_scale[1]
+
+    @property
+    def picture_tile(self) -> Image.Image:
+        """The picture alone; small ones are enlarged, big ones shrunk. RGB without boxes."""
+        return self._picture_and_scale[0]
+
+    @cached_property
+    def true_tile(self) -> Image.Image:
+        """The picture under the heatmap of its true class, RGB without boxes."""
+        return self._blended(self.true_heatmap)
+
+    @cached_property
+    def predicted_tile(self) -> Image.Image:
+        """The picture under the heatmap of its predicted class, RGB without boxes."""
+        return self._blended(self.predicted_heatmap)
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        return rgb_pixels(self.image)
+
+    @cached_property
+    def _picture_and_scale(self) -> tuple[Image.Image, float]:
+        return enlarged(Image.fromarray(self._pixels), self.tile)
+
+    def _blended(self, heatmap: Tensor) -> Image.Image:
+        levels = Image.fromarray(heatmap_levels(heatmap, self._pixels.shape[:2]))
+        smooth = np.asarray(levels.resize(self.picture_tile.size, Image.Resampling.BILINEAR))
+        return blend(np.asarray(self.picture_tile), smooth, self.colormap, self.opacity)
 
 
-@dataclass(frozen=True, eq=False)
-class Tiles:
-    """A watched picture at the size it is shown, without boxes, as RGB.
-
-    Attributes:
-        picture: The picture alone.
-        true: Under the heatmap of its true class.
-        predicted: Under the heatmap of its predicted class.
-        scale: Pixels of a tile for a pixel of the picture.
-    """
-
-    picture: Image.Image
-    true: Image.Image
-    predicted: Image.Image
-    scale: float
-
-
-def tiles(
-    row: WatchedPicture, *, colormap: str = "viridis", opacity: float = 0.5, tile: int = 256
-) -> Tiles:
-    """The picture and its two heatmaps. Small pictures are enlarged, big ones shrunk.
-
-    Args:
-        row: The picture.
-        colormap: As for ``overlay``.
-        opacity: As for ``overlay``.
-        tile: Longer side, 224 to 512 pixels.
-
-    Raises:
-        CamtrainTypeError: As for ``overlay``.
-        CamtrainValueError: As for ``overlay``, or ``tile`` is out of range.
-    """
-    check_tile(tile)
-    original = rgb_pixels(row.image)
-    height, width, _ = original.shape
-    scale = tile / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(original).resize(size, resample)
-
-    def colored(heatmap: Tensor) -> Image.Image:
-        levels = Image.fromarray(heatmap_levels(heatmap, (height, width)))
-        smooth = np.asarray(levels.resize(size, Image.Resampling.BILINEAR))
-        return blend(np.asarray(picture), smooth, colormap, opacity)
-
-    return Tiles(picture, colored(row.true_heatmap), colored(row.predicted_heatmap), scale)
-
-
-def check_tile(tile: int) -> int:
-    """The size itself; raise CamtrainValueError unless it lies between 224 and 512 pixels."""
+def check_tile(tile: int) -> None:
+    """Raise CamtrainValueError unless a tile's size lies between 224 and 512 pixels."""
     if not 224 <= tile <= 512:
         raise CamtrainValueError(f"tile must lie between 224 and 512 pixels, got {tile}.")
-    return tile
 
 
-def panel(
-    row: WatchedPicture, *, colormap: str = "viridis", opacity: float = 0.5, tile: int = 256
-) -> Image.Image:
+def panel(row: SheetRow) -> Image.Image:
     """Three tiles side by side, and below them the names and scores.
 
     The tiles show the picture with its true boxes, the true class's heatmap with true and predicted
-    boxes, and the predicted class's heatmap. Small pictures are enlarged, big ones shrunk.
-
-    Args:
-        row: The picture.
-        colormap: As for ``overlay``.
-        opacity: As for ``overlay``.
-        tile: Longer side of a picture, 224 to 512 pixels; text and spaces grow with it.
-
-    Raises:
-        CamtrainTypeError: As for ``overlay``.
-        CamtrainValueError: As for ``overlay`` and ``draw_boxes``, or ``tile`` is out of range.
+    boxes, and the predicted class's heatmap.
     """
-    drawn = tiles(row, colormap=colormap, opacity=opacity, tile=tile)
 
     def boxed(image: Image.Image, boxes_xyxy: Tensor, color: Color) -> Image.Image:
-        return draw_boxes(image, boxes_xyxy * drawn.scale, color=color, width=tile // 128)
+        return draw_boxes(image, boxes_xyxy * row.scale, color=color, width=row.tile // 128)
 
-    shown = (
-        boxed(drawn.picture, row.true_boxes_xyxy, TRUE_BOX),
-        boxed(
-            boxed(drawn.true, row.true_boxes_xyxy, TRUE_BOX),
-            row.predicted_boxes_xyxy,
-            PREDICTED_BOX,
-        ),
-        drawn.predicted,
+    true = boxed(row.true_tile, row.true_boxes_xyxy, TRUE_BOX)
+    tiles = (
+        boxed(row.picture_tile, row.true_boxes_xyxy, TRUE_BOX),
+        boxed(true, row.predicted_boxes_xyxy, PREDICTED_BOX),
+        row.predicted_tile,
     )
-    unit, height = tile // 32, drawn.picture.height
-    canvas = Image.new("RGB", (3 * tile + 2 * unit, height + 7 * unit), PAPER)
-    for number, image in enumerate(shown):
-        left = number * (tile + unit)
-        canvas.paste(_PADDING, (left, 0, left + tile, height))
-        canvas.paste(image, (left + (tile - image.width) // 2, 0))
+    unit, height = row.tile // 32, row.picture_tile.height
+    canvas = Image.new("RGB", (3 * row.tile + 2 * unit, height + 7 * unit), PAPER)
+    for number, image in enumerate(tiles):
+        left = number * (row.tile + unit)
+        canvas.paste(_PADDING, (left, 0, left + row.tile, height))
+        canvas.paste(image, (left + (row.tile - image.width) // 2, 0))
     _draw_caption(canvas, row, top=height, unit=unit)
     return canvas
 
 
-def contact_sheet(
-    rows: Sequence[WatchedPicture],
-    *,
-    title: str,
-    columns: int = 2,
-    colormap: str = "viridis",
-    opacity: float = 0.5,
-    tile: int = 256,
-) -> Image.Image:
+def contact_sheet(rows: Sequence[SheetRow], *, title: str, columns: int = 2) -> Image.Image:
     """All panels in a grid, read line by line, under a title and a legend.
 
     Args:
-        rows: One picture or more.
+        rows: One picture or more, of one colour map and tile.
         title: One line, such as "epoch 3".
         columns: Panels side by side, at most as many as there are rows.
-        colormap: As for ``overlay``.
-        opacity: As for ``overlay``.
-        tile: As for ``panel``.
 
     Raises:
-        CamtrainTypeError: As for ``panel``.
-        CamtrainValueError: As for ``panel``, or there is no row or no column.
+        CamtrainValueError: There is no row or no column.
     """
     if not rows or columns < 1:
         raise CamtrainValueError(
             f"A contact sheet needs at least 1 row and 1 column, got {len(rows)} and {columns}."
         )
-    panels = [panel(row, colormap=colormap, opacity=opacity, tile=tile) for row in rows]
+    panels, tile = [panel(row) for row in rows], rows[0].tile
     unit, columns = tile // 32, min(columns, len(rows))
-    margin, step = 4 * unit, panels[0].width + 4 * unit
-    lines = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    heights = [max(shown.height for shown in line) + 3 * unit for line in lines]
-    sheet = Image.new("RGB", (margin + columns * step, 16 * unit + sum(heights)), PAPER)
+    margin = 4 * unit
+    margins = (margin, 15 * unit, margin, margin)
+    sheet, corners = grid(panels, columns, gaps=(margin, 3 * unit), margins=margins)
     title = shorten(title, sheet.width - 2 * margin, 3 * unit)
     write(sheet, title, at=(margin, 5 * unit), size=3 * unit)
-    _draw_legend(sheet, colormap, at=(margin, 9 * unit), unit=unit)
-    for index, shown in enumerate(panels):
-        left, top = margin + index % columns * step, 15 * unit + sum(heights[: index // columns])
-        sheet.paste(shown, (left, top))
+    _draw_legend(sheet, rows[0].colormap, at=(margin, 9 * unit), unit=unit)
+    for left, _ in corners[:columns]:
         headings = ("picture", "heatmap of true class", "heatmap of predicted class")
-        for number, heading in enumerate(headings if index < columns else ()):
+        for number, heading in enumerate(headings):
             at = (left + number * (tile + unit), 14 * unit)
             write(sheet, heading, at=at, size=2 * unit, color=MUTED)
     return sheet
 
 
-def _draw_caption(canvas: Image.Image, row: WatchedPicture, *, top: int, unit: int) -> None:
+def _draw_caption(canvas: Image.Image, row: SheetRow, *, top: int, unit: int) -> None:
     """Names and scores in two lines as wide as the canvas, and whether the prediction is right."""
     size, indent = 2 * unit, text_width("predicted", 2 * unit) + 2 * unit
     verdict, color = ("right", _RIGHT) if row.is_right else ("wrong", _WRONG)

@@ -10,20 +10,19 @@ import pytest
 import torch
 
 from camtrain.errors import CamtrainValueError
-from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, WatchedPicture, contact_sheet, panel
+from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, SheetRow, contact_sheet
+from camtrain.visualize.sheets import panel
 from tests.conftest import everyday
 from tests.visualize.conftest import OUTLINE, PAPER, VIRIDIS_0, VIRIDIS_1, gray, has
 
 LONG = "Staffordshire bullterrier, Staffordshire bull terrier"
 
 
-def watched(
-    height: int = 48, width: int = 64, channels: int = 3, **changes: object
-) -> WatchedPicture:
+def sheet_row(height: int = 48, width: int = 64, channels: int = 3, **changes: object) -> SheetRow:
     """A gray picture: the true heatmap is hot on the left, the predicted one on top."""
     down = torch.linspace(1, 0, height)[:, None].expand(height, width)
     right = torch.linspace(1, 0, width)[None].expand(height, width)
-    row = WatchedPicture(
+    row = SheetRow(
         image=gray(height, width, channels),
         true_heatmap=right,
         predicted_heatmap=down,
@@ -54,9 +53,10 @@ def test_panel_keeps_the_aspect(
     height_width: tuple[int, int], tile: int, expected_hw: tuple[int, int], channels: int
 ) -> None:
     empty = torch.zeros(0, 4)
-    row = watched(*height_width, channels, true_boxes_xyxy=empty, predicted_boxes_xyxy=empty)
+    boxes = {"true_boxes_xyxy": empty, "predicted_boxes_xyxy": empty}
+    row = sheet_row(*height_width, channels, **boxes, tile=tile)
     unit, (height, width) = tile // 32, expected_hw
-    shown = panel(row, tile=tile)
+    shown = panel(row)
     assert shown.size == (3 * tile + 2 * unit, height + 7 * unit)
     first = np.asarray(shown)[:height, :tile]
     columns = (first == 100).all((0, 2))
@@ -66,8 +66,7 @@ def test_panel_keeps_the_aspect(
 
 
 def test_panel_shows_picture_true_heatmap_and_predicted_heatmap() -> None:
-    row = watched()
-    shown = panel(row, opacity=1)
+    shown = panel(sheet_row(opacity=1))
     picture, true, predicted = (shown.crop((x, 0, x + 256, 192)) for x in (0, 264, 528))
     assert picture.getpixel((0, 0)) == (100, 100, 100)
     assert true.getpixel((0, 100)) == predicted.getpixel((200, 0)) == VIRIDIS_1
@@ -88,10 +87,15 @@ def test_small_pictures_keep_their_pixels_and_their_heatmap_is_smooth() -> None:
     none = torch.zeros(0, 4)
     heatmap = torch.zeros(32, 32)
     heatmap[:, 16:] = 1
-    row = watched(
-        32, 32, image=board, true_heatmap=heatmap, true_boxes_xyxy=none, predicted_boxes_xyxy=none
+    row = sheet_row(
+        *(32, 32),
+        image=board,
+        true_heatmap=heatmap,
+        true_boxes_xyxy=none,
+        predicted_boxes_xyxy=none,
+        opacity=1,
     )
-    shown = np.asarray(panel(row, opacity=1))
+    shown = np.asarray(panel(row))
     blown = board[0].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
     assert (shown[:256, :256] == blown[:, :, None]).all()
     assert len(np.unique(shown[100, 264:520], axis=0)) > 5
@@ -99,7 +103,7 @@ def test_small_pictures_keep_their_pixels_and_their_heatmap_is_smooth() -> None:
 
 def test_panel_says_right_in_green_and_wrong_in_red() -> None:
     green, red = (21, 128, 61), (185, 28, 28)
-    right, wrong = panel(watched(is_right=True)), panel(watched(is_right=False))
+    right, wrong = panel(sheet_row(is_right=True)), panel(sheet_row(is_right=False))
     assert (has(right, green), has(right, red)) == (True, False)
     assert (has(wrong, green), has(wrong, red)) == (False, True)
 
@@ -107,9 +111,11 @@ def test_panel_says_right_in_green_and_wrong_in_red() -> None:
 @pytest.mark.parametrize("name", ["", "7", "W" * 150, "i" * 300, f"{LONG}, " * 4, "two\nlines"])
 @pytest.mark.parametrize("tile", everyday([224, 512], 224))
 def test_captions_end_inside_the_panel(name: str, tile: int) -> None:
-    row = watched(true_name=name, predicted_name=name, true_score=1.0, predicted_score=1.0)
-    shown, unit = np.asarray(panel(row, tile=tile)), tile // 32
-    plain = np.asarray(panel(replace(row, true_name="x", predicted_name="x"), tile=tile))
+    row = sheet_row(
+        true_name=name, predicted_name=name, true_score=1.0, predicted_score=1.0, tile=tile
+    )
+    shown, unit = np.asarray(panel(row)), tile // 32
+    plain = np.asarray(panel(replace(row, true_name="x", predicted_name="x")))
     assert shown.shape == plain.shape
     assert (shown[-1] == PAPER).all()
     # Above the letters only the badge is red: it has its full width.
@@ -119,9 +125,9 @@ def test_captions_end_inside_the_panel(name: str, tile: int) -> None:
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 2), (2, 2), (5, 2), (5, 1), (48, 3)])
 def test_contact_sheet_is_a_grid_of_the_panels(count: int, columns: int) -> None:
-    rows = [watched(image=gray(48, 64, value=5 * index)) for index in range(count)]
-    sheet = contact_sheet(rows, title="epoch 3", columns=columns, tile=224)
-    panels = [panel(row, tile=224) for row in rows]
+    rows = [sheet_row(image=gray(48, 64, value=5 * index), tile=224) for index in range(count)]
+    sheet = contact_sheet(rows, title="epoch 3", columns=columns)
+    panels = [panel(row) for row in rows]
     width, height, unit, shown_columns = *panels[0].size, 7, min(count, columns)
     lines = -(-count // columns)
     assert sheet.width == 4 * unit + shown_columns * (width + 4 * unit)
@@ -133,7 +139,7 @@ def test_contact_sheet_is_a_grid_of_the_panels(count: int, columns: int) -> None
 
 
 def test_contact_sheet_mixes_sizes_without_overlap() -> None:
-    rows = [watched(30, 100), watched(100, 30), watched(500, 500), watched(32, 64, 1)]
+    rows = [sheet_row(30, 100), sheet_row(100, 30), sheet_row(500, 500), sheet_row(32, 64, 1)]
     heights = [panel(row).height for row in rows]
     sheet = contact_sheet(rows, title="")
     top = 15 * 8
@@ -145,7 +151,7 @@ def test_contact_sheet_mixes_sizes_without_overlap() -> None:
 
 @pytest.mark.parametrize("tile", [224, 300, 512])
 def test_contact_sheet_clips_neither_title_nor_legend(tile: int) -> None:
-    sheet = contact_sheet([watched()], title="epoch 3 " * 30, tile=tile, colormap="turbo")
+    sheet = contact_sheet([sheet_row(tile=tile, colormap="turbo")], title="epoch 3 " * 30)
     shown, unit = np.asarray(sheet), tile // 32
     assert (shown[:, -3 * unit :] == PAPER).all()
     assert (shown[: 2 * unit] == PAPER).all()
@@ -159,15 +165,15 @@ def test_contact_sheet_clips_neither_title_nor_legend(tile: int) -> None:
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("between 224 and 512 pixels, got 64", lambda: panel(watched(), tile=64)),
+        ("between 224 and 512 pixels, got 64", lambda: sheet_row(tile=64)),
         (
             r"got \(64, 48\)",
-            lambda: panel(watched(predicted_heatmap=torch.zeros(64, 48))),
+            lambda: panel(sheet_row(predicted_heatmap=torch.zeros(64, 48))),
         ),
         ("1 row and 1 column, got 0 and 2", lambda: contact_sheet([], title="")),
         (
             "1 row and 1 column, got 1 and 0",
-            lambda: contact_sheet([watched()], title="", columns=0),
+            lambda: contact_sheet([sheet_row()], title="", columns=0),
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Watching a network learn to look: the same pictures after every epoch, on disk and in loggers."""
+"""Shows the same validation pictures after every epoch, on disk and in loggers."""
 
 from camtrain.training.watch.callback import CAMLogger
 

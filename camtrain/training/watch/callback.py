@@ -1,4 +1,4 @@
-"""The callback that watches a network learn to look."""
+"""The callback that shows how the heatmaps of some validation pictures change with the epochs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
-from camtrain.training.watch.choice import candidates_of, validation_dataset
-from camtrain.training.watch.looking import Looker
 from camtrain.training.watch.mistakes import Mistake, Mistakes
-from camtrain.training.watch.outlets import Outlet, make_outlets
-from camtrain.training.watch.over_epochs import MOST_EPOCHS, over_epochs
-from camtrain.training.watch.report import Report
-from camtrain.training.watch.view import EpochView, Measured, Style
+from camtrain.training.watch.pictures import Candidates, validation_dataset
+from camtrain.training.watch.report import TrainingReport
+from camtrain.training.watch.results import WatchRunner
+from camtrain.training.watch.sinks import Sink, make_sinks
+from camtrain.training.watch.snapshot import EpochSnapshot, ValidationStatistics
+from camtrain.visualize.overlay import palette
+from camtrain.visualize.sheets import check_tile
 
 MOST_IMAGES = 48
-_READ_PER_IMAGE = 4  # pictures, at most, where files are damaged
+_CANDIDATES_PER_IMAGE = 4  # how many are tried at most where files are damaged
 
 
 class CAMLogger(Callback):
@@ -36,23 +37,25 @@ class CAMLogger(Callback):
 
     Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
     names and scores. Where labels are multi-hot, the first class of a picture is shown as the true
-    one, each of its classes is a right prediction, and a picture of no class has only a predicted
-    one. Pictures of more than 1,024 pixels along a side are watched at 1,024.
+    one, a prediction is right if it is any of its classes, and a picture of no class has only a
+    predicted one. Pictures of more than 1,024 pixels along a side are watched at 1,024.
 
     On disk: contact sheets ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, one page that needs
     no network: scores, the pictures with a slider over the epochs, confusions, localization against
-    the threshold, mistakes, settings. It is written anew after every epoch; what it is made of lies
-    in the folder ``report``, so that a resumed training goes on with it. In the end, beside it,
-    ``over_epochs.png``: some heatmaps over the epochs in one picture.
+    the threshold, mistakes, settings. It is written anew after every epoch. Its data lies in the
+    folder ``report``, so that a resumed training continues it. At the end of the training,
+    ``over_epochs.png`` is written beside it: some heatmaps over the epochs in one picture.
 
     The loggers of the trainer get, in the row of the epoch's scores: W&B ``val/cams`` (overlays
-    with boxes), ``val/cams_table`` (a row per picture and epoch), ``val/confusion``,
-    ``val/classes``, ``val/cam_..._histogram`` and, by choice, ``val/cam_mistakes``; TensorBoard the
-    contact sheets, the confusion matrix and the histograms; a CSV logger ``cams.csv``.
+    with boxes), ``val/cams_table`` (one table that grows by a row per picture and epoch; a training
+    that is continued offline begins it anew, and the earlier rows stay at their steps),
+    ``val/confusion``, ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``,
+    ``val/cam_mistakes``; TensorBoard the contact sheets, the confusion matrix and the histograms; a
+    CSV logger ``cams.csv``.
 
-    Works with any module whose ``.net`` is a ``CAMNet``; classes, histograms and localization are
-    measured by ``CAMModule``, and mistakes are known where ``validation_step`` returns ``logits``
-    and ``batch``, as it does (with ``features`` too, nothing is computed a second time).
+    Works with any module whose ``.net`` is a ``CAMNet``. Classes, histograms and localization are
+    measured by ``CAMModule`` only. Mistakes are known where ``validation_step`` returns ``logits``
+    and ``batch``, as ``CAMModule`` does; with ``features`` too, nothing is computed a second time.
     """
 
     def __init__(
@@ -73,85 +76,83 @@ class CAMLogger(Callback):
             num_images: Pictures to watch, 1 to 48.
             num_mistakes: The most confident mistakes of each validation to show in the report, 0 to
                 48.
-            log_mistakes: Whether the loggers get them too, as ``val/cam_mistakes``.
+            log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
             dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
             report: File of the report; None means ``report.html`` beside that folder.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.
-            seed: Of the choice of pictures.
+            seed: For choosing the pictures.
         """
-        for name, number, least in (
+        for name, number, lowest in (
             ("num_images", num_images, 1),
             ("num_mistakes", num_mistakes, 0),
         ):
-            if not least <= number <= MOST_IMAGES:
+            if not lowest <= number <= MOST_IMAGES:
                 raise CamtrainValueError(
-                    f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
+                    f"{name} must lie in {lowest}..{MOST_IMAGES}, got {number}."
                 )
         self.num_images = num_images
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.report = None if report is None else Path(report)
         self.seed = seed
-        self._style = Style(colormap, tile, log_mistakes)
+        palette(colormap)  # raises now, not after an epoch
+        check_tile(tile)
+        self._colormap, self._tile, self._log_mistakes = colormap, tile, log_mistakes
         self._indices: list[int] = []
-        self._choice = ""  # of what, and how many, they were chosen
+        self._choice = ""  # identifies the data, and how many pictures were chosen
         self._mistakes = Mistakes(num_mistakes)
         self._has_pictures = False
-        self._looker: Looker | None = None  # of the first process, while it trains
-        self._page: Report | None = None
+        self._runner: WatchRunner | None = None  # in the first process, while it trains
+        self._page: TrainingReport | None = None
         self._folder = Path()
-        self._outlets: list[Outlet] = []
-        self._outlet_states: list[dict[str, Any]] = []
+        self._sinks: list[Sink] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""
-        states = [outlet.state_dict() for outlet in self._outlets]
-        return {"indices": self._indices, "choice": self._choice, "outlets": states}
+        return {"indices": self._indices, "choice": self._choice}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
+        """Restore the choice of pictures."""
         self._indices = list(state_dict["indices"])
         self._choice = state_dict.get("choice", "")
-        self._outlet_states = list(state_dict.get("outlets", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the pictures, and show them as the untrained network sees them."""
+        """Choose the pictures, and show what the untrained network makes of them."""
         net, dataset = _net_of(pl_module), validation_dataset(trainer)
         self._has_pictures = dataset is not None
-        self._looker, self._page, self._outlets = None, None, []
+        self._runner, self._page, self._sinks = None, None, []
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         self._folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
         page = self.report or self._folder.parent / "report.html"
-        self._page = Report(page, self._style.colormap)
+        self._page = TrainingReport(page, self._colormap)
         is_new = trainer.global_step == 0
         if is_new:
-            self._page.begin()
+            self._page.clear()
         else:
             self._page.load(trainer.current_epoch)
-        with isolate_rng():  # whose pictures are read may draw numbers
-            self._looker = None if dataset is None else self._choose(dataset, net)
-        if self._looker is None:
+        with isolate_rng():  # a data set may draw random numbers
+            self._runner = None if dataset is None else self._choose(dataset, net)
+        if self._runner is None:
             return
-        self._page.show(self._looker.watched, _class_names(trainer, net))
-        self._outlets = make_outlets(trainer, self._style, self._outlet_states)
-        self._outlet_states = []
+        self._page.set_pictures(self._runner.pictures, _class_names(trainer, net))
+        self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes)
         if is_new:
             self._show(trainer, net, epoch=0)
             self._page.write(trainer, pl_module)
 
-    def _choose(self, dataset: Sequence[Any], net: CAMNet) -> Looker | None:
-        """The pictures to watch; None where there are none that can be read."""
-        is_kept = isinstance(dataset, FeatureDataset)
+    def _choose(self, dataset: Sequence[Any], net: CAMNet) -> WatchRunner | None:
+        """A runner for the pictures to watch; None where none can be read."""
+        is_cached = isinstance(dataset, FeatureDataset)
         dataset = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
         try:
-            candidates = candidates_of(dataset)
+            candidates = Candidates.of(dataset)
             choice = f"{self.num_images} of {candidates.identity}"
-            places, count = self._indices, len(self._indices)
-            if choice != self._choice:  # nothing is resumed, or other data
-                places = candidates.in_turn(_READ_PER_IMAGE * self.num_images, self.seed)
-                count = self.num_images
-            looker = Looker(dataset, places, count, net, keeps_trunk=is_kept)
+            indices, count = self._indices, len(self._indices)
+            if choice != self._choice:  # nothing is resumed, or the data has changed
+                wanted, count = _CANDIDATES_PER_IMAGE * self.num_images, self.num_images
+                indices = candidates.stratified(wanted, self.seed)
+            runner = WatchRunner(dataset, indices, count, net, is_backbone_cached=is_cached)
         except Exception as error:
             if isinstance(dataset, PreparedDataset):
                 raise
@@ -161,12 +162,12 @@ class CAMLogger(Callback):
                 stacklevel=2,
             )
             return None
-        self._choice, self._indices = choice, list(looker.watched)
-        return looker if looker.watched else None
+        self._choice, self._indices = choice, list(runner.pictures)
+        return runner if runner.pictures else None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the mistakes of the validation before."""
-        self._mistakes.begin(rank=trainer.global_rank, processes=trainer.world_size)
+        """Forget the mistakes of the previous validation."""
+        self._mistakes.reset(rank=trainer.global_rank, processes=trainer.world_size)
 
     def on_validation_batch_end(
         self,
@@ -177,76 +178,70 @@ class CAMLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the most confident mistakes, and what was computed of watched pictures."""
-        is_known = isinstance(outputs, Mapping) and {"logits", "batch"} <= outputs.keys()
-        if not is_known or dataloader_idx or not self._is_on(trainer):
+        """Keep the most confident mistakes, and the features of watched pictures."""
+        if not isinstance(outputs, Mapping) or not {"logits", "batch"} <= outputs.keys():
             return
-        assert isinstance(outputs, Mapping)
-        seen, features = outputs["batch"], outputs.get("features")
-        if isinstance(seen, Batch) and seen.is_cached:
-            features = None  # of some pictures they are a vector, spread over a map
-        elif isinstance(seen, Batch) and features is not None and self._looker is not None:
-            self._looker.take(seen.indices, features)
-        self._mistakes.update(_net_of(pl_module), outputs["logits"], seen, features=features)
+        if dataloader_idx or not self._is_on(trainer):
+            return
+        evaluated, features = outputs["batch"], outputs.get("features")
+        if isinstance(evaluated, Batch) and evaluated.is_cached:
+            features = None  # for some pictures they are a vector, spread over a map
+        elif isinstance(evaluated, Batch) and features is not None and self._runner is not None:
+            self._runner.keep_features(evaluated.indices, features)
+        self._mistakes.update(_net_of(pl_module), outputs["logits"], evaluated, features=features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the pictures as the network sees them now."""
+        """Show what the network makes of the pictures now."""
         # Here, not later: an average of the weights is still in its place, and what the loggers
         # get can share a row with the scores.
         if not self._is_on(trainer):
             return
-        measured = None
+        statistics = None
         if isinstance(pl_module, CAMModule):
-            measured = Measured.by(pl_module.evaluations["val"])
+            statistics = ValidationStatistics.of(pl_module.evaluations["val"])
         mistakes = self._mistakes.of_all_processes(trainer)
-        if self._looker is not None:
+        if self._runner is not None:
             epoch, net = trainer.current_epoch + 1, _net_of(pl_module)
             with isolate_rng():
-                self._show(trainer, net, epoch=epoch, mistakes=mistakes, measured=measured)
+                self._show(trainer, net, epoch=epoch, mistakes=mistakes, statistics=statistics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the report the scores of the validation; within an epoch, write it."""
         if self._page is not None and self._is_on(trainer):
-            self._score(trainer, "val/")
+            self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "val/"))
             if not trainer.is_last_batch:
                 self._page.write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, with the scores of the training."""
         if self._page is not None:
-            self._score(trainer, "train/")
+            self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "train/"))
             self._page.write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write how the heatmaps have changed over the epochs."""
-        if self._page is None or self._looker is None:
+        if self._page is None or self._runner is None:
             return
-        looks = self._page.looks(MOST_EPOCHS)
-        pictures = list(self._looker.watched.values())
-        if looks and any(one.labels for one in pictures):
-            picture = over_epochs(pictures, looks, self._style.colormap)
+        picture = self._page.timeline(list(self._runner.pictures.values()))
+        if picture is not None:
             with replacing(self._page.path.with_name("over_epochs.png")) as part:
                 picture.save(part, "PNG")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, with what the test after the training has given."""
+        """Write the report with the scores of the test after the training."""
         page = self._page
         if page is None and self.report is not None and trainer.is_global_zero:
-            page = Report(self.report, self._style.colormap)  # there was nothing left to train
+            page = TrainingReport(self.report, self._colormap)  # nothing was left to train
             page.load()
         if page is not None:
-            page.conclude(_scores(trainer, "test/"))
+            page.set_test_scores(_scores(trainer, "test/"))
             page.write(trainer, pl_module)
 
     def _is_on(self, trainer: Trainer) -> bool:
         """Whether a training with validation pictures is watched; the same in all processes."""
-        is_trying = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
+        is_trial = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
         is_training = trainer.state.fn == TrainerFn.FITTING
-        return self._has_pictures and is_training and not is_trying
-
-    def _score(self, trainer: Trainer, split: str) -> None:
-        assert self._page is not None
-        self._page.score(trainer.current_epoch + 1, _scores(trainer, split))
+        return self._has_pictures and is_training and not is_trial
 
     def _show(
         self,
@@ -255,26 +250,27 @@ class CAMLogger(Callback):
         *,
         epoch: int,
         mistakes: Sequence[Mistake] = (),
-        measured: Measured | None = None,
+        statistics: ValidationStatistics | None = None,
     ) -> None:
-        assert self._looker is not None
+        assert self._runner is not None
         assert self._page is not None
-        looks = self._looker.look(net, mistakes)
-        view = EpochView(
+        results, wrong = self._runner.run(net, mistakes)
+        snapshot = EpochSnapshot(
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
             names=_class_names(trainer, net),
-            pictures=list(self._looker.watched.values()),
-            looks=looks.watched,
-            mistakes=looks.mistakes,
-            measured=measured,
+            results=results,
+            mistakes=wrong,
+            statistics=statistics,
+            colormap=self._colormap,
+            tile=self._tile,
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._folder / f"epoch_{epoch:03d}.jpg") as part:
-            view.sheet(self._style).save(part, "JPEG", quality=90)
-        for outlet in self._outlets:
-            outlet.publish(view)
-        self._page.add(view)
+            snapshot.sheet.save(part, "JPEG", quality=90)
+        for sink in self._sinks:
+            sink.log(snapshot)
+        self._page.add(snapshot)
 
 
 def _net_of(pl_module: LightningModule) -> CAMNet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -13,26 +14,27 @@ from camtrain.data import Batch
 from camtrain.model.camnet import CAMNet
 
 
-class Mistake(NamedTuple):
-    """A picture whose best class is none of its own.
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """A picture whose best class is not one of its own.
 
     Attributes:
         confidence: Score of that class, in [0, 1].
-        place: Of the picture in the data set, or where only its input is known, in the validation.
+        index: Of the picture in the data set; where only its input is known, in the validation.
         label: Class number or multi-hot, (K,).
         image: The network's input, (C, h, w), where the picture cannot be read again.
-        features: What the maps are made of, packed, (C, h, w), if that is known.
+        features: See ``BackboneOutput.packed``, (C, h, w), if they are known.
     """
 
     confidence: float
-    place: int
+    index: int
     label: Tensor
     image: Tensor | None = None
     features: Tensor | None = None
 
 
 class Mistakes:
-    """Keeps the most confident mistakes of a validation; neither batches nor processes matter.
+    """Keeps the most confident mistakes of a validation, whatever the batches and processes.
 
     Args:
         count: How many to keep.
@@ -40,12 +42,12 @@ class Mistakes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._kept: list[Mistake] = []
-        self._rank, self._processes, self._met = 0, 1, 0
+        self._worst: list[Mistake] = []
+        self._rank, self._processes, self._pictures_before = 0, 1, 0
 
-    def begin(self, *, rank: int = 0, processes: int = 1) -> None:
-        """Begin a validation, which this process shares with others."""
-        self._kept, self._met = [], 0
+    def reset(self, *, rank: int = 0, processes: int = 1) -> None:
+        """Begin a validation that this process shares with others."""
+        self._worst, self._pictures_before = [], 0
         self._rank, self._processes = rank, processes
 
     def update(
@@ -56,15 +58,15 @@ class Mistakes:
         *,
         features: Tensor | None = None,
     ) -> None:
-        """Look through a batch.
+        """Add the mistakes of a batch.
 
         Args:
             net: Whose logits they are.
             logits: (B, K).
-            batch: Images, labels, ...; a ``Batch`` knows the places of its pictures.
-            features: (B, C, h, w), what the maps are made of, see ``BackboneOutput.packed``.
+            batch: Images, labels, ...; a ``Batch`` knows the indices of its pictures.
+            features: (B, C, h, w), see ``BackboneOutput.packed``.
         """
-        first, self._met = self._met, self._met + len(logits)
+        first, self._pictures_before = self._pictures_before, self._pictures_before + len(logits)
         if not self.count or not len(logits):
             return
         confidences, predicted = net.scores(logits.float()).max(1)
@@ -77,29 +79,29 @@ class Mistakes:
         for row in wrong.sort(descending=True, stable=True).indices[: self.count].tolist():
             if is_right[row]:
                 break
-            place, image = (first + row) * self._processes + self._rank, None
+            index, image = (first + row) * self._processes + self._rank, None
             if isinstance(batch, Batch):
-                place = int(batch.indices[row])
+                index = int(batch.indices[row])
             else:
                 image = batch[0][row].detach().float().cpu()
             mistake = Mistake(
                 confidence=confidences[row].item(),
-                place=place,
+                index=index,
                 label=labels[row].cpu(),
                 image=image,
                 features=None if features is None else features[row].detach().cpu(),
             )
-            self._kept.append(mistake)
-        self._kept = _worst(self._kept, self.count)
+            self._worst.append(mistake)
+        self._worst = _sorted(self._worst)[: self.count]
 
     def of_all_processes(self, trainer: Trainer) -> list[Mistake]:
-        """The worst first; every process must ask."""
-        kept = [self._kept]
+        """The mistakes of all processes, worst first; call in every process."""
+        gathered = [self._worst]
         if trainer.world_size > 1:
-            kept = [[]] * trainer.world_size
-            torch.distributed.all_gather_object(kept, self._kept)
-        return _worst([one for some in kept for one in some], self.count)
+            gathered = [[]] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._worst)
+        return _sorted([mistake for worst in gathered for mistake in worst])[: self.count]
 
 
-def _worst(mistakes: list[Mistake], count: int) -> list[Mistake]:
-    return sorted(mistakes, key=lambda one: (-one.confidence, one.place))[:count]
+def _sorted(mistakes: list[Mistake]) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: (-mistake.confidence, mistake.index))

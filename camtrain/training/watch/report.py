@@ -1,69 +1,48 @@
-"""The report of a training: what it keeps of every epoch, and the page it makes of that."""
+"""The report of a training: what is kept of every epoch, and the page that is made of it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from camtrain.maps import picture_heatmaps
 from camtrain.training.files import write_text
-from camtrain.training.watch.chapters import (
-    classes_part,
+from camtrain.training.watch.pictures import ValidationPicture
+from camtrain.training.watch.report_data import (
+    EpochRecord,
+    class_data,
     localization_charts,
-    look_part,
     map_charts,
-    picture_part,
+    picture_data,
+    result_data,
     score_charts,
-    settings_part,
+    settings_data,
 )
-from camtrain.training.watch.choice import Watched
-from camtrain.training.watch.view import EpochView
-from camtrain.visualize.report import PackedJson, packed_colormap, report_page
+from camtrain.training.watch.snapshot import EpochSnapshot
+from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
+from camtrain.visualize.overlay import rgb_pixels
+from camtrain.visualize.report import packed_colormap, report_page, unpacked_map
 
 _MOST_BYTES = 8_000_000  # of the maps of all epochs; beyond it, epochs in between are left out
+_TIMELINE_PICTURES, _TIMELINE_EPOCHS = 5, 6
+_TIMELINE_SIDE = 128
 
 
-@dataclass
-class _Epoch:
-    """What the report keeps of an epoch, in a file of its own.
-
-    Attributes:
-        epoch: Epochs done.
-        scores: By logged name.
-        histograms: Of the maps, by statistic.
-        looks: What was seen in the watched pictures, by their place in the data set.
-    """
-
-    epoch: int
-    scores: dict[str, float | None] = field(default_factory=dict)
-    histograms: dict[str, list[int]] = field(default_factory=dict)
-    looks: dict[int, PackedJson] = field(default_factory=dict)
-
-    def as_json(self) -> str:
-        own = {"epoch": self.epoch, "scores": self.scores, "histograms": self.histograms}
-        looks = ",".join(f'"{place}":{look}' for place, look in self.looks.items())
-        return f'{json.dumps(own)[:-1]}, "looks": {{{looks}}}}}'
-
-    @classmethod
-    def from_json(cls, text: str) -> _Epoch:
-        kept = json.loads(text)
-        looks = {int(place): _packed(look) for place, look in kept.pop("looks").items()}
-        return cls(**kept, looks=looks)
-
-
-class Report:
+class TrainingReport:
     """Follows a training, and writes its page anew after every epoch.
 
     Args:
-        path: The page. Beside it, in the folder of the same name without suffix, it keeps what a
-            resumed training goes on with: ``epoch_000.json``, ..., ``latest.json``.
+        path: The page. Beside it, in the folder of the same name without suffix, lies what a
+            resumed training continues with: ``epoch_000.json``, ..., ``latest.json``.
         colormap: See ``camtrain.visualize.overlay``.
     """
 
@@ -71,10 +50,10 @@ class Report:
         self.path = path
         self.folder = path.with_suffix("")
         self.colormap = colormap
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs: dict[int, EpochRecord] = {}
         self._unwritten: set[int] = set()
-        self._places: list[int] = []  # of the watched pictures
-        self._latest: dict[str, Any] = {  # chapters about the latest epoch, and about all
+        self._indices: list[int] = []  # of the watched pictures
+        self._latest: dict[str, Any] = {  # what the page shows of the latest epoch, and of all
             "pictures": [],
             "mistakes": [],
             "localization": [],
@@ -83,95 +62,76 @@ class Report:
         }
         self._test: dict[str, float | None] = {}
 
-    def begin(self) -> None:
-        """Forget an earlier training in the same folder."""
+    def clear(self) -> None:
+        """Delete the records of an earlier training in the same folder."""
         for file in self._files():
             file.unlink()
 
     def load(self, epochs: int | None = None) -> None:
-        """Go on with what is kept.
+        """Continue with what is kept.
 
         Args:
-            epochs: How many are done; what a killed training had written beyond is forgotten. None
+            epochs: How many are done; what a killed training had written beyond is ignored. None
                 means all.
         """
         for file in self._files():
-            kept = _Epoch.from_json(file.read_text(encoding="utf-8"))
-            if epochs is None or kept.epoch <= epochs:
-                self._epochs[kept.epoch] = kept
+            record = EpochRecord.from_json(file.read_text(encoding="utf-8"))
+            if epochs is None or record.epoch <= epochs:
+                self._epochs[record.epoch] = record
         latest = self.folder / "latest.json"
         if latest.is_file():
-            kept = json.loads(latest.read_text(encoding="utf-8"))
-            self._places = kept.pop("places")
-            self._latest = {name: _packed(chapter) for name, chapter in kept.items()}
+            self._latest = json.loads(latest.read_text(encoding="utf-8"))
+            self._indices = self._latest.pop("places")
 
-    def show(self, pictures: Mapping[int, Watched], names: Sequence[str]) -> None:
-        """Say which pictures are watched, by their place in the data set."""
-        self._places = list(pictures)
-        packed = [picture_part(one, names) for one in pictures.values()]
-        self._latest["pictures"] = _packed(packed)
+    def set_pictures(self, pictures: Mapping[int, ValidationPicture], names: Sequence[str]) -> None:
+        """Set the watched pictures, by their index in the data set."""
+        self._indices = list(pictures)
+        self._latest["pictures"] = [picture_data(picture, names) for picture in pictures.values()]
 
-    def add(self, view: EpochView) -> None:
-        """Take what is seen in an epoch; its scores may come later."""
-        measured, names = view.measured, view.names
-        epoch = self._epochs[view.epoch] = _Epoch(view.epoch)
-        self._unwritten.add(view.epoch)
-        for place, (one, look) in zip(self._places, view.seen, strict=True):
-            epoch.looks[place] = _packed(look_part(one, look, names))
+    def add(self, snapshot: EpochSnapshot) -> None:
+        """Add an epoch; its scores may come afterwards."""
+        statistics, names = snapshot.statistics, snapshot.names
+        record = self._epochs[snapshot.epoch] = EpochRecord(snapshot.epoch)
+        self._unwritten.add(snapshot.epoch)
+        for index, result in zip(self._indices, snapshot.results, strict=True):
+            record.looks[index] = result_data(result, names)
         mistakes = [
-            {"picture": picture_part(one, names), "look": look_part(one, look, names)}
-            for one, look in view.mistakes
+            {"picture": picture_data(result.picture, names), "look": result_data(result, names)}
+            for result in snapshot.mistakes
         ]
-        chapters = {"mistakes": mistakes, "classes_epoch": view.epoch}
-        if measured is not None:
-            epoch.histograms = {n: counts.tolist() for n, counts in measured.histograms.items()}
-            chapters["localization"] = localization_charts(measured.localization)
-            chapters["classes"] = classes_part(measured.classes, names)
-        self._latest |= {name: _packed(chapter) for name, chapter in chapters.items()}
+        self._latest |= {"mistakes": mistakes, "classes_epoch": snapshot.epoch}
+        if statistics is not None:
+            record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
+            self._latest["localization"] = localization_charts(statistics.localization)
+            self._latest["classes"] = class_data(statistics.classes, names)
 
-    def score(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
+    def add_scores(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
         """Give an epoch scores, by logged name, in addition to those it has."""
-        self._epochs.setdefault(epoch, _Epoch(epoch)).scores.update(_plain(scores))
+        self._epochs.setdefault(epoch, EpochRecord(epoch)).scores.update(_finite(scores))
         self._unwritten.add(epoch)
 
-    def conclude(self, scores: Mapping[str, Tensor]) -> None:
-        """Add the scores of the test split."""
-        self._test = _plain(scores)
-
-    def looks(self, most: int) -> dict[int, list[dict[str, Any] | None]]:
-        """What was seen in some epochs, as the page has it: dense at first, where most changes.
-
-        Returns:
-            By epoch, for each watched picture; None where it was not watched yet.
-        """
-        seen = [number for number, epoch in sorted(self._epochs.items()) if epoch.looks]
-        count = min(most, len(seen))
-        parts = [i / max(1, count - 1) for i in range(count)]
-        rows = [round(len(seen) ** part) - 1 for part in parts]
-        for i in range(1, count):  # no row twice
-            rows[i] = max(rows[i], rows[i - 1] + 1)
-        return {seen[row]: json.loads(self._looks_of(self._epochs[seen[row]])) for row in rows}
+    def set_test_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Set the scores of the test split, by logged name."""
+        self._test = _finite(scores)
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write what is new, and the page, each atomically."""
+        """Write the new records and the page, each file atomically."""
         if not self._epochs:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for number in sorted(self._unwritten):
-            write_text(self.folder / f"epoch_{number:03d}.json", self._epochs[number].as_json())
+            record = _json(vars(self._epochs[number]))
+            write_text(self.folder / f"epoch_{number:03d}.json", record)
         self._unwritten.clear()
-        kept = {"places": _packed(self._places), **self._latest}
-        parts = (f'"{name}":{_packed(chapter)}' for name, chapter in kept.items())
-        write_text(self.folder / "latest.json", f"{{{','.join(parts)}}}")
+        latest = {"places": self._indices, **self._latest}
+        write_text(self.folder / "latest.json", _json(latest))
         write_text(self.path, report_page(self._content(trainer, module)))
 
     def _content(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         epochs = [self._epochs[number] for number in sorted(self._epochs)]
         planned = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        seen = [epoch for epoch in epochs if epoch.looks]
-        shown = self._with_room(seen)
-        looks = (f'{{"epoch":{one.epoch},"looks":{self._looks_of(one)}}}' for one in shown)
+        with_results = [record for record in epochs if record.looks]
         return {
             "title": self.path.absolute().parent.name,
             "state": f"epoch {max(self._epochs)}{f' of {planned}' if planned else ''}, "
@@ -179,38 +139,88 @@ class Report:
             "colormap": packed_colormap(self.colormap),
             "curves": score_charts(epochs),
             "maps": map_charts(epochs),
-            "epochs": PackedJson(f"[{','.join(looks)}]"),
-            "epochs_seen": len(seen),
+            "epochs": [
+                {"epoch": record.epoch, "looks": self._results_of(record)}
+                for record in self._fitting(with_results)
+            ],
+            "epochs_seen": len(with_results),
             **self._latest,
             "test": {name: value for name, value in self._test.items() if value is not None},
-            "settings": settings_part(trainer, module),
+            "settings": settings_data(trainer, module),
         }
 
-    def _looks_of(self, epoch: _Epoch) -> PackedJson:
-        """A list with what was seen in each watched picture."""
-        looks = (epoch.looks.get(place, "null") for place in self._places)
-        return PackedJson(f"[{','.join(looks)}]")
+    def _results_of(self, record: EpochRecord) -> list[dict[str, Any] | None]:
+        """The result of each watched picture; None where it was not watched yet."""
+        return [record.looks.get(index) for index in self._indices]
+
+    def _fitting(self, records: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+        """All records, or as many, evenly spread, as the page has room for."""
+        if not records:
+            return records
+        size = len(_json(self._results_of(records[-1]))) * len(records)
+        last = len(records) - 1
+        count = len(records) if size <= _MOST_BYTES else max(2, len(records) * _MOST_BYTES // size)
+        rows = sorted({round(row * last / max(1, count - 1)) for row in range(count)})
+        return [records[row] for row in rows]
+
+    def timeline(self, pictures: Sequence[ValidationPicture]) -> Image.Image | None:
+        """Heatmaps of true classes with boxes, one column per epoch; None without any.
+
+        Args:
+            pictures: The watched pictures; the first five with a class are shown, in at most six
+                epochs, which are dense at first, where most changes.
+        """
+        places = [place for place, picture in enumerate(pictures) if picture.labels]
+        records = self._early_dense([r for _, r in sorted(self._epochs.items()) if r.looks])
+        if not places or not records:
+            return None
+        columns = [self._results_of(record) for record in records]
+        rows = []
+        for place in places[:_TIMELINE_PICTURES]:
+            picture = _enlarged(pictures[place])
+            results = [column[place] for column in columns]
+            drawn = [_drawn(pictures[place], picture, r, self.colormap) for r in results]
+            rows.append([picture, *drawn])
+        return timeline(rows, ["picture", *(f"epoch {record.epoch}" for record in records)])
 
     @staticmethod
-    def _with_room(epochs: Sequence[_Epoch]) -> list[_Epoch]:
-        """All epochs, or as many, evenly spread, as the page has room for."""
-        size = sum(len(look) for epoch in epochs for look in epoch.looks.values())
-        whole = len(epochs)
-        count = whole if size <= _MOST_BYTES else max(2, whole * _MOST_BYTES // size)
-        rows = sorted({round(i * (whole - 1) / max(1, count - 1)) for i in range(count)})
-        return [epochs[row] for row in rows]
+    def _early_dense(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+        count = min(_TIMELINE_EPOCHS, len(records))
+        parts = [i / max(1, count - 1) for i in range(count)]
+        rows = [round(len(records) ** part) - 1 for part in parts]
+        for i in range(1, count):  # no row twice
+            rows[i] = max(rows[i], rows[i - 1] + 1)
+        return [records[row] for row in rows]
 
-    def _files(self) -> Iterable[Path]:
+    def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch_*.json"))
 
 
-def _packed(part: object) -> PackedJson:
-    """What the page is made of again and again, as JSON."""
-    if isinstance(part, PackedJson):
-        return part
-    return PackedJson(json.dumps(part, separators=(",", ":"), allow_nan=False))
+def _enlarged(picture: ValidationPicture) -> Image.Image:
+    image = Image.fromarray(rgb_pixels(picture.pixels))
+    factor = max(1, _TIMELINE_SIDE // max(image.size))  # small pictures keep their pixels
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _plain(scores: Mapping[str, Tensor]) -> dict[str, float | None]:
+def _drawn(
+    picture: ValidationPicture, image: Image.Image, result: dict[str, Any] | None, colormap: str
+) -> Image.Image:
+    """The picture under the heatmap of its true class, as the report keeps it, with boxes."""
+    if result is None:  # it was not watched yet
+        return image
+    true, size_hw = result["true"], (image.height, image.width)
+    class_map = unpacked_map(true["map"])[None]
+    heatmap = picture_heatmaps(class_map, picture.preprocessing, size_hw)[0]
+    predicted = torch.tensor(true["boxes"]).reshape(-1, 4) * torch.tensor([*image.size] * 2)
+    boxes = picture.boxes_xyxy * (image.height / picture.size_hw[0])
+    drawn = draw_boxes(overlay(image, heatmap, colormap=colormap), boxes, color=TRUE_BOX)
+    return draw_boxes(drawn, predicted, color=PREDICTED_BOX)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(scores: Mapping[str, Tensor]) -> dict[str, float | None]:
     values = {name: float(value) for name, value in scores.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

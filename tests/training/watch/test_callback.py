@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from camtrain.cli import main
@@ -455,3 +457,47 @@ def test_two_processes_show_one_run(
         assert [sum(chart["density"][0][1]) for chart in content["maps"]] == [8, 8, 8]
         right = sum(content["classes"]["matrix"][i][i] for i in range(2))
         assert len({one["picture"]["path"] for one in content["mistakes"]}) == 8 - right
+
+
+@pytest.mark.filterwarnings("ignore:.*doesn't match the saved.*")
+def test_a_picture_is_rendered_once_per_epoch_whatever_the_loggers(
+    boxed_data: CAMDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder, the report, W&B, TensorBoard and CSV share what was drawn."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+    colored, titles = [], []
+    apply_colormap, write = cv2.applyColorMap, ImageDraw.ImageDraw.text
+
+    def counted_colormap(levels: np.ndarray, *arguments: Any) -> np.ndarray:
+        colored.append(levels.shape)
+        return apply_colormap(levels, *arguments)
+
+    def counted_text(
+        draw: ImageDraw.ImageDraw, at: object, text: str, *arguments: Any, **options: Any
+    ) -> None:
+        titles.extend(re.findall(r"^epoch \d+ .*(?:right|mistakes)$", text))
+        write(draw, at, text, *arguments, **options)
+
+    monkeypatch.setattr(cv2, "applyColorMap", counted_colormap)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", counted_text)
+    monkeypatch.setattr("camtrain.training.watch.callback.CAMLogger.on_train_end", lambda *_: None)
+    loggers = [
+        WandbLogger(save_dir=tmp_path, offline=True),
+        TensorBoardLogger(tmp_path / "tensorboard"),
+        CSVLogger(tmp_path / "csv"),
+    ]
+    loggers[0]._wandb_init.pop("anonymous", None)
+    watcher = CAMLogger(6, num_mistakes=4, log_mistakes=True, dirpath=tmp_path / "cams")
+    quiet_trainer(callbacks=[watcher], logger=loggers).fit(small_module(lr=1e-6), boxed_data)
+    loggers[0].experiment.finish()
+    content = content_of(tmp_path / "report.html")
+    watched = {picture["path"] for picture in content["pictures"]}
+    wrong = {mistake["picture"]["path"] for mistake in content["mistakes"]}
+    assert len(watched) == 6
+    assert wrong
+    heatmaps = [shape for shape in colored if len(shape) == 2]  # not the palette
+    assert len(heatmaps) == 2 * (len(watched) + 2 * len(watched | wrong))  # of true and predicted
+    assert len([title for title in titles if "right" in title]) == 3
+    assert len([title for title in titles if "mistakes" in title]) == 2

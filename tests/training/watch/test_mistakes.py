@@ -15,7 +15,7 @@ IMAGES = torch.rand(30, 3, 4, 5, generator=GENERATOR)
 
 def found(sizes: list[int], labels: Tensor = LABELS, count: int = 5) -> list[tuple[float, int]]:
     mistakes, first = Mistakes(count), 0
-    mistakes.begin()
+    mistakes.reset()
     net = small_module(num_classes=3, task="multilabel" if labels.ndim > 1 else "multiclass").net
     for size in sizes:
         rows = slice(first, first + size)
@@ -24,9 +24,9 @@ def found(sizes: list[int], labels: Tensor = LABELS, count: int = 5) -> list[tup
     worst = mistakes.of_all_processes(quiet_trainer())
     for one in worst:
         assert one.image is not None
-        assert torch.equal(one.image, IMAGES[one.place])
-        assert torch.equal(one.label, labels[one.place])
-    return [(one.confidence, one.place) for one in worst]
+        assert torch.equal(one.image, IMAGES[one.index])
+        assert torch.equal(one.label, labels[one.index])
+    return [(one.confidence, one.index) for one in worst]
 
 
 def test_they_are_the_worst_by_the_plain_arithmetic() -> None:
@@ -57,7 +57,7 @@ def test_none_are_kept_where_none_are_wanted_or_made() -> None:
     assert found([30], LOGITS.argmax(1)) == []
     mistakes = Mistakes(2)
     mistakes.update(small_module().net, LOGITS, [IMAGES, LABELS])
-    mistakes.begin()
+    mistakes.reset()
     assert mistakes.of_all_processes(quiet_trainer()) == []
 
 
@@ -66,14 +66,14 @@ def test_features_come_along() -> None:
     mistakes.update(small_module(num_classes=3).net, LOGITS, [IMAGES, LABELS], features=features)
     for one in mistakes.of_all_processes(quiet_trainer()):
         assert one.features is not None
-        assert torch.equal(one.features, features[one.place])
+        assert torch.equal(one.features, features[one.index])
 
 
 def test_places_of_several_processes_interleave() -> None:
     mistakes, wrong = Mistakes(30), (LOGITS.argmax(1) + 1) % 3
-    mistakes.begin(rank=1, processes=2)
+    mistakes.reset(rank=1, processes=2)
     net = small_module(num_classes=3).net
     for rows in (slice(0, 7), slice(7, 30)):
         mistakes.update(net, LOGITS[rows], [IMAGES[rows], wrong[rows]])
-    places = [one.place for one in mistakes.of_all_processes(quiet_trainer())]
+    places = [one.index for one in mistakes.of_all_processes(quiet_trainer())]
     assert sorted(places) == list(range(1, 60, 2))

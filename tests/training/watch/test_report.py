@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from camtrain.training.watch.over_epochs import over_epochs
-from camtrain.training.watch.report import Report
+from camtrain.training.watch import report as report_module
+from camtrain.training.watch.report import TrainingReport
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watch.views import view
+from tests.training.watch.snapshots import pictures_of, snapshot
 
 SCORES = {"val/loss": torch.tensor(0.5), "val/acc1": torch.tensor(0.75)}
 
@@ -26,14 +26,14 @@ def content_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def written(tmp_path: Path, epochs: range, **settings: Any) -> Report:
-    report = Report(tmp_path / "run" / "report.html", "turbo")
-    first = view(0, **settings)
-    report.show(dict(enumerate(first.pictures)), first.names)
+def written(tmp_path: Path, epochs: range, **settings: Any) -> TrainingReport:
+    report = TrainingReport(tmp_path / "run" / "report.html", "turbo")
+    first = snapshot(0, **settings)
+    report.set_pictures(pictures_of(first), first.names)
     for epoch in epochs:
-        report.add(view(epoch, **settings))
+        report.add(snapshot(epoch, **settings))
         if epoch:
-            report.score(epoch, SCORES)
+            report.add_scores(epoch, SCORES)
         report.write(quiet_trainer(max_epochs=9), small_module())
     return report
 
@@ -57,10 +57,10 @@ def test_every_epoch_is_in_it(tmp_path: Path) -> None:
         assert [sum(counts) for _, counts in chart["density"]] == [30] * 3
 
 
-def test_a_look_is_what_was_seen(tmp_path: Path) -> None:
+def test_a_result_is_what_the_network_predicts(tmp_path: Path) -> None:
     written(tmp_path, range(2))
-    content, seen = content_of(tmp_path / "run" / "report.html"), view(1)
-    look, expected = content["epochs"][1]["looks"][2], seen.looks[2]
+    content = content_of(tmp_path / "run" / "report.html")
+    look, expected = content["epochs"][1]["looks"][2], snapshot(1).results[2]
     assert expected.true is not None
     assert look["true"]["name"] == "raccoon"
     assert look["predicted"]["name"] == "leopard"
@@ -74,11 +74,12 @@ def test_a_look_is_what_was_seen(tmp_path: Path) -> None:
     assert content["pictures"][2]["covered"] == [0, 0, 1, 1]
 
 
-def resumed(tmp_path: Path, epochs: int, places: list[int] | None = None) -> Report:
-    report = Report(tmp_path / "run" / "report.html", "turbo")
+def resumed(tmp_path: Path, epochs: int, indices: list[int] | None = None) -> TrainingReport:
+    report = TrainingReport(tmp_path / "run" / "report.html", "turbo")
     report.load(epochs)
-    pictures = view(0).pictures
-    report.show({place: pictures[place] for place in places or range(3)}, view(0).names)
+    pictures = pictures_of(snapshot(0))
+    wanted = {index: pictures[index] for index in indices or range(3)}
+    report.set_pictures(wanted, snapshot(0).names)
     return report
 
 
@@ -89,20 +90,20 @@ def test_a_resumed_training_goes_on_and_forgets_what_came_after(tmp_path: Path) 
     report.write(quiet_trainer(max_epochs=9), small_module())
     again = content_of(tmp_path / "run" / "report.html")
     assert [epoch["epoch"] for epoch in again["epochs"]] == [0, 1, 2]
-    report.add(view(3))
-    report.score(3, SCORES)
+    report.add(snapshot(3))
+    report.add_scores(3, SCORES)
     report.write(quiet_trainer(max_epochs=9), small_module())
     again = content_of(tmp_path / "run" / "report.html")
     again.pop("state"), whole.pop("state")
     assert again == whole
 
 
-def test_looks_stay_with_their_pictures_where_one_was_damaged_or_repaired(tmp_path: Path) -> None:
+def test_results_stay_with_their_pictures_where_one_was_damaged_or_repaired(tmp_path: Path) -> None:
     written(tmp_path, range(2))
     before = content_of(tmp_path / "run" / "report.html")["epochs"][1]["looks"]
     report = resumed(tmp_path, 1, [0, 2])  # one is damaged since
-    seen = view(2)
-    report.add(replace(seen, pictures=[seen.pictures[0], seen.pictures[2]], looks=seen.looks[:2]))
+    epoch = snapshot(2)
+    report.add(replace(epoch, results=[epoch.results[0], epoch.results[2]]))
     report.write(quiet_trainer(), small_module())
     content = content_of(tmp_path / "run" / "report.html")
     assert [one["path"] for one in content["pictures"]] == ["val/0.jpg", "val/2.jpg"]
@@ -111,15 +112,17 @@ def test_looks_stay_with_their_pictures_where_one_was_damaged_or_repaired(tmp_pa
     report.write(quiet_trainer(), small_module())
     looks = content_of(tmp_path / "run" / "report.html")["epochs"][2]["looks"]
     assert [look is None for look in looks] == [False, True, False]
-    assert over_epochs(view(0).pictures, report.looks(6), "viridis").height > 100
+    drawn = report.timeline(list(pictures_of(snapshot(0)).values()))
+    assert drawn is not None
+    assert drawn.height > 100
 
 
 def test_what_is_kept_is_enough_to_add_a_test(tmp_path: Path) -> None:
     written(tmp_path, range(3))
     before = content_of(tmp_path / "run" / "report.html")
-    report = Report(tmp_path / "run" / "report.html", "turbo")
+    report = TrainingReport(tmp_path / "run" / "report.html", "turbo")
     report.load()
-    report.conclude({"test/acc1": torch.tensor(0.5)})
+    report.set_test_scores({"test/acc1": torch.tensor(0.5)})
     report.write(quiet_trainer(max_epochs=9), small_module())
     after = content_of(tmp_path / "run" / "report.html")
     assert after.pop("test") == {"test/acc1": 0.5}
@@ -130,18 +133,18 @@ def test_what_is_kept_is_enough_to_add_a_test(tmp_path: Path) -> None:
 
 def test_a_new_training_forgets_an_earlier_one(tmp_path: Path) -> None:
     written(tmp_path, range(4))
-    report = Report(tmp_path / "run" / "report.html", "turbo")
-    report.begin()
+    report = TrainingReport(tmp_path / "run" / "report.html", "turbo")
+    report.clear()
     report.load()
-    assert report.looks(6) == {}
+    assert report.timeline(list(pictures_of(snapshot(0)).values())) is None
 
 
 def test_every_epoch_since_the_last_page_is_kept(tmp_path: Path) -> None:
     report = written(tmp_path, range(1))
     for epoch in (1, 2, 3):
-        report.score(epoch, {"train/loss": torch.tensor(1.0 / epoch)})
+        report.add_scores(epoch, {"train/loss": torch.tensor(1.0 / epoch)})
     report.write(quiet_trainer(), small_module())
-    again = Report(tmp_path / "run" / "report.html", "turbo")
+    again = TrainingReport(tmp_path / "run" / "report.html", "turbo")
     again.load()
     again.write(quiet_trainer(), small_module())
     [loss] = content_of(tmp_path / "run" / "report.html")["curves"]
@@ -164,7 +167,7 @@ def test_the_locale_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_epoch_without_a_validation_has_scores_only(tmp_path: Path) -> None:
     report = written(tmp_path, range(2))
-    report.score(2, {"train/loss": torch.tensor(0.25)})
+    report.add_scores(2, {"train/loss": torch.tensor(0.25)})
     report.write(quiet_trainer(), small_module())
     content = content_of(tmp_path / "run" / "report.html")
     assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 1]
@@ -177,11 +180,11 @@ def test_an_epoch_without_a_validation_has_scores_only(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     report = written(tmp_path, range(1))
-    broken = view(1)
-    assert broken.looks[0].true is not None
-    broken.looks[0].true.class_map[0, 0] = math.nan
+    broken = snapshot(1)
+    assert broken.results[0].true is not None
+    broken.results[0].true.class_map[0, 0] = math.nan
     report.add(broken)
-    report.score(1, {"val/loss": torch.tensor(math.inf), "val/acc1": torch.tensor(math.nan)})
+    report.add_scores(1, {"val/loss": torch.tensor(math.inf), "val/acc1": torch.tensor(math.nan)})
     report.write(quiet_trainer(), small_module())
     content = content_of(tmp_path / "run" / "report.html")
     assert content["curves"] == []
@@ -245,13 +248,19 @@ def test_beyond_its_size_epochs_in_between_are_left_out(
     ("epochs", "shown"),
     [(1, [0]), (3, [0, 1, 2]), (7, [0, 1, 2, 3, 4, 6]), (51, [0, 1, 4, 10, 22, 50])],
 )
-def test_the_looks_of_some_epochs_are_dense_at_first(
-    tmp_path: Path, epochs: int, shown: list[int]
+def test_the_timeline_shows_some_epochs_dense_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, shown: list[int]
 ) -> None:
-    report = Report(tmp_path / "report.html", "viridis")
-    report.show(dict(enumerate(view(0, pictures=1, mistakes=0).pictures)), view(0).names)
+    drawn: list[tuple[int, list[str]]] = []
+
+    def timeline(rows: list[list[Any]], headings: list[str]) -> None:
+        drawn.append((len(rows), headings))
+
+    monkeypatch.setattr(report_module, "timeline", timeline)
+    report = TrainingReport(tmp_path / "report.html", "viridis")
+    first = snapshot(0, pictures=1, mistakes=0)
+    report.set_pictures(pictures_of(first), first.names)
     for epoch in range(epochs):
-        report.add(view(epoch, pictures=1, mistakes=0))
-    found = report.looks(6)
-    assert list(found) == shown
-    assert [len(looks) for looks in found.values()] == [1] * len(shown)
+        report.add(snapshot(epoch, pictures=1, mistakes=0))
+    report.timeline(list(pictures_of(first).values()))
+    assert drawn == [(1, ["picture", *(f"epoch {epoch}" for epoch in shown)])]

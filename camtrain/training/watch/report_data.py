@@ -1,25 +1,27 @@
-"""The chapters of the report, as the page takes them: pictures, looks, charts, tables."""
+"""What the report is made of, as plain values: pictures, results, charts, tables."""
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
 from camtrain.localization.map_statistics import STATISTICS
 from camtrain.training.evaluate.evaluator import ClassScores
-from camtrain.training.watch.choice import Watched
-from camtrain.training.watch.classes import class_table, confused_pairs
-from camtrain.training.watch.looking import Look, Seen
+from camtrain.training.watch.pictures import ValidationPicture
+from camtrain.training.watch.results import ClassResult, PictureResult
+from camtrain.training.watch.snapshot import class_table, confused_pairs
 from camtrain.version import __version__
-from camtrain.visualize.report import packed_map, packed_picture, part_of_picture
+from camtrain.visualize.report import packed_map, part_of_picture
 
 _MATRIX_CLASSES = 30  # more are listed
-_PAIRS = 300  # of classes taken for one another, the most frequent ones
+_PAIRS = 300  # of true and predicted classes, the most frequent ones
 _CURVE_POINTS = 200
 
 _CURVES: dict[str, tuple[list[int] | None, tuple[str, ...]]] = {
@@ -41,19 +43,34 @@ _PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"
 Chart = dict[str, Any]
 
 
-class Epoch(Protocol):
-    """What the charts are made of."""
+@dataclass
+class EpochRecord:
+    """What the report keeps of an epoch, in a file of its own.
+
+    Attributes:
+        epoch: Epochs done.
+        scores: By logged name.
+        histograms: Of the maps, by statistic.
+        looks: Results of the watched pictures by their index in the data set, see ``result_data``.
+    """
 
     epoch: int
-    scores: dict[str, float | None]
-    histograms: dict[str, list[int]]
+    scores: dict[str, float | None] = field(default_factory=dict)
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+    looks: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> EpochRecord:
+        """The record that a file holds."""
+        values = json.loads(text)
+        looks = {int(index): result for index, result in values.pop("looks").items()}
+        return cls(**values, looks=looks)
 
 
-def picture_part(one: Watched, names: Sequence[str]) -> dict[str, Any]:
-    """A picture: how it looks, which part of it the maps cover, its boxes, class and path."""
-    height, width = one.size_hw
-    placement = one.preprocessing.placement(one.size_hw)
-    input_h, input_w = one.preprocessing.size
+def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, Any]:
+    """A picture as encoded for the page, the part of it that maps cover, boxes, class and path."""
+    placement = picture.preprocessing.placement(picture.size_hw)
+    input_h, input_w = picture.preprocessing.size
     covered = [
         -placement.offset_x / placement.scale_x,
         -placement.offset_y / placement.scale_y,
@@ -61,50 +78,50 @@ def picture_part(one: Watched, names: Sequence[str]) -> dict[str, Any]:
         (input_h - placement.offset_y) / placement.scale_y,
     ]
     return {
-        **packed_picture(one.shown),
-        "covered": part_of_picture([covered], (height, width))[0],
-        "boxes": part_of_picture(one.boxes_xyxy, (height, width)),
-        "name": ", ".join(names[label] for label in one.labels) or "no class",
-        "path": one.path,
+        **picture.packed,
+        "covered": part_of_picture([covered], picture.size_hw)[0],
+        "boxes": part_of_picture(picture.boxes_xyxy, picture.size_hw),
+        "name": ", ".join(names[label] for label in picture.labels) or "no class",
+        "path": picture.path,
     }
 
 
-def look_part(one: Watched, look: Look, names: Sequence[str]) -> dict[str, Any]:
-    """What was seen in a picture, by class: score, raw map, box."""
+def result_data(result: PictureResult, names: Sequence[str]) -> dict[str, Any]:
+    """The result for a picture: score, raw map and box of the true and the predicted class."""
 
-    def side(seen: Seen) -> dict[str, Any]:
+    def side_data(side: ClassResult) -> dict[str, Any]:
         return {
-            "name": names[seen.label],
-            "score": round(seen.score, 4) if math.isfinite(seen.score) else None,
-            "map": packed_map(seen.class_map),
-            "boxes": part_of_picture(seen.boxes_xyxy, one.size_hw),
+            "name": names[side.label],
+            "score": round(side.score, 4) if math.isfinite(side.score) else None,
+            "map": packed_map(side.class_map),
+            "boxes": part_of_picture(side.boxes_xyxy, result.picture.size_hw),
         }
 
     return {
-        "true": None if look.true is None else side(look.true),
-        "predicted": side(look.predicted),
-        "is_right": look.is_right,
-        "is_located": look.is_located,
+        "true": None if result.true is None else side_data(result.true),
+        "predicted": side_data(result.predicted),
+        "is_right": result.is_right,
+        "is_located": result.is_located,
     }
 
 
-def _series(epochs: Sequence[Epoch], name: str) -> dict[str, Any]:
-    found = ((epoch.epoch, epoch.scores.get(name)) for epoch in epochs)
-    points = [[number, value] for number, value in found if value is not None]
+def _series(epochs: Sequence[EpochRecord], name: str) -> dict[str, Any]:
+    values = ((epoch.epoch, epoch.scores.get(name)) for epoch in epochs)
+    points = [[number, value] for number, value in values if value is not None]
     return {"name": name, "points": points, "reference": name in _REFERENCES}
 
 
-def score_charts(epochs: Sequence[Epoch]) -> list[Chart]:
+def score_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
     """Loss, accuracy and localization by epoch, as far as they were logged."""
     charts = []
     for title, (range_, names) in _CURVES.items():
-        series = [one for one in (_series(epochs, name) for name in names) if one["points"]]
+        series = [s for s in (_series(epochs, name) for name in names) if s["points"]]
         if series:
             charts.append({"title": title, "range": range_, "series": series})
     return charts
 
 
-def map_charts(epochs: Sequence[Epoch]) -> list[Chart]:
+def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
     """Mean and histogram of each statistic of the maps by epoch."""
     charts = []
     for name in STATISTICS:
@@ -147,9 +164,9 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def classes_part(found: ClassScores, names: Sequence[str]) -> dict[str, Any] | None:
-    """The confusion matrix of a few classes, and lists of any number of them."""
-    table, confusion = class_table(found, names), found.confusion
+def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | None:
+    """The confusion matrix of up to 30 classes, and tables of any number of classes."""
+    table, confusion = class_table(scores, names), scores.confusion
     if table is None:
         return None
     return {
@@ -162,7 +179,7 @@ def classes_part(found: ClassScores, names: Sequence[str]) -> dict[str, Any] | N
     }
 
 
-def settings_part(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, str]]:
+def settings_data(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, str]]:
     """How it was trained, and with which versions."""
     data = getattr(trainer, "datamodule", None)
     training = {

@@ -11,21 +11,22 @@ from torch.utils.data import Subset
 from camtrain.data import normalize
 from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule
-from camtrain.training.watch.choice import candidates_of, classes_of, read, stratified
+from camtrain.training.watch.pictures import Candidates, classes_of, load_picture
 from tests.training.conftest import small_module
 
 
 def test_every_class_is_watched_in_turn() -> None:
     labels = [0] * 50 + [1] * 3 + [2] * 20
-    chosen = stratified(labels, 10, seed=0)
+    candidates = Candidates(range(73), labels)
+    chosen = candidates.stratified(10, seed=0)
     assert [labels[i] for i in chosen] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     assert len(set(chosen)) == 10
-    assert chosen == stratified(labels, 10, seed=0)
-    assert chosen != stratified(labels, 10, seed=1)
+    assert chosen == candidates.stratified(10, seed=0)
+    assert chosen != candidates.stratified(10, seed=1)
 
 
 def test_fewer_pictures_than_asked_for_are_all_watched() -> None:
-    assert sorted(stratified([1, 0, 1], 16, seed=0)) == [0, 1, 2]
+    assert sorted(Candidates(range(3), [1, 0, 1]).stratified(16, seed=0)) == [0, 1, 2]
 
 
 def test_the_classes_of_a_label() -> None:
@@ -55,19 +56,19 @@ class Labelled(list[tuple[None, int]]):
     ],
 )
 def test_the_first_class_of_every_picture(dataset: Sequence[object], labels: list[int]) -> None:
-    assert list(candidates_of(dataset).labels) == labels
+    assert list(Candidates.of(dataset).labels) == labels
 
 
 def test_of_a_large_set_without_labels_pictures_from_all_over_are_read() -> None:
     dataset = [(None, place // 400) for place in range(1200)]
-    chosen = candidates_of(dataset).in_turn(6, seed=0)
+    chosen = Candidates.of(dataset).stratified(6, seed=0)
     assert [dataset[place][1] for place in chosen] == [0, 1, 2, 0, 1, 2]
 
 
 def test_candidates_are_the_same_for_the_same_data() -> None:
     one, other = Labelled([3, 4, 5, 3, 4, 5]), Labelled([3, 4, 5, 3, 4, 4])
-    assert candidates_of(one).identity == candidates_of(Labelled(one.targets)).identity
-    assert candidates_of(one).identity != candidates_of(other).identity
+    assert Candidates.of(one).identity == Candidates.of(Labelled(one.targets)).identity
+    assert Candidates.of(one).identity != Candidates.of(other).identity
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
@@ -75,9 +76,9 @@ def test_anybody_s_pictures_are_shown_in_their_own_colours(order: ChannelOrder) 
     net = small_module().net
     net.preprocessing = Preprocessing(size=(24, 32), channel_order=order)
     pixels = torch.randint(0, 256, (3, 24, 32), dtype=torch.uint8)
-    watched = read([(normalize(pixels, net.preprocessing), 1)], 0, net)
+    watched = load_picture([(normalize(pixels, net.preprocessing), 1)], 0, net)
     assert watched is not None
-    assert torch.equal(watched.shown, pixels)
+    assert torch.equal(watched.pixels, pixels)
     assert watched.path == "picture 0"
 
 
@@ -89,7 +90,7 @@ def test_huge_pictures_are_watched_smaller_with_their_boxes(photographs: Path) -
     data.setup("validate")
     dataset = data.datasets["val"]
     place = [Path(p).name for p in dataset.source.paths].index("huge.png")
-    watched = read(dataset, place, small_module().net)
+    watched = load_picture(dataset, place, small_module().net)
     assert watched is not None
     assert watched.size_hw == (512, 1024)
     assert watched.boxes_xyxy.tolist() == [[102, 51, 922, 461]]
@@ -102,5 +103,5 @@ def test_a_damaged_picture_is_not_watched(photographs: Path) -> None:
     data = CAMDataModule(root=photographs, size=32, workers=0, allow_damaged=True, batch_size=8)
     data.setup("validate")
     net = small_module().net
-    assert read(data.datasets["val"], 0, net) is not None
-    assert read(data.datasets["val"], 1, net) is None
+    assert load_picture(data.datasets["val"], 0, net) is not None
+    assert load_picture(data.datasets["val"], 1, net) is None

@@ -7,21 +7,22 @@ import pytest
 from PIL import Image
 
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watch.over_epochs import over_epochs
-from camtrain.training.watch.report import Report
+from camtrain.training.watch.report import TrainingReport
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watch.views import view
+from tests.training.watch.snapshots import pictures_of, snapshot
 from tests.visualize.conftest import has
 
 
 def test_every_epoch_has_a_column(tmp_path: Path) -> None:
-    report = Report(tmp_path / "report.html", "viridis")
-    report.show(dict(enumerate(view(0, pictures=7).pictures)), view(0).names)
+    report = TrainingReport(tmp_path / "report.html", "viridis")
+    pictures = pictures_of(snapshot(0, pictures=7))
+    report.set_pictures(pictures, snapshot(0).names)
     for epoch in range(3):
-        report.add(view(epoch, pictures=7))
-    drawn = over_epochs(view(0, pictures=7).pictures, report.looks(6), "viridis")
+        report.add(snapshot(epoch, pictures=7))
+    drawn = report.timeline(list(pictures.values()))
+    assert drawn is not None
     assert drawn.size == (4 * 134 - 6, 30 + 5 * (85 + 6) - 6)  # at most five pictures, 40 x 60
     columns = [drawn.crop((x, 30, x + 128, drawn.height)) for x in range(0, drawn.width, 134)]
     for column in columns[1:]:

@@ -8,10 +8,9 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watch.outlets import make_outlets
-from camtrain.training.watch.view import Style
+from camtrain.training.watch.sinks import make_sinks
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.watch.views import view
+from tests.training.watch.snapshots import snapshot
 
 
 @pytest.mark.nightly
@@ -58,11 +57,11 @@ def test_a_csv_logger_gets_a_line_per_picture_and_epoch(
 
 def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="csv")
-    seen = view(1)
-    seen.pictures[0].__dict__["path"] = "caf\udce9/0.png"  # as Python reads a name that is no UTF-8
-    [outlet] = make_outlets(
-        quiet_trainer(logger=logger), Style("viridis", 256, logs_mistakes=False), []
+    epoch = snapshot(1)
+    epoch.results[0].picture.__dict__["path"] = (
+        "caf\udce9/0.png"  # as Python reads a name that is no UTF-8
     )
-    outlet.publish(seen)
+    [sink] = make_sinks(quiet_trainer(logger=logger), log_mistakes=False)
+    sink.log(epoch)
     text = (Path(logger.log_dir) / "cams.csv").read_text(encoding="utf-8")
     assert "caf\\udce9/0.png" in text

@@ -1,10 +1,10 @@
-"""Tables of classes, by hand."""
+"""Tables of what was measured of each class, by hand."""
 
 import torch
 from torch import Tensor
 
 from camtrain.training.evaluate.evaluator import ClassScores
-from camtrain.training.watch.classes import class_table, confused_pairs
+from camtrain.training.watch.snapshot import class_table, confused_pairs
 
 NAMES = ["cat", "dog", "owl"]
 CONFUSION = torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]])

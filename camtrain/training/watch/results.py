@@ -1,0 +1,243 @@
+"""What a network predicts for the watched pictures and for mistakes, and where it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.localization import box_iou, boxes_from_heatmap
+from camtrain.maps import picture_heatmaps
+from camtrain.model.camnet import CAMNet
+from camtrain.model.probe import evaluating
+from camtrain.model.refine import BackboneOutput
+from camtrain.training.watch.mistakes import Mistake
+from camtrain.training.watch.pictures import ValidationPicture, load_picture, picture_of_input
+
+_RIGHT_IOU = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class ClassResult:
+    """The score and the map of one class in one picture.
+
+    Attributes:
+        label: The class.
+        score: In [0, 1].
+        class_map: (h, w), raw; the refined map where the network refines its maps.
+        heatmap: (H, W) in [0, 1], over the picture.
+        boxes_xyxy: (n, 4), n <= 1: the largest box at the threshold 0.2, in pixels of the picture.
+    """
+
+    label: int
+    score: float
+    class_map: Tensor
+    heatmap: Tensor
+    boxes_xyxy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PictureResult:
+    """What the network predicts for one picture.
+
+    Attributes:
+        picture: The picture.
+        true: The true class, the first of several; None for a picture of no class.
+        predicted: The best class.
+        is_right: Whether the prediction is one of the true classes.
+        is_located: Whether the box of the true class is right (GT-known: IoU of at least 0.5 with
+            any true box); None where the picture has no box.
+    """
+
+    picture: ValidationPicture
+    true: ClassResult | None
+    predicted: ClassResult
+    is_right: bool
+    is_located: bool | None
+
+    @property
+    def shown(self) -> ClassResult:
+        """The true class; the predicted one for a picture of no class."""
+        return self.true or self.predicted
+
+
+class WatchRunner:
+    """Evaluates watched pictures and mistakes. It loads and computes nothing twice.
+
+    Args:
+        dataset: Of the validation.
+        indices: Of the pictures to watch; those whose files are damaged are passed over.
+        count: How many to watch at most.
+        net: Its preprocessing is used for pictures that come without one.
+        is_backbone_cached: Whether the backbone never changes, so that its output is kept.
+
+    Attributes:
+        pictures: The watched pictures by index.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Any],
+        indices: Sequence[int],
+        count: int,
+        net: CAMNet,
+        *,
+        is_backbone_cached: bool,
+    ) -> None:
+        self._dataset = dataset
+        self.pictures = self._load(indices, net, count)
+        # What follows is by index too. Mistakes of which only the input is known have negative
+        # ones, since their batch does not say which pictures they are.
+        self._mistakes: dict[int, ValidationPicture] = {}
+        self._features: dict[int, Tensor] = {}  # of the validation that is going on
+        self._backbone: dict[int, Tensor] | None = {} if is_backbone_cached else None
+
+    def keep_features(self, indices: Tensor, features: Tensor) -> None:
+        """Keep the features of watched pictures that a validation has computed.
+
+        Args:
+            indices: (B,), of the pictures.
+            features: (B, C, h, w), see ``BackboneOutput.packed``.
+        """
+        for row, index in enumerate(indices.tolist()):
+            if index in self.pictures:
+                self._features[index] = features[row].clone()
+
+    def run(
+        self, net: CAMNet, mistakes: Sequence[Mistake] = ()
+    ) -> tuple[list[PictureResult], list[PictureResult]]:
+        """Results for the watched pictures, and for the mistakes, worst first."""
+        wrong = self._load_mistakes(mistakes, net)
+        results = self._results({**wrong, **self.pictures}, net)
+        self._features = {}
+        return [results[index] for index in self.pictures], [results[index] for index in wrong]
+
+    def _load(
+        self, indices: Sequence[int], net: CAMNet, count: int
+    ) -> dict[int, ValidationPicture]:
+        pictures: dict[int, ValidationPicture] = {}
+        for index in indices:
+            picture = load_picture(self._dataset, index, net) if len(pictures) < count else None
+            if picture is not None:
+                pictures[index] = picture
+        return pictures
+
+    def _load_mistakes(
+        self, mistakes: Sequence[Mistake], net: CAMNet
+    ) -> dict[int, ValidationPicture]:
+        """Load those that are new: the same pictures tend to stay wrong."""
+        loaded = {**self.pictures, **self._mistakes}
+        pictures: dict[int, ValidationPicture] = {}
+        for number, mistake in enumerate(mistakes, start=1):
+            index = mistake.index
+            if mistake.image is not None:
+                path = f"validation picture {index}"
+                index = -number
+                pictures[index] = picture_of_input(mistake.image, mistake.label, net, path=path)
+            elif index in loaded:
+                pictures[index] = loaded[index]
+            else:
+                pictures |= self._load([index], net, 1)
+            if mistake.features is not None:
+                self._features[index] = mistake.features
+        self._mistakes = {index: picture for index, picture in pictures.items() if index >= 0}
+        return pictures
+
+    def _results(
+        self, pictures: Mapping[int, ValidationPicture], net: CAMNet
+    ) -> dict[int, PictureResult]:
+        """Results by index; pictures of one size go through the network together."""
+        by_size: dict[torch.Size, dict[int, ValidationPicture]] = {}
+        for index, picture in pictures.items():
+            by_size.setdefault(picture.image.shape, {})[index] = picture
+        if self._backbone is not None:
+            self._backbone = {i: out for i, out in self._backbone.items() if i in pictures}
+        results: dict[int, PictureResult] = {}
+        for group in by_size.values():
+            evaluated = evaluate_pictures(group.values(), self._features_of(group, net), net)
+            results |= dict(zip(group, evaluated, strict=True))
+        return results
+
+    def _features_of(self, pictures: Mapping[int, ValidationPicture], net: CAMNet) -> Tensor:
+        """The packed features (B, C, h, w) of pictures of one size."""
+
+        def backbone(images: Tensor) -> Tensor:
+            return net.backbone_output(images).packed()
+
+        def neck(packed: Tensor) -> Tensor:
+            backbone_output = BackboneOutput.unpacked(packed, net.vector_channels)
+            return net.apply_neck(backbone_output).packed()
+
+        def network(images: Tensor) -> Tensor:
+            return neck(backbone(images))
+
+        if self._backbone is not None:
+            _compute_missing(pictures, self._backbone, net, backbone)
+            return compute(net, neck, [self._backbone[index] for index in pictures])
+        _compute_missing(pictures, self._features, net, network)
+        device = net.head.weight.device
+        return torch.stack([self._features[index].to(device) for index in pictures])
+
+
+def _compute_missing(
+    pictures: Mapping[int, ValidationPicture],
+    outputs: dict[int, Tensor],
+    net: CAMNet,
+    part: Callable[[Tensor], Tensor],
+) -> None:
+    """Add the output of a part of the network for the pictures that lack it."""
+    missing = [index for index in pictures if index not in outputs]
+    if missing:
+        computed = compute(net, part, [pictures[index].image for index in missing])
+        outputs.update(zip(missing, computed, strict=True))
+
+
+def compute(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """The output of a part of the network for inputs (C, h, w), in evaluation mode and float32."""
+    device = net.head.weight.device
+    batch = torch.stack(list(inputs)).to(device).contiguous(memory_format=torch.channels_last)
+    with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        return part(batch)
+
+
+def evaluate_pictures(
+    pictures: Collection[ValidationPicture], features: Tensor, net: CAMNet
+) -> list[PictureResult]:
+    """Results for pictures whose packed ``features`` (B, C, h, w) the network has computed."""
+    device = net.head.weight.device
+    labels = [picture.labels[0] if picture.labels else 0 for picture in pictures]
+    with evaluating(net), torch.inference_mode():
+        backbone_output = BackboneOutput.unpacked(features, net.vector_channels)
+        logits = net.classify(backbone_output.features)
+        true = torch.tensor(labels, device=device)
+        classes = torch.stack([true, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
+        maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
+        scores = net.scores(logits).gather(1, classes).tolist()
+    return [
+        _result(*values) for values in zip(pictures, maps, classes.tolist(), scores, strict=True)
+    ]
+
+
+def _result(
+    picture: ValidationPicture, maps: Tensor, classes: list[int], scores: list[float]
+) -> PictureResult:
+    heatmaps = picture_heatmaps(maps, picture.preprocessing, picture.size_hw)
+    true, predicted = (
+        ClassResult(*values, boxes_from_heatmap(values[-1], DEFAULT_THRESHOLD)[:1])
+        for values in zip(classes, scores, maps, heatmaps, strict=True)
+    )
+    is_located = None
+    if picture.labels and len(picture.boxes_xyxy):
+        iou = box_iou(true.boxes_xyxy, picture.boxes_xyxy)
+        is_located = bool((iou >= _RIGHT_IOU).any())
+    return PictureResult(
+        picture=picture,
+        true=true if picture.labels else None,
+        predicted=predicted,
+        is_right=predicted.label in picture.labels,
+        is_located=is_located,
+    )

@@ -1,0 +1,300 @@
+"""Where an epoch is shown besides the run folder: one sink per logger of the trainer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from camtrain.localization.map_statistics import BINS
+from camtrain.training.files import write_text
+from camtrain.training.run.wandb import enqueue_call, errors_as_warnings
+from camtrain.training.watch.results import PictureResult
+from camtrain.training.watch.snapshot import (
+    EpochSnapshot,
+    ValidationStatistics,
+    class_table,
+    confused_pairs,
+)
+from camtrain.visualize import SheetRow, confusion_picture
+
+if TYPE_CHECKING:
+    import wandb
+
+TABLE = "val/cams_table"
+_TABLE_COLUMNS = (
+    *("epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"),
+)
+_MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pairs instead
+_PAIRS = 500
+_CSV_COLUMNS = (
+    *("epoch", "step", "picture", "true", "predicted", "true_score", "predicted_score"),
+    *("is_right", "gt_known", "map_min", "map_max", "map_mean"),
+)
+
+
+class Sink(Protocol):
+    """Shows epochs to a logger."""
+
+    def log(self, snapshot: EpochSnapshot) -> None:
+        """Show an epoch."""
+
+
+def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
+    """A sink for each logger of the trainer that can show pictures or tables."""
+    sinks: list[Sink] = []
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            sinks.append(WandbSink(logger, log_mistakes=log_mistakes))
+        elif isinstance(logger, TensorBoardLogger):
+            sinks.append(TensorBoardSink(logger, log_mistakes=log_mistakes))
+        elif isinstance(logger, CSVLogger):
+            sinks.append(CSVSink(logger))
+    return sinks
+
+
+class TensorBoardSink:
+    """Contact sheets, the confusion matrix, and histograms of the maps."""
+
+    def __init__(self, logger: TensorBoardLogger, *, log_mistakes: bool) -> None:
+        self.logger = logger
+        self.log_mistakes = log_mistakes
+
+    def log(self, snapshot: EpochSnapshot) -> None:
+        """Show an epoch."""
+        pictures = {"val/cams": snapshot.sheet}
+        if self.log_mistakes and snapshot.mistakes:
+            pictures["val/cam_mistakes"] = snapshot.mistake_sheet
+        statistics, writer = snapshot.statistics, self.logger.experiment
+        if statistics is not None:
+            confusion = statistics.classes.confusion
+            if confusion is not None and len(confusion) <= _MATRIX_CLASSES:
+                pictures["val/confusion"] = confusion_picture(confusion, snapshot.names)
+            for name, counts in statistics.histograms.items():
+                self._add_histogram(f"val/cam_{name}_histogram", counts, snapshot.step)
+        for name, picture in pictures.items():
+            writer.add_image(name, np.asarray(picture), snapshot.step, dataformats="HWC")
+
+    def _add_histogram(self, name: str, counts: Tensor, step: int) -> None:
+        if not counts.any():
+            return
+        limits = (torch.arange(BINS, dtype=torch.float64) + 1) / BINS
+        middles, pictures = limits - 0.5 / BINS, counts.double()
+        self.logger.experiment.add_histogram_raw(
+            name,
+            min=0.0,
+            max=1.0,
+            num=int(counts.sum()),
+            sum=float((pictures * middles).sum()),
+            sum_squares=float((pictures * middles.square()).sum()),
+            bucket_limits=limits.tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+
+class CSVSink:
+    """``cams.csv`` beside the logger's ``metrics.csv``: a line per watched picture and epoch."""
+
+    def __init__(self, logger: CSVLogger) -> None:
+        self.path = Path(logger.log_dir) / "cams.csv"
+        self._text = io.StringIO()
+        self._lines = csv.writer(self._text, lineterminator="\n")
+        self._lines.writerow(_CSV_COLUMNS)
+
+    def log(self, snapshot: EpochSnapshot) -> None:
+        """Add the lines of an epoch."""
+        names = snapshot.names
+        for result in snapshot.results:
+            true, predicted, class_map = result.true, result.predicted, result.shown.class_map
+            self._lines.writerow(
+                [
+                    *(snapshot.epoch, snapshot.step, result.picture.path),
+                    *("" if true is None else names[true.label], names[predicted.label]),
+                    *("" if true is None else true.score, predicted.score, int(result.is_right)),
+                    "" if result.is_located is None else int(result.is_located),
+                    *(class_map.min().item(), class_map.max().item(), class_map.mean().item()),
+                ]
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # File names need not be valid text.
+        text = self._text.getvalue().encode("utf-8", "backslashreplace").decode()
+        write_text(self.path, text)
+
+
+class WandbSink:
+    """Overlays with boxes that can be switched off, and tables, in a W&B run.
+
+    All of an epoch is one row of the run's history: what is logged here waits for the scores, which
+    ``CAMModule`` logs right afterwards under the same ``trainer/global_step``. The table
+    ``val/cams_table`` is incremental: W&B shows the rows of all epochs, and each epoch uploads only
+    its own. A run that is continued online continues its table; a part that is logged offline
+    begins a new one, and the rows of the parts before stay at their steps.
+    """
+
+    def __init__(self, logger: WandbLogger, *, log_mistakes: bool) -> None:
+        self.logger = logger
+        self.log_mistakes = log_mistakes
+        self._table: wandb.Table | None = None
+        self._images: list[wandb.Image] = []  # of the watched pictures, without heatmaps
+
+    def log(self, snapshot: EpochSnapshot) -> None:
+        """Show an epoch."""
+        with errors_as_warnings(self.logger):
+            overlays = _overlays(snapshot, snapshot.results)
+            if not self._images:
+                rows = [snapshot.rows[result] for result in snapshot.results]
+                self._images = _images([row.picture_tile for row in rows])
+            lines = [
+                _line(snapshot, *values)
+                for values in zip(snapshot.results, self._images, overlays, strict=True)
+            ]
+            media: dict[str, Any] = {"val/cams": overlays}
+            if self.log_mistakes and snapshot.mistakes:
+                media["val/cam_mistakes"] = _overlays(snapshot, snapshot.mistakes)
+            if snapshot.statistics is not None:
+                media |= _statistics_media(snapshot.statistics, list(snapshot.names))
+            media["trainer/global_step"] = snapshot.step
+            waits = snapshot.statistics is not None
+            # Only the call that logs the table touches it, since it may run in a thread.
+            enqueue_call(self.logger, partial(self._log, media, lines, waits=waits))
+
+    def _log(self, media: dict[str, Any], lines: list[list[Any]], *, waits: bool) -> None:
+        import wandb
+
+        if self._table is None:
+            self._table = wandb.Table(columns=[*_TABLE_COLUMNS], log_mode="INCREMENTAL")
+        for line in lines:
+            self._table.add_data(*line)
+        self.logger.experiment.log({**media, TABLE: self._table}, commit=not waits)
+
+
+def _line(
+    snapshot: EpochSnapshot, result: PictureResult, image: wandb.Image, overlay: wandb.Image
+) -> list[Any]:
+    """A line of the table."""
+    row, score = snapshot.rows[result], result.predicted.score
+    names = [row.true_name, row.predicted_name]
+    return [snapshot.epoch, result.picture.path, image, overlay, *names, score, result.is_located]
+
+
+def _images(pictures: Sequence[Image.Image]) -> list[wandb.Image]:
+    import wandb
+
+    return [wandb.Image(picture, file_type="jpg") for picture in _of_one_size(pictures)]
+
+
+def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list[wandb.Image]:
+    """Pictures under the heatmaps of their true classes; of the predicted class without one."""
+    import wandb
+
+    rows = [snapshot.rows[result] for result in results]
+    labels = [None if result.true is None else result.true.label for result in results]
+    tiles = [
+        row.predicted_tile if label is None else row.true_tile
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    # W&B keeps the names of a key's boxes once, so each picture has to bring them all.
+    names = {
+        label: row.true_name for row, label in zip(rows, labels, strict=True) if label is not None
+    }
+    return [
+        wandb.Image(
+            picture,
+            caption=_caption(row),
+            boxes=None if label is None else _boxes(row, label, names),
+            file_type="jpg",
+        )
+        for picture, row, label in zip(_of_one_size(tiles), rows, labels, strict=True)
+    ]
+
+
+def _of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures filled up with white at the right and bottom, since W&B wants one size."""
+    size = (max(p.width for p in pictures), max(p.height for p in pictures))
+    canvases = [Image.new("RGB", size, "white") for _ in pictures]
+    for canvas, picture in zip(canvases, pictures, strict=True):
+        canvas.paste(picture, (0, 0))
+    return canvases
+
+
+def _caption(row: SheetRow) -> str:
+    """Names and scores of a picture in one line."""
+    verdict = "right" if row.is_right else "wrong"
+    return (
+        f"true: {row.true_name} {row.true_score:.2f} | "
+        f"predicted: {row.predicted_name} {row.predicted_score:.2f} ({verdict})"
+    )
+
+
+def _boxes(row: SheetRow, label: int, names: dict[int, str]) -> dict[str, Any]:
+    """True and predicted boxes as W&B draws them, in pixels of the picture that is sent."""
+
+    def layer(boxes_xyxy: Tensor, caption: str) -> dict[str, Any]:
+        boxes = [
+            {
+                "position": {"minX": x0, "minY": y0, "maxX": x1, "maxY": y1},
+                "domain": "pixel",
+                "class_id": label,
+                "box_caption": caption,
+            }
+            for x0, y0, x1, y1 in (boxes_xyxy * row.scale).round().int().tolist()
+        ]
+        return {"box_data": boxes, "class_labels": names}
+
+    return {
+        "truth": layer(row.true_boxes_xyxy, row.true_name),
+        "prediction": layer(row.predicted_boxes_xyxy, f"{row.true_name} {row.true_score:.2f}"),
+    }
+
+
+def _statistics_media(statistics: ValidationStatistics, names: list[str]) -> dict[str, Any]:
+    """Histograms of the maps, the confusion matrix, and a table of the classes."""
+    import wandb
+
+    edges = np.linspace(0, 1, BINS + 1)
+    media: dict[str, Any] = {
+        f"val/cam_{name}_histogram": wandb.Histogram(np_histogram=(counts.numpy(), edges))
+        for name, counts in statistics.histograms.items()
+        if counts.any()
+    }
+    table = class_table(statistics.classes, names)
+    if table is not None:
+        columns = [column.name for column in table.columns]
+        media["val/classes"] = wandb.Table(columns=[*columns], data=table.rows)
+    confusion = statistics.classes.confusion
+    if confusion is not None and len(names) <= _MATRIX_CLASSES:
+        media["val/confusion"] = _confusion_chart(confusion, names)
+    elif confusion is not None:
+        pairs = confused_pairs(confusion, names, _PAIRS)
+        columns = ["true", "predicted", "pictures", "part of the class"]
+        media["val/confusion"] = wandb.Table(columns=[*columns], data=pairs)
+    return media
+
+
+def _confusion_chart(confusion: Tensor, names: list[str]) -> object:
+    """W&B's own chart of a confusion matrix, from counts."""
+    import wandb
+
+    columns = ["Actual", "Predicted", "nPredictions"]
+    data = [
+        [names[i], names[j], count]
+        for i, counts in enumerate(confusion.tolist())
+        for j, count in enumerate(counts)
+    ]
+    return wandb.plot_table(
+        "wandb/confusion_matrix/v1",
+        wandb.Table(columns=[*columns], data=data),
+        {column: column for column in columns},
+        {"title": "confusion of the classes"},
+    )

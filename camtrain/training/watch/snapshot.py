@@ -1,0 +1,162 @@
+"""Everything that is shown of one epoch, wherever it is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from camtrain.training.evaluate.evaluator import ClassScores, Evaluation
+from camtrain.training.watch.results import PictureResult
+from camtrain.visualize import SheetRow, contact_sheet
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationStatistics:
+    """What a validation has measured, beyond its scores.
+
+    Attributes:
+        classes: Of each class.
+        histograms: Pictures per bin by name, see ``MapStatistics``.
+        localization: See ``BoxScores.report``; empty where no picture had boxes.
+    """
+
+    classes: ClassScores
+    histograms: Mapping[str, Tensor]
+    localization: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, evaluation: nn.Module) -> ValidationStatistics:
+        """What an ``Evaluation`` has counted in all processes; call in every process."""
+        assert isinstance(evaluation, Evaluation)
+        calibrated = evaluation.boxes.calibrated_threshold()
+        return cls(
+            evaluation.by_class(),
+            evaluation.statistics.histograms(),
+            evaluation.boxes.report(calibrated),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EpochSnapshot:
+    """What is shown of an epoch. Whatever is drawn is drawn once, when it is first used.
+
+    Attributes:
+        epoch: Epochs done; 0 before the training.
+        step: Under which Lightning logs the scores.
+        names: K class names.
+        results: Of the watched pictures.
+        mistakes: Results of the most confident mistakes of the validation, the worst first.
+        statistics: None before the training, and for a module that is not a ``CAMModule``.
+        colormap: See ``camtrain.visualize.overlay``.
+        tile: Longer side of a drawn picture, in pixels.
+    """
+
+    epoch: int
+    step: int
+    names: Sequence[str]
+    results: Sequence[PictureResult]
+    mistakes: Sequence[PictureResult]
+    statistics: ValidationStatistics | None
+    colormap: str = "viridis"
+    tile: int = 256
+
+    @cached_property
+    def rows(self) -> dict[PictureResult, SheetRow]:
+        """Watched pictures and mistakes as they are drawn; a picture may be both."""
+        return {result: self._row(result) for result in (*self.results, *self.mistakes)}
+
+    @cached_property
+    def sheet(self) -> Image.Image:
+        """The contact sheet of the watched pictures."""
+        right = sum(result.is_right for result in self.results)
+        title = f"epoch {self.epoch}  ·  {right} of {len(self.results)} right"
+        return contact_sheet([self.rows[result] for result in self.results], title=title)
+
+    @cached_property
+    def mistake_sheet(self) -> Image.Image:
+        """The contact sheet of the mistakes, of which there must be one."""
+        title = f"epoch {self.epoch}  ·  the most confident mistakes"
+        return contact_sheet([self.rows[result] for result in self.mistakes], title=title)
+
+    def _row(self, result: PictureResult) -> SheetRow:
+        picture, true, predicted = result.picture, result.true, result.predicted
+        return SheetRow(
+            image=picture.pixels,
+            true_heatmap=torch.zeros(picture.size_hw) if true is None else true.heatmap,
+            predicted_heatmap=predicted.heatmap,
+            true_boxes_xyxy=picture.boxes_xyxy,
+            predicted_boxes_xyxy=torch.zeros(0, 4) if true is None else true.boxes_xyxy,
+            true_name="no class" if true is None else self.names[true.label],
+            predicted_name=self.names[predicted.label],
+            true_score=0.0 if true is None else true.score,
+            predicted_score=predicted.score,
+            is_right=result.is_right,
+            colormap=self.colormap,
+            tile=self.tile,
+        )
+
+
+class Column(NamedTuple):
+    """A column of a table: its heading, and the kind of its values."""
+
+    name: str
+    kind: Literal["text", "number", "percent"]
+
+
+class ClassTable(NamedTuple):
+    """A table with a row per class; None where nothing was counted. Percents are fractions.
+
+    Attributes:
+        columns: The class; pictures and accuracy, or the average precision; GT-known.
+        rows: K rows.
+        score: Index of the column that says how well a class is classified.
+    """
+
+    columns: list[Column]
+    rows: list[list[Any]]
+    score: int
+
+
+def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
+    """A row for each class; None where only the number of classes is known."""
+    columns, values = [Column("class", "text")], [list[Any](names)]
+    if scores.confusion is not None:
+        pictures = scores.confusion.sum(1)
+        columns += [Column("pictures", "number"), Column("accuracy", "percent")]
+        values += [pictures.tolist(), _fractions(scores.confusion.diagonal(), pictures)]
+    elif scores.average_precision is not None:
+        columns.append(Column("average precision", "percent"))
+        precisions = scores.average_precision.tolist()
+        values.append([None if math.isnan(value) else value for value in precisions])
+    score = len(columns) - 1
+    if scores.boxes_seen.any():
+        columns += [Column("GT-known", "percent"), Column("pictures with boxes", "number")]
+        values += [_fractions(scores.boxes_right, scores.boxes_seen), scores.boxes_seen.tolist()]
+    if len(columns) == 1:
+        return None
+    return ClassTable(columns, list(map(list, zip(*values, strict=True))), score)
+
+
+def confused_pairs(confusion: Tensor, names: Sequence[str], most: int) -> list[list[Any]]:
+    """True class, predicted class, pictures, their fraction of the true class; most first.
+
+    Args:
+        confusion: (K, K) int64, by true class (rows) and predicted class (columns).
+        names: K class names.
+        most: How many pairs at most.
+    """
+    totals = confusion.sum(1).tolist()
+    wrong = [(int(confusion[i, j]), i, j) for i, j in confusion.nonzero().tolist() if i != j]
+    wrong.sort(key=lambda pair: (-pair[0], pair[1:]))
+    return [[names[i], names[j], count, count / totals[i]] for count, i, j in wrong[:most]]
+
+
+def _fractions(part: Tensor, whole: Tensor) -> list[float | None]:
+    return [a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
