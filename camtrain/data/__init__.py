@@ -10,7 +10,6 @@ from camtrain.lazy import lazy_names
 if TYPE_CHECKING:
     from camtrain.data.augment import AUGMENTATIONS as AUGMENTATIONS
     from camtrain.data.augment import Augmentation as Augmentation
-    from camtrain.data.augment import Augmented as Augmented
     from camtrain.data.augment import AutoAugment as AutoAugment
     from camtrain.data.dataset import Batch as Batch
     from camtrain.data.dataset import Damaged as Damaged
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from camtrain.data.dataset import index_of as index_of
     from camtrain.data.dataset import sample_or_damaged as sample_or_damaged
     from camtrain.data.decoding import DamagedImageError as DamagedImageError
-    from camtrain.data.decoding import Decode as Decode
     from camtrain.data.decoding import Decoded as Decoded
     from camtrain.data.decoding import decode_image as decode_image
     from camtrain.data.decoding import read_image as read_image
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from camtrain.data.source import Listing as Listing
     from camtrain.data.source import Picture as Picture
     from camtrain.data.source import Source as Source
+    from camtrain.data.source import SourcePicture as SourcePicture
     from camtrain.data.source import Split as Split
     from camtrain.data.source import source_of as source_of
     from camtrain.data.sources import SOURCES as SOURCES
@@ -51,22 +50,22 @@ if TYPE_CHECKING:
     from camtrain.data.sources import is_divided as is_divided
     from camtrain.data.sources import make_sources as make_sources
     from camtrain.data.splits import write_split as write_split
-    from camtrain.data.transforms import boxes_to_input as boxes_to_input
     from camtrain.data.transforms import fit_channels as fit_channels
     from camtrain.data.transforms import normalize as normalize
     from camtrain.data.transforms import prepare as prepare
     from camtrain.data.transforms import resize as resize
     from camtrain.data.transforms import to_pixels as to_pixels
     from camtrain.data.tree import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-    from camtrain.data.views import View as View
+    from camtrain.data.views import CropGeometry as CropGeometry
+    from camtrain.data.views import boxes_to_input as boxes_to_input
     from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
-    "camtrain.data.augment": "AUGMENTATIONS Augmentation Augmented AutoAugment",
+    "camtrain.data.augment": "AUGMENTATIONS Augmentation AutoAugment",
     "camtrain.data.dataset": (
         "Batch Damaged Key PreparedDataset Sample collate index_of sample_or_damaged"
     ),
-    "camtrain.data.decoding": "DamagedImageError Decode Decoded decode_image read_image to_rgb",
+    "camtrain.data.decoding": "DamagedImageError Decoded decode_image read_image to_rgb",
     "camtrain.data.digits": "ClutteredDigits",
     "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
     "camtrain.data.loading": (
@@ -74,13 +73,13 @@ _HOMES = {
     ),
     "camtrain.data.readers.folder": "ImageFolder",
     "camtrain.data.source": (
-        "FileSource ListedFiles ListedSource Listing Picture Source Split source_of"
+        "FileSource ListedFiles ListedSource Listing Picture Source SourcePicture Split source_of"
     ),
     "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
     "camtrain.data.splits": "write_split",
-    "camtrain.data.transforms": "boxes_to_input fit_channels normalize prepare resize to_pixels",
+    "camtrain.data.transforms": "fit_channels normalize prepare resize to_pixels",
     "camtrain.data.tree": "IMAGE_SUFFIXES",
-    "camtrain.data.views": "View",
+    "camtrain.data.views": "CropGeometry boxes_to_input",
     "camtrain.maps": "maps_on_picture",
 }
 

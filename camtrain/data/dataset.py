@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from camtrain.data.augment import Augmentation, Augmented, AutoAugment
-from camtrain.data.decoding import DamagedImageError, decode_image, read_image
+from camtrain.data.augment import Augmentation, AutoAugment
+from camtrain.data.decoding import DamagedImageError
 from camtrain.data.loading import seed_of
-from camtrain.data.source import FileSource, Picture, Source
+from camtrain.data.source import FileSource, Source, SourcePicture
 from camtrain.data.transforms import normalize
-from camtrain.data.views import View
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
 
@@ -37,9 +35,10 @@ class Sample:
         size_hw: (H, W) of the original picture.
         index: Its place in the data set.
         path: Where the picture came from.
-        mask: (H, W) uint8 in pixels of the original picture, see ``Picture``; (0, 0) without one.
-        input_boxes_xyxy: (m, 4) float32, half-open, in pixels of ``image``: the boxes after the
-            augmentation, clipped to it; m <= n, since those cut away are left out.
+        mask: (H, W) uint8 in pixels of the original picture, see ``SourcePicture``; (0, 0) without
+            one.
+        input_boxes_xyxy: (m, 4) float32, half-open, in pixels of ``image``: the boxes that are
+            still seen, clipped to it; none where a policy of ``auto_augment`` may move the pixels.
     """
 
     image: Tensor
@@ -96,6 +95,15 @@ class Batch(NamedTuple):
     places: Tensor
     damaged: tuple[Damaged, ...]
     is_cached: bool = False
+
+    def take(self, places: list[int]) -> Batch:
+        """The batch with only the pictures at these places of it."""
+        taken: dict[str, Any] = {
+            name: column[places] if isinstance(column, Tensor) else [column[n] for n in places]
+            for name, column in self._asdict().items()
+            if isinstance(column, Tensor | list)
+        }
+        return self._replace(**taken)
 
 
 class PreparedDataset(Dataset[Sample]):
@@ -174,32 +182,36 @@ class PreparedDataset(Dataset[Sample]):
         """The number of items."""
         return len(self.indices)
 
-    def picture(self, index: int) -> Picture:
+    def picture(self, index: int) -> SourcePicture:
         """The whole picture at ``index``, as people see it."""
+        row = self.indices[index]
         if self._files is None:
-            return self.source.read(self.indices[index])
-        return self._files.read_with(self.indices[index], partial(read_image, exif=self.exif))
+            return self.source.read(row)
+        return self._files.read_file(row, exif=self.exif)
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
         index = index_of(key)
-        with self._drawing(key):
-            reader = _Reader(self)
+        row = self.indices[index]
+        with self._seeded(key):
+            draw = cache(self.augmentation.draw)  # once per picture: decoding may ask for it first
             if self._files is None:
-                picture = self.source.read(self.indices[index])
-                reader.take(picture.image)
+                picture = self.source.read(row)
             else:
-                picture = self._files.read_with(self.indices[index], reader)
-            augmented = reader.augmented(picture)
+                shrink = (lambda size_hw: draw(size_hw).shrink) if self.reduced else None
+                picture = self._files.read_file(row, exif=self.exif, shrink=shrink)
+            geometry = draw(picture.size_hw).aligned(picture.factor)
+            image = self.augmentation.apply(geometry, picture.image, factor=picture.factor)
+        has_moved = self.augmentation.auto_augment is not None
         return Sample(
-            image=normalize(augmented.image, self.preprocessing),
+            image=normalize(image, self.preprocessing),
             label=picture.label,
             boxes_xyxy=picture.boxes_xyxy,
-            size_hw=reader.size_hw,
+            size_hw=picture.size_hw,
             index=index,
             path=picture.path,
             mask=torch.zeros(0, 0, dtype=torch.uint8) if picture.mask is None else picture.mask,
-            input_boxes_xyxy=augmented.boxes_xyxy,
+            input_boxes_xyxy=geometry.boxes(picture.boxes_xyxy[: 0 if has_moved else None]),
         )
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | Damaged]:
@@ -209,11 +221,11 @@ class PreparedDataset(Dataset[Sample]):
 
     def is_mirrored(self, key: Key) -> bool:
         """Whether the picture at ``(epoch, index)`` is mirrored, without reading it."""
-        with self._drawing(key):
+        with self._seeded(key):
             return self.augmentation.draw(self.preprocessing.size).is_mirrored
 
     @contextmanager
-    def _drawing(self, key: Key) -> Iterator[None]:
+    def _seeded(self, key: Key) -> Iterator[None]:
         """The random numbers of one sample; torch's own stay as they were."""
         with torch.random.fork_rng(devices=[]):
             numbers = key if isinstance(key, tuple) else (0, key)
@@ -235,44 +247,6 @@ def sample_or_damaged(
         return dataset[key]
     except DamagedImageError as error:
         return Damaged(index_of(key), str(error), input_shape)
-
-
-class _Reader:
-    """Decodes the file of one sample: once its size is known, the view of it is drawn."""
-
-    def __init__(self, dataset: PreparedDataset) -> None:
-        self._dataset = dataset
-        self._augmentation = dataset.augmentation
-        self._view: View | None = None
-        self._factor = 1
-        self.size_hw = (0, 0)
-
-    def __call__(self, path: str | os.PathLike[str], *, data: bytes | None = None) -> Tensor:
-        """The image, (3, h, w), perhaps decoded smaller."""
-        shrink = self._draw if self._dataset.reduced else None
-        decoded = decode_image(path, data=data, exif=self._dataset.exif, shrink=shrink)
-        self.size_hw, self._factor = decoded.size_hw, decoded.factor
-        return decoded.image
-
-    def take(self, image: Tensor) -> None:
-        """Note the size of a picture that came as a whole."""
-        self.size_hw = (image.shape[-2], image.shape[-1])
-
-    def augmented(self, picture: Picture) -> Augmented:
-        """The picture that was read, and its truth, as the network sees them."""
-        view = self._view or self._augmentation.draw(self.size_hw)
-        return self._augmentation.apply(
-            view.aligned(self._factor),
-            picture.image,
-            picture.boxes_xyxy,
-            picture.mask,
-            size_hw=self.size_hw,
-            factor=self._factor,
-        )
-
-    def _draw(self, size_hw: tuple[int, int]) -> float:
-        self._view = self._augmentation.draw(size_hw)
-        return self._view.shrink
 
 
 def collate(samples: Sequence[Sample | Damaged], *, is_cached: bool = False) -> Batch:

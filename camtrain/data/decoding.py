@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -57,13 +57,6 @@ class Decoded(NamedTuple):
     image: Tensor
     size_hw: tuple[int, int]
     factor: int
-
-
-class Decode(Protocol):
-    """What a source calls to decode a file; ``read_image`` is one."""
-
-    def __call__(self, path: str | os.PathLike[str], *, data: bytes | None = None) -> Tensor:
-        """The picture, (3, h, w) uint8; ``data`` is the content of the file where it is known."""
 
 
 def read_image(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from camtrain.data.source import Picture, Split
+from camtrain.data.source import SourcePicture, Split
 from camtrain.errors import CamtrainValueError
 
 CANVAS = 64
@@ -36,7 +36,7 @@ class ClutteredDigits:
 
     Args:
         split: Which source digits to draw from.
-        length: Number of pictures. Picture i depends on seed, split and i alone.
+        length: Number of pictures. SourcePicture i depends on seed, split and i alone.
         seed: Chooses the digits, sizes and places, not the partition of the source digits.
 
     Raises:
@@ -73,7 +73,7 @@ class ClutteredDigits:
         """The box of the digit at ``index``, (1, 4), which is drawn for it."""
         return self.read(index).boxes_xyxy
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The picture at ``index``, drawn when it is read for the first time."""
         index = range(len(self))[index]
         if not self._boxes[index].any():
@@ -81,7 +81,7 @@ class ClutteredDigits:
             self._images[index, 0] = torch.from_numpy(drawn)
             self._boxes[index, 0] = torch.tensor(box)
         image, box_xyxy = self._images[index].clone(), self._boxes[index].clone()
-        return Picture(image, self.labels[index], box_xyxy, self.paths[index])
+        return SourcePicture(image, self.labels[index], box_xyxy, self.paths[index])
 
 
 class SourceDigits(NamedTuple):

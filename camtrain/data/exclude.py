@@ -7,14 +7,13 @@ import posixpath
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from camtrain.data.boxes import BoxError, listed_box_errors
 from camtrain.data.shards.fetch import is_url
-from camtrain.data.source import Picture, Source, Split
+from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -27,44 +26,45 @@ class Without:
 
     Args:
         source: The pictures.
-        excluded: Tells by a ``Picture.path`` whether it is left out.
+        excluded: Tells by a ``SourcePicture.path`` whether it is left out.
     """
 
     def __init__(self, source: Source, excluded: Callable[[str], bool]) -> None:
         """Choose the pictures that stay; none is read."""
         self._source = source
-        self._kept = [place for place, path in enumerate(source.paths) if not excluded(path)]
+        self._rows = [row for row, path in enumerate(source.paths) if not excluded(path)]
         self.class_names = source.class_names
-        labels = source.labels
+        labels, groups = source.labels, getattr(source, "groups", None)
         self.labels: list[int] | Tensor = (
-            labels[self._kept]
+            labels[self._rows]
             if isinstance(labels, Tensor)
-            else [labels[place] for place in self._kept]
+            else [labels[row] for row in self._rows]
         )
-        self.paths = [source.paths[place] for place in self._kept]
-        groups = getattr(source, "groups", None)
-        self.groups = None if groups is None else groups[self._kept]
+        self.paths = [source.paths[row] for row in self._rows]
+        self.groups = None if groups is None else groups[self._rows]
 
     def __len__(self) -> int:
         """The number of pictures that stay."""
-        return len(self._kept)
+        return len(self._rows)
 
     def boxes(self, index: int) -> Tensor:
         """The boxes of the picture at ``index``, (n, 4) int64 half-open xyxy."""
-        return self._source.boxes(self._kept[index])
+        return self._source.boxes(self._rows[index])
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The picture at ``index``."""
-        return self._source.read(self._kept[index])
+        return self._source.read(self._rows[index])
 
 
 class _FilesWithout(Without):
-    """The same for a source whose files others may decode."""
+    """The same for a source of picture files."""
 
-    def read_with(self, index: int, decode: Callable[..., Tensor]) -> Picture:
-        """As ``read``, with the image that ``decode`` makes of its file."""
-        picture: Picture = cast("Any", self._source).read_with(self._kept[index], decode)
-        return picture
+    def read_file(
+        self, index: int, *, exif: bool = True, shrink: Shrink | None = None
+    ) -> SourcePicture:
+        """The picture at ``index``; ``exif`` and ``shrink`` as for ``decode_image``."""
+        assert isinstance(self._source, FileSource)
+        return self._source.read_file(self._rows[index], exif=exif, shrink=shrink)
 
 
 def make_sources_without(
@@ -127,8 +127,8 @@ def without(
         return name in names
 
     kept: dict[Split, Source] = {
-        split: (_FilesWithout if hasattr(one, "read_with") else Without)(one, excluded)
-        for split, one in sources.items()
+        split: (_FilesWithout if isinstance(source, FileSource) else Without)(source, excluded)
+        for split, source in sources.items()
     }
     for split, source in kept.items():
         if len(source) == len(sources[split]):

@@ -1,4 +1,4 @@
-"""Sources of labelled pictures: their protocol, and the one of data sets that lie on disk."""
+"""Sources of labelled pictures: what all of them offer, and those of data sets on disk."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from camtrain.data.decoding import Decode, read_image
+from camtrain.data.decoding import decode_image
 from camtrain.data.paths import PathList
 from camtrain.errors import CamtrainValueError
 
 Split = Literal["train", "val", "test"]
+Labels = NDArray[np.int64] | NDArray[np.bool_]
+Shrink = Callable[[tuple[int, int]], float]  # from (H, W) to the most a picture may be reduced
+
+UNDECIDED = -1  # the split of a picture that the data set leaves open
 
 
-class Picture(NamedTuple):
+class SourcePicture(NamedTuple):
     """One labelled picture as it lies on disk, after its EXIF orientation is applied.
 
     Attributes:
         image: (C, H, W) uint8.
         label: Index into the source's ``class_names``; for several labels multi-hot, (K,) float32.
-        boxes_xyxy: (n, 4) int64, half-open, in pixels of the whole picture (a ``FileSource`` may
-            be asked for a smaller ``image``): boxes of the labelled class. None known: (0, 4).
+        boxes_xyxy: (n, 4) int64, half-open, in pixels of the whole picture: boxes of the labelled
+            class. None known: (0, 4).
         path: Where the picture came from, for messages and reports.
         mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; None where no
             mask is known.
+        whole_hw: (H, W) of the whole picture, where ``image`` was decoded smaller; else None.
+        factor: By which it was decoded smaller, see ``Decoded``.
     """
 
     image: Tensor
@@ -39,6 +44,16 @@ class Picture(NamedTuple):
     boxes_xyxy: Tensor
     path: str
     mask: Tensor | None = None
+    whole_hw: tuple[int, int] | None = None
+    factor: int = 1
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(H, W) of the whole picture."""
+        return self.whole_hw or (self.image.shape[-2], self.image.shape[-1])
+
+
+Picture = SourcePicture  # its earlier name, which sources of users import
 
 
 class Source(Protocol):
@@ -54,28 +69,26 @@ class Source(Protocol):
 
     @property
     def paths(self) -> Sequence[str]:
-        """What ``Picture.path`` will be, of every picture."""
+        """What ``SourcePicture.path`` will be, of every picture."""
 
     def boxes(self, index: int) -> Tensor:
-        """The boxes of the picture at ``index``, see ``Picture``."""
+        """The boxes of the picture at ``index``, see ``SourcePicture``."""
 
     def __len__(self) -> int:
         """The number of pictures."""
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The picture at ``index``."""
 
 
 @runtime_checkable
 class FileSource(Source, Protocol):
-    """A source of picture files, which others may decode: smaller, or as they are stored."""
+    """A source of picture files, which can be decoded smaller, or as they are stored."""
 
-    def read_with(self, index: int, decode: Decode) -> Picture:
-        """As ``read``, with the image that ``decode`` makes of its file; all else is the same."""
-
-
-UNDECIDED = -1  # the split of a picture that the data set leaves open
-Labels = NDArray[np.int64] | NDArray[np.bool_]
+    def read_file(
+        self, index: int, *, exif: bool = True, shrink: Shrink | None = None
+    ) -> SourcePicture:
+        """The picture at ``index``; ``exif`` and ``shrink`` as for ``decode_image``."""
 
 
 def split_number(split: Split) -> int:
@@ -106,12 +119,12 @@ class Listing:
         has_class_list: The data set itself lists its classes, with or without pictures; else they
             are those of the training pictures.
         boxes: From a row to its boxes, (n, 4) int64, half-open xyxy, of the labelled class.
-        masks: From a row to its mask, (H, W) uint8 as in ``Picture``, or None.
+        masks: From a row to its mask, (H, W) uint8 as in ``SourcePicture``, or None.
         images: (N, C, H, W) uint8 of pictures that come in one file; then no path is opened.
         contents: From a row to the content of the picture's file, where there is no such file; then
             no path is opened either.
-        groups: (N,) int64, pictures that had better be read one after the other; None: any order
-            is as good.
+        groups: (N,) int64, pictures that are best read one after the other; None: any order is as
+            good.
         is_divided: Splits were decided here, by the seed, and not by the data set.
     """
 
@@ -133,7 +146,7 @@ class Listing:
         return np.flatnonzero(self.splits == split_number(split))
 
     def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many of some rows are of each class, (K,)."""
+        """How many of the given rows are of each class, (K,)."""
         labels = self.labels[rows]
         if labels.ndim == 2:
             return np.asarray(labels.sum(0, dtype=np.int64))
@@ -178,33 +191,33 @@ class ListedSource:
         """The boxes of the picture at ``index``, (n, 4) int64, half-open xyxy."""
         return self._listing.boxes(int(self._rows[index])).clone()
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The picture at ``index``, which is in memory."""
         images = self._listing.images
         assert images is not None
-        return self._picture(index, images[int(self._rows[index])].clone())
-
-    def _picture(self, index: int, image: Tensor) -> Picture:
-        mask = self._listing.masks(int(self._rows[index]))
-        return Picture(image, self.labels[index], self.boxes(index), self.paths[index], mask)
+        image = images[int(self._rows[index])].clone()
+        return SourcePicture(image, self.labels[index], self.boxes(index), self.paths[index])
 
 
 class ListedFiles(ListedSource):
     """One split of a listing whose pictures are files."""
 
-    def read(self, index: int) -> Picture:
-        """Decode the picture at ``index``."""
-        return self.read_with(index, read_image)
+    def read(self, index: int) -> SourcePicture:
+        """Decode the whole picture at ``index``."""
+        return self.read_file(index)
 
-    def read_with(self, index: int, decode: Decode) -> Picture:
-        """As ``read``, with the image that ``decode`` makes of the file; all else is the same."""
-        path, contents = self.paths[index], self._listing.contents
-        if contents is not None:  # their masks are as large as the pictures
-            return self._picture(index, decode(path, data=contents(int(self._rows[index]))))
-        picture = self._picture(index, decode(path))
-        if picture.mask is None:
-            return picture
-        return picture._replace(mask=_as_large_as(path, picture.mask, picture.image))
+    def read_file(
+        self, index: int, *, exif: bool = True, shrink: Shrink | None = None
+    ) -> SourcePicture:
+        """Decode the picture at ``index``; ``exif`` and ``shrink`` as for ``decode_image``."""
+        row, path, contents = int(self._rows[index]), self.paths[index], self._listing.contents
+        data = None if contents is None else contents(row)
+        image, size_hw, factor = decode_image(path, data=data, exif=exif, shrink=shrink)
+        mask = self._listing.masks(row)
+        if mask is not None and contents is None:  # masks in shards are as large as the pictures
+            mask = _resized_mask(mask, size_hw, path)
+        boxes_xyxy = self.boxes(index)
+        return SourcePicture(image, self.labels[index], boxes_xyxy, path, mask, size_hw, factor)
 
 
 def source_of(listing: Listing, split: Split) -> ListedSource:
@@ -212,22 +225,12 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
     return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
 
 
-def _as_large_as(path: str, mask: Tensor, image: Tensor) -> Tensor:
+def _resized_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
     """A mask at the resolution of its picture, should it have been drawn at another.
-
-    Args:
-        path: The file of the picture.
-        mask: (H, W), or smaller or larger.
-        image: The picture as it was decoded, (3, h, w), perhaps turned by its EXIF, or smaller.
 
     Raises:
         CamtrainValueError: The mask was not turned as the picture is.
     """
-    with Image.open(path) as file:
-        width, height = file.size
-    h, w = image.shape[-2:]
-    is_turned = (h < w and height > width) or (h > w and height < width)
-    size_hw = (width, height) if is_turned else (height, width)
     if mask.shape == size_hw:
         return mask
     if mask.shape == size_hw[::-1]:

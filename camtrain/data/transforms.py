@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from camtrain.data.views import INTERPOLATIONS, View
+from camtrain.data.views import INTERPOLATIONS, CropGeometry
 from camtrain.errors import CamtrainValueError
-from camtrain.preprocessing import Placement, Preprocessing
+from camtrain.preprocessing import Preprocessing
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:
@@ -50,9 +50,9 @@ def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         (len(mean), h, w) of the same type, h x w being ``preprocessing.size``.
     """
     image = fit_channels(image, len(preprocessing.mean))
-    view = View.whole((image.shape[-2], image.shape[-1]), preprocessing)
+    geometry = CropGeometry.whole((image.shape[-2], image.shape[-1]), preprocessing)
     mode = INTERPOLATIONS[preprocessing.interpolation]
-    return view.of(image, mode, fill_colour(preprocessing, image.dtype))
+    return geometry.image(image, mode, fill_colour(preprocessing, image.dtype))
 
 
 def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -90,27 +90,6 @@ def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
 def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Resize, then normalize: (C, H, W) uint8 or float in [0, 1] -> input, float32 (C, h, w)."""
     return normalize(resize(image, preprocessing), preprocessing)
-
-
-def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Boxes of a picture in pixels of the network's input; they may reach over its border.
-
-    Args:
-        boxes_xyxy: (n, 4), half-open, in pixels of the picture.
-        placement: Where the picture lies in the input.
-
-    Returns:
-        (n, 4) float32, half-open, in pixels of the input.
-
-    Example:
-        >>> boxes_to_input(torch.tensor([[2, 4, 6, 8]]), Placement(0.5, 2.0, 1, -3))
-        tensor([[1., 3., 9., 5.]])
-    """
-    scale = boxes_xyxy.new_tensor([placement.scale_x, placement.scale_y] * 2, dtype=torch.float32)
-    offset = boxes_xyxy.new_tensor(
-        [placement.offset_x, placement.offset_y] * 2, dtype=torch.float32
-    )
-    return boxes_xyxy * scale + offset
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Views: which part of a picture the network sees, and the truth about the picture seen with it."""
+"""Which part of a picture the network sees: cut out, resized, padded and perhaps mirrored."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from camtrain.preprocessing import Preprocessing
+from camtrain.preprocessing import Placement, Preprocessing
 
 # exact: a pixel covers [i, i + 1), as in Placement; torch's plain "nearest" is off by half a pixel
 INTERPOLATIONS = {
@@ -22,7 +23,7 @@ INTERPOLATIONS = {
 
 
 @dataclass(frozen=True)
-class View:
+class CropGeometry:
     """A part of a picture, resized, laid into the network's input, and perhaps mirrored.
 
     Attributes:
@@ -47,7 +48,7 @@ class View:
     is_mirrored: bool = False
 
     @classmethod
-    def whole(cls, image_hw: tuple[int, int], preprocessing: Preprocessing) -> View:
+    def whole(cls, image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
         """What evaluation and prediction see of a picture of ``image_hw``."""
         place = preprocessing.placement(image_hw)
         return cls(
@@ -57,8 +58,8 @@ class View:
             size_hw=preprocessing.size,
         )
 
-    def moved(self, y: int, x: int, size_hw: tuple[int, int]) -> View:
-        """The window of ``size_hw`` that begins at (y, x) of this view's input."""
+    def moved(self, y: int, x: int, size_hw: tuple[int, int]) -> CropGeometry:
+        """The window of ``size_hw`` that begins at (y, x) of this input."""
         offset = (self.offset_yx[0] - y, self.offset_yx[1] - x)
         return replace(self, offset_yx=offset, size_hw=size_hw)
 
@@ -67,91 +68,106 @@ class View:
         """By how much the picture may be reduced so that the part is still resized downwards."""
         return min(self.height / self.resized_hw[0], self.width / self.resized_hw[1])
 
-    def aligned(self, factor: int) -> View:
+    def aligned(self, factor: int) -> CropGeometry:
         """The part moved up and left by less than ``factor``, to where reduced pixels begin."""
         if factor == 1:
             return self
         return replace(self, top=self.top - self.top % factor, left=self.left - self.left % factor)
 
-    def of(
-        self,
-        pixels: Tensor,
-        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
-        fill: Sequence[float] = (0.0,),
-    ) -> Tensor:
-        """The view of a picture, or of torchvision's ``BoundingBoxes`` or ``Mask`` of it.
-
-        Args:
-            pixels: (C, H, W) uint8, or float in [0, 1]; or a tv_tensor, boxes as float.
-            interpolation: Of a picture; a mask is always seen by its nearest pixels.
-            fill: Per channel, what pictures are padded with, in their units.
-
-        Returns:
-            The same type at ``size_hw``; boxes are clipped to what is seen, those out of sight
-            have no area.
-        """
-        if type(pixels) is Tensor:
-            rows = slice(self.top, self.top + self.height)
-            seen = _packed(pixels[:, rows, self.left : self.left + self.width])
-        else:
-            seen = TF.crop(pixels, self.top, self.left, self.height, self.width)
-        seen = TF.resize(seen, list(self.resized_hw), interpolation=interpolation, antialias=True)
-        return self._laid(seen, fill)
-
-    def of_reduced(
+    def image(
         self,
         image: Tensor,
-        factor: int,
         interpolation: InterpolationMode = InterpolationMode.BILINEAR,
         fill: Sequence[float] = (0.0,),
+        *,
+        factor: int = 1,
     ) -> Tensor:
-        """The view of a picture that was decoded ``factor`` times smaller.
+        """What the network sees of a picture.
 
         Args:
-            image: (C, h, w) uint8, h = ceil(H / factor), w = ceil(W / factor).
+            image: (C, H, W) uint8, or float in [0, 1]. A picture that was decoded smaller:
+                (C, ceil(H / factor), ceil(W / factor)) uint8.
+            interpolation: Of the resize; ``NEAREST_EXACT`` only for the factor 1.
+            fill: Per channel, what the picture is padded with, in its units.
             factor: ``top`` and ``left`` are its multiples, see ``aligned``.
-            interpolation: ``BILINEAR`` or ``BICUBIC``.
-            fill: As for ``of``.
+
+        Returns:
+            (C, *size_hw) of the same type.
         """
         top, left = self.top // factor, self.left // factor
         height, width = self.height / factor, self.width / factor  # perhaps not whole pixels
         part = image[:, top : top + math.ceil(height), left : left + math.ceil(width)]
+        part = _without_gaps(part)
+        if factor == 1:
+            size = list(self.resized_hw)
+            return self._laid(TF.resize(part, size, interpolation=interpolation), fill)
         # a little more, so that rounding down gives the size and not one less
         scales = [(self.resized_hw[0] + 1e-4) / height, (self.resized_hw[1] + 1e-4) / width]
-        seen = F.interpolate(
-            _packed(part)[None],
+        resized = F.interpolate(
+            part[None],
             scale_factor=scales,
             mode=interpolation.value,
             antialias=True,
             recompute_scale_factor=False,  # the scale is exact where the last pixel is not whole
         )[0]
-        return self._laid(seen, fill)
+        return self._laid(resized, fill)
 
-    def _laid(self, seen: Tensor, fill: Sequence[float]) -> Tensor:
+    def boxes(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes of the picture in pixels of the input, (n, 4) -> (m, 4) float32, half-open.
+
+        They are clipped to what the network sees; those without a pixel in it are left out.
+        """
+        corner = torch.tensor([self.left, self.top] * 2)
+        part_size = torch.tensor([self.width, self.height] * 2)
+        inside = (boxes_xyxy.float() - corner).clamp(min=0).minimum(part_size)
+        scale_y, scale_x = self.resized_hw[0] / self.height, self.resized_hw[1] / self.width
+        boxes = boxes_to_input(inside, Placement(scale_y, scale_x, *self.offset_yx))
+        height, width = self.size_hw
+        if self.is_mirrored:
+            boxes = boxes[:, [2, 1, 0, 3]]
+            boxes[:, ::2] = width - boxes[:, ::2]
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+        return boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)]
+
+    def _laid(self, resized: Tensor, fill: Sequence[float]) -> Tensor:
         """The resized part in the input."""
-        is_picture = type(seen) is Tensor
-        if is_picture:
-            seen = seen.contiguous()
+        image = resized.contiguous()
         (y, x), (height, width) = self.offset_yx, self.size_hw
         rows, columns = self.resized_hw
         top, left = max(0, -y), max(0, -x)
         bottom, right = min(rows, height - y), min(columns, width - x)
         if (top, left, bottom, right) != (0, 0, rows, columns):
-            seen = TF.crop(seen, top, left, bottom - top, right - left)
+            image = TF.crop(image, top, left, bottom - top, right - left)
         if (bottom - top, right - left) != self.size_hw:
             border = [max(0, x), max(0, y), max(0, width - x - columns), max(0, height - y - rows)]
-            seen = TF.pad(seen, border, fill=list(fill) if is_picture else 0)
-        if not self.is_mirrored:
-            return seen
-        mirrored: Tensor = seen.flip(-1) if is_picture else TF.horizontal_flip(seen)
-        return mirrored
+            image = TF.pad(image, border, fill=list(fill))
+        return image.flip(-1) if self.is_mirrored else image
 
 
-def _packed(pixels: Tensor) -> Tensor:
+def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Boxes of a picture in pixels of the network's input; they may reach over its border.
+
+    Args:
+        boxes_xyxy: (n, 4), half-open, in pixels of the picture.
+        placement: Where the picture lies in the input.
+
+    Returns:
+        (n, 4) float32, half-open, in pixels of the input.
+
+    Example:
+        >>> boxes_to_input(torch.tensor([[2, 4, 6, 8]]), Placement(0.5, 2.0, 1, -3))
+        tensor([[1., 3., 9., 5.]])
+    """
+    scale = torch.tensor([placement.scale_x, placement.scale_y] * 2).to(boxes_xyxy.device)
+    offset = torch.tensor([placement.offset_x, placement.offset_y] * 2).to(boxes_xyxy.device)
+    return boxes_xyxy * scale + offset
+
+
+def _without_gaps(image: Tensor) -> Tensor:
     """The same pixels; those of a decoded picture, colours side by side, without gaps.
 
     torch would otherwise take them apart by colours and put them together again.
     """
-    if pixels.shape[0] != 3 or pixels.stride(0) != 1:
-        return pixels
-    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    if image.shape[0] != 3 or image.stride(0) != 1:
+        return image
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)

@@ -16,14 +16,13 @@ from camtrain.data import (
     ClutteredDigits,
     Damaged,
     DamagedImageError,
-    Decode,
     EpochSampler,
     ImageFolder,
-    Picture,
     PreparedDataset,
+    SourcePicture,
     collate,
+    decode_image,
     prepare,
-    read_image,
 )
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
@@ -43,12 +42,12 @@ class Noise:
         """The number of pictures."""
         return len(self.labels)
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The same noise whenever it is read."""
         generator = torch.Generator().manual_seed(index)
         image = torch.randint(0, 256, (3, 20 + index, 30), dtype=torch.uint8, generator=generator)
         boxes_xyxy = torch.tensor([[1, 2, 3, 4]] * (index % 3)).reshape(-1, 4)
-        return Picture(image, self.labels[index], boxes_xyxy, f"noise/{index}")
+        return SourcePicture(image, self.labels[index], boxes_xyxy, f"noise/{index}")
 
 
 def epoch_images(epoch: int, options: dict[str, Any]) -> dict[int, Tensor]:
@@ -157,14 +156,15 @@ class Files:
         """The number of files."""
         return len(self.paths)
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """The picture, whole."""
-        return self.read_with(index, read_image)
+        return self.read_file(index)
 
-    def read_with(self, index: int, decode: Decode) -> Picture:
-        """The picture as ``decode`` makes it."""
-        image = decode(self.paths[index])
-        return Picture(image, self.labels[index], self.boxes(index), self.paths[index])
+    def read_file(self, index: int, **options: Any) -> SourcePicture:
+        """The picture, decoded as the options say."""
+        path, boxes_xyxy = self.paths[index], self.boxes(index)
+        image, size_hw, factor = decode_image(path, **options)
+        return SourcePicture(image, self.labels[index], boxes_xyxy, path, None, size_hw, factor)
 
     def boxes(self, index: int) -> Tensor:
         """The one box."""
@@ -235,6 +235,7 @@ def test_an_auto_augment_depends_on_seed_epoch_and_index_alone(policy: AutoAugme
     dataset = PreparedDataset(Noise(), PREPROCESSING, auto_augment=policy)
     plain = PreparedDataset(Noise(), PREPROCESSING)
     first = [dataset[2, index].image for index in range(11)]
+    assert not any(len(dataset[2, index].input_boxes_xyxy) for index in range(11))  # pixels move
     torch.manual_seed(1)
     assert all(torch.equal(dataset[2, index].image, first[index]) for index in range(11))
     assert sum(torch.equal(plain[index].image, first[index]) for index in range(11)) < 5

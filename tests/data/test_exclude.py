@@ -16,7 +16,7 @@ from camtrain.data import (
     without,
     write_exclude,
 )
-from camtrain.data.source import Picture, Source
+from camtrain.data.source import Source, SourcePicture
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 SPLITS = ("train", "val", "test")
@@ -45,17 +45,11 @@ def test_what_stays_is_read_as_before(photographs: Path) -> None:
             assert torch.equal(kept[split].boxes(index), own.boxes_xyxy)
 
 
-def test_others_may_decode_what_stays(photographs: Path) -> None:
+def test_what_stays_can_be_read_as_it_is_stored(photographs: Path) -> None:
     kept = without(splits_of(photographs), ["train/blue/0.png"], photographs)["train"]
-    asked: list[str] = []
-
-    def decode(path: str) -> torch.Tensor:
-        asked.append(path)
-        return torch.zeros(3, 2, 4, dtype=torch.uint8)
-
-    picture = kept.read_with(0, decode)
-    assert picture.image.shape == (3, 2, 4)
-    assert asked == [picture.path] == [str(photographs / "train/blue/1.png")]
+    picture = kept.read_file(0, exif=False)
+    assert torch.equal(picture.image, kept.read(0).image)
+    assert picture.path == str(photographs / "train/blue/1.png")
     assert torch.equal(picture.boxes_xyxy, kept.boxes(0))
 
 
@@ -92,10 +86,10 @@ class Multilabel:
         """None."""
         return torch.zeros(0, 4, dtype=torch.int64)
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """Black."""
         image = torch.zeros(3, 4, 6, dtype=torch.uint8)
-        return Picture(image, self.labels[index], self.boxes(index), self.paths[index])
+        return SourcePicture(image, self.labels[index], self.boxes(index), self.paths[index])
 
 
 def test_several_labels_stay_a_tensor() -> None:

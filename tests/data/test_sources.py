@@ -1,7 +1,6 @@
 """Sources by name, and what is the same for all of them."""
 
 import pickle
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data import Listing, SourceOptions, is_divided, make_sources, read_image, source_of
+from camtrain.data import Listing, SourceOptions, is_divided, make_sources, source_of
 from camtrain.data.paths import PathList
 from camtrain.data.source import FileSource, split_number
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
@@ -107,7 +106,7 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
         mask = torch.ones(height, width, dtype=torch.uint8)
         source = source_of(Listing(**{**every, "masks": lambda row: mask}), "val")
         assert isinstance(source, FileSource)
-        return source.read_with(0, partial(read_image, exif=is_upright)).mask
+        return source.read_file(0, exif=is_upright).mask
 
     for height, width, is_upright in ((60, 20, True), (20, 60, False)):
         assert read(height, width, is_upright=is_upright).shape == (height, width)

@@ -17,9 +17,8 @@ from camtrain.data.boxes import BoxError, listed_box_errors
 from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import Report
-from camtrain.data.decoding import read_image
-from camtrain.data.exclude import Without, folder_of, name_in
-from camtrain.data.source import FileSource, Picture, Source, Split
+from camtrain.data.exclude import folder_of, name_in
+from camtrain.data.source import FileSource, Source, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.data.tree import IMAGE_SUFFIXES
 from camtrain.errors import CamtrainValueError
@@ -60,7 +59,7 @@ def check_data(
     records = iter(
         track(
             examine_all(
-                list(splits.values()), partial(_sources, source, options, exif=exif), processes
+                list(splits.values()), partial(_sources, source, options), processes, exif=exif
             ),
             f"Reading {total} pictures",
             total=total,
@@ -86,15 +85,6 @@ def check_data(
     return Report(source, folder, summaries, in_order(findings), strict, unused)
 
 
-class _Stored(Without):
-    """A source whose pictures stay as they are stored, whatever their EXIF says."""
-
-    def read(self, index: int) -> Picture:
-        """The picture at ``index``."""
-        assert isinstance(self._source, FileSource)
-        return self._source.read_with(index, partial(read_image, exif=False))
-
-
 def _listed(
     name: str, options: SourceOptions, *, exif: bool
 ) -> tuple[dict[Split, Source], list[BoxError]]:
@@ -102,15 +92,13 @@ def _listed(
     with warnings.catch_warnings(), listed_box_errors() as errors:
         warnings.simplefilter("ignore")  # of missing classes, which are reported
         splits = make_sources(name, options)
-    if exif:
-        return splits, errors
-    if not all(isinstance(one, FileSource) for one in splits.values()):
+    if not exif and not all(isinstance(source, FileSource) for source in splits.values()):
         raise CamtrainValueError(f"exif must be true for {name}, which reads its pictures itself.")
-    return {split: _Stored(one, lambda path: False) for split, one in splits.items()}, errors
+    return splits, errors
 
 
-def _sources(name: str, options: SourceOptions, *, exif: bool = True) -> list[Source]:
-    return list(_listed(name, options, exif=exif)[0].values())
+def _sources(name: str, options: SourceOptions) -> list[Source]:
+    return list(_listed(name, options, exif=True)[0].values())
 
 
 def _label_sets(source: Source) -> list[tuple[int, ...]]:

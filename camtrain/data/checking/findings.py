@@ -92,7 +92,7 @@ class Checked(NamedTuple):
 
     Attributes:
         class_names: K names.
-        paths: As ``Picture.path``.
+        paths: As ``SourcePicture.path``.
         labels: The class indices of each picture, one or several.
         records: What each showed.
     """

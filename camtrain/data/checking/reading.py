@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.data.boxes import listed_box_errors
-from camtrain.data.source import Source
+from camtrain.data.source import FileSource, Source
 
 # Starting the processes costs as much as reading about this many pictures of 500 pixels.
 _FEW = 500
@@ -54,7 +55,7 @@ class Record(NamedTuple):
     off_boxes: tuple[tuple[str, int], ...] = ()
 
 
-def examine(source: Source, index: int) -> Record:
+def examine(source: Source, index: int, *, exif: bool = True) -> Record:
     """Read one picture with the decoder of training and keep what is worth knowing."""
     path = Path(source.paths[index])
     is_file = path.is_file()
@@ -62,7 +63,10 @@ def examine(source: Source, index: int) -> Record:
         return Record(error="the file has 0 bytes", is_empty=True)
     with _overheard() as said, listed_box_errors() as refused:
         try:
-            picture = source.read(index)
+            if isinstance(source, FileSource):
+                picture = source.read_file(index, exif=exif)
+            else:
+                picture = source.read(index)
         except Exception as error:  # whatever it is, a training would meet it too
             return Record(error=_reason(error), format=format_of(path) if is_file else "")
     refused_boxes = [(str(error), 0) for error in refused]
@@ -78,7 +82,11 @@ def examine(source: Source, index: int) -> Record:
 
 
 def examine_all(
-    sources: Sequence[Source], build: Callable[[], Sequence[Source]], processes: int
+    sources: Sequence[Source],
+    build: Callable[[], Sequence[Source]],
+    processes: int,
+    *,
+    exif: bool = True,
 ) -> Iterator[Record]:
     """The records of the pictures of all sources, one source after the other.
 
@@ -86,6 +94,7 @@ def examine_all(
         sources: What to read.
         build: Makes the same sources in another process.
         processes: How many to start; few pictures are read without any.
+        exif: Turn pictures upright.
     """
     tasks = [
         (number, range(start, min(start + _AT_ONCE, len(source))))
@@ -94,12 +103,12 @@ def examine_all(
     ]
     if processes == 0 or sum(map(len, sources)) <= _FEW:
         for number, indices in tasks:
-            yield from (examine(sources[number], index) for index in indices)
+            yield from (examine(sources[number], index, exif=exif) for index in indices)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (build,)) as pool:
         try:
             with _interrupts_held():
-                results = pool.map(_examine_some, tasks)  # starts the processes
+                results = pool.map(partial(_examine_some, exif=exif), tasks)  # starts the processes
             for records in results:
                 yield from records
         except BaseException:  # Ctrl-C must not wait for what is still to be read
@@ -129,9 +138,9 @@ def _interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _examine_some(task: tuple[int, range]) -> list[Record]:
+def _examine_some(task: tuple[int, range], *, exif: bool) -> list[Record]:
     number, indices = task
-    return [examine(_sources[number], index) for index in indices]
+    return [examine(_sources[number], index, exif=exif) for index in indices]
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from camtrain.data.exclude import folder_of, make_sources_without, name_in, read
 from camtrain.data.paths import PathList
 from camtrain.data.shards.fetch import webdataset
 from camtrain.data.shards.index import Shard, ShardIndex
-from camtrain.data.source import Picture, Source, Split
+from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainValueError
 
@@ -119,7 +119,7 @@ def _write(
 
 
 def _sample(
-    number: int, picture: Picture, name: str, class_names: tuple[str, ...]
+    number: int, picture: SourcePicture, name: str, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """The files of a sample, as webdataset wants them."""
     path = Path(picture.path)

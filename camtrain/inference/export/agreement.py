@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camtrain.data import Picture, Source, prepare
+from camtrain.data import Source, SourcePicture, prepare
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export.pictures import Pictures
 from camtrain.inference.exported import ExportedNetwork
@@ -119,7 +119,7 @@ def _count(
     network: CAMNet | ExportedNetwork,
     meter: LocalizationAccuracy,
     images: Tensor,
-    picture: Picture,
+    picture: SourcePicture,
     preprocessing: Preprocessing,
 ) -> None:
     """Count a picture by its label and its boxes."""

@@ -139,7 +139,7 @@ class BoxScores(nn.Module):
         # A process that meets no picture with boxes synchronizes like the others.
         nothing, numbers = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
         sizes_hw = torch.zeros(0, 2)
-        none = Batch(nothing, numbers, [], sizes_hw, numbers, [], [], [], [], numbers, ())
+        none = Batch(nothing, numbers, [], sizes_hw, numbers, [], [], [], numbers, ())
         self.update(WholeMaps(nothing, nothing), torch.zeros(0, 1), numbers, none)
 
     def _max_box_acc(self, name: str) -> MaxBoxAcc | MaxBoxAccV2:

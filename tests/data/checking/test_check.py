@@ -311,7 +311,7 @@ def test_exif_false_checks_the_pixels_as_they_are_stored(
 
 
 def test_an_interrupt_ends_at_once(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("camtrain.data.checking.reading.examine", interrupted)

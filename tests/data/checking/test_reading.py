@@ -15,7 +15,7 @@ from camtrain.data import ClutteredDigits, ImageFolder, SourceOptions, read_imag
 from camtrain.data.checking import reading
 from camtrain.data.checking.check import _sources
 from camtrain.data.checking.reading import Record, examine, examine_all, format_of
-from camtrain.data.source import Picture
+from camtrain.data.source import SourcePicture
 from camtrain.errors import CamtrainError
 
 ORIENTATION = 0x0112
@@ -95,7 +95,7 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
 
 def test_a_reason_is_the_same_each_time() -> None:
     class Broken(ClutteredDigits):
-        def read(self, index: int) -> Picture:
+        def read(self, index: int) -> SourcePicture:
             read_image("a.jpg", data=b"no picture")
             raise AssertionError
 
@@ -120,7 +120,7 @@ def test_the_size_is_the_upright_one_and_boxes_are_held_against_it(tmp_path: Pat
 class OddBoxes(ClutteredDigits):
     """Digits whose boxes have no area, or begin before the picture."""
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """As drawn, but for the box."""
         boxes = torch.tensor([[5, 6, 5, 9], [-2, 3, 4, 5], [1, 9, 4, 9]])
         return super().read(index)._replace(boxes_xyxy=boxes)
@@ -154,7 +154,7 @@ def test_equal_pixels_have_equal_hashes_whatever_the_file(tmp_path: Path) -> Non
 
 def test_what_decoders_say_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Talking(ClutteredDigits):
-        def read(self, index: int) -> Picture:
+        def read(self, index: int) -> SourcePicture:
             os.write(2, b"Corrupt JPEG data: 7 extraneous bytes\n")
             return super().read(index)
 

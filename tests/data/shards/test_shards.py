@@ -16,7 +16,7 @@ from camtrain.data.checking.check import check_data
 from camtrain.data.shards import fetch
 from camtrain.data.shards.index import shards_listing
 from camtrain.data.shards.write import write_shards
-from camtrain.data.source import Picture
+from camtrain.data.source import SourcePicture
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.shards.conftest import Server, write
 
@@ -27,7 +27,7 @@ def read(folder: object, **settings: object) -> dict[str, Source]:
     return make_sources("shards", SourceOptions(root=str(folder), **settings))
 
 
-def by_path(source: Source, root: str) -> dict[str, Picture]:
+def by_path(source: Source, root: str) -> dict[str, SourcePicture]:
     pictures = [source.read(index) for index in range(len(source))]
     assert [picture.path for picture in pictures] == list(source.paths)
     return {picture.path.removeprefix(root).lstrip("/"): picture for picture in pictures}
@@ -99,12 +99,12 @@ class Odd:
         """As many as the index says."""
         return torch.arange(4).repeat(index, 1)
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> SourcePicture:
         """Noise."""
         generator = torch.Generator().manual_seed(index)
         image = torch.randint(256, (1 if index else 3, 7, 9), generator=generator)
         mask = torch.tensor([[0, 1, 255]], dtype=torch.uint8).repeat(7, 3)
-        return Picture(
+        return SourcePicture(
             image.byte(),
             self.labels[index],
             self.boxes(index),

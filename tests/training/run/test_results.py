@@ -233,10 +233,12 @@ def test_the_mask_of_a_picture_reaches_the_batch() -> None:
             return 1
 
         def read(self, index: int) -> object:
-            from camtrain.data import Picture
+            from camtrain.data import SourcePicture
 
             mask = torch.ones(4, 6, dtype=torch.uint8)
-            return Picture(torch.zeros(3, 4, 6, dtype=torch.uint8), 0, torch.zeros(0, 4), "p", mask)
+            return SourcePicture(
+                torch.zeros(3, 4, 6, dtype=torch.uint8), 0, torch.zeros(0, 4), "p", mask
+            )
 
     batch = collate([PreparedDataset(Masked(), Preprocessing((8, 8)))[0]])
     assert batch.masks[0].shape == (4, 6)
