@@ -1,5 +1,9 @@
 """The errors that camtrain raises on purpose: the command line shows them as one sentence."""
 
+from __future__ import annotations
+
+_MOST_CHARACTERS = 300
+
 
 class CamtrainError(Exception):
     """Something the caller can mend: what is wrong, what was expected, and the next step."""
@@ -15,3 +19,18 @@ class CamtrainTypeError(CamtrainError, TypeError):
 
 class CamtrainFileNotFoundError(CamtrainError, FileNotFoundError):
     """A path does not exist or holds nothing usable."""
+
+
+def one_line(error: BaseException) -> str:
+    r"""An exception within a message: its type and its text, on one line of at most 300 characters.
+
+    Example:
+        >>> one_line(KeyError("size"))
+        "KeyError: 'size'"
+        >>> one_line(CamtrainValueError("size must be positive,\n got 0."))
+        'size must be positive, got 0.'
+    """
+    text, name = " ".join(str(error).split()), type(error).__name__
+    if not isinstance(error, CamtrainError) or not text:
+        text = f"{name}: {text}" if text else name
+    return text[:_MOST_CHARACTERS]

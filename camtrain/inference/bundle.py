@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import safetensors.torch
 from torch import Tensor
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.localization.boxes import check_threshold
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.files import replacing
+from camtrain.header import (
+    DEFAULT_THRESHOLD,
+    METADATA_KEY,
+    Description,
+    checkpoint_description,
+    read_checkpoint_content,
+    read_safetensors_description,
+)
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
-from camtrain.preprocessing import Preprocessing
-from camtrain.version import __version__
-
-FORMAT_VERSION = 2  # of networks that refine their maps; the others still say 1
-METADATA_KEY = "camtrain"
-DEFAULT_THRESHOLD = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,12 @@ class Bundle:
     """A trained network and what it takes to use it.
 
     Attributes:
-        net: The network, in evaluation mode; it carries its class names and its preprocessing.
-        threshold: Map threshold of the boxes, in [0, 1): calibrated, or 0.2 where no boxes were
-            seen.
-        scores: What the epoch of these weights reached, by logged name.
+        net: The network, in evaluation mode.
+        description: What the file says about it.
     """
 
     net: CAMNet
-    threshold: float = DEFAULT_THRESHOLD
-    scores: Mapping[str, float] = field(default_factory=dict)
+    description: Description
 
 
 def write_bundle(
@@ -76,49 +70,38 @@ def write_bundle(
             "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
             "which converts it by name."
         )
-    metadata = describe(net, threshold=threshold, scores=scores)
+    description = shipped_description(net, threshold=threshold, scores=scores)
     # Laid out anew: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.part")
-    try:
-        temporary.touch()
-        usual_mode = temporary.stat().st_mode
-        save_file(tensors, temporary, {METADATA_KEY: json.dumps(metadata)})
-        temporary.chmod(usual_mode)  # safetensors 0.8 lets only the owner read its files
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.touch()
+        usual_mode = part.stat().st_mode
+        safetensors.torch.save_file(tensors, part, {METADATA_KEY: description.to_json()})
+        part.chmod(usual_mode)  # safetensors 0.8 lets only the owner read its files
 
 
-def describe(
+def shipped_description(
     net: CAMNet, *, threshold: float, scores: Mapping[str, float] | None = None
-) -> dict[str, Any]:
-    """What a bundle says about its network, as plain values; exported files say it too.
+) -> Description:
+    """What a file for inference says about its network; every class has a name there.
 
     Raises:
         CamtrainValueError: The threshold lies outside [0, 1).
     """
-    assert net.preprocessing is not None
-    said = {
-        "format_version": FORMAT_VERSION if net.stages else 1,
-        "camtrain_version": __version__,
-        "architecture": None if net.recipe is None else {**net.recipe, "task": net.task},
-        "class_names": list(names_of(net)),
-        "preprocessing": net.preprocessing.to_dict(),
-        "map_threshold": check_threshold(threshold),
-        "scores": dict(scores or {}),
-    }
-    return {**said, "refine": describe_refine(net)} if net.stages else said
+    return replace(
+        net.description, class_names=net.display_names, threshold=threshold, scores=scores or {}
+    )
 
 
-def describe_refine(net: CAMNet) -> dict[str, Any] | None:
-    """How a network refines its maps, as plain values; None where it does not."""
-    return {"method": net.refine, "layers": list(net.stages.layers)} if net.stages else None
+def read_network(path: str | Path) -> Bundle:
+    """Read a checkpoint of this project, ``.ckpt``, or else a bundle.
 
-
-def set_refine(net: CAMNet, said: Mapping[str, Any] | None) -> None:
-    """Let a network refine its maps as ``describe_refine`` says."""
-    net.set_refine(said["method"] if said else "none", said["layers"] if said else None)
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: See ``read_checkpoint`` and ``read_bundle``.
+    """
+    is_checkpoint = Path(path).suffix.lower() == ".ckpt"
+    return read_checkpoint(path) if is_checkpoint else read_bundle(path)
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -134,14 +117,13 @@ def read_bundle(path: str | Path) -> Bundle:
         raise CamtrainFileNotFoundError(
             f"No bundle at {path.absolute()}; give the path of a model.safetensors."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = _metadata(path, file.metadata())
-            names: list[str] = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise CamtrainValueError(f"{path} is not a readable safetensors file: {error}.") from error
-    return _assemble(path, metadata, tensors)
+    description = read_safetensors_description(path)
+    if description is None:
+        raise CamtrainValueError(
+            f"{path} holds weights but is not a camtrain bundle; pass it to camtrain.create_model "
+            "as weights=."
+        )
+    return _assemble(path, description, safetensors.torch.load_file(path))
 
 
 def read_checkpoint(path: str | Path) -> Bundle:
@@ -153,75 +135,32 @@ def read_checkpoint(path: str | Path) -> Bundle:
             values, which is not run.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CamtrainFileNotFoundError(
-            f"No checkpoint at {path.absolute()}; give the path of a best.ckpt or last.ckpt."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        metadata = {"scores": {}, **content["camtrain"]}
-        tensors = {
-            name.removeprefix("net."): tensor
-            for name, tensor in content["state_dict"].items()
-            if name.startswith("net.")
-        }
-    except Exception as error:  # what a damaged file makes torch raise cannot be known
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CamtrainValueError(
-            f"{path} is not a camtrain checkpoint that can be read safely ({reason:.400})."
-        ) from error
-    return _assemble(path, metadata, tensors)
+    content = read_checkpoint_content(path)
+    tensors = {
+        name.removeprefix("net."): tensor
+        for name, tensor in content["state_dict"].items()
+        if name.startswith("net.")
+    }
+    return _assemble(path, checkpoint_description(content), tensors)
 
 
-def _assemble(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> Bundle:
+def _assemble(path: Path, description: Description, tensors: dict[str, Tensor]) -> Bundle:
     try:
-        _check_name(metadata["architecture"]["backbone"])
-        net = from_recipe(metadata["architecture"])
+        if description.architecture is None:
+            raise CamtrainValueError("architecture is missing")
+        _check_name(description.architecture["backbone"])
+        net = from_recipe(description.architecture)
         net.load_state_dict(tensors)
-        if metadata["class_names"] is not None:
-            net.name_classes(metadata["class_names"])
-        net.preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-        set_refine(net, metadata.get("refine"))
-        threshold = check_threshold(float(metadata["map_threshold"]))
-        scores = {name: float(score) for name, score in metadata["scores"].items()}
+        net.restore(description)
     except Exception as error:  # what damaged values make torch raise cannot be known
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CamtrainValueError(
-            f"{path} holds tensors and metadata that do not fit ({reason:.400}); take it from its "
-            "source again."
+            f"{path} holds tensors and metadata that do not fit ({one_line(error)}); take it from "
+            "its source again."
         ) from error
-    return Bundle(net.eval(), threshold, scores)
+    return Bundle(net.eval(), description)
 
 
 def _check_name(name: str) -> None:
     """Refuse what timm would look for in a folder or on a network, such as ``hf-hub:...``."""
     if not re.fullmatch(r"(torchvision|timm|camtrain)/[\w.-]+", name):
         raise CamtrainValueError(f"backbone must be LIBRARY/NAME, got {name!r}.")
-
-
-def names_of(net: CAMNet) -> Sequence[str]:
-    """The class names of a network; their numbers where it has none."""
-    return net.class_names or [str(number) for number in range(net.head.out_features)]
-
-
-def _metadata(path: Path, header: dict[str, str] | None) -> dict[str, Any]:
-    text = (header or {}).get(METADATA_KEY)
-    if text is None:
-        raise CamtrainValueError(
-            f"{path} holds weights but is not a camtrain bundle; pass it to camtrain.create_model "
-            "as weights=."
-        )
-    try:
-        metadata: dict[str, Any] = json.loads(text)
-        version = int(metadata["format_version"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CamtrainValueError(
-            f"{path} has unreadable camtrain metadata ({type(error).__name__}: {error}); take it "
-            "from its source again."
-        ) from error
-    if version > FORMAT_VERSION:
-        raise CamtrainValueError(
-            f"{path} has bundle format version {version}, this camtrain ({__version__}) "
-            f"reads up to {FORMAT_VERSION}; install a newer camtrain."
-        )
-    return metadata

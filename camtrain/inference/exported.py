@@ -2,122 +2,78 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from camtrain.data import to_pixels
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import FORMAT_VERSION, describe
+from camtrain.header import Description, parse_description, refusing_damage
+from camtrain.inference.bundle import shipped_description
 from camtrain.inference.export.graph import ExportOptions
 from camtrain.inference.export.program import Program
-from camtrain.localization.boxes import check_threshold
 from camtrain.maps import CAMOutput, check_classes
-from camtrain.model.camnet import CAMNet, Task, check_task
+from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
-from camtrain.preprocessing import Preprocessing
-from camtrain.version import __version__
 
 MOST_METADATA = 2**24  # bytes; the names of 20,000 classes take a few hundred thousand
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an exported file says about itself.
-
-    Attributes:
-        class_names: K names.
-        preprocessing: What the network expects to be done to its pictures.
-        task: Whether scores are a softmax over the logits or a sigmoid of each.
-        threshold: Map threshold of the boxes, in [0, 1).
-        scores: What the epoch of these weights reached, by logged name.
-        options: What it takes and gives.
-        input_hw: (H, W) of the only images it takes, in pixels; None for any size.
-    """
-
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    task: Task
-    threshold: float
-    scores: Mapping[str, float]
-    options: ExportOptions
-    input_hw: tuple[int, int] | None
-
-
-def metadata_text(
+def export_description(
     net: CAMNet,
     program: Program,
     *,
     threshold: float,
     scores: Mapping[str, float] | None = None,
-) -> str:
-    """The JSON of a bundle and, under ``export`` and ``task``, what else the reader must know."""
-    said = describe(net, threshold=threshold, scores=scores)
-    said["task"] = net.task
-    said["export"] = {**program.options.to_dict(), "input_hw": program.input_hw}
-    return json.dumps(said)
-
-
-def read_description(path: Path, text: str | bytes | None) -> Description:
-    """What the metadata of a file says.
-
-    Raises:
-        CamtrainValueError: There is none, it is not ours, or of a newer format version.
-    """
-    if text is None:
-        raise CamtrainValueError(
-            f"{path} was not exported by camtrain: it has no camtrain metadata; export one with "
-            "`camtrain export CHECKPOINT`."
-        )
-    try:
-        said: dict[str, Any] = json.loads(text)
-        version = int(said["format_version"])
-        if version <= FORMAT_VERSION:
-            return _description(said)
-    except Exception as error:  # what damaged values make the readers raise cannot be known
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CamtrainValueError(
-            f"{path} has unreadable camtrain metadata ({reason:.300}); export it again."
-        ) from error
-    raise CamtrainValueError(
-        f"{path} has format version {version}, this camtrain ({__version__}) reads up to "
-        f"{FORMAT_VERSION}; install a newer camtrain."
-    )
-
-
-def _description(said: dict[str, Any]) -> Description:
-    export = dict(said["export"])
-    input_hw = export.pop("input_hw")
-    names = said["class_names"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CamtrainValueError("class_names must be a list of names")
-    return Description(
-        class_names=tuple(names),
-        preprocessing=Preprocessing.from_dict(said["preprocessing"]),
-        task=check_task(said["task"]),
-        threshold=check_threshold(float(said["map_threshold"])),
-        scores={name: float(score) for name, score in said["scores"].items()},
-        options=ExportOptions(**export),
-        input_hw=None if input_hw is None else (int(input_hw[0]), int(input_hw[1])),
-    )
+) -> Description:
+    """What an exported file says about its network: as in a bundle, and the options of the file."""
+    description = shipped_description(net, threshold=threshold, scores=scores)
+    export = {**program.options.to_dict(), "input_hw": program.input_hw}
+    return replace(description, export=export)
 
 
 class ExportedNetwork:
-    """The network of an exported file; see ``camtrain.inference.network.Network``."""
+    """The network of an exported file; see ``camtrain.inference.network.Network``.
 
-    def __init__(self, said: Description, run: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """Take what the file says and what runs its graph: input to outputs, in their order."""
-        self.said = said
-        self.run = run
-        self.class_names = said.class_names
-        self.preprocessing = said.preprocessing
-        self.task: Task = said.task
-        self.top = said.options.top
+    Attributes:
+        description: What the file says about its network.
+        options: What it takes and gives.
+        input_hw: (H, W) of the only images it takes, in pixels; None for any size.
+        run: Runs its graph: input to outputs, in their order.
+    """
+
+    run: Callable[[Tensor], Sequence[Tensor]]
+
+    def __init__(self, path: Path, text: str | bytes | None) -> None:
+        """Read the metadata of a file; whoever can run its graph sets ``run``.
+
+        Args:
+            path: Of the file, for messages.
+            text: Its metadata.
+
+        Raises:
+            CamtrainValueError: There are none, they are not ours, or of a newer format version.
+        """
+        if text is None:
+            raise CamtrainValueError(
+                f"{path} was not exported by camtrain: it has no camtrain metadata; export one "
+                "with `camtrain export CHECKPOINT`."
+            )
+        self.description = parse_description(text, path)
+        with refusing_damage(path):
+            export = dict(self.description.export or {})
+            size_hw = export.pop("input_hw")
+            self.input_hw = None if size_hw is None else (int(size_hw[0]), int(size_hw[1]))
+            self.options = ExportOptions(**export)
+            if self.description.class_names is None or self.description.preprocessing is None:
+                raise CamtrainValueError("class_names or preprocessing are missing")
+        self.class_names = self.description.class_names
+        self.preprocessing = self.description.preprocessing
+        self.task = self.description.task
+        self.top = self.options.top
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -133,7 +89,7 @@ class ExportedNetwork:
     @property
     def refine(self) -> Refine:
         """See ``Network.refine``."""
-        return self.said.options.refine
+        return self.options.refine
 
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -162,15 +118,15 @@ class ExportedNetwork:
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All outputs of the file, by name, for normalized images (B, C, H, W)."""
-        if self.said.options.raw:
+        if self.options.raw:
             images = to_pixels(images.cpu(), self.preprocessing)
-        return dict(zip(self.said.options.output_names, self.run(images), strict=True))
+        return dict(zip(self.options.output_names, self.run(images), strict=True))
 
     def _check_images(self, images: Tensor) -> None:
         channels = len(self.preprocessing.mean)
-        height, width = self.said.input_hw or (images.shape[-2], images.shape[-1])
+        height, width = self.input_hw or (images.shape[-2], images.shape[-1])
         if images.ndim != 4 or images.shape[1:] != (channels, height, width):
-            sides = f"{height}, {width}" if self.said.input_hw else "H, W"
+            sides = f"{height}, {width}" if self.input_hw else "H, W"
             raise CamtrainValueError(
                 f"This exported network takes images (B, {channels}, {sides}), got "
                 f"{tuple(images.shape)}; use the bundle for others."
@@ -178,7 +134,7 @@ class ExportedNetwork:
 
     def _places(self, outputs: Mapping[str, Tensor], classes: Tensor) -> Tensor:
         """Where (B, k) among the maps of the file those of ``classes`` (B, k) are."""
-        if self.said.options.top is None:
+        if self.options.top is None:
             return classes
         is_there = outputs["classes"][:, None] == classes[:, :, None]  # (B, k, k of the file)
         if not is_there.any(2).all():

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import DEFAULT_THRESHOLD, names_of
 from camtrain.inference.folding import can_fold, fold_batch_norms
+from camtrain.labels import Task
 from camtrain.maps import CAMOutput
-from camtrain.model.camnet import CAMNet, Task
+from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 from camtrain.model.stages import reads_convolutions
 from camtrain.preprocessing import Preprocessing
@@ -67,21 +66,6 @@ class Network(Protocol):
         """The same with the maps that heatmaps are made of; see ``CAMNet.display_maps``."""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What the reader of a file gives: ``read(path, *, device, precision) -> Loaded``.
-
-    Attributes:
-        network: The network, ready on its device.
-        threshold: Map threshold of the boxes, in [0, 1).
-        scores: What the epoch of these weights reached, by logged name.
-    """
-
-    network: Network
-    threshold: float = DEFAULT_THRESHOLD
-    scores: Mapping[str, float] = field(default_factory=dict)
-
-
 class TorchNetwork:
     """A ``CAMNet`` on a device, its weights laid out channels last."""
 
@@ -115,7 +99,7 @@ class TorchNetwork:
         self.precision: Precision = precision
         self.net = net.to(self.device).to(memory_format=torch.channels_last).eval()
         self.preprocessing = net.preprocessing
-        self.class_names = names_of(net)
+        self.class_names = net.display_names
         self.task = net.task
         self.top: int | None = None
         self.refine: Refine = net.refine

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import METADATA_KEY
+from camtrain.header import METADATA_KEY
 from camtrain.inference.export.extra import needs_extra
-from camtrain.inference.exported import ExportedNetwork, read_description
-from camtrain.inference.network import Loaded, Precision, find_device
+from camtrain.inference.exported import ExportedNetwork
+from camtrain.inference.network import Precision, find_device
 from camtrain.inference.onnx_file import read_header
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def read(
     path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
-) -> Loaded:
+) -> ExportedNetwork:
     """The network of an ONNX file that camtrain exported.
 
     The metadata are read before anything else: the graph of a file without ours never reaches the
@@ -42,7 +42,7 @@ def read(
     """
     path = Path(path)
     header = read_header(path)
-    said = read_description(path, header.metadata.get(METADATA_KEY))
+    network = ExportedNetwork(path, header.metadata.get(METADATA_KEY))
     if header.domains - {"", "ai.onnx"}:
         raise CamtrainValueError(
             f"{path} uses operators of {', '.join(sorted(header.domains - {''}))}, which camtrain "
@@ -50,13 +50,14 @@ def read(
         )
     refuse_precision(precision)
     session = _session(path, device)
-    names = list(said.options.output_names)
+    names = list(network.options.output_names)
 
     def run(images: Tensor) -> Sequence[Tensor]:
         outputs = session.run(names, {"images": images.cpu().numpy()})
         return [torch.from_numpy(output) for output in outputs]
 
-    return Loaded(ExportedNetwork(said, run), said.threshold, said.scores)
+    network.run = run
+    return network
 
 
 def refuse_precision(precision: Precision) -> None:

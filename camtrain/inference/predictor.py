@@ -13,18 +13,14 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.inference.bundle import (
-    DEFAULT_THRESHOLD,
-    read_bundle,
-    read_checkpoint,
-    write_bundle,
-)
-from camtrain.inference.network import Loaded, Network, Precision, TorchNetwork
+from camtrain.header import DEFAULT_THRESHOLD, check_threshold
+from camtrain.inference.bundle import read_network, write_bundle
+from camtrain.inference.exported import ExportedNetwork
+from camtrain.inference.network import Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, expand_inputs, snapshot
 from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
 from camtrain.inference.threads import helper_threads, in_order
 from camtrain.inference.tta import TTA, ten_crop_preprocessing, tta_class_maps
-from camtrain.localization.boxes import check_threshold
 from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
@@ -32,7 +28,7 @@ from camtrain.preprocessing import Preprocessing
 
 OnError = Callable[[Input, CamtrainError], object]
 
-# By suffix, the module whose ``read(path, *, device, precision)`` gives a ``Loaded``.
+# By suffix, the module whose ``read(path, *, device, precision)`` gives an ``ExportedNetwork``.
 _EXPORTED = {
     ".onnx": "camtrain.inference.onnx_network",
     ".pt2": "camtrain.inference.pt2_network",
@@ -220,15 +216,16 @@ def load(
     suffix = Path(path).suffix.lower()
     if suffix in _EXPORTED:
         reader = importlib.import_module(_EXPORTED[suffix])
-        loaded: Loaded = reader.read(path, device=device, precision=precision)
+        network: ExportedNetwork = reader.read(path, device=device, precision=precision)
+        description = network.description
         return Predictor(
-            loaded.network, threshold=loaded.threshold, scores=loaded.scores, refine=refine
+            network, threshold=description.threshold, scores=description.scores, refine=refine
         )
-    bundle = read_checkpoint(path) if suffix == ".ckpt" else read_bundle(path)
+    bundle = read_network(path)
     return Predictor(
         bundle.net,
-        threshold=bundle.threshold,
-        scores=bundle.scores,
+        threshold=bundle.description.threshold,
+        scores=bundle.description.scores,
         refine=refine,
         device=device,
         precision=precision,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference.bundle import METADATA_KEY
+from camtrain.header import METADATA_KEY
 from camtrain.inference.exported import MOST_METADATA
 
 _MOST_JSON = 2**27  # bytes; the graph of a network of 1,000 layers takes 2 million

@@ -11,15 +11,15 @@ from torch.export import ExportedProgram
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export.extra import quiet_exporter
-from camtrain.inference.exported import ExportedNetwork, read_description
-from camtrain.inference.network import Loaded, Precision, find_device
+from camtrain.inference.exported import ExportedNetwork
+from camtrain.inference.network import Precision, find_device
 from camtrain.inference.onnx_network import refuse_precision
 from camtrain.inference.pt2_check import check_archive
 
 
 def read(
     path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
-) -> Loaded:
+) -> ExportedNetwork:
     """The network of an exported program that camtrain wrote.
 
     ``torch.export.load`` runs only after ``check_archive`` has found nothing in the file but
@@ -39,7 +39,7 @@ def read(
             there is no such device or precision.
     """
     path = Path(path)
-    said = read_description(path, check_archive(path))
+    network = ExportedNetwork(path, check_archive(path))
     refuse_precision(precision)
     found = find_device(device)
     module = _module(path, found)
@@ -49,7 +49,8 @@ def read(
             outputs: Sequence[Tensor] = module(images.to(found))
             return outputs
 
-    return Loaded(ExportedNetwork(said, run), said.threshold, said.scores)
+    network.run = run
+    return network
 
 
 def _module(path: Path, device: torch.device) -> torch.nn.Module:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from camtrain.localization.boxes import box_iou, boxes_from_heatmap, check_threshold
+from camtrain.header import DEFAULT_THRESHOLD, check_threshold
+from camtrain.localization.boxes import box_iou, boxes_from_heatmap
 from camtrain.localization.pictures import (
     check_batch,
     check_iou_threshold,
@@ -86,7 +87,10 @@ class LocalizationAccuracy(Metric):
     class_count: Tensor
 
     def __init__(
-        self, threshold: float = 0.2, iou_threshold: float = 0.5, num_classes: int | None = None
+        self,
+        threshold: float = DEFAULT_THRESHOLD,
+        iou_threshold: float = 0.5,
+        num_classes: int | None = None,
     ) -> None:
         """Start with nothing counted.
 

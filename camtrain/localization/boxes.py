@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
+from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 
 _FEW = 100  # outlines; the many of a noisy map are better labelled
 
 
-def boxes_from_heatmap(heatmap: Tensor | NDArray[Any], threshold: float = 0.2) -> Tensor:
+def boxes_from_heatmap(
+    heatmap: Tensor | NDArray[Any], threshold: float = DEFAULT_THRESHOLD
+) -> Tensor:
     """Boxes around the connected parts of a heatmap, the largest part first.
 
     The rule of Zhou et al. (arXiv 1512.04150, section 3.2): keep the pixels above a fraction of the
@@ -116,10 +119,3 @@ def box_iou_inclusive(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """
     one = torch.tensor([0, 0, 1, 1], device=boxes_a.device)
     return box_iou(boxes_a + one, boxes_b + one)
-
-
-def check_threshold(threshold: float) -> float:
-    """The threshold itself; raise CamtrainValueError unless it lies in [0, 1)."""
-    if not 0 <= threshold < 1:
-        raise CamtrainValueError(f"threshold must lie in [0, 1), got {threshold}.")
-    return threshold

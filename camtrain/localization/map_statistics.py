@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from camtrain.localization.boxes import check_threshold
+from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.localization.pictures import check_batch
 from camtrain.localization.pointing import box_mask, energy_share, upsampled
 
@@ -47,7 +47,7 @@ class MapStatistics(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, threshold: float = 0.2) -> None:
+    def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
         """Start with nothing counted.
 
         Args:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization.boxes import box_iou_inclusive, check_threshold
+from camtrain.header import check_threshold
+from camtrain.localization.boxes import box_iou_inclusive
 from camtrain.localization.contours import contour_boxes
 from camtrain.localization.pictures import check_batch, check_iou_threshold, pictures_with_boxes
 from camtrain.localization.wsol import (

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.header import Description
+from camtrain.labels import Task, check_task
 from camtrain.maps import (
     CAMOutput,
     PoolName,
@@ -30,8 +32,6 @@ from camtrain.model.refine import (
 )
 from camtrain.model.stages import Stages, find_stages, run_with_stages
 from camtrain.preprocessing import Preprocessing
-
-Task = Literal["multiclass", "multilabel"]
 
 _USUAL_HW = (224, 224)
 
@@ -99,6 +99,36 @@ class CAMNet(nn.Module):
                 f"got {len(class_names)}."
             )
         self.class_names = tuple(class_names)
+
+    @property
+    def display_names(self) -> tuple[str, ...]:
+        """The class names; the numbers of the classes where they have no names."""
+        return self.class_names or tuple(map(str, range(self.head.out_features)))
+
+    @property
+    def description(self) -> Description:
+        """What the network knows of itself beside its tensors, with the default threshold."""
+        return Description(
+            architecture=None if self.recipe is None else {**self.recipe, "task": self.task},
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            task=self.task,
+            refine=self.refine,
+            refine_layers=self.stages.layers if self.stages else (),
+        )
+
+    def restore(self, description: Description) -> None:
+        """Take class names, preprocessing and refinement from a stored description.
+
+        Raises:
+            CamtrainValueError: They do not fit the network.
+        """
+        if description.class_names is not None:
+            self.name_classes(description.class_names)
+        if description.preprocessing is not None:
+            self.preprocessing = description.preprocessing
+        if description.refinement != self.description.refinement:
+            self.set_refine(check_refine(description.refine), description.refine_layers or None)
 
     def set_refine(self, refine: Refine, layers: Sequence[str] | None = None) -> CAMNet:
         """Choose what heatmaps are made of: class maps, or class maps refined by affinity.
@@ -291,17 +321,6 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
         if classes is not None:
             check_classes(classes, batch, self.head.out_features)
-
-
-def check_task(task: Task) -> Task:
-    """The task itself; anything else is refused.
-
-    Raises:
-        CamtrainValueError: It is neither ``multiclass`` nor ``multilabel``.
-    """
-    if task not in get_args(Task):
-        raise CamtrainValueError(f"task must be multiclass or multilabel, got {task!r}.")
-    return task
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

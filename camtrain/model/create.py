@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.header import Description
+from camtrain.labels import Task, check_task
 from camtrain.maps import PoolName
 from camtrain.model.backbones import (
     backbone_args_for,
@@ -19,16 +21,16 @@ from camtrain.model.backbones import (
     full_name,
     usual_preprocessing,
 )
-from camtrain.model.camnet import CAMNet, Task, check_task
+from camtrain.model.bundle_weights import (
+    architecture_of,
+    check_same_trunk,
+    default_from_bundle,
+    keeps_head,
+    load_bundle_into,
+)
+from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, find_maps, with_original_head
 from camtrain.model.cut import NoGraphError
-from camtrain.model.own_weights import (
-    OwnWeights,
-    check_same_trunk,
-    fill_from_own,
-    keeps_head,
-    unsaid_from_own,
-)
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
     has_paper_neck,
@@ -122,8 +124,8 @@ def create_model(
     _check_arguments(recipe)
     recipe["neck"] = list(neck)
     loaded = find_weights(recipe["backbone"], weights)
-    if loaded is not None and loaded.own is not None:
-        return _from_bundle(recipe, loaded, loaded.own)
+    if loaded is not None and loaded.description is not None:
+        return _from_bundle(recipe, loaded, loaded.description)
     recipe["backbone_args"] = backbone_args_for(
         recipe["backbone"], weights, in_chans, recipe["backbone_args"]
     )
@@ -147,10 +149,9 @@ def create_model(
     return net
 
 
-def from_recipe(recipe: dict[str, Any]) -> CAMNet:
+def from_recipe(recipe: Mapping[str, Any]) -> CAMNet:
     """The architecture that ``CAMNet.recipe`` describes, with random weights."""
-    # Recipes from before there were other tasks hold none.
-    recipe = {**recipe, "task": recipe.get("task", "multiclass")}
+    recipe = dict(recipe)
     if recipe.get("own_head"):
         return _with_original_head(recipe, _build(recipe, recipe["num_classes"]), None)
     return _with_new_head(recipe, _build(recipe, None), None)
@@ -192,23 +193,24 @@ def _completed(
     )
 
 
-def _from_bundle(recipe: dict[str, Any], loaded: Weights, own: OwnWeights) -> CAMNet:
+def _from_bundle(recipe: dict[str, Any], loaded: Weights, description: Description) -> CAMNet:
     """A network that continues from a bundle."""
-    cut, stride, backbone_args = unsaid_from_own(
-        own, recipe["cut"], recipe["stride"], recipe["backbone_args"]
+    stored = architecture_of(description)
+    cut, stride, backbone_args = default_from_bundle(
+        description, recipe["cut"], recipe["stride"], recipe["backbone_args"]
     )
     keeps_classes = recipe["num_classes"] is None
     recipe = _completed(
         {**recipe, "cut": cut, "stride": stride, "backbone_args": backbone_args},
-        own.recipe["num_classes"],
+        stored["num_classes"],
         loaded.source,
     )
-    check_same_trunk(recipe, own)
-    with_head = keeps_head(recipe, own, keeps_classes=keeps_classes)
-    net = from_recipe({**recipe, "own_head": with_head and own.recipe.get("own_head", False)})
-    fill_from_own(net, loaded.tensors, own, with_head=with_head)
-    if keeps_classes and own.class_names is not None:
-        net.name_classes(own.class_names)
+    check_same_trunk(recipe, loaded)
+    with_head = keeps_head(recipe, description, keeps_classes=keeps_classes)
+    net = from_recipe({**recipe, "own_head": with_head and stored.get("own_head", False)})
+    load_bundle_into(net, loaded, with_head=with_head)
+    if keeps_classes and description.class_names is not None:
+        net.name_classes(description.class_names)
     return net
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -186,14 +186,10 @@ def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
     return (spread - background).clamp_min(0.0).reshape(maps.shape)
 
 
-def check_refine(refine: Refine) -> Refine:
-    """The refinement itself; anything else is refused.
-
-    Raises:
-        CamtrainValueError: It is neither ``none`` nor ``affinity``.
-    """
+def check_refine(refine: str) -> Refine:
+    """The refinement itself; raise CamtrainValueError unless it is ``none`` or ``affinity``."""
     if refine not in get_args(Refine):
         raise CamtrainValueError(
             f"refine must be one of {', '.join(get_args(Refine))}, got {refine!r}."
         )
-    return refine
+    return cast("Refine", refine)

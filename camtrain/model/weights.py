@@ -15,9 +15,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.header import Description, read_safetensors_description
 from camtrain.model.backbones import first_conv
 from camtrain.model.caffemodel import caffe_weights
-from camtrain.model.own_weights import OwnWeights, read_own
 from camtrain.model.recipes import caffe_layers
 
 Entry = TypeVar("Entry")
@@ -41,13 +41,13 @@ class Weights:
         tensors: By the names of the original classifier.
         source: A weight name or a path, for messages.
         class_names: K names, or None where the source gives none.
-        own: The description of a bundle, whose names the tensors then have; None for other weights.
+        description: Of a bundle, whose names the tensors then have; None for other weights.
     """
 
     tensors: dict[str, Tensor]
     source: str
     class_names: tuple[str, ...] | None = None
-    own: OwnWeights | None = None
+    description: Description | None = None
 
     def load_into(self, network: nn.Module, in_chans: int) -> None:
         """Copy the weights into a classifier or its trunk, see ``load_weights``.
@@ -99,10 +99,16 @@ def _file_weights(name: str, path: Path) -> Weights:
         )
     if path.suffix == ".caffemodel":
         return Weights(caffe_weights(path, caffe_layers(name), name), str(path))
-    own = read_own(path)
-    if own is None:
+    is_safetensors = path.suffix == ".safetensors"
+    description = read_safetensors_description(path) if is_safetensors else None
+    if description is None:
         return Weights(read_weights(path), str(path))
-    return Weights(safetensors.torch.load_file(path), own.source, own.class_names, own)
+    if description.architecture is None:
+        raise CamtrainValueError(
+            f"{path} does not say how its network is built; give the state_dict of its backbone."
+        )
+    tensors = safetensors.torch.load_file(path)
+    return Weights(tensors, str(path), description.class_names, description)
 
 
 def _torchvision_weights(model: str, weights: str) -> Weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import DEFAULT_THRESHOLD, describe_refine, set_refine
+from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, checkpoint_description
+from camtrain.labels import Task
 from camtrain.maps import PoolName
-from camtrain.model.camnet import Task
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import BackboneOutput, Refine
-from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.epoch_sums import EpochMean, EpochSum, restore_sums, sums_of
 from camtrain.training.evaluate.evaluator import Evaluation, without_repeats
@@ -516,16 +515,14 @@ class CAMModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint whole: loading it needs neither weights file nor data."""
-        net = self.net
-        checkpoint["hyper_parameters"].update(weights=None, num_classes=net.head.out_features)
-        checkpoint["camtrain"] = {
-            "architecture": net.recipe,
-            "class_names": list(net.class_names) if net.class_names else None,
-            "preprocessing": net.preprocessing.to_dict() if net.preprocessing else None,
-            "refine": describe_refine(net),
+        num_classes = self.net.head.out_features
+        checkpoint["hyper_parameters"].update(weights=None, num_classes=num_classes)
+        description = replace(
+            self.net.description, threshold=self.map_threshold, is_calibrated=self.is_calibrated
+        )
+        checkpoint[METADATA_KEY] = {
+            **description.to_dict(),
             "teacher": self._teacher_hash,
-            "map_threshold": self.map_threshold,
-            "is_calibrated": self.is_calibrated,
             "seed": self._seed,
             "train_sums": cast(
                 "Tensor", self.all_gather(sums_of(self.train_loss, self.train_damaged))
@@ -536,39 +533,35 @@ class CAMModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what ``on_save_checkpoint`` kept; building it again could need weights long gone."""
-        own = checkpoint["camtrain"]
-        recipe = {"task": "multiclass", **own["architecture"]}  # see `from_recipe`
+        metadata, stored = checkpoint[METADATA_KEY], checkpoint_description(checkpoint)
         if self._is_resuming():
             check_same_network(
                 {
-                    "network": recipe,
-                    "classes": own["class_names"] or [],
-                    "refinement": own.get("refine"),
-                    "weights of the teacher": own.get("teacher"),
+                    "network": stored.architecture,
+                    "classes": list(stored.class_names or ()),
+                    "refinement": stored.refinement,
+                    "weights of the teacher": metadata.get("teacher"),
                 },
                 {
                     "network": self.net.recipe,
                     "classes": list(self.net.class_names or ()),
-                    "refinement": describe_refine(self.net),
+                    "refinement": self.net.description.refinement,
                     "weights of the teacher": self.teacher.hash if self.teacher else None,
                 },
             )
-        if self.net.recipe != recipe:
-            self.net = from_recipe(recipe).to(self.device).to(memory_format=self._memory_format)
+        if self.net.recipe != stored.architecture:
+            assert stored.architecture is not None
+            net = from_recipe(stored.architecture)
+            self.net = net.to(self.device).to(memory_format=self._memory_format)
             self._freezing = self._freeze()
-        if own["class_names"] is not None:
-            self.net.name_classes(own["class_names"])
-        if own["preprocessing"] is not None:
-            self.net.preprocessing = Preprocessing.from_dict(own["preprocessing"])
-        if describe_refine(self.net) != own.get("refine"):  # the threshold is for these maps
-            set_refine(self.net, own.get("refine"))
-        self.map_threshold = own["map_threshold"]
-        self.is_calibrated = own.get("is_calibrated", self.map_threshold != DEFAULT_THRESHOLD)
-        self._seed = own["seed"]
+        self.net.restore(stored)
+        self.map_threshold = stored.threshold
+        self.is_calibrated = stored.calibrated_threshold is not None
+        self._seed = metadata["seed"]
         if self._is_resuming():
             if self.hparams["find_lr"]:
                 self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]  # found already
-            sums = own.get("train_sums", [])
+            sums = metadata.get("train_sums", [])
             if len(sums) == self.trainer.world_size:
                 restore_sums(self.train_loss, self.train_damaged, sums[self.global_rank])
         if self._trainer is not None:  # what the pictures go through now, not what they did then

@@ -403,7 +403,7 @@ def test_save_and_load_predict_the_same(net: CAMNet, tmp_path: Path) -> None:
             assert torch.equal(boxes, expected_boxes)
     again = tmp_path / "again.safetensors"
     loaded.save(again)
-    assert read_bundle(again).scores == {"val/acc1": 0.75}
+    assert read_bundle(again).description.scores == {"val/acc1": 0.75}
     assert again.read_bytes() == path.read_bytes()
 
 

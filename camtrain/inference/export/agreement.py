@@ -123,7 +123,7 @@ def _count(
     preprocessing: Preprocessing,
 ) -> None:
     """Count a picture by its label and its boxes."""
-    has_all = isinstance(network, CAMNet) or network.said.options.top is None
+    has_all = isinstance(network, CAMNet) or network.options.top is None
     label = torch.tensor([picture.label])
     with torch.inference_mode():
         logits, maps, _ = network.display_maps(

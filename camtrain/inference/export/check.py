@@ -85,7 +85,7 @@ def measure_parity(
         threshold: Map threshold of the boxes, in [0, 1).
     """
     assert net.preprocessing is not None
-    sizes_hw = check_sizes(net) if exported.said.input_hw is None else [exported.said.input_hw]
+    sizes_hw = check_sizes(net) if exported.input_hw is None else [exported.input_hw]
     parity = Parity(tuple(sizes_hw))
     for size in sizes_hw:
         preprocessing = replace(net.preprocessing, size=size)
@@ -100,7 +100,7 @@ def _compared(
 ) -> Parity:
     """The parity of what was compared before and of these images, (B, C, H, W)."""
     size = (images.shape[2], images.shape[3])
-    options = exported.said.options
+    options = exported.options
     outputs = exported.outputs(images)
     top = options.top or min(_TOP, len(exported.class_names))
     plain = exported.class_maps(images, top=top)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import Bundle, read_bundle, read_checkpoint, write_bundle
+from camtrain.inference.bundle import Bundle, read_bundle, read_network, write_bundle
 from camtrain.inference.export.graph import ExportOptions, ExportPrecision
 from camtrain.inference.export.pictures import Pictures, pictures_of
 from camtrain.inference.export.write import Export, check_output, export_network
@@ -45,9 +45,7 @@ def main(args: Sequence[str]) -> None:
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
             "has none of; leave them out, or choose --format onnx."
         )
-    bundle = (
-        read_checkpoint(checkpoint) if checkpoint.suffix == ".ckpt" else read_bundle(checkpoint)
-    )
+    bundle = read_network(checkpoint)
     if given.refine not in (None, bundle.net.refine):
         bundle.net.set_refine(given.refine)
     if given.format == "safetensors":
@@ -58,8 +56,8 @@ def main(args: Sequence[str]) -> None:
         bundle.net,
         output,
         options=replace(options, refine=bundle.net.refine),
-        threshold=bundle.threshold,
-        scores=bundle.scores,
+        threshold=bundle.description.threshold,
+        scores=bundle.description.scores,
         pictures=pictures,
         overwrite=given.overwrite,
     )
@@ -113,7 +111,8 @@ def usage(done: Export, net: CAMNet) -> str:
 
 def _export_bundle(bundle: Bundle, output: Path) -> None:
     """Write a bundle and read it again: every tensor and every logit must be the same."""
-    write_bundle(output, bundle.net, threshold=bundle.threshold, scores=bundle.scores)
+    description = bundle.description
+    write_bundle(output, bundle.net, threshold=description.threshold, scores=description.scores)
     again = read_bundle(output).net.state_dict()
     same = all(torch.equal(again[name], t) for name, t in bundle.net.state_dict().items())
     assert same

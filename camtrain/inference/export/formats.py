@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import METADATA_KEY
+from camtrain.header import METADATA_KEY
 from camtrain.inference.export.extra import quiet_exporter
 from camtrain.inference.export.program import Program
 

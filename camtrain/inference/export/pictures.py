@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from camtrain.data import IMAGE_SUFFIXES, Source, SourceOptions, make_sources, read_image
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
-from camtrain.inference.bundle import names_of
+from camtrain.header import read_checkpoint_content
 from camtrain.model.camnet import CAMNet
 
 MOST_PICTURES = 8
@@ -56,7 +56,7 @@ def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) ->
         chosen = [files[place] for place in _spread(len(files))]
         return Pictures([read_image(file) for file in chosen], f"pictures of {folder}")
     if checkpoint.suffix == ".ckpt":
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = read_checkpoint_content(checkpoint)
         data = content.get("datamodule_hyper_parameters", {})
         with suppress(CamtrainError, OSError):  # the data may be gone by now
             return _labelled(str(data.get("source")), data, net)
@@ -82,7 +82,7 @@ def _labelled(name: str, settings: dict[str, Any], net: CAMNet) -> Pictures:
     """Of the val split, else of test, else of train."""
     known = {field.name for field in fields(SourceOptions)}
     given = {key: value for key, value in settings.items() if key in known}
-    options = SourceOptions(**{**given, "class_names": names_of(net)})
+    options = SourceOptions(**{**given, "class_names": net.display_names})
     sources = make_sources(name, options)
     split, source = next((s, sources[s]) for s in ("val", "test", "train") if s in sources)
     images = [source.read(index).image for index in _spread(len(source))]

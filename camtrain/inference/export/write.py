@@ -7,11 +7,11 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.files import replacing
+from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.inference import onnx_network, pt2_network
-from camtrain.inference.bundle import DEFAULT_THRESHOLD
 from camtrain.inference.export.agreement import Agreement, measure_agreement
 from camtrain.inference.export.check import Parity, measure_parity
 from camtrain.inference.export.extra import needs_extra
@@ -19,9 +19,7 @@ from camtrain.inference.export.formats import write_onnx, write_pt2
 from camtrain.inference.export.graph import ExportOptions
 from camtrain.inference.export.pictures import Pictures, random_pictures
 from camtrain.inference.export.program import Program, export_program
-from camtrain.inference.exported import ExportedNetwork, metadata_text
-from camtrain.inference.network import Loaded
-from camtrain.localization.boxes import check_threshold
+from camtrain.inference.exported import ExportedNetwork, export_description
 from camtrain.model.camnet import CAMNet
 
 _FORMATS = {
@@ -87,14 +85,10 @@ def export_network(
     net = net.eval()
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
     program = export_program(net, options)
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.part{path.suffix}")
-    try:
-        write(program, temporary, metadata_text(net, program, threshold=threshold, scores=scores))
-        result = _checked(net, program, path, read(temporary), pictures)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return result
+    description = export_description(net, program, threshold=threshold, scores=scores)
+    with replacing(path) as part:
+        write(program, part, description.to_json())
+        return _checked(net, program, path, read(part), pictures)
 
 
 def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold: float) -> None:
@@ -140,23 +134,21 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def _checked(
-    net: CAMNet, program: Program, path: Path, loaded: Loaded, pictures: Pictures
+    net: CAMNet, program: Program, path: Path, exported: ExportedNetwork, pictures: Pictures
 ) -> Export:
     """What was written, after a comparison with the network, on the CPU.
 
     Raises:
         CamtrainValueError: The difference lies outside the tolerance.
     """
-    assert isinstance(loaded.network, ExportedNetwork)
     is_on_cpu = all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
+    threshold = exported.description.threshold
     on_cpu = net if is_on_cpu else copy.deepcopy(net).cpu()
     try:
         if program.options.precision == "fp16":
-            agreement = measure_agreement(
-                on_cpu, loaded.network, pictures, threshold=loaded.threshold
-            )
+            agreement = measure_agreement(on_cpu, exported, pictures, threshold=threshold)
             return Export(path, program.options, program.input_hw, None, agreement)
-        parity = measure_parity(on_cpu, loaded.network, pictures.images, threshold=loaded.threshold)
+        parity = measure_parity(on_cpu, exported, pictures.images, threshold=threshold)
     except CamtrainError:
         raise
     except Exception as error:  # each runtime fails in its own way

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from camtrain.data import Batch, PreparedDataset, Split, collate
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import describe_refine
 from camtrain.maps import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.choice import is_required
@@ -130,7 +129,7 @@ def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
         "indices": plan.pictures.indices,
         "views": plan.views,
         "mapped": plan.mapped,
-        "refine": None if refining is None else describe_refine(refining),
+        "refine": None if refining is None else refining.description.refinement,
         "pool": net.pool if plan.has_vectors else None,
         "precision": str(trainer.precision) if plan.split == "train" else "32-true",
         "device": trainer.strategy.root_device.type,

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainValueError
+from camtrain.header import checkpoint_description, read_checkpoint_content
 from camtrain.training.cli.help import OneLineParser
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
@@ -226,25 +226,20 @@ def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _settings_of(path: Path) -> dict[str, Any]:
     """Network and data of a checkpoint, as a config."""
     check_is_file(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model, header = dict(checkpoint["hyper_parameters"]), checkpoint["camtrain"]
-    except Exception as error:  # what a damaged file makes torch raise cannot be known
-        raise CamtrainValueError(
-            f"{path} is not a camtrain checkpoint that can be read safely "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})."
-        ) from error
+    checkpoint = read_checkpoint_content(path)
+    description, model = checkpoint_description(checkpoint), dict(checkpoint["hyper_parameters"])
     for name in ("num_classes", "_instantiator"):
         model.pop(name, None)
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
-    data.update(class_names=header["class_names"])
+    names, preprocessing = description.class_names, description.preprocessing
+    data.update(class_names=None if names is None else list(names))
     # That of the run comes first: the run may have been moved since.
     stored = data.get("split_file")
     exists = stored is not None and Path(stored).is_file()
     data.update(split_file=split_beside(path) or (stored if exists else None))
-    preprocessing = {"channel_order": "rgb", **header["preprocessing"]}
-    data.update({name: preprocessing[name] for name in ("mean", "std", "channel_order")})
+    for name in ("mean", "std", "channel_order") if preprocessing else ():
+        data[name] = getattr(preprocessing, name)
     return {"model": model, "data": data}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from camtrain.data import Batch
-from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.localization import (
     CentreBoxAcc,
     LocalizationAccuracy,

@@ -14,10 +14,10 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from camtrain.data import Batch
-from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.header import DEFAULT_THRESHOLD
+from camtrain.labels import Task
 from camtrain.localization import MapStatistics
 from camtrain.localization.repeats import is_repeat
-from camtrain.model.camnet import Task
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
 from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
@@ -201,6 +201,6 @@ def without_repeats(
     indices = (~repeated).nonzero()[:, 0].tolist()
     columns = [
         [values[i] for i in indices] if isinstance(values, list) else values[indices]
-        for values in (batch[:-1] if isinstance(batch, Batch) else batch)  # the last is no column
+        for values in (batch[:-2] if isinstance(batch, Batch) else batch)  # the last is no column
     ]
-    return type(batch)._make([*columns, batch.damaged]) if isinstance(batch, Batch) else columns
+    return Batch._make([*columns, *batch[-2:]]) if isinstance(batch, Batch) else columns

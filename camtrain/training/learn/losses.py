@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.model.camnet import Task
+from camtrain.labels import Task
 from camtrain.training.learn.multilabel import multi_hot
 
 ClassWeights = Literal["balanced"] | list[float]

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import Task
+from camtrain.labels import Task
 from camtrain.training.learn.multilabel import multi_hot
 
 

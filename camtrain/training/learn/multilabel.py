@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import Task
+from camtrain.labels import Task
 
 # Between the bins, in logits: the scores of rare labels crowd near 0.
 _EDGES = torch.linspace(-15.0, 15.0, 601)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.camnet import Task
+from camtrain.labels import Task
 from camtrain.training.learn.multilabel import MeanAveragePrecision, multi_hot
 
 HeadSolver = Literal["sgd", "logistic", "svm"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import names_of, read_bundle, read_checkpoint
+from camtrain.inference.bundle import read_network
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
 from camtrain.training.cache.key import backbone_parts, hash_of_tensors
@@ -64,10 +64,8 @@ class Teacher:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        read = read_checkpoint if path.suffix == ".ckpt" else read_bundle
-        self.path = path
-        self.net: CAMNet = read(path).net.requires_grad_(False)
+        self.path = Path(path)
+        self.net: CAMNet = read_network(path).net.requires_grad_(False)
         if self.net.refine == "none":
             self.net.set_refine("affinity")
         self.hash = hash_of_tensors(self.net)
@@ -79,7 +77,7 @@ class Teacher:
             CamtrainValueError: Classes, channels, means or deviations differ.
         """
         for name, own, other in (
-            ("classes", list(names_of(self.net)), list(names_of(net))),
+            ("classes", list(self.net.display_names), list(net.display_names)),
             ("normalization", _normalization(self.net), _normalization(net)),
         ):
             if own != other and other is not None:

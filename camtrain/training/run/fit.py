@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camtrain.data import Split
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.bundle import read_bundle
+from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.evaluator import score_names
@@ -274,7 +274,7 @@ def open_run(
     if not run.last.is_file():
         print(f"The run in {run.path} was stopped before its first checkpoint; anew.")
         return None, LoggedSoFar()
-    checkpoint = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint_content(run.last, mmap=True)
     check_same_settings(
         checkpoint,
         run,
@@ -339,7 +339,8 @@ def _conclude_run(
     if run.bundle.is_file():
         metrics = trainer.callback_metrics
         test = {name: v.item() for name, v in metrics.items() if name.startswith("test/")}
-        scores = {**read_bundle(run.bundle).scores, **test}
+        description = read_safetensors_description(run.bundle)
+        scores = {**(description.scores if description else {}), **test}
         upload_bundle(trainer.loggers, run.bundle, scores)
     print_written(run, trainer)
     finish_loggers(trainer.loggers)

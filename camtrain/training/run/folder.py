@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from camtrain.training.files import replacing
+from camtrain.files import replacing
 
 SPLIT_NAME = "split.csv"
 

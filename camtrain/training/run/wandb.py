@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from pytorch_lightning.loggers import WandbLogger
 
-from camtrain.training.files import write_text
+from camtrain.files import write_text
 
 LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 20 are allowed
 LONGEST_FINISH = 60  # seconds that the rest may take to be logged, and then to be uploaded

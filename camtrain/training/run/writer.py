@@ -12,9 +12,9 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from camtrain.errors import CamtrainValueError
+from camtrain.files import duplicate, remove_parts, write_text
 from camtrain.inference.bundle import read_checkpoint, write_bundle
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.files import duplicate, remove_parts, write_text
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import wandb_step
 from camtrain.training.run.resume import (
@@ -254,7 +254,8 @@ class RunWriter(Checkpoint):
         with isolate_rng():  # reading it builds a network
             bundle = read_checkpoint(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
-        write_bundle(self.folder.bundle, bundle.net, threshold=bundle.threshold, scores=scores)
+        threshold = bundle.description.threshold
+        write_bundle(self.folder.bundle, bundle.net, threshold=threshold, scores=scores)
 
     def _save_if_due(self, trainer: Trainer, seconds: float) -> None:
         is_due = time.monotonic() - self._saved_at >= seconds

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from camtrain.data import Batch, PreparedDataset
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.inference.bundle import names_of
+from camtrain.files import replacing
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
-from camtrain.training.files import replacing
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.pictures import Candidates, validation_dataset
@@ -285,7 +284,7 @@ def _net_of(pl_module: LightningModule) -> CAMNet:
 
 def _class_names(trainer: Trainer, net: CAMNet) -> Sequence[str]:
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return net.class_names or names or names_of(net)
+    return net.class_names or names or net.display_names
 
 
 def _scores(trainer: Trainer, split: str) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from camtrain.files import write_text
 from camtrain.maps import picture_heatmaps
-from camtrain.training.files import write_text
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.report_data import (
     EpochRecord,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camtrain.inference.bundle import DEFAULT_THRESHOLD
+from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.maps import picture_heatmaps
 from camtrain.model.camnet import CAMNet

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from camtrain.cli import main
 from camtrain.data import Batch
 from camtrain.errors import CamtrainError
-from camtrain.model.camnet import Task
+from camtrain.labels import Task
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.learn import learning_rate, losses
 from camtrain.training.learn.learning_rate import steepest

@@ -6,8 +6,8 @@ import pytest
 from jsonargparse import Namespace
 
 from camtrain.errors import CamtrainError
+from camtrain.files import write_text
 from camtrain.training.cli.main import run_name
-from camtrain.training.files import write_text
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.resume import check_start
 

@@ -198,7 +198,7 @@ def test_the_best_bundle_becomes_an_artifact_once(trained: Path) -> None:
     metadata = json.loads(artifact.metadata)
     bundle = read_bundle(trained.parents[1] / "model.safetensors")
     assert {n: v for n, v in metadata.items() if n.startswith("val/")} == {
-        n: pytest.approx(v) for n, v in bundle.scores.items() if n.startswith("val/")
+        n: pytest.approx(v) for n, v in bundle.description.scores.items() if n.startswith("val/")
     }
     assert "test/acc1" in metadata
 

@@ -1,4 +1,4 @@
-"""Files that are replaced whole: whoever is killed while writing leaves the old one."""
+"""Files that are written whole or not at all, and where the user's caches lie."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
@@ -14,13 +15,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """The path to write to instead; it takes the place of ``path`` at the end, if all went well.
 
     It lies in the same folder, since only within a file system is renaming atomic, and is on the
-    disk before it takes the place: a power cut leaves the old file or the new one.
+    disk before it takes the place: a power cut leaves the old file or the new one. It keeps the
+    suffix, and no other process uses its name.
     """
-    part = path.with_name(f".{path.name}.part")
-    yield part
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    part = path.with_name(f".{path.stem}-{uuid4().hex}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None:
@@ -34,7 +39,6 @@ def duplicate(source: Path, path: Path) -> None:
     if path.exists() and path.samefile(source):  # renaming one name to the other does nothing
         return
     with replacing(path) as part:
-        part.unlink(missing_ok=True)
         try:
             os.link(source, part)
         except OSError:  # another file system, or one without links
@@ -42,6 +46,11 @@ def duplicate(source: Path, path: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what a killed run had begun to write."""
-    for part in folder.rglob(".*.part"):
+    """Delete what a killed process had begun to write."""
+    for part in folder.rglob(".*.part*"):
         part.unlink()
+
+
+def user_cache() -> Path:
+    """The folder of everything that camtrain may make anew: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "camtrain"

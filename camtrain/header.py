@@ -1,0 +1,225 @@
+"""What is known of a network beside its tensors: one value, and how every file stores it.
+
+Bundles (``.safetensors``), checkpoints (``.ckpt``) and exported networks (``.onnx``, ``.pt2``) hold
+the same plain values. No other module names their format version or the key they are stored under.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.labels import Task, check_task
+from camtrain.preprocessing import Preprocessing
+from camtrain.version import __version__
+
+METADATA_KEY = "camtrain"
+DEFAULT_THRESHOLD = 0.2
+# Every version has stored these arguments of `create_model`.
+_ARGUMENTS = (
+    *("backbone", "num_classes", "cut", "stride", "neck", "neck_kernel", "neck_groups"),
+    *("neck_norm", "pool", "dropout", "in_chans", "backbone_args"),
+)
+_NEWEST_FORMAT = 2  # of networks that refine their maps; version 1 is written for the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A network, described by plain values.
+
+    Attributes:
+        architecture: The arguments of ``camtrain.create_model`` that build the network, and
+            ``own_head``; None for a network that only the user's code can build.
+        class_names: K names, or None.
+        preprocessing: What the network expects to be done to its pictures, or None.
+        task: ``multiclass`` or ``multilabel``.
+        refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, refined maps.
+        refine_layers: The layers by which refinement compares places.
+        threshold: Map threshold of the boxes, in [0, 1).
+        is_calibrated: Whether the threshold was chosen on pictures with boxes; None where the file
+            does not say it.
+        scores: What these weights reached, by logged name.
+        export: The options of an exported file; None for bundles and checkpoints.
+    """
+
+    architecture: Mapping[str, Any] | None
+    class_names: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    task: Task = "multiclass"
+    refine: str = "none"
+    refine_layers: tuple[str, ...] = ()
+    threshold: float = DEFAULT_THRESHOLD
+    is_calibrated: bool | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    export: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        check_threshold(self.threshold)
+
+    @property
+    def calibrated_threshold(self) -> float | None:
+        """The threshold where it was chosen on pictures with boxes.
+
+        Checkpoints did not always say whether it was; another value than the default was.
+        """
+        is_calibrated = self.is_calibrated
+        if is_calibrated is None:
+            is_calibrated = self.threshold != DEFAULT_THRESHOLD
+        return self.threshold if is_calibrated else None
+
+    @property
+    def refinement(self) -> dict[str, Any] | None:
+        """How the class maps are refined, as plain values; None where they are not."""
+        if self.refine == "none":
+            return None
+        return {"method": self.refine, "layers": list(self.refine_layers)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values, as files store them."""
+        values: dict[str, Any] = {
+            "format_version": 1 if self.refinement is None else _NEWEST_FORMAT,
+            "camtrain_version": __version__,
+            "architecture": None if self.architecture is None else dict(self.architecture),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
+            "map_threshold": self.threshold,
+            "scores": dict(self.scores),
+        }
+        if self.refinement is not None:
+            values["refine"] = self.refinement
+        if self.is_calibrated is not None:
+            values["is_calibrated"] = self.is_calibrated
+        if self.export is not None:
+            values |= {"task": self.task, "export": dict(self.export)}
+        return values
+
+    def to_json(self) -> str:
+        """The plain values as text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Description:
+        """The inverse of ``to_dict``; what older versions did not store has its default.
+
+        Raises:
+            Exception: Of any type, where the values are not those that camtrain writes.
+        """
+        architecture, task = values["architecture"], values.get("task", "multiclass")
+        if architecture is not None:
+            architecture = {**architecture, "task": architecture.get("task", task)}
+            for argument in _ARGUMENTS:
+                architecture[argument]  # raises KeyError
+            task = architecture["task"]
+        names, preprocessing = values["class_names"], values["preprocessing"]
+        are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not are_names:
+            raise CamtrainValueError("class_names must be a list of names")
+        refinement = values.get("refine")
+        return cls(
+            architecture=architecture,
+            class_names=None if names is None else tuple(names),
+            preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
+            task=check_task(task),
+            refine=refinement["method"] if refinement else "none",
+            refine_layers=tuple(refinement["layers"]) if refinement else (),
+            threshold=float(values["map_threshold"]),
+            is_calibrated=values.get("is_calibrated"),
+            scores={name: float(score) for name, score in values.get("scores", {}).items()},
+            export=values.get("export"),
+        )
+
+
+def check_threshold(threshold: float) -> float:
+    """The threshold itself; raise CamtrainValueError unless it lies in [0, 1)."""
+    if not 0 <= threshold < 1:
+        raise CamtrainValueError(f"threshold must lie in [0, 1), got {threshold}.")
+    return threshold
+
+
+def parse_description(text: str | bytes, path: Path) -> Description:
+    """The description that a bundle or an exported file holds.
+
+    Args:
+        text: JSON.
+        path: Of the file, for messages.
+
+    Raises:
+        CamtrainValueError: The text is damaged, or of a newer format version.
+    """
+    with refusing_damage(path):
+        values = json.loads(text)
+        version = int(values["format_version"])
+        if version <= _NEWEST_FORMAT:
+            if values["preprocessing"] is None:
+                raise CamtrainValueError("preprocessing is missing")
+            return Description.from_dict(values)
+    raise CamtrainValueError(
+        f"{path} has format version {version}, this camtrain ({__version__}) reads up to "
+        f"{_NEWEST_FORMAT}; install a newer camtrain."
+    )
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Refuse a file whose metadata cannot be read, in one sentence."""
+    try:
+        yield
+    except Exception as error:  # what damaged values make the readers raise cannot be known
+        raise CamtrainValueError(
+            f"{path} has unreadable camtrain metadata ({one_line(error)}); take it from its source "
+            "again, or export it again."
+        ) from error
+
+
+def read_safetensors_description(path: Path) -> Description | None:
+    """The description in a ``.safetensors`` file; None where it is not a bundle of camtrain.
+
+    Raises:
+        CamtrainValueError: The file is damaged, or of a newer format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except SafetensorError as error:
+        raise CamtrainValueError(f"{path} is not a readable safetensors file: {error}.") from error
+    return None if text is None else parse_description(text, path)
+
+
+def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Everything in a Lightning checkpoint of this project; only plain values are read.
+
+    Args:
+        path: Ends in ``.ckpt``.
+        mmap: Leave the tensors on the disk until they are used.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: Not a checkpoint of this project, or one that holds more than plain
+            values, which is not run.
+    """
+    if not path.is_file():
+        raise CamtrainFileNotFoundError(
+            f"No checkpoint at {path.absolute()}; give the path of a best.ckpt or last.ckpt."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        checkpoint_description(content)
+        return dict(content)
+    except Exception as error:  # what a damaged file makes torch raise cannot be known
+        raise CamtrainValueError(
+            f"{path} is not a camtrain checkpoint that can be read safely ({one_line(error)})."
+        ) from error
+
+
+def checkpoint_description(content: Mapping[str, Any]) -> Description:
+    """The description in a checkpoint that was read."""
+    return Description.from_dict(content[METADATA_KEY])
