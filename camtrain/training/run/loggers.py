@@ -22,7 +22,7 @@ class LoggedSoFar:
     """Where the loggers of a continued run go on.
 
     Attributes:
-        global_step: Of TensorBoard; what a killed run has logged from there on is hidden.
+        global_step: For TensorBoard, which hides what a killed run has logged from there on.
         wandb_step: The internal counter of W&B, which an offline run cannot look up.
     """
 
@@ -32,11 +32,11 @@ class LoggedSoFar:
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> LoggedSoFar:
         """What had been logged when a checkpoint was written."""
-        own = checkpoint.get("run", {})
-        # Scores are logged under the last step's number, counted from 0, and so within a validation
-        # under a number that the checkpoint has passed.
-        step = int(checkpoint["global_step"]) - bool(own.get("is_validating"))
-        return cls(max(0, step), int(own.get("wandb_step", 0)))
+        run = checkpoint.get("run", {})
+        # Scores are logged with the number of the last step, counted from 0. Within a validation
+        # that number is one less than the checkpoint's.
+        step = int(checkpoint["global_step"]) - bool(run.get("is_validating"))
+        return cls(max(0, step), int(run.get("wandb_step", 0)))
 
 
 def make_loggers(
@@ -60,10 +60,10 @@ def make_loggers(
                 "--logger tensorboard needs the package tensorboard; run: pip install tensorboard"
             )
         purge_step = None if so_far is None else so_far.global_step
-        made = TensorBoardLogger(
+        logger = TensorBoardLogger(
             folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge_step
         )
-        return [made]
+        return [logger]
     if kind == "csv":  # each part of a continued run is a version of its own
         return [CSVLogger(folder, name="csv")]
     if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
@@ -76,14 +76,11 @@ def make_loggers(
 
 def wandb_step(loggers: Sequence[Logger]) -> int:
     """The internal counter of W&B; 0 without it."""
-    return max(
-        (wandb_run.step_of(logger) for logger in loggers if isinstance(logger, WandbLogger)),
-        default=0,
-    )
+    return max(map(wandb_run.step_of, _wandb_loggers(loggers)), default=0)
 
 
 def sync_hint(loggers: Sequence[Logger]) -> str | None:
-    """Where the curves are to be seen, or how to upload them; None without a logger."""
+    """Where the curves are, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             return wandb_run.place_of(logger)
@@ -96,13 +93,15 @@ def sync_hint(loggers: Sequence[Logger]) -> str | None:
 
 def finish_loggers(loggers: Sequence[Logger]) -> None:
     """End the W&B run, so that another one can begin in the same process."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            wandb_run.finish(logger)
+    for logger in _wandb_loggers(loggers):
+        wandb_run.finish(logger)
 
 
 def upload_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, float]) -> None:
     """Add the trained network to the W&B run, if there is one."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            wandb_run.log_bundle(logger, bundle, scores)
+    for logger in _wandb_loggers(loggers):
+        wandb_run.log_bundle(logger, bundle, scores)
+
+
+def _wandb_loggers(loggers: Sequence[Logger]) -> list[WandbLogger]:
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)]

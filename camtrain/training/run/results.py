@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: scores, the curve, and the maps for the WSOL benchmark."""
+"""The files of an evaluation: scores, accuracy by threshold, maps for the WSOL benchmark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from camtrain.training.module import CAMModule
 from camtrain.training.run.summary import print_scores
 from camtrain.visualize import threshold_chart
 
-# Of the benchmark's metadata folder, each with one line per picture or per box.
+# Files of the benchmark's metadata folder, with one line per picture or per box.
 _LISTS = ("image_ids", "class_labels", "image_sizes", "localization")
 
 
@@ -87,17 +87,17 @@ class MapWriter(Callback):
     """
 
     def __init__(self, folder: Path, *, root: str | Path | None) -> None:
-        """Choose where to.
+        """Nothing is written before the evaluation begins.
 
         Args:
-            folder: Made, and emptied of an earlier evaluation, when the evaluation begins.
+            folder: To write to; an earlier evaluation in it is deleted.
             root: The data folder, or None where the pictures have no files.
         """
         self.folder = folder
         self.root = None if root is None else Path(root).absolute()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Create empty lists."""
         if trainer.is_global_zero:
             shutil.rmtree(self.folder, ignore_errors=True)
             (self.folder / "metadata").mkdir(parents=True, exist_ok=True)
@@ -123,10 +123,10 @@ class MapWriter(Callback):
 
     def _write(self, batch: Batch, maps: Tensor) -> None:
         lines: dict[str, list[str]] = {name: [] for name in _LISTS}
-        for place, path in enumerate(batch.paths):
+        for index, path in enumerate(batch.paths):
             name = path if self.root is None else os.path.relpath(path, self.root)
             name = Path(name).as_posix()
-            if not len(batch.boxes_xyxy[place]):
+            if not len(batch.boxes_xyxy[index]):
                 continue
             if "," in name:
                 raise CamtrainValueError(
@@ -135,16 +135,16 @@ class MapWriter(Callback):
                 )
             file = self.folder / "scoremaps" / f"{name}.npy"
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, score_map(maps[place]))
-            height, width = batch.sizes_hw[place].tolist()
+            np.save(file, score_map(maps[index]))
+            height, width = batch.sizes_hw[index].tolist()
             lines["image_ids"].append(name)
-            lines["class_labels"].append(f"{name},{int(batch.labels[place])}")
+            lines["class_labels"].append(f"{name},{int(batch.labels[index])}")
             lines["image_sizes"].append(f"{name},{width},{height}")
-            for x0, y0, x1, y1 in batch.boxes_xyxy[place].tolist():
+            for x0, y0, x1, y1 in batch.boxes_xyxy[index].tolist():
                 lines["localization"].append(f"{name},{x0},{y0},{x1 - 1},{y1 - 1}")
-        for name, added in lines.items():
+        for name, new_lines in lines.items():
             with self._list(name).open("a") as file_:
-                file_.write("".join(f"{line}\n" for line in added))
+                file_.write("".join(f"{line}\n" for line in new_lines))
 
     def _list(self, name: str) -> Path:
         return self.folder / "metadata" / f"{name}.txt"

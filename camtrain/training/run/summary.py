@@ -1,4 +1,4 @@
-"""What a person reads on the terminal before and after a run."""
+"""What a run prints on the terminal before and after its training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camtrain.training.run.loggers import sync_hint
 
 
 def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer) -> None:
-    """One line about what is going to be trained, on what, and how."""
+    """Print one line about the network, its classes, the pictures and the precision."""
     if not trainer.is_global_zero:
         return
     trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
@@ -30,7 +30,7 @@ def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer)
 
 
 def print_scores(split: str, trainer: Trainer) -> None:
-    """The table of a split's scores."""
+    """Print the table of a split's scores."""
     if not trainer.is_global_zero:
         return
     table = Table("score", "", f"{split} split", box=box.SIMPLE_HEAD)
@@ -44,7 +44,7 @@ def print_scores(split: str, trainer: Trainer) -> None:
 
 
 def print_written(folder: RunFolder | None, trainer: Trainer) -> None:
-    """Where everything was written, and how to go on with what was stopped."""
+    """Print where everything was written, and how to continue a run that was stopped."""
     if folder is None or not trainer.is_global_zero:
         return
     paths = {

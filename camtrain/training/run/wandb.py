@@ -1,4 +1,4 @@
-"""A Weights & Biases run that never asks, hardly delays a training, and never stops one."""
+"""A Weights & Biases run that asks no question, hardly delays a training and never stops it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 
 LONGEST_FINISH = 60  # seconds that the rest may take to be logged, and then to be uploaded
 _LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
 _DATA_DIR = "WANDB_DATA_DIR"
-# What the variable was, or was set to for an earlier run of this process.
+# Values of the variable that are not the user's: unset, or set for an earlier run of this process.
 _data_dirs: set[str | None] = {None}
 _failed: WeakSet[WandbLogger] = WeakSet()
 
 
 class NeverStoppingWandbLogger(WandbLogger):
-    """Lightning's logger of a W&B run: no row makes a training wait, no failure stops it.
+    """Lightning's logger of a W&B run; a training neither waits for it nor stops when it fails.
 
-    Online, to log a table W&B asks its server and waits for the answer. There, a thread does so.
+    To log a table online, W&B asks its server and waits for the answer, so a thread does that.
     """
 
     _worker: _Worker | None = None
@@ -45,13 +45,13 @@ class NeverStoppingWandbLogger(WandbLogger):
         enqueue_call(self, partial(super().log_hyperparams, params))
 
     def work(self) -> None:
-        """From now on, do what is asked for in a thread, in order."""
+        """From now on, make all calls in a thread, in order."""
         self._worker = _Worker()
         self._worker.start()
 
 
 class _Worker(threading.Thread):
-    """Makes calls one after another; a process may end without it."""
+    """Makes calls one after another; a process can end while it waits."""
 
     def __init__(self) -> None:
         super().__init__(name="camtrain-wandb", daemon=True)
@@ -62,7 +62,7 @@ class _Worker(threading.Thread):
             call()
 
     def finish(self, seconds: float) -> bool:
-        """Whether all calls were made within some seconds; there must be no further ones."""
+        """Whether all calls were made within some seconds; further calls are not allowed."""
         self.calls.put(None)
         self.join(seconds)
         return not self.is_alive()
@@ -101,7 +101,7 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
 def start_run(
     folder: Path, project: str, *, continues: bool, step: int = 0
 ) -> NeverStoppingWandbLogger | None:
-    """A started run: online with credentials and a network, offline otherwise; None if neither.
+    """Start a run: online with credentials and a network, offline otherwise; None if both fail.
 
     Args:
         folder: Of the training; its name is the run's name, and its ``wandb/run_id`` the run's id.
@@ -113,18 +113,18 @@ def start_run(
 
     os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where it is, once
     if os.environ.get(_DATA_DIR) in _data_dirs:
-        # What has yet to be uploaded stays with the run, and out of the user's home.
+        # Files that wait for their upload stay with the run, not in the user's home.
         _data_dirs.add(str(folder.absolute() / "wandb" / "data"))
         os.environ[_DATA_DIR] = str(folder.absolute() / "wandb" / "data")
-    with suppress(Exception):  # its reports about itself, which without a network delay the exit
+    with suppress(Exception):  # W&B's telemetry delays the exit where there is no network
         from wandb.analytics.opentelemetry import opentelemetry_proxy
 
         opentelemetry_proxy.disable()
-    number = _run_id(folder, is_new=not continues)
-    is_asked = os.environ.get("WANDB_MODE", "online") == "online"
+    run_id = _run_id(folder, is_new=not continues)
+    is_online = os.environ.get("WANDB_MODE", "online") == "online"
     try:
-        if is_asked and wandb.login(prompt=False, verify=False):
-            online = _started(folder, project, number, "online")
+        if is_online and wandb.login(prompt=False, verify=False):
+            online = _start_logger(folder, project, run_id, "online")
             online.work()
             return online
     except Exception as error:  # no network, an old key, a portal that answers in its place
@@ -133,7 +133,7 @@ def start_run(
         with suppress(Exception):
             wandb.teardown()  # its service still holds the run's id
     try:
-        offline = _started(folder, project, number, "offline")
+        offline = _start_logger(folder, project, run_id, "offline")
         if continues and step:
             offline.experiment.log({}, step=step + _LOGGED_SINCE)
     except Exception as error:
@@ -142,17 +142,17 @@ def start_run(
     return offline
 
 
-def _started(
-    folder: Path, project: str, number: str, mode: Literal["online", "offline"]
+def _start_logger(
+    folder: Path, project: str, run_id: str, mode: Literal["online", "offline"]
 ) -> NeverStoppingWandbLogger:
     import wandb
 
-    made = NeverStoppingWandbLogger(
+    logger = NeverStoppingWandbLogger(
         name=folder.name,
         project=project,
         save_dir=folder,
-        id=number,
-        # An offline run cannot look the run up; the same id makes the parts one when uploaded.
+        id=run_id,
+        # An offline run cannot look up earlier parts; parts with one id become one run when synced.
         resume="allow" if mode == "online" else None,
         mode=mode,
         settings=wandb.Settings(
@@ -161,13 +161,13 @@ def _started(
             finish_timeout_raises=True,
         ),
     )
-    made._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
-    assert made.experiment is not None  # starts it
-    return made
+    logger._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
+    assert logger.experiment is not None  # starts it
+    return logger
 
 
 def place_of(logger: WandbLogger) -> str:
-    """Where the run is to be seen, and what of it has to be uploaded first."""
+    """The URL of the run, if it has one, and the command that uploads what was logged offline."""
     url, parts = None, _parts(logger)
     with errors_as_warnings(logger):
         url = logger.experiment.url
@@ -181,7 +181,7 @@ def log_bundle(logger: WandbLogger, bundle: Path, scores: Mapping[str, float]) -
     Args:
         logger: Of the run.
         bundle: The file of the best epoch.
-        scores: What it reached, by logged name.
+        scores: Its scores, by logged name.
     """
 
     def log() -> None:
@@ -212,7 +212,7 @@ def step_of(logger: WandbLogger) -> int:
 
 
 def _parts(logger: WandbLogger) -> str:
-    """The folders of the run that have not been uploaded: one for each time it was offline."""
+    """The folders of the run that have not been uploaded; every offline start makes one."""
     folder = Path(logger.save_dir or ".") / "wandb"
     offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
     parts = [part for part in offline if not any(part.glob("*.synced"))]
@@ -223,11 +223,11 @@ def _parts(logger: WandbLogger) -> str:
 
 
 def _run_id(folder: Path, *, is_new: bool) -> str:
-    """The id of the W&B run, which is kept with the run."""
+    """The id of the W&B run, which is stored in the run folder."""
     path = folder / "wandb" / "run_id"
     if not is_new and path.is_file():
         return path.read_text().strip()
-    number = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses
+    run_id = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, number)
-    return number
+    write_text(path, run_id)
+    return run_id
