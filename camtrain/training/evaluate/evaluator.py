@@ -199,8 +199,9 @@ def without_repeats(
     if isinstance(batch, Batch):
         repeated = repeated[batch.places.cpu()]
     indices = (~repeated).nonzero()[:, 0].tolist()
-    columns = [
+    if isinstance(batch, Batch):
+        return batch.take(indices)
+    return [
         [values[i] for i in indices] if isinstance(values, list) else values[indices]
-        for values in (batch[:-2] if isinstance(batch, Batch) else batch)  # the last is no column
+        for values in batch
     ]
-    return Batch._make([*columns, *batch[-2:]]) if isinstance(batch, Batch) else columns
