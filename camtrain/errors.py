@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _MOST_CHARACTERS = 300
 
 
@@ -34,3 +37,19 @@ def one_line(error: BaseException) -> str:
     if not isinstance(error, CamtrainError) or not text:
         text = f"{name}: {text}" if text else name
     return text[:_MOST_CHARACTERS]
+
+
+@contextmanager
+def needs_extra(purpose: str, *, extra: str = "export") -> Iterator[None]:
+    """Turn a missing package into one sentence that names the pip command.
+
+    Raises:
+        CamtrainValueError: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CamtrainValueError(
+            f"{purpose} needs the package {error.name}, which is not installed; run "
+            f"`pip install 'camtrain[{extra}]'`."
+        ) from error

@@ -95,6 +95,11 @@ def pool_maps(maps: Tensor, pool: PoolName) -> Tensor:
     if pool == "avg":
         return maps.mean((-2, -1))
     if pool == "lse":
+        if torch.compiler.is_exporting():  # math.log would fix the size of the map in the graph
+            scaled = LSE_SHARPNESS * maps
+            peak = scaled.amax((-2, -1), keepdim=True)
+            mean = (scaled - peak).exp().mean((-2, -1))
+            return (mean.log() + peak[:, :, 0, 0]) / LSE_SHARPNESS
         total = torch.logsumexp(LSE_SHARPNESS * maps, (-2, -1))
         return (total - math.log(maps.shape[-2] * maps.shape[-1])) / LSE_SHARPNESS
     return maps.amax((-2, -1))

@@ -1,4 +1,4 @@
-"""``camtrain demo``: a local page to drop a picture on and see what the network says of it."""
+"""``camtrain demo``: a local page that shows the classes and heatmaps of a dropped picture."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from camtrain.errors import CamtrainError
-from camtrain.inference.export.extra import needs_extra
+from camtrain.errors import CamtrainError, needs_extra
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap
@@ -21,16 +20,15 @@ if TYPE_CHECKING:
 LOCAL = "127.0.0.1"
 MOST_MEGABYTES = 20
 _BOX_COLOR = (255, 64, 64)
-_TOP = 5
 
 Cards = list[tuple[Image.Image, str]]
 
 
 def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
-    """Each class's overlay with its boxes at this threshold, and its name and score.
+    """The overlay of each class with its boxes at this threshold, and its name and score.
 
     Args:
-        prediction: None where no picture was seen yet.
+        prediction: None before the first picture.
         threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
     """
     if prediction is None:
@@ -44,11 +42,11 @@ def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
     return cards
 
 
-def predicted(predictor: Predictor, path: str | None, top: int | None = None) -> Prediction | None:
-    """What the network says of a picture's file; None where none was given."""
+def predict_file(predictor: Predictor, path: str | None) -> Prediction | None:
+    """The prediction of a picture's file; None where there is none."""
     if path is None:
         return None
-    [prediction] = predictor(path, top=top)
+    [prediction] = predictor(path)
     return prediction
 
 
@@ -63,14 +61,14 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
 
     def see(path: str | None, threshold: float) -> tuple[Prediction | None, Cards]:
         try:
-            prediction = predicted(predictor, path)
+            prediction = predict_file(predictor, path)
         except CamtrainError as error:  # one sentence on the page
             raise gradio.Error(str(error)) from error
         return prediction, cards_of(prediction, threshold)
 
     with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {title}")
-        seen = gradio.State(None)
+        prediction = gradio.State(None)
         with gradio.Row():
             picture = gradio.Image(
                 type="filepath", sources=["upload", "clipboard"], label="Picture"
@@ -79,8 +77,8 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
         threshold = gradio.Slider(
             0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
         )
-        picture.change(see, [picture, threshold], [seen, cards], api_name="see")
-        threshold.change(cards_of, [seen, threshold], cards, api_visibility="private")
+        picture.change(see, [picture, threshold], [prediction, cards], api_name="see")
+        threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")
     return blocks
 
 
@@ -97,13 +95,13 @@ def main(args: Sequence[str]) -> None:
     add("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine only)")
     add("--port", type=int, default=7860, help="port to listen on (default 7860)")
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
-    given = parser.parse_args(args[1:])
+    arguments = parser.parse_args(args[1:])
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
-    blocks = page(load(given.model, device=given.device), f"camtrain: {given.model}")
+    blocks = page(load(arguments.model, device=arguments.device), f"camtrain: {arguments.model}")
     blocks.launch(
-        server_name=given.host,
-        server_port=given.port,
+        server_name=arguments.host,
+        server_port=arguments.port,
         max_file_size=MOST_MEGABYTES * 2**20,
         share=False,
     )

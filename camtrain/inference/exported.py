@@ -1,68 +1,120 @@
-"""An exported network behind the door of the predictor, whatever runs its graph."""
+"""Exported networks, ``.onnx`` and ``.pt2``: reading them, and running them behind one class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from camtrain.data import to_pixels
-from camtrain.errors import CamtrainValueError
-from camtrain.header import Description, parse_description, refusing_damage
+from camtrain.data.transforms import to_pixels
+from camtrain.errors import CamtrainValueError, needs_extra, one_line
+from camtrain.header import METADATA_KEY, Description, parse_description, refusing_damage
 from camtrain.inference.bundle import shipped_description
-from camtrain.inference.export.graph import ExportOptions
-from camtrain.inference.export.program import Program
+from camtrain.inference.file_checks import check_archive, read_onnx_header
+from camtrain.inference.network import Precision, find_device
 from camtrain.maps import CAMOutput, check_classes
 from camtrain.model.camnet import CAMNet
-from camtrain.model.refine import Refine
+from camtrain.model.refine import Refine, check_refine
 
-MOST_METADATA = 2**24  # bytes; the names of 20,000 classes take a few hundred thousand
+if TYPE_CHECKING:
+    import onnxruntime
+
+ExportPrecision = Literal["fp32", "fp16"]
+Run = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an exported file takes and gives.
+
+    Attributes:
+        raw: It takes uint8 pixels, (B, C, H, W), colours in the order RGB, and normalizes them;
+            else it takes float32, normalized.
+        top: It gives the maps of that many best classes, and their numbers; None for all K.
+        heatmaps: It also gives heatmaps: the maps upsampled to the input and normalized (minmax);
+            of refined maps where it gives those.
+        refine: ``affinity``: it also gives ``refined_maps``; the network must refine its maps.
+        precision: ``fp16``: backbone and neck compute in float16; pool, head and maps in float32.
+    """
+
+    raw: bool = False
+    top: int | None = None
+    heatmaps: bool = False
+    refine: Refine = "none"
+    precision: ExportPrecision = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.top is not None and self.top < 1:
+            raise CamtrainValueError(f"top must be at least 1, got {self.top}.")
+        check_refine(self.refine)
+        if self.precision not in get_args(ExportPrecision):
+            raise CamtrainValueError(
+                f"precision must be one of {', '.join(get_args(ExportPrecision))}, got "
+                f"{self.precision!r}."
+            )
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs in order."""
+        extra = {
+            "classes": self.top is not None,
+            "refined_maps": self.refine != "none",
+            "heatmaps": self.heatmaps,
+        }
+        return ("logits", "maps", *(name for name, is_given in extra.items() if is_given))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values, for the metadata of the file."""
+        values = asdict(self)
+        if self.refine == "none":
+            del values["refine"]  # older readers do not know it
+        return values
 
 
 def export_description(
     net: CAMNet,
-    program: Program,
+    options: ExportOptions,
+    input_hw: tuple[int, int] | None,
     *,
     threshold: float,
     scores: Mapping[str, float] | None = None,
 ) -> Description:
-    """What an exported file says about its network: as in a bundle, and the options of the file."""
+    """The description of an exported network: that of its bundle, and what the file takes."""
     description = shipped_description(net, threshold=threshold, scores=scores)
-    export = {**program.options.to_dict(), "input_hw": program.input_hw}
-    return replace(description, export=export)
+    return replace(description, export={**options.to_dict(), "input_hw": input_hw})
 
 
 class ExportedNetwork:
     """The network of an exported file; see ``camtrain.inference.network.Network``.
 
     Attributes:
-        description: What the file says about its network.
-        options: What it takes and gives.
+        description: The metadata of the file.
+        options: What the file takes and gives.
         input_hw: (H, W) of the only images it takes, in pixels; None for any size.
-        run: Runs its graph: input to outputs, in their order.
     """
 
-    run: Callable[[Tensor], Sequence[Tensor]]
-
-    def __init__(self, path: Path, text: str | bytes | None) -> None:
-        """Read the metadata of a file; whoever can run its graph sets ``run``.
+    def __init__(self, path: Path, metadata: bytes | None) -> None:
+        """Read the metadata of a file, or raise CamtrainValueError; ``run`` is set by its reader.
 
         Args:
             path: Of the file, for messages.
-            text: Its metadata.
-
-        Raises:
-            CamtrainValueError: There are none, they are not ours, or of a newer format version.
+            metadata: JSON; None where the file has none.
         """
-        if text is None:
+        if metadata is None:
             raise CamtrainValueError(
                 f"{path} was not exported by camtrain: it has no camtrain metadata; export one "
                 "with `camtrain export CHECKPOINT`."
             )
-        self.description = parse_description(text, path)
+        self.description = parse_description(metadata, path)
         with refusing_damage(path):
             export = dict(self.description.export or {})
             size_hw = export.pop("input_hw")
@@ -70,42 +122,41 @@ class ExportedNetwork:
             self.options = ExportOptions(**export)
             if self.description.class_names is None or self.description.preprocessing is None:
                 raise CamtrainValueError("class_names or preprocessing are missing")
-        self.class_names = self.description.class_names
+        self.class_names: Sequence[str] = self.description.class_names
         self.preprocessing = self.description.preprocessing
         self.task = self.description.task
+        self.refine = self.options.refine
         self.top = self.options.top
+        self.run: Run
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """See ``Network.class_maps``.
-
-        Raises:
-            CamtrainValueError: The file takes no images of this size or channels, or gives the maps
-                of its best classes only and others are asked for.
-        """
-        return self._maps("maps", images, top, classes)
-
-    @property
-    def refine(self) -> Refine:
-        """See ``Network.refine``."""
-        return self.options.refine
+        """As ``display_maps``, but always with class maps."""
+        return self.output_maps("maps", images, top=top, classes=classes)
 
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """See ``Network.display_maps``; the refined maps if the file gives them."""
-        name = "maps" if self.refine == "none" else "refined_maps"
-        return self._maps(name, images, top, classes)
+        """See ``Network.display_maps``: refined maps if the file gives them.
 
-    def _maps(
-        self, name: str, images: Tensor, top: int | None, classes: Tensor | None
+        Raises:
+            CamtrainValueError: The file takes no images of this size or channels, or it gives the
+                maps of its best classes only and others are asked for.
+        """
+        name = "maps" if self.refine == "none" else "refined_maps"
+        return self.output_maps(name, images, top=top, classes=classes)
+
+    def output_maps(
+        self, name: str, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """Logits, the maps of this output of the file, and their classes."""
+        """Logits, the maps of the output ``name`` of the file, and their classes."""
         self._check_images(images)
         if classes is not None:
             check_classes(classes, len(images), len(self.class_names))
-        outputs = self.outputs(images)
+        if self.options.raw:
+            images = to_pixels(images.cpu(), self.preprocessing)
+        outputs = dict(zip(self.options.output_names, self.run(images), strict=True))
         logits, maps = outputs["logits"], outputs[name]
         if top is not None:
             classes = logits.topk(min(top, logits.shape[1])).indices
@@ -115,12 +166,6 @@ class ExportedNetwork:
         places = self._places(outputs, classes)
         rows = torch.arange(len(images), device=maps.device)[:, None]
         return CAMOutput(logits, maps[rows, places], classes)
-
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All outputs of the file, by name, for normalized images (B, C, H, W)."""
-        if self.options.raw:
-            images = to_pixels(images.cpu(), self.preprocessing)
-        return dict(zip(self.options.output_names, self.run(images), strict=True))
 
     def _check_images(self, images: Tensor) -> None:
         channels = len(self.preprocessing.mean)
@@ -134,7 +179,7 @@ class ExportedNetwork:
 
     def _places(self, outputs: Mapping[str, Tensor], classes: Tensor) -> Tensor:
         """Where (B, k) among the maps of the file those of ``classes`` (B, k) are."""
-        if self.options.top is None:
+        if self.top is None:
             return classes
         is_there = outputs["classes"][:, None] == classes[:, :, None]  # (B, k, k of the file)
         if not is_there.any(2).all():
@@ -144,3 +189,120 @@ class ExportedNetwork:
                 "or fewer, or export it without --top."
             )
         return is_there.int().argmax(2)
+
+
+def read_exported(
+    path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> ExportedNetwork:
+    """The network of an ONNX file or of an exported program that camtrain wrote.
+
+    The metadata are read first: a file without ours never reaches a runtime. An ONNX graph holds
+    operators and numbers, no code. ``torch.export.load`` runs only if ``check_archive`` has seen
+    nothing in the file but torch's own operators, numbers and names. Even so, a hostile file can
+    take any amount of memory and time, and a ``.pt2`` can reach the errors of torch's readers of
+    archives and graphs. Ask strangers for a ``.safetensors`` instead.
+
+    Args:
+        path: Ends in ``.onnx`` or ``.pt2``.
+        device: See ``TorchNetwork``. For ONNX ``cpu``, or ``cuda`` where an onnxruntime with CUDA
+            is installed; ``auto`` is the better of those that are there.
+        precision: Only ``fp32``: the precision of the file was chosen at its export.
+
+    Raises:
+        CamtrainFileNotFoundError: No such file.
+        CamtrainValueError: Not a file that camtrain wrote, or of a newer format version; the
+            runtime is missing or refuses it; or there is no such device or precision.
+    """
+    path = Path(path)
+    is_onnx = path.suffix.lower() == ".onnx"
+    if is_onnx:
+        header = read_onnx_header(path)
+        network = ExportedNetwork(path, header.metadata.get(METADATA_KEY))
+        if header.domains - {"", "ai.onnx"}:
+            raise CamtrainValueError(
+                f"{path} uses operators of {', '.join(sorted(header.domains - {''}))}, which "
+                "camtrain never exports; export it again."
+            )
+    else:
+        network = ExportedNetwork(path, check_archive(path))
+    if precision != "fp32":
+        raise CamtrainValueError(
+            f"precision of an exported network was chosen at its export, got {precision!r}; load "
+            "the bundle, or export it with --precision fp16."
+        )
+    load = _load_onnx if is_onnx else _load_pt2
+    network.run = load(path, device, network.options.output_names)
+    return network
+
+
+def _load_onnx(path: Path, device: str | torch.device, output_names: Sequence[str]) -> Run:
+    session = _session(path, device)
+
+    def run(images: Tensor) -> Sequence[Tensor]:
+        outputs = session.run(list(output_names), {"images": images.cpu().numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def _session(path: Path, device: str | torch.device) -> onnxruntime.InferenceSession:
+    with needs_extra("Running ONNX files"):
+        import onnxruntime
+    available = onnxruntime.get_available_providers()
+    has_cuda = "CUDAExecutionProvider" in available and torch.cuda.is_available()
+    chosen = torch.device("cpu") if device == "auto" and not has_cuda else find_device(device)
+    if chosen.type == "cpu":
+        providers: list[object] = ["CPUExecutionProvider"]
+    elif chosen.type == "cuda" and has_cuda:
+        providers = [("CUDAExecutionProvider", {"device_id": chosen.index or 0})]
+    else:
+        raise CamtrainValueError(
+            f"device must be cpu for this onnxruntime, which has no {chosen.type}, got "
+            f"{str(device)!r}."
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # torch.set_num_threads holds here too
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exceptions share no class of their own
+        raise CamtrainValueError(
+            f"onnxruntime refuses {path} ({one_line(error)}); export it again."
+        ) from error
+
+
+def _load_pt2(path: Path, device: str | torch.device, _: Sequence[str]) -> Run:
+    chosen = find_device(device)
+    try:
+        with quiet_exporter():
+            program = torch.export.load(path)
+            if chosen.type != "cpu":
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, chosen)
+            module = program.module()
+    except Exception as error:  # what a damaged graph makes torch raise cannot be known
+        raise CamtrainValueError(
+            f"{path} cannot be loaded by torch {torch.__version__} ({one_line(error)}); export it "
+            "again with this version."
+        ) from error
+
+    def run(images: Tensor) -> Sequence[Tensor]:
+        with torch.inference_mode():
+            outputs: Sequence[Tensor] = module(images.to(chosen))
+            return outputs
+
+    return run
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep the warnings and notes of torch's exporters off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,16 +1,17 @@
-"""What a predictor runs: the one door behind which a torch, ONNX or exported network stands."""
+"""The network that a predictor runs: a ``CAMNet`` on a device, or one from an exported file."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.folding import can_fold, fold_batch_norms
 from camtrain.labels import Task
 from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
@@ -22,28 +23,26 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Network(Protocol):
-    """A trained network with what it takes to use it, whatever runs it."""
+    """A trained network, ready on its device, with what it takes to use it.
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """K names."""
+    Attributes:
+        class_names: K names.
+        preprocessing: What has to be done to its pictures.
+        task: Whether scores are a softmax over the logits or a sigmoid of each.
+        refine: Whether heatmaps are made of class maps (``none``) or of refined maps.
+        top: The number of best classes whose maps it gives; None for all classes.
+    """
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What the network expects to be done to its pictures."""
+    class_names: Sequence[str]
+    preprocessing: Preprocessing
+    task: Task
+    refine: Refine
+    top: int | None
 
-    @property
-    def task(self) -> Task:
-        """Whether scores are a softmax over the logits or a sigmoid of each."""
-
-    @property
-    def top(self) -> int | None:
-        """Of how many best classes it gives the maps; None: of all."""
-
-    def class_maps(
+    def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """Logits and class maps of prepared pictures.
+        """Logits and the maps that heatmaps are made of; see ``CAMNet.display_maps``.
 
         Args:
             images: (B, C, h, w), float32, on the CPU: resized and normalized. Their size is that of
@@ -53,17 +52,11 @@ class Network(Protocol):
 
         Returns:
             logits (B, K), float32; maps (B, k, h', w'), float32; classes (B, k), int64; all on one
-            device, whichever it is.
+            device.
 
         Raises:
-            CamtrainValueError: The network cannot give what is asked for, as an exported one that
-                gives the maps of its best classes only.
+            CamtrainValueError: An exported network does not give the maps of these classes.
         """
-
-    def display_maps(
-        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
-    ) -> CAMOutput:
-        """The same with the maps that heatmaps are made of; see ``CAMNet.display_maps``."""
 
 
 class TorchNetwork:
@@ -75,16 +68,16 @@ class TorchNetwork:
         """Move the network itself to the device, the layout and evaluation mode.
 
         Args:
-            net: Its weights stay float32 and whole, whatever the precision; what computes may be a
-                copy, which knows nothing of later changes.
-            device: Such as cpu, cuda, cuda:1, mps; ``auto`` is the first of cuda, mps and cpu that
-                is there.
+            net: Its weights stay float32 and whole. A copy may compute instead, which does not
+                follow later changes.
+            device: Such as cpu, cuda, cuda:1, mps; ``auto`` is the first available one of cuda, mps
+                and cpu.
             precision: ``fp32``, or ``bf16``: backbone and neck compute in bfloat16; pool, head and
                 maps stay float32.
 
         Raises:
-            CamtrainValueError: The device or the precision is unknown or not there, or the network
-                does not know its preprocessing.
+            CamtrainValueError: The device or the precision is unknown or not available, or the
+                network does not know its preprocessing.
         """
         if precision not in get_args(Precision):
             raise CamtrainValueError(
@@ -99,43 +92,28 @@ class TorchNetwork:
         self.precision: Precision = precision
         self.net = net.to(self.device).to(memory_format=torch.channels_last).eval()
         self.preprocessing = net.preprocessing
-        self.class_names = net.display_names
-        self.task = net.task
+        self.class_names: Sequence[str] = net.display_names
+        self.task: Task = net.task
         self.top: int | None = None
         self.refine: Refine = net.refine
-        self._running = _faster(self.net, precision)
-
-    def class_maps(
-        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
-    ) -> CAMOutput:
-        """See ``Network.class_maps``."""
-        return self._run(self._running.class_maps, images, top, classes)
+        self._fast_net = _faster(self.net, precision)
 
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
         """See ``Network.display_maps``."""
-        return self._run(self._running.display_maps, images, top, classes)
-
-    def _run(
-        self,
-        method: Callable[..., CAMOutput],
-        images: Tensor,
-        top: int | None,
-        classes: Tensor | None,
-    ) -> CAMOutput:
         images = images.to(self.device, memory_format=torch.channels_last)
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return method(images, top=top, classes=classes)
+            return self._fast_net.display_maps(images, top=top, classes=classes)
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:
     """The network itself, or a copy that gives the same with less to compute.
 
     Batch norms are folded into convolutions. For ``bf16`` the convolutions hold bfloat16, so that
-    autocast need not cast them each time; the head stays float32, and so do norms that are left,
-    and layers that compute their weights.
+    autocast need not cast them each time; the head stays float32, and so do the remaining norms and
+    layers that compute their weights.
     """
     folds = can_fold(net.backbone)
     if folds and net.stages is not None and reads_convolutions(net.backbone, net.stages):
@@ -152,27 +130,66 @@ def _faster(net: CAMNet, precision: Precision) -> CAMNet:
     return faster.to(memory_format=torch.channels_last)
 
 
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fold, in place, every batch norm that directly follows a convolution; evaluation mode only.
+
+    Logits and maps stay the same to float32 rounding. Only traced trunks (``fx.GraphModule``) are
+    searched, since only their graphs show the order of layers.
+
+    Source: Jacob et al., arXiv 1712.05877, section 3.2: w' = w g / sqrt(v + eps), with the bias
+        that follows from it.
+    """
+    for traced in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
+        for conv, norm in _pairs(traced):
+            first, second = traced.get_submodule(conv), traced.get_submodule(norm)
+            assert isinstance(first, nn.Conv2d)
+            assert isinstance(second, nn.BatchNorm2d)
+            traced.set_submodule(conv, fuse_conv_bn_eval(first, second))
+            traced.set_submodule(norm, nn.Identity())
+
+
+def can_fold(network: nn.Module) -> bool:
+    """Whether there is a batch norm to fold."""
+    return any(_pairs(module) for module in network.modules() if isinstance(module, fx.GraphModule))
+
+
+def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
+    """Names of convolutions and of the norms that alone take their results, each used once."""
+    layers = [node for node in traced.graph.nodes if node.op == "call_module"]
+    uses = Counter(str(node.target) for node in layers)
+    pairs = []
+    for node in (layer for layer in layers if layer.all_input_nodes):
+        before = node.all_input_nodes[0]
+        conv, norm = str(before.target), str(node.target)
+        if before.op != "call_module" or len(before.users) > 1 or uses[conv] + uses[norm] > 2:
+            continue
+        first, second = traced.get_submodule(conv), traced.get_submodule(norm)
+        are_plain = type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d
+        if are_plain and isinstance(second.running_mean, Tensor):
+            pairs.append((conv, norm))
+    return pairs
+
+
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of this name; ``auto`` is the first of cuda, mps and cpu that is there.
+    """The device of this name; ``auto`` is the first available one of cuda, mps and cpu.
 
     Raises:
         CamtrainValueError: There is no such device here.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    names = [name for name, is_there in there.items() if is_there] + ["cpu"]
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    names = [name for name, count in counts.items() if count]
     if device == "auto":
         return torch.device(names[0])
     try:
-        found = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        found = None
-    if found is None or found.type not in names or not _has_index(found):
+        chosen = None
+    if chosen is None or chosen.type not in names or (chosen.index or 0) >= counts[chosen.type]:
         raise CamtrainValueError(
             f"device must be one of auto, {', '.join(names)} on this machine, got {str(device)!r}."
         )
-    return found
-
-
-def _has_index(device: torch.device) -> bool:
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    return device.index is None or device.index < count
+    return chosen

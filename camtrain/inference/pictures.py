@@ -1,4 +1,4 @@
-"""What a predictor takes: files, folders, patterns, PIL images, arrays, tensors; one or many."""
+"""The inputs of a predictor: files, folders, patterns, PIL images, arrays, tensors."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class ExpandedInputs(list[Input]):
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
-    """The inputs one by one, with the pictures of batches, folders and patterns in their place.
+    """The inputs one by one; batches, folders and patterns are replaced by their pictures.
 
-    A folder stands for the pictures in it and in its folders, sorted, without what is hidden. A
-    pattern holds ``*``, ``?`` or ``[``, where no file has that very name; ``**`` goes down any
-    number of folders. A folder without pictures, and a pattern that nothing fits, stand for
-    themselves: ``pixels_of`` refuses them when it is their turn.
+    A folder stands for the pictures in it and below it, sorted, without the hidden ones. A pattern
+    holds ``*``, ``?`` or ``[`` and is not the name of a file; ``**`` goes down any number of
+    folders. A folder without pictures, and a pattern that no file fits, stay as they are:
+    ``pixels_of`` refuses them in their turn.
     """
     if isinstance(inputs, ExpandedInputs):
         yield from inputs
         return
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         inputs = list(inputs)
-    is_one = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
-    is_many = isinstance(inputs, Iterable) and not is_one
+    is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
+    is_many = isinstance(inputs, Iterable) and not is_single
     for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
         if isinstance(item, (str, Path)) and (files := _files(str(item))):
             yield from files
@@ -58,9 +58,9 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
 
 
 def snapshot(item: Input) -> Input | CamtrainError:
-    """An input as it is now: a copy of a picture in memory, the path of a file.
+    """An input as it is now: a copy of a picture in memory, or the path of a file.
 
-    Of a picture that cannot be copied, the error that ``pixels_of`` raises when it is its turn.
+    For a picture that cannot be copied it is the error that ``pixels_of`` raises in its turn.
     """
     if isinstance(item, Image.Image):
         try:

@@ -87,7 +87,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _is_below(item: Input, folders: Sequence[Path]) -> bool:
-    """Whether it is a picture that an earlier prediction has written."""
+    """Whether an input is a picture that an earlier prediction has written."""
     if not isinstance(item, (str, Path)):
         return False
     parents = Path(item).absolute().parents
@@ -110,7 +110,7 @@ def _classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
     if text is None:
         return None
     parts = [text] if text in names else text.split(",")
-    return [int(one) if one.isdecimal() and one not in names else one for one in parts]
+    return [int(part) if part.isdecimal() and part not in names else part for part in parts]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What a network says about one picture and where it looks."""
+"""A prediction of one picture: its classes and scores, and its heatmaps and boxes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data import prepare
+from camtrain.data.transforms import prepare
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.inference.pictures import Input, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
@@ -23,7 +23,7 @@ from camtrain.visualize import overlay
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says about one picture and where it looks; every sequence is best class first.
+    """The classes of one picture and where the network looks; all sequences are best class first.
 
     Attributes:
         names: Class names.
@@ -53,7 +53,7 @@ class Prediction:
         return overlay(self.image, self.heatmaps[rank], colormap=colormap)
 
 
-class Picture(NamedTuple):
+class LoadedPicture(NamedTuple):
     """A picture that was read, (C, H, W), and prepared for the network, (c, h, w)."""
 
     path: str | None
@@ -61,8 +61,8 @@ class Picture(NamedTuple):
     prepared: Tensor
 
 
-class Seen(NamedTuple):
-    """What the network says about a picture, best class first: (k, h, w), (k,), (k,)."""
+class PictureOutput(NamedTuple):
+    """The network's output for a picture, best class first: (k, h, w), (k,), (k,)."""
 
     maps: Tensor
     scores: Tensor
@@ -70,12 +70,12 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
-    """How pictures go into the network, and how its maps come back as heatmaps and boxes.
+class PredictionSettings:
+    """How pictures go into the network, and how its maps become heatmaps and boxes.
 
     Attributes:
         names: K class names.
-        preprocessing: From a picture to what the maps cover.
+        preprocessing: From a picture to the network's input, which the maps cover.
         threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
         method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
     """
@@ -85,15 +85,15 @@ class View:
     threshold: float
     method: HeatmapMethod
 
-    def read(self, item: Input | CamtrainError) -> Picture:
-        """Read and prepare a picture; see ``pixels_of`` for what it raises."""
+    def load(self, item: Input | CamtrainError) -> LoadedPicture:
+        """Read and prepare a picture; raises what ``pixels_of`` raises."""
         image = pixels_of(item)
         path = str(item) if isinstance(item, (str, Path)) else None
-        return Picture(path, image, prepare(image, self.preprocessing))
+        return LoadedPicture(path, image, prepare(image, self.preprocessing))
 
-    def prediction(self, found: tuple[Picture, Seen]) -> Prediction:
-        """What the network says about a picture, over the picture as it was given."""
-        (path, image, _), (maps, scores, classes) = found
+    def prediction(self, picture_and_output: tuple[LoadedPicture, PictureOutput]) -> Prediction:
+        """The prediction of a picture, at its original size."""
+        (path, image, _), (maps, scores, classes) = picture_and_output
         size_hw = (image.shape[1], image.shape[2])
         heat = picture_heatmaps(maps, self.preprocessing, size_hw, method=self.method).cpu()
         numbers = tuple(classes.tolist())
@@ -102,7 +102,7 @@ class View:
             scores=tuple(scores.tolist()),
             classes=numbers,
             heatmaps=heat,
-            boxes=tuple(boxes_from_heatmap(one, self.threshold) for one in heat),
+            boxes=tuple(boxes_from_heatmap(heatmap, self.threshold) for heatmap in heat),
             threshold=self.threshold,
             size_hw=size_hw,
             image=image if image.dtype == torch.uint8 else (image * 255).round().byte(),
@@ -110,31 +110,32 @@ class View:
         )
 
 
-def class_numbers(wanted: Sequence[int | str], names: Sequence[str]) -> Tensor:
+def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> Tensor:
     """The numbers of classes that are given by number or name, (k,) int64.
 
     Raises:
-        CamtrainValueError: None is given, one twice, or one is unknown or the name of several.
+        CamtrainValueError: There are none, one is given twice, or one is unknown or the name of
+            several classes.
     """
-    if isinstance(wanted, str) or not wanted:
+    if isinstance(classes, str) or not classes:
         raise CamtrainValueError(
-            f"classes must be a list of at least one number or name, got {wanted!r}."
+            f"classes must be a list of at least one number or name, got {classes!r}."
         )
-    numbers = [_number(one, names) for one in wanted]
+    numbers = [_class_number(chosen, names) for chosen in classes]
     if len(set(numbers)) < len(numbers):
-        raise CamtrainValueError(f"classes must differ from one another, got {list(wanted)}.")
+        raise CamtrainValueError(f"classes must differ from one another, got {list(classes)}.")
     return torch.tensor(numbers)
 
 
-def _number(one: int | str, names: Sequence[str]) -> int:
-    if not isinstance(one, str):
-        if not 0 <= one < len(names):
-            raise CamtrainValueError(f"classes must lie in 0..{len(names) - 1}, got {one}.")
-        return one
-    found = [number for number, name in enumerate(names) if name == one]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CamtrainValueError(f"{one!r} is the name of the classes {found}; give a number.")
-    near = ", ".join(difflib.get_close_matches(one, names)) or ", ".join(names[:5]) + ", ..."
-    raise CamtrainValueError(f"There is no class {one!r}; the names next to it are {near}.")
+def _class_number(chosen: int | str, names: Sequence[str]) -> int:
+    if not isinstance(chosen, str):
+        if not 0 <= chosen < len(names):
+            raise CamtrainValueError(f"classes must lie in 0..{len(names) - 1}, got {chosen}.")
+        return chosen
+    numbers = [number for number, name in enumerate(names) if name == chosen]
+    if len(numbers) == 1:
+        return numbers[0]
+    if numbers:
+        raise CamtrainValueError(f"{chosen!r} is the name of the classes {numbers}; give a number.")
+    near = ", ".join(difflib.get_close_matches(chosen, names)) or ", ".join(names[:5]) + ", ..."
+    raise CamtrainValueError(f"There is no class {chosen!r}; the names next to it are {near}.")

@@ -20,7 +20,7 @@ _PER_SHEET, _TILE = 60, 224
 
 
 class PredictionFolder:
-    """Results written as they come: nothing of a picture is kept but a thumbnail until its sheet.
+    """Results written as they come; of each picture only a thumbnail stays in memory.
 
     Line n of ``predictions.jsonl`` is input n, and its other files begin with n, so that pictures
     of one name in several folders stay apart.
@@ -45,7 +45,7 @@ class PredictionFolder:
         self.path = Path(path)
         self.count = 0
         self._overlays, self._heatmaps, self._sheets = overlays, heatmaps, sheets
-        self._shown: list[tuple[Image.Image, str, str]] = []
+        self._tiles: list[tuple[Image.Image, str, str]] = []
         self._sheet = 0
         if overlays < 0:
             raise CamtrainValueError(f"overlays must be at least 0, got {overlays}.")
@@ -80,11 +80,11 @@ class PredictionFolder:
     def __exit__(self, *_: object) -> None:
         """Write the last sheet and close the lines."""
         with self._file:
-            if self._shown:
+            if self._tiles:
                 self._write_sheet()
 
     def add(self, prediction: Prediction) -> None:
-        """Write what belongs to a picture, its line last: where there is a line, all is there."""
+        """Write the files of a picture, then its line: a picture with a line is complete."""
         self.count += 1
         name = f"{self.count:06d}_{Path(prediction.path or 'picture').stem[:100]}"
         files: dict[str, Any] = {}
@@ -99,14 +99,14 @@ class PredictionFolder:
                 for rank, picture in enumerate(drawn[: self._overlays])
             ]
         if self._heatmaps:
-            path = self._at("heatmaps", f"{name}.npy")
+            path = self._path("heatmaps", f"{name}.npy")
             np.save(self.path / path, prediction.heatmaps.numpy())
             files["heatmaps"] = path
         if self._sheets:
             best = f"{prediction.names[0]} {prediction.scores[0]:.2f}"
             source = Path(prediction.path or "").name.encode("utf-8", "replace").decode()
-            self._shown.append((thumbnail(drawn[0], _TILE), best, source))
-            if len(self._shown) == _PER_SHEET:
+            self._tiles.append((thumbnail(drawn[0], _TILE), best, source))
+            if len(self._tiles) == _PER_SHEET:
                 self._write_sheet()
         self._write_line({**record(prediction), **files})
 
@@ -120,25 +120,25 @@ class PredictionFolder:
         self._file.flush()
 
     def _write_overlay(self, picture: Image.Image, name: str) -> str:
-        path = self._at("overlays", f"{name}.jpg")
+        path = self._path("overlays", f"{name}.jpg")
         picture.save(self.path / path, quality=90)
         return path
 
     def _write_sheet(self) -> None:
         self._sheet += 1
         title = f"Best class, its score and its boxes, sheet {self._sheet}"
-        sheet = gallery(self._shown, title=title, tile=_TILE)
-        sheet.save(self.path / self._at("sheets", f"{self._sheet:04d}.jpg"), quality=90)
-        self._shown.clear()
+        sheet = gallery(self._tiles, title=title, tile=_TILE)
+        sheet.save(self.path / self._path("sheets", f"{self._sheet:04d}.jpg"), quality=90)
+        self._tiles.clear()
 
-    def _at(self, folder: str, name: str) -> str:
-        """The path of a file below the output folder, which is made where it is missing."""
+    def _path(self, folder: str, name: str) -> str:
+        """The path of a file below the output folder; its folder is created."""
         (self.path / folder).mkdir(exist_ok=True)
         return f"{folder}/{name}"
 
 
 def record(prediction: Prediction) -> dict[str, Any]:
-    """What is said about a picture, as plain values for JSON; every list is best class first."""
+    """A prediction as plain values for JSON; every list is best class first."""
     return {
         "file": prediction.path,
         "size_hw": list(prediction.size_hw),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from threading import Barrier
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -15,24 +17,24 @@ from torch import Tensor
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.inference.bundle import read_network, write_bundle
-from camtrain.inference.exported import ExportedNetwork
 from camtrain.inference.network import Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, expand_inputs, snapshot
-from camtrain.inference.prediction import Picture, Prediction, Seen, View, class_numbers
-from camtrain.inference.threads import helper_threads, in_order
-from camtrain.inference.tta import TTA, ten_crop_preprocessing, tta_class_maps
+from camtrain.inference.prediction import (
+    LoadedPicture,
+    PictureOutput,
+    Prediction,
+    PredictionSettings,
+    class_numbers,
+)
+from camtrain.inference.tta import TTA, ten_crop_preprocessing, tta_maps
 from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 
 OnError = Callable[[Input, CamtrainError], object]
-
-# By suffix, the module whose ``read(path, *, device, precision)`` gives an ``ExportedNetwork``.
-_EXPORTED = {
-    ".onnx": "camtrain.inference.onnx_network",
-    ".pt2": "camtrain.inference.pt2_network",
-}
+T = TypeVar("T")
+R = TypeVar("R")
 
 _TOP = 5
 _MOST_HELPERS = 8  # each holds a picture with its heatmaps
@@ -65,19 +67,19 @@ class Predictor:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
 
         Args:
-            net: The network; names and preprocessing given here become its own. Or one that is
-                ready on its device, which takes nothing but a threshold and scores.
+            net: The network; names and preprocessing given here become its own. Or a ``Network``
+                that is ready on its device; of the other arguments it takes a threshold and scores.
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
-            scores: What these weights reached, by logged name; ``save`` writes them along.
+            scores: Scores of these weights, by logged name; ``save`` writes them into the bundle.
             refine: ``none`` or ``affinity``: heatmaps of class maps or of refined maps, which have
-                another best threshold; by default as the network says, see ``CAMNet.set_refine``.
+                another best threshold. By default the network's, see ``CAMNet.set_refine``.
             device: Where to compute, see ``TorchNetwork``.
             precision: Of backbone and neck, ``fp32`` or ``bf16``, see ``TorchNetwork``.
 
         Raises:
-            CamtrainValueError: Neither the network nor the caller knows the preprocessing, or the
+            CamtrainValueError: Neither the network nor the caller knows the preprocessing, the
                 threshold lies outside [0, 1), or there is no such device or precision.
         """
         self.threshold = check_threshold(threshold)
@@ -90,7 +92,7 @@ class Predictor:
             if refine not in (None, net.refine):
                 net.set_refine(refine)
             net = TorchNetwork(net, device=device, precision=precision)
-        elif refine not in (None, getattr(net, "refine", "none")):
+        elif refine is not None and refine != net.refine:
             raise CamtrainValueError(
                 f"An exported network computes what it was exported with, got refine={refine!r}; "
                 "use the bundle, or export it again."
@@ -136,10 +138,10 @@ class Predictor:
             threshold: Instead of the predictor's own, in [0, 1).
             method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
             tta: ``flip`` adds the mirrored picture, ``tencrop`` takes ten crops; for two and ten
-                times the time, see ``tta_class_maps``.
+                times the time, see ``tta_maps``.
             batch_size: Pictures per forward pass.
-            on_error: Called with an input that cannot be read and the error, when it is its turn;
-                that picture is left out. By default the error is raised.
+            on_error: Called in turn with an input that cannot be read and its error; that picture
+                is left out. By default the error is raised.
 
         Raises:
             CamtrainTypeError: An input of another type.
@@ -159,38 +161,36 @@ class Predictor:
                 raise CamtrainValueError(
                     f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}."
                 )
-        names = self.network.class_names
-        view = View(
-            names=names,
-            preprocessing=ten_crop_preprocessing(self.preprocessing)
-            if tta == "tencrop"
-            else self.preprocessing,
-            threshold=self.threshold if threshold is None else check_threshold(threshold),
-            method=method,
-        )
-        wanted = None if classes is None else class_numbers(classes, names)
+        names, preprocessing = self.network.class_names, self.preprocessing
+        if tta == "tencrop":
+            preprocessing = ten_crop_preprocessing(preprocessing)
+        threshold = self.threshold if threshold is None else check_threshold(threshold)
+        settings = PredictionSettings(names, preprocessing, threshold, method)
+        numbers = None if classes is None else class_numbers(classes, names)
 
-        def look(images: Tensor) -> list[Seen]:
-            return self._look(images, tta, top, wanted)
+        def run(images: Tensor) -> list[PictureOutput]:
+            return self._run(images, tta, top, numbers)
 
         # A call checks its options at once; the pictures are read one batch ahead.
-        return _predictions(expand_inputs(inputs), look, view, batch_size, on_error)
+        return _predictions(expand_inputs(inputs), run, settings, batch_size, on_error)
 
-    def _look(self, images: Tensor, tta: TTA, top: int, wanted: Tensor | None) -> list[Seen]:
+    def _run(
+        self, images: Tensor, tta: TTA, top: int, numbers: Tensor | None
+    ) -> list[PictureOutput]:
         """Maps, scores and classes of each picture of a batch, best class first."""
-        if wanted is None:
-            output = tta_class_maps(self.network, images, tta=tta, top=top)
+        if numbers is None:
+            output = tta_maps(self.network, images, tta=tta, top=top)
         else:
-            wanted = wanted.expand(len(images), -1)
-            output = tta_class_maps(self.network, images, tta=tta, classes=wanted)
+            numbers = numbers.expand(len(images), -1)
+            output = tta_maps(self.network, images, tta=tta, classes=numbers)
         is_multilabel = self.network.task == "multilabel"
-        every = output.logits.sigmoid() if is_multilabel else output.logits.softmax(1)
+        scores = output.logits.sigmoid() if is_multilabel else output.logits.softmax(1)
         logits = output.logits.gather(1, output.classes)
         ranked = logits.sort(dim=1, descending=True, stable=True)
         classes = output.classes.gather(1, ranked.indices)
         rows = torch.arange(len(images), device=classes.device)[:, None]
         maps = output.maps[rows, ranked.indices]
-        return list(map(Seen, maps, every.gather(1, classes), classes))
+        return list(map(PictureOutput, maps, scores.gather(1, classes), classes))
 
 
 def load(
@@ -203,7 +203,7 @@ def load(
     """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
 
     Args:
-        path: What the file is, its suffix says.
+        path: Its suffix tells which of them the file is.
         refine: See ``Predictor``; by default as the file says.
         device: Where to compute, see ``TorchNetwork``.
         precision: Of backbone and neck, see ``TorchNetwork``.
@@ -213,14 +213,12 @@ def load(
         CamtrainValueError: None of them, a bundle of a newer format version, or no such device or
             precision.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix in _EXPORTED:
-        reader = importlib.import_module(_EXPORTED[suffix])
-        network: ExportedNetwork = reader.read(path, device=device, precision=precision)
-        description = network.description
-        return Predictor(
-            network, threshold=description.threshold, scores=description.scores, refine=refine
-        )
+    if Path(path).suffix.lower() in (".onnx", ".pt2"):
+        from camtrain.inference.exported import read_exported
+
+        network = read_exported(path, device=device, precision=precision)
+        threshold, scores = network.description.threshold, network.description.scores
+        return Predictor(network, threshold=threshold, scores=scores, refine=refine)
     bundle = read_network(path)
     return Predictor(
         bundle.net,
@@ -234,17 +232,18 @@ def load(
 
 def _predictions(
     inputs: Iterator[Input],
-    look: Callable[[Tensor], list[Seen]],
-    view: View,
+    run: Callable[[Tensor], list[PictureOutput]],
+    settings: PredictionSettings,
     batch_size: int,
     on_error: OnError | None,
 ) -> Iterator[Prediction]:
-    """Read a batch in threads, look at it, finish its pictures in threads; one batch ahead."""
+    """Read a batch in threads, run it, finish its pictures in threads; one batch ahead."""
 
-    def start(pool: Executor) -> list[tuple[Input, Future[Picture]]]:
-        # Who gives pictures one by one may use an image or an array again for the next.
+    def start(pool: Executor) -> list[tuple[Input, Future[LoadedPicture]]]:
+        # A caller who gives pictures one by one may fill the same image or array again.
         return [
-            (item, pool.submit(view.read, snapshot(item))) for item in islice(inputs, batch_size)
+            (item, pool.submit(settings.load, snapshot(item)))
+            for item in islice(inputs, batch_size)
         ]
 
     count = min(_MOST_HELPERS, torch.get_num_threads())
@@ -252,12 +251,13 @@ def _predictions(
         batch = start(pool)
         while batch:
             errors = [future.exception() for _, future in batch]  # waits for them all
-            good = [future.result() for _, future in batch if future.exception() is None]
-            seen = look(torch.stack([picture.prepared for picture in good])) if good else []
+            loaded = [future.result() for _, future in batch if future.exception() is None]
+            outputs = run(torch.stack([picture.prepared for picture in loaded])) if loaded else []
             # On a GPU the network's work is only queued by now, and reading goes on beside it; on a
             # CPU it is done: a network that has all cores to itself is faster than one that shares.
             following = start(pool)
-            finished = in_order(pool, view.prediction, zip(good, seen, strict=True), ahead=count)
+            pairs = zip(loaded, outputs, strict=True)
+            finished = in_order(pool, settings.prediction, pairs, ahead=count)
             for (item, _), error in zip(batch, errors, strict=True):
                 if error is None:
                     yield next(finished)
@@ -266,3 +266,45 @@ def _predictions(
                 else:
                     on_error(item, error)
             batch = following
+
+
+@contextmanager
+def helper_threads(count: int) -> Iterator[Executor]:
+    """Threads that compute on one core each; the caller keeps the number of cores it had.
+
+    By default each would bring torch's threads for every core: they would wait for one another
+    longer than they compute. On leaving, calls that have not begun are dropped.
+    """
+    cores = torch.get_num_threads()
+    started = Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # whose first call in a thread sets the number
+        torch.set_num_threads(1)  # of this thread, and of those that start later
+        started.wait()
+
+    pool = ThreadPoolExecutor(count, "camtrain", initializer=start)
+    try:
+        for _ in range(count):
+            pool.submit(int)
+        started.wait()
+        torch.set_num_threads(cores)
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
+) -> Iterator[R]:
+    """``map(function, items)`` in a pool; at most ``ahead`` results are computed in advance.
+
+    The items are taken in the caller's thread.
+    """
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

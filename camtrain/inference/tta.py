@@ -26,7 +26,7 @@ TTA = Literal["none", "flip", "tencrop"]
 CROP_PCT = 0.875  # 224 of 256
 
 
-def ten_crops(images: Tensor, *, crop_hw: tuple[int, int] = (224, 224)) -> Tensor:
+def ten_crops(images: Tensor, crop_hw: tuple[int, int] = (224, 224)) -> Tensor:
     """The four corners and the centre, then the same five mirrored.
 
     Args:
@@ -132,7 +132,7 @@ def ten_crop_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
     )
 
 
-def tta_class_maps(
+def tta_maps(
     net: CAMNet | Network,
     images: Tensor,
     *,
@@ -140,21 +140,19 @@ def tta_class_maps(
     top: int | None = None,
     classes: Tensor | None = None,
 ) -> CAMOutput:
-    """What heatmaps are made of, from several views of each image in one forward pass of them all.
-
-    That is class maps, or the refined maps of a network that refines them.
+    """Display maps from several views of each image, in one forward pass of all views.
 
     Logits are the mean over the views, and the best classes are chosen by them. (The authors
     average the ten crops' softmax scores.)
 
     Args:
         net: The network.
-        images: (B, C, H, W). For ``tencrop`` larger than what the network was trained on, since it
-            sees crops of 7/8 of each side: 256 x 256 for a network of 224 x 224.
+        images: (B, C, H, W). For ``tencrop`` larger than the images of training, since the network
+            gets crops of 7/8 of each side: 256 x 256 for a network of 224 x 224.
         tta: ``none``: the image itself. ``flip``: also mirrored; twice the time. ``tencrop``: ten
             crops as the authors merge them; ten times the time.
-        top: As of ``CAMNet.class_maps``.
-        classes: As of ``CAMNet.class_maps``.
+        top: As of ``CAMNet.display_maps``.
+        classes: As of ``CAMNet.display_maps``.
 
     Returns:
         logits (B, K), maps, classes (B, k). The maps are (B, k, h, w), signed, for ``none`` and
@@ -162,8 +160,8 @@ def tta_class_maps(
         for ``tencrop`` they are (B, k, H, W) and not negative.
 
     Raises:
-        CamtrainValueError: ``tta`` is unknown, or as ``CAMNet.class_maps``.
-        CamtrainTypeError: As ``CAMNet.class_maps``.
+        CamtrainValueError: ``tta`` is unknown, or as ``CAMNet.display_maps``.
+        CamtrainTypeError: As ``CAMNet.display_maps``.
     """
     if tta not in get_args(TTA):
         raise CamtrainValueError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}.")
@@ -171,36 +169,32 @@ def tta_class_maps(
         return net.display_maps(images, top=top, classes=classes)
     size = (images.shape[2], images.shape[3])
     crop_hw = (max(1, round(CROP_PCT * size[0])), max(1, round(CROP_PCT * size[1])))
-    if tta == "flip":
-        views = torch.stack((images, images.flip(-1)))
-    else:
-        views = ten_crops(images, crop_hw=crop_hw)
-    logits, maps, chosen = _maps_of_views(net, views, top, classes)
-    if tta == "flip":
-        return CAMOutput(logits, merge_flip(maps[0], maps[1]), chosen)
-    return CAMOutput(logits, merge_ten_crops(maps, size=size, crop_hw=crop_hw), chosen)
+    is_flip = tta == "flip"
+    views = torch.stack((images, images.flip(-1))) if is_flip else ten_crops(images, crop_hw)
+    logits, maps, classes = _maps_of_views(net, views, top, classes)
+    merged = merge_flip(*maps) if is_flip else merge_ten_crops(maps, size=size, crop_hw=crop_hw)
+    return CAMOutput(logits, merged, classes)
 
 
 def _maps_of_views(
     net: CAMNet | Network, views: Tensor, top: int | None, classes: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> CAMOutput:
     """Mean logits (B, K), maps (V, B, k, h, w) and classes (B, k) of views (V, B, C, H, W)."""
     count, batch = views.shape[:2]
     images = views.flatten(0, 1)
-    if classes is None and top is not None and top >= 1:
-        # The views have to agree on the best classes, so all maps are made.
-        every = net.display_maps(images)
-        logits = every.logits.reshape(count, batch, -1).mean(0)
-        chosen = logits.topk(min(top, logits.shape[1])).indices
-        rows = torch.arange(count * batch, device=chosen.device)[:, None]
-        maps = every.maps[rows, chosen.repeat(count, 1)]
-        return logits, maps.reshape(count, batch, *maps.shape[1:]), chosen
+    # The views have to agree on the best classes, so all maps are made.
+    picks_best = classes is None and top is not None and top >= 1
     if isinstance(classes, Tensor):
         classes = torch.cat([classes] * count)
-    output = net.display_maps(images, top=top, classes=classes)
+    output = net.display_maps(images, top=None if picks_best else top, classes=classes)
     logits = output.logits.reshape(count, batch, -1).mean(0)
-    maps = output.maps.reshape(count, batch, *output.maps.shape[1:])
-    return logits, maps, output.classes[:batch]
+    maps, chosen = output.maps, output.classes[:batch]
+    if picks_best:
+        assert top is not None
+        chosen = logits.topk(min(top, logits.shape[1])).indices
+        rows = torch.arange(count * batch, device=chosen.device)[:, None]
+        maps = maps[rows, chosen.repeat(count, 1)]
+    return CAMOutput(logits, maps.reshape(count, batch, *maps.shape[1:]), chosen)
 
 
 def _offsets(size: tuple[int, int], crop_hw: tuple[int, int]) -> list[tuple[int, int]]:

@@ -324,7 +324,10 @@ class CAMNet(nn.Module):
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off on the device of a tensor; the meta device knows none."""
-    if tensor.is_meta:
+    """Autocast off on the device of a tensor.
+
+    The meta device knows no autocast, and neither does an exported graph.
+    """
+    if tensor.is_meta or torch.compiler.is_exporting():
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from camtrain import Preprocessing
 from camtrain.data import Batch, ImageFolder, PreparedDataset, collate
-from camtrain.inference.tta import TTA, tta_class_maps
+from camtrain.inference.tta import TTA, tta_maps
 from camtrain.localization import LocalizationAccuracy, MaxBoxAcc, PointingGame
 from camtrain.maps import HeatmapMethod, PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
@@ -60,7 +60,7 @@ def table_of_options(net: CAMNet, root: Path) -> None:
         game = PointingGame()
         for batch in batches(source, preprocessing):
             with torch.inference_mode():
-                output = tta_class_maps(net, batch.images, tta=tta, classes=batch.labels)
+                output = tta_maps(net, batch.images, tta=tta, classes=batch.labels)
             game.update(output.maps[:, 0], batch.boxes_xyxy, batch.sizes_hw)
             for method, (best, fixed) in boxes.items():
                 heat = heatmaps(output.maps, size=(224, 224), method=method)[:, 0]

@@ -18,8 +18,8 @@ import torch
 import torchvision
 
 import camtrain
-from camtrain.inference.export.graph import ExportOptions
 from camtrain.inference.export.write import export_network
+from camtrain.inference.exported import ExportOptions
 
 BATCH, SIZE_HW = 8, (224, 224)
 OPTIONS = {

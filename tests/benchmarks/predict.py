@@ -92,7 +92,7 @@ def main(rounds: int, folder: str | None) -> None:
         for precision, predictor in predictors.items():
             network = predictor.network
             last = images.to(memory_format=torch.channels_last)
-            alone = partial(network.class_maps, top=1)
+            alone = partial(network.display_maps, top=1)
             forward = partial(plain, alone, last, batches=-(-files // BATCH))
             whole = partial(predicted, predictor, folder or drawn)
             ways = {"the predictor's forward pass alone": forward, "predictor": whole}

@@ -53,7 +53,7 @@ def picture(tmp_path: Path) -> Path:
 def test_a_card_is_the_overlay_with_the_boxes_of_the_threshold(
     predictor: Predictor, picture: Path
 ) -> None:
-    seen = demo.predicted(predictor, str(picture))
+    seen = demo.predict_file(predictor, str(picture))
     assert seen is not None
     cards = demo.cards_of(seen, 0.3)
     assert len(cards) == 5
@@ -64,7 +64,7 @@ def test_a_card_is_the_overlay_with_the_boxes_of_the_threshold(
         assert np.asarray(drawn).tobytes() != np.asarray(seen.overlay(rank)).tobytes()
     higher = demo.cards_of(seen, 0.9)
     assert higher[0][0].tobytes() != cards[0][0].tobytes()
-    assert demo.predicted(predictor, None) is None
+    assert demo.predict_file(predictor, None) is None
     assert demo.cards_of(None, 0.3) == []
 
 

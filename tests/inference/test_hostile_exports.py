@@ -15,8 +15,7 @@ import torch
 import camtrain
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.export.write import export_network
-from camtrain.inference.onnx_file import read_header
-from camtrain.inference.pt2_check import check_archive
+from camtrain.inference.file_checks import check_archive, read_onnx_header
 
 Members = dict[str, bytes]
 Json = dict[str, Any]
@@ -285,6 +284,7 @@ def onnx_file(*metadata: tuple[str, str], domain: str = "") -> bytes:
 GOOD_METADATA = json.dumps(
     {
         "format_version": 1,
+        "architecture": None,
         "class_names": ["a", "b"],
         "preprocessing": {},
         "task": "multiclass",
@@ -348,7 +348,7 @@ def test_the_header_is_what_onnx_reads(tmp_path: Path) -> None:
     onnx.save(model, buffer)
     path = tmp_path / "model.onnx"
     path.write_bytes(buffer.getvalue())
-    header = read_header(path)
+    header = read_onnx_header(path)
     assert {key: text.decode() for key, text in header.metadata.items()} == {
         "camtrain": "ü" * 300,
         "b": "",

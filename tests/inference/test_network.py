@@ -48,12 +48,12 @@ def test_the_trunk_computes_in_the_precision_and_the_heads_in_float32(
     with torch.no_grad():
         expected = net.class_maps(images, top=2)
     found.clear()
-    out = TorchNetwork(net, precision=precision).class_maps(images, top=2)
+    out = TorchNetwork(net, precision=precision).display_maps(images, top=2)
     assert found == [dtype]
     assert out.logits.dtype == out.maps.dtype == torch.float32
     torch.testing.assert_close(out.logits, expected.logits, rtol=0, atol=atol)
     law = net.class_maps(images).maps.mean((-2, -1)) + net.head.bias
-    every = TorchNetwork(net, precision=precision).class_maps(images)
+    every = TorchNetwork(net, precision=precision).display_maps(images)
     pooled = every.maps.mean((-2, -1)) + net.head.bias  # law 1, in this precision
     torch.testing.assert_close(pooled, every.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pooled, law, rtol=0, atol=atol)
@@ -80,7 +80,7 @@ def test_weights_and_images_are_laid_out_channels_last() -> None:
 
     with_hook = TorchNetwork(net)
     net.backbone.register_forward_pre_hook(look)
-    with_hook.class_maps(torch.rand(2, 3, 32, 40))
+    with_hook.display_maps(torch.rand(2, 3, 32, 40))
     assert layouts == [True]
     for parameter in net.parameters():
         if parameter.ndim == 4:

@@ -10,8 +10,8 @@ from safetensors import safe_open
 import camtrain
 from camtrain import CAMNet, Preprocessing, cli
 from camtrain.errors import CamtrainError
-from camtrain.inference.export.graph import ExportOptions
 from camtrain.inference.export.write import export_network
+from camtrain.inference.exported import ExportOptions
 from camtrain.model import refine
 
 

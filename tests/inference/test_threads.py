@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from camtrain.inference.threads import helper_threads, in_order
+from camtrain.inference.predictor import helper_threads, in_order
 
 
 def test_helpers_use_one_core_each_and_the_caller_keeps_its_own() -> None:

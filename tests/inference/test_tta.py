@@ -13,7 +13,7 @@ from torch import Tensor
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.inference import tta
-from camtrain.inference.tta import TTA, merge_flip, merge_ten_crops, ten_crops, tta_class_maps
+from camtrain.inference.tta import TTA, merge_flip, merge_ten_crops, ten_crops, tta_maps
 from camtrain.maps import project
 from camtrain.model.camnet import CAMNet
 
@@ -115,26 +115,26 @@ def test_merging_equal_views_changes_nothing() -> None:
 
 def test_none_is_the_network_itself(net: CAMNet) -> None:
     images = random(2, 3, 32, 48)
-    for found, expected in zip(tta_class_maps(net, images), net.class_maps(images), strict=True):
+    for found, expected in zip(tta_maps(net, images), net.class_maps(images), strict=True):
         assert torch.equal(found, expected)
 
 
 def test_flip_is_the_mean_and_keeps_the_law_of_the_average(net: CAMNet) -> None:
     images = random(2, 3, 32, 48)
-    output = tta_class_maps(net, images, tta="flip")
+    output = tta_maps(net, images, tta="flip")
     straight, mirrored = net.class_maps(images), net.class_maps(images.flip(-1))
     torch.testing.assert_close(output.maps, merge_flip(straight.maps, mirrored.maps))
     torch.testing.assert_close(output.logits, (straight.logits + mirrored.logits) / 2)
     torch.testing.assert_close(output.maps.mean((-2, -1)) + net.head.bias, output.logits)
     # Of the mirrored image it gives the mirrored maps.
-    again = tta_class_maps(net, images.flip(-1), tta="flip")
+    again = tta_maps(net, images.flip(-1), tta="flip")
     torch.testing.assert_close(again.maps, output.maps.flip(-1))
 
 
 def test_ten_crops_are_merged_on_the_image(net: CAMNet) -> None:
     images = random(2, 3, 32, 64)
     classes = torch.tensor([[3, 1], [0, 6]])
-    output = tta_class_maps(net, images, tta="tencrop", classes=classes)
+    output = tta_maps(net, images, tta="tencrop", classes=classes)
     assert output.maps.shape == (2, 2, 32, 64)
     assert torch.equal(output.classes, classes)
     for row in (0, 1):
@@ -148,14 +148,14 @@ def test_ten_crops_are_merged_on_the_image(net: CAMNet) -> None:
 @pytest.mark.parametrize("tta", ["flip", "tencrop"])
 def test_the_views_choose_the_best_classes_together(net: CAMNet, tta: TTA) -> None:
     images = random(3, 3, 32, 64)
-    every = tta_class_maps(net, images, tta=tta)
+    every = tta_maps(net, images, tta=tta)
     assert torch.equal(every.classes, torch.arange(7).expand(3, 7))
-    best = tta_class_maps(net, images, tta=tta, top=99)
+    best = tta_maps(net, images, tta=tta, top=99)
     assert torch.equal(best.classes, every.logits.argsort(dim=1, descending=True))
     expected = every.maps.gather(1, best.classes[..., None, None].expand_as(every.maps))
     torch.testing.assert_close(best.maps, expected)
-    assert tta_class_maps(net, images, tta=tta, top=2).maps.shape[1] == 2
-    assert tta_class_maps(net, images, tta=tta, classes=torch.tensor([5, 0, 2])).maps.shape[1] == 1
+    assert tta_maps(net, images, tta=tta, top=2).maps.shape[1] == 2
+    assert tta_maps(net, images, tta=tta, classes=torch.tensor([5, 0, 2])).maps.shape[1] == 1
 
 
 @pytest.mark.parametrize("value", [torch.nan, 0.0, -2.0])
@@ -176,7 +176,7 @@ def test_degenerate_maps_are_merged_like_any(value: float) -> None:
 )
 def test_bad_requests_are_named(net: CAMNet, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CamtrainError) as error:
-        tta_class_maps(net, random(1, 3, 32, 48), **arguments)
+        tta_maps(net, random(1, 3, 32, 48), **arguments)
     assert message in str(error.value)
 
 

@@ -11,8 +11,7 @@ from torch import nn
 import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.folding import fold_batch_norms
-from camtrain.inference.network import TorchNetwork
+from camtrain.inference.network import TorchNetwork, fold_batch_norms
 from camtrain.model.stages import run_with_stages
 from tests.conftest import at_night
 

@@ -1,38 +1,42 @@
-"""Whether an exported network computes what the network computes: logits, maps and boxes."""
+"""Comparing an exported network with the network: parity in float32, agreement in float16."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from camtrain.data import prepare
-from camtrain.inference.export.program import check_sizes
+from camtrain.data import SourcePicture, prepare
+from camtrain.errors import CamtrainValueError
+from camtrain.inference.export.graph import check_sizes
+from camtrain.inference.export.pictures import Pictures, spread
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.inference.network import Network
-from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.maps import CAMOutput, heatmaps
+from camtrain.localization import LocalizationAccuracy
+from camtrain.localization.boxes import box_iou, boxes_from_heatmap
+from camtrain.maps import CAMOutput, heatmaps, picture_heatmaps
 from camtrain.model.camnet import CAMNet
+from camtrain.preprocessing import Preprocessing
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
 _LARGE_LOGIT = 100.0
 _TOP = 5
+_MOST_PICTURES = 1000
+_SAME_IOU = 0.9
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported network is from the network it was made of.
+    """The difference of an exported network from the network it was made of.
 
     Attributes:
         sizes_hw: (H, W) of the inputs compared, in pixels.
         images: Number of inputs compared, over all sizes.
         logits: Largest difference.
-        size_of_logits: Largest absolute value of the network's own logits.
+        size_of_logits: Largest absolute value of the network's logits.
         maps: Largest difference of a class map or refined map, in parts of its range.
-        heatmaps: Largest difference of the file's own heatmaps; None where it has none.
+        heatmaps: Largest difference of the file's heatmaps; None where it has none.
         boxes: Number of class maps whose boxes were compared.
         near: Those that differ, with a pixel that lies within 1e-4 of the threshold.
         differing: Those that differ without such a pixel.
@@ -73,13 +77,46 @@ class Parity:
         )
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Two networks on the same pictures.
+
+    Attributes:
+        pictures: Number of pictures.
+        logits: Largest difference.
+        same_class: Part of the pictures whose best class is the same.
+        same_box: Part of them whose largest boxes of that class have an IoU of 0.9 or more.
+        scores: Accuracy and GT-known localization of the first and of the second network, in
+            [0, 1], by name. Empty without labels; without localization where no picture has a box.
+    """
+
+    pictures: int
+    logits: float
+    same_class: float
+    same_box: float
+    scores: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        """One line of figures."""
+        changes = "".join(
+            f"; {name} {100 * before:.2f}% -> {100 * after:.2f}%"
+            for name, (before, after) in self.scores.items()
+        )
+        return (
+            f"{self.pictures} pictures: same best class {100 * self.same_class:.2f}%, same box "
+            f"(IoU >= {_SAME_IOU}) {100 * self.same_box:.2f}%, logits differ by at most "
+            f"{self.logits:.1e}{changes}"
+        )
+
+
+@torch.no_grad()
 def measure_parity(
-    net: CAMNet, exported: ExportedNetwork, pictures: Sequence[Tensor], *, threshold: float
+    net: CAMNet, exported: ExportedNetwork, pictures: list[Tensor], *, threshold: float
 ) -> Parity:
     """Compare at two sizes with H != W, or at the one size that the file takes.
 
     Args:
-        net: In evaluation mode.
+        net: In evaluation mode, on the CPU.
         exported: Made of ``net``.
         pictures: (C, H, W) uint8 each.
         threshold: Map threshold of the boxes, in [0, 1).
@@ -91,54 +128,43 @@ def measure_parity(
         preprocessing = replace(net.preprocessing, size=size)
         images = torch.stack([prepare(picture, preprocessing) for picture in pictures])
         for start in range(0, len(images), 2):
-            parity = _compared(parity, net, exported, images[start : start + 2], threshold)
+            parity = _add_images(parity, net, exported, images[start : start + 2], threshold)
     return parity
 
 
-def _compared(
+def _add_images(
     parity: Parity, net: CAMNet, exported: ExportedNetwork, images: Tensor, threshold: float
 ) -> Parity:
-    """The parity of what was compared before and of these images, (B, C, H, W)."""
+    """The parity of the images before and of these, (B, C, H, W)."""
     size = (images.shape[2], images.shape[3])
-    options = exported.options
-    outputs = exported.outputs(images)
-    top = options.top or min(_TOP, len(exported.class_names))
-    plain = exported.class_maps(images, top=top)
-    found = exported.display_maps(images, top=top)
-    expected = maps_of(net, images, found.classes)
-    with torch.inference_mode():
-        plain_maps = net.class_maps(images, classes=found.classes).maps
-    heat, expected_heat = heatmaps(found.maps, size=size), heatmaps(expected.maps, size=size)
-    own_heat = parity.heatmaps
-    if options.heatmaps:
-        places = found.classes if options.top is None else torch.arange(found.classes.shape[1])
-        own = outputs["heatmaps"].gather(
-            1, places.expand(len(images), -1)[:, :, None, None].expand(-1, -1, *size)
+    top = exported.top or min(_TOP, len(exported.class_names))
+    output = exported.display_maps(images, top=top)
+    class_maps = exported.class_maps(images, top=top).maps
+    expected = net.display_maps(images, classes=output.classes)
+    expected_class_maps = net.class_maps(images, classes=output.classes).maps
+    heat, expected_heat = heatmaps(output.maps, size=size), heatmaps(expected.maps, size=size)
+    heatmap_difference = parity.heatmaps
+    if exported.options.heatmaps:
+        given = exported.output_maps("heatmaps", images, top=top).maps
+        heatmap_difference = max(
+            heatmap_difference or 0.0, float((given - expected_heat).abs().max())
         )
-        own_heat = max(own_heat or 0.0, float((own - expected_heat).abs().max()))
     pairs = list(zip(heat.flatten(0, 1), expected_heat.flatten(0, 1), strict=True))
-    verdicts = [_same_boxes(one, other, threshold) for one, other in pairs]
+    verdicts = [_same_boxes(heatmap, reference, threshold) for heatmap, reference in pairs]
     return replace(
         parity,
         images=parity.images + len(images),
-        logits=_worst(parity.logits, (found.logits - expected.logits).abs()),
+        logits=_worst(parity.logits, (output.logits - expected.logits).abs()),
         size_of_logits=_worst(parity.size_of_logits, expected.logits.abs()),
         maps=_worst(
-            _worst(parity.maps, relative_difference(plain.maps, plain_maps)),
-            relative_difference(found.maps, expected.maps),
+            _worst(parity.maps, relative_difference(class_maps, expected_class_maps)),
+            relative_difference(output.maps, expected.maps),
         ),
-        heatmaps=own_heat,
+        heatmaps=heatmap_difference,
         boxes=parity.boxes + len(pairs),
         near=parity.near + verdicts.count(None),
         differing=parity.differing + verdicts.count(False),
     )
-
-
-def maps_of(net: CAMNet | Network, images: Tensor, classes: Tensor) -> CAMOutput:
-    """Logits and what heatmaps of ``classes`` (B, k) are made of, on the CPU."""
-    with torch.inference_mode():
-        logits, maps, classes = net.display_maps(images, classes=classes.cpu())
-    return CAMOutput(logits.cpu(), maps.cpu(), classes.cpu())
 
 
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
@@ -151,7 +177,7 @@ def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
     """
     difference = (maps - expected).abs().amax((-2, -1))
     low, high = expected.amin((-2, -1)), expected.amax((-2, -1))
-    # A constant map has no range; its own size is then what rounding is small against.
+    # A constant map has no range; rounding is then small against its own size.
     scale = torch.where(high > low, high - low, expected.abs().amax((-2, -1)))
     return torch.where(difference == 0, 0.0, difference / scale)
 
@@ -167,3 +193,96 @@ def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None
 def _worst(before: float, differences: Tensor) -> float:
     """The larger of both; NaN stays."""
     return float(torch.cat((torch.tensor([before]), differences.flatten().float())).max())
+
+
+@torch.no_grad()
+def measure_agreement(
+    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, *, threshold: float
+) -> Agreement:
+    """Compare a network with its exported form at the network's own preprocessing.
+
+    Args:
+        net: In evaluation mode, float32, on the CPU.
+        exported: Made of ``net``; localization is measured only if it gives all maps.
+        pictures: All of a labelled source (at most 1,000, evenly spaced), or the pictures.
+        threshold: Map threshold of the boxes, in [0, 1).
+
+    Raises:
+        CamtrainValueError: The exported network gives logits or maps that are not finite.
+    """
+    assert net.preprocessing is not None
+    source = pictures.source
+    count = len(pictures.images) if source is None else len(source)
+    indices = spread(count, _MOST_PICTURES)
+    metrics = (LocalizationAccuracy(threshold), LocalizationAccuracy(threshold))
+    largest, same_class, same_box = 0.0, 0, 0
+    for index in indices:
+        picture = None if source is None else source.read(index)
+        image = pictures.images[index] if picture is None else picture.image
+        images = prepare(image, net.preprocessing)[None]
+        expected, output = net.display_maps(images, top=1), exported.display_maps(images, top=1)
+        if not all(torch.isfinite(tensor).all() for tensor in output[:2]):
+            raise CamtrainValueError(
+                "The exported network overflows in float16 (its logits or maps are not finite); "
+                "export it with --precision fp32."
+            )
+        largest = max(largest, float((expected.logits - output.logits).abs().max()))
+        if bool(expected.classes == output.classes):
+            same_class += 1
+            iou = _overlap(expected, output, net.preprocessing, image, threshold)
+            same_box += iou >= _SAME_IOU
+        if picture is not None and isinstance(picture.label, int):
+            _update(metrics[0], net, images, picture, net.preprocessing)
+            _update(metrics[1], exported, images, picture, net.preprocessing)
+    total = len(indices)
+    return Agreement(total, largest, same_class / total, same_box / total, _scores(*metrics))
+
+
+def _overlap(
+    first: CAMOutput,
+    second: CAMOutput,
+    preprocessing: Preprocessing,
+    image: Tensor,
+    threshold: float,
+) -> float:
+    """IoU of the largest boxes of both on the picture; 1 where neither has one."""
+    hw = (image.shape[1], image.shape[2])
+    heats = [picture_heatmaps(output.maps[0], preprocessing, hw)[0] for output in (first, second)]
+    box, reference = (boxes_from_heatmap(heat, threshold)[:1] for heat in heats)
+    if not len(box) or not len(reference):
+        return float(len(box) == len(reference))
+    return float(box_iou(box, reference))
+
+
+def _update(
+    metric: LocalizationAccuracy,
+    network: CAMNet | ExportedNetwork,
+    images: Tensor,
+    picture: SourcePicture,
+    preprocessing: Preprocessing,
+) -> None:
+    """Count a picture by its label; by its boxes only if the network gives all maps."""
+    has_all = isinstance(network, CAMNet) or network.top is None
+    label = torch.tensor([picture.label])
+    output = network.display_maps(
+        images, top=None if has_all else 1, classes=label if has_all else None
+    )
+    hw = (picture.image.shape[1], picture.image.shape[2])
+    heat = picture_heatmaps(output.maps[0], preprocessing, hw)[0]
+    boxes = picture.boxes_xyxy if has_all else picture.boxes_xyxy[:0]
+    metric.update([heat], output.logits, label, [boxes], torch.tensor([hw]))
+
+
+def _scores(
+    first: LocalizationAccuracy, second: LocalizationAccuracy
+) -> dict[str, tuple[float, float]]:
+    """The scores of both metrics that have counted something, by name."""
+    names = {"accuracy": ("cls_top1", "cls_count"), "GT-known localization": ("gt_known", "count")}
+    if not int(first.cls_count):
+        return {}
+    before, after = first.compute(), second.compute()
+    return {
+        name: (float(before[score]), float(after[score]))
+        for name, (score, counter) in names.items()
+        if int(getattr(first, counter)) and int(getattr(second, counter))
+    }

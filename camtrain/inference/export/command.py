@@ -12,9 +12,9 @@ import torch
 
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import Bundle, read_bundle, read_network, write_bundle
-from camtrain.inference.export.graph import ExportOptions, ExportPrecision
 from camtrain.inference.export.pictures import Pictures, pictures_of
 from camtrain.inference.export.write import Export, check_output, export_network
+from camtrain.inference.exported import ExportOptions, ExportPrecision
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 
@@ -23,99 +23,93 @@ Format = Literal["safetensors", "onnx", "pt2"]
 
 def main(args: Sequence[str]) -> None:
     """``camtrain export CHECKPOINT --format safetensors|onnx|pt2``."""
-    given = _parser().parse_args(args[1:])
-    checkpoint: Path = given.checkpoint
-    if given.format not in get_args(Format):
+    arguments = _parser().parse_args(args[1:])
+    checkpoint: Path = arguments.checkpoint
+    suffix = f".{arguments.format}"
+    if arguments.format not in get_args(Format):
         raise CamtrainValueError(
-            f"--format must be one of {', '.join(get_args(Format))}, got {given.format!r}."
+            f"--format must be one of {', '.join(get_args(Format))}, got {arguments.format!r}."
         )
-    output: Path = given.output or checkpoint.with_suffix(f".{given.format}")
-    if output.suffix != f".{given.format}":
+    output: Path = arguments.output or checkpoint.with_suffix(suffix)
+    if output.suffix != suffix:
         raise CamtrainValueError(
-            f"--output of --format {given.format} must end in .{given.format}, got {str(output)!r}."
+            f"--output of --format {arguments.format} must end in {suffix}, got {str(output)!r}."
         )
     if output.absolute() == checkpoint.absolute():
         raise CamtrainValueError(f"{checkpoint} is a bundle already; give another --output.")
-    check_output(output, overwrite=given.overwrite)
+    check_output(output, overwrite=arguments.overwrite)
     options = ExportOptions(
-        raw=given.raw, top=given.top, heatmaps=given.heatmaps, precision=given.precision
+        raw=arguments.raw,
+        top=arguments.top,
+        heatmaps=arguments.heatmaps,
+        precision=arguments.precision,
     )
-    if given.format == "safetensors" and options != ExportOptions():
+    if arguments.format == "safetensors" and options != ExportOptions():
         raise CamtrainValueError(
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
             "has none of; leave them out, or choose --format onnx."
         )
     bundle = read_network(checkpoint)
-    if given.refine not in (None, bundle.net.refine):
-        bundle.net.set_refine(given.refine)
-    if given.format == "safetensors":
+    if arguments.refine not in (None, bundle.net.refine):
+        bundle.net.set_refine(arguments.refine)
+    if arguments.format == "safetensors":
         _export_bundle(bundle, output)
         return
-    pictures = pictures_of(bundle.net, folder=given.images, checkpoint=checkpoint)
-    done = export_network(
+    pictures = pictures_of(bundle.net, folder=arguments.images, checkpoint=checkpoint)
+    export = export_network(
         bundle.net,
         output,
         options=replace(options, refine=bundle.net.refine),
         threshold=bundle.description.threshold,
         scores=bundle.description.scores,
         pictures=pictures,
-        overwrite=given.overwrite,
+        overwrite=arguments.overwrite,
     )
-    print(report(done, bundle.net, pictures))
+    print(report(export, bundle.net, pictures))
 
 
-def report(done: Export, net: CAMNet, pictures: Pictures) -> str:
-    """What was written, how it was checked, and how to use it."""
-    kind = "uint8 pixels" if done.options.raw else "float32, normalized"
-    size = "x".join(map(str, done.input_hw)) if done.input_hw else "any height and width"
-    check = f"  parity    {done.parity}" if done.parity else f"  float16   {done.agreement}"
+def report(export: Export, net: CAMNet, pictures: Pictures) -> str:
+    """Lines about the file: what it takes and gives, how it was checked, and how to use it."""
+    kind = "uint8 pixels" if export.options.raw else "float32, normalized"
+    size = "x".join(map(str, export.input_hw)) if export.input_hw else "any height and width"
+    check = f"  parity    {export.parity}" if export.parity else f"  float16   {export.agreement}"
     return "\n".join(
         (
-            f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB",
+            f"{export.path}: {export.path.stat().st_size / 1e6:.1f} MB",
             f"  input     images ({kind}, {size})",
-            f"  outputs   {', '.join(done.options.output_names)}",
+            f"  outputs   {', '.join(export.options.output_names)}",
             f"{check} ({pictures.origin})",
             "",
-            usage(done, net),
+            usage(export, net),
         )
     )
 
 
-def usage(done: Export, net: CAMNet) -> str:
-    """Lines of Python that run the file without camtrain."""
+def usage(export: Export, net: CAMNet) -> str:
+    """A Python script that runs the file without camtrain."""
     assert net.preprocessing is not None
-    height, width = done.input_hw or net.preprocessing.size
+    height, width = export.input_hw or net.preprocessing.size
     shape = f"(1, {len(net.preprocessing.mean)}, {height}, {width})"
-    outputs = ", ".join(done.options.output_names)
-    if done.path.suffix == ".pt2":
-        dtype = "torch.uint8" if done.options.raw else "torch.float32"
-        return "\n".join(
-            (
-                "import torch",
-                f'model = torch.export.load("{done.path.name}").module()',
-                f"images = torch.zeros({shape}, dtype={dtype})",
-                f"{outputs} = model(images)",
-            )
-        )
-    dtype = "uint8" if done.options.raw else "float32"
-    return "\n".join(
-        (
-            "import numpy, onnxruntime",
-            f'session = onnxruntime.InferenceSession("{done.path.name}")',
-            f'images = numpy.zeros({shape}, "{dtype}")',
-            f'{outputs} = session.run(None, {{"images": images}})',
-            "print(logits.shape, maps.shape)",
-        )
-    )
+    outputs = ", ".join(export.options.output_names)
+    dtype = "uint8" if export.options.raw else "float32"
+    if export.path.suffix == ".pt2":
+        return f"""import torch
+model = torch.export.load("{export.path.name}").module()
+images = torch.zeros({shape}, dtype=torch.{dtype})
+{outputs} = model(images)"""
+    return f"""import numpy, onnxruntime
+session = onnxruntime.InferenceSession("{export.path.name}")
+images = numpy.zeros({shape}, "{dtype}")
+{outputs} = session.run(None, {{"images": images}})
+print(logits.shape, maps.shape)"""
 
 
 def _export_bundle(bundle: Bundle, output: Path) -> None:
-    """Write a bundle and read it again: every tensor and every logit must be the same."""
-    description = bundle.description
-    write_bundle(output, bundle.net, threshold=description.threshold, scores=description.scores)
-    again = read_bundle(output).net.state_dict()
-    same = all(torch.equal(again[name], t) for name, t in bundle.net.state_dict().items())
-    assert same
+    """Write a bundle and read it again: every tensor must be the same."""
+    threshold, scores = bundle.description.threshold, bundle.description.scores
+    write_bundle(output, bundle.net, threshold=threshold, scores=scores)
+    reread = read_bundle(output).net.state_dict()
+    assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     print("  parity    every weight is bit for bit that of the checkpoint")
     print(f'\nimport camtrain\nprediction, = camtrain.load("{output.name}")("picture.jpg")')

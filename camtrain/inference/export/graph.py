@@ -1,77 +1,28 @@
-"""What is exported: a network as a module of one input and a few outputs, computed in the graph."""
+"""The graph of a network: one input, a few outputs, images of any size where the network can."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.export import Dim, ExportedProgram
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, one_line
 from camtrain.inference.export.layers import with_exportable_layers
-from camtrain.maps import LSE_SHARPNESS, heatmaps, pool_maps, project, project_classes
+from camtrain.inference.exported import ExportOptions, quiet_exporter
+from camtrain.maps import heatmaps
 from camtrain.model.camnet import CAMNet
-from camtrain.model.refine import Refine, check_refine, refine_maps, stage_vectors
-from camtrain.model.stages import run_with_stages
+from camtrain.model.layout import Layout
+from camtrain.model.probe import takes
 
-ExportPrecision = Literal["fp32", "fp16"]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What an exported file takes and gives.
-
-    Attributes:
-        raw: Its input are uint8 pixels, (B, C, H, W), colours in the order RGB, and it normalizes
-            them; else it is float32, normalized.
-        top: It gives the maps of that many best classes, and their numbers; None for all K.
-        heatmaps: It also gives heatmaps: the maps upsampled to the input and normalized (minmax);
-            of refined maps where it gives those.
-        refine: ``affinity``: it also gives ``refined_maps``; the network must refine its maps.
-        precision: ``fp16``: backbone and neck compute in float16; pool, head and maps in float32.
-    """
-
-    raw: bool = False
-    top: int | None = None
-    heatmaps: bool = False
-    refine: Refine = "none"
-    precision: ExportPrecision = "fp32"
-
-    def __post_init__(self) -> None:
-        """Check every value once, at the door."""
-        if self.top is not None and self.top < 1:
-            raise CamtrainValueError(f"top must be at least 1, got {self.top}.")
-        check_refine(self.refine)
-        if self.precision not in get_args(ExportPrecision):
-            raise CamtrainValueError(
-                f"precision must be one of {', '.join(get_args(ExportPrecision))}, got "
-                f"{self.precision!r}."
-            )
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The outputs in order."""
-        extra = {
-            "classes": self.top is not None,
-            "refined_maps": self.refine != "none",
-            "heatmaps": self.heatmaps,
-        }
-        return ("logits", "maps", *(name for name, is_given in extra.items() if is_given))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plain values, for the metadata of the file."""
-        said = asdict(self)
-        if self.refine == "none":
-            del said["refine"]  # older readers do not know it
-        return said
+_BATCH = 2  # of the images that the graph is traced with; 1 would become a constant
 
 
 class ExportNet(nn.Module):
-    """A CAM network as it is exported: ``images`` in, the tensors of ``output_names`` out.
+    """A network as it is exported: ``images`` in, the tensors of ``output_names`` out.
 
-    Its arithmetic is that of ``CAMNet.maps_of``, without autocast, which exporters cannot express.
+    Logits and maps are computed by ``CAMNet`` itself.
     """
 
     mean: Tensor
@@ -82,17 +33,13 @@ class ExportNet(nn.Module):
         super().__init__()
         assert net.preprocessing is not None
         self.options = options
-        self.preprocessing = net.preprocessing
-        self.top = None if options.top is None else min(options.top, net.head.out_features)
-        copied = with_exportable_layers(net).cpu()
-        self.pool = copied.pool
-        self.head = copied.head.float().requires_grad_(False)
-        copied.requires_grad_(False)
-        self.backbone, self.neck = copied.backbone, copied.neck
-        self.stages = net.stages if options.refine != "none" else None
+        self.takes_bgr = net.preprocessing.channel_order == "bgr"
+        self.net = with_exportable_layers(net).cpu().requires_grad_(False)
+        self.net.dropout = nn.Dropout(0.0)
+        self.net.head.float()
         if options.precision == "fp16":
-            self.backbone.half()
-            self.neck.half()
+            self.net.backbone.half()
+            self.net.neck.half()
         for name in ("mean", "std"):
             values = torch.tensor(getattr(net.preprocessing, name))[:, None, None]
             self.register_buffer(name, values, persistent=options.raw)
@@ -104,47 +51,106 @@ class ExportNet(nn.Module):
         refined_maps (B, k, h, w); heatmaps (B, k, H, W) in [0, 1].
         """
         size = (images.shape[2], images.shape[3])
-        if self.options.raw:
-            images = self._normalized(images)
+        if self.options.raw:  # as `camtrain.data.normalize`
+            images = images.float() / 255
+            images = ((images.flip(1) if self.takes_bgr else images) - self.mean) / self.std
         if self.options.precision == "fp16":
             images = images.half()
-        if self.stages is None:
-            features, stages = self.backbone(images), list[Tensor]()
-        else:
-            features, stages = run_with_stages(self.backbone, self.stages, images)
-        features = self.neck(features).float()
-        logits = self._logits(features)
-        outputs = [logits]
-        if self.top is None:
-            maps = project(features, self.head.weight)
-            outputs.append(maps)
-        else:
-            classes = logits.topk(self.top).indices
-            maps = project_classes(features, self.head.weight, classes)
-            outputs += [maps, classes]
-        if stages:
-            vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
-            maps = refine_maps(maps, vectors)
-            outputs.append(maps)
+        is_refined = self.options.refine != "none"
+        compute = self.net.refined_maps if is_refined else self.net.class_maps
+        logits, maps, classes, *refined = compute(images, top=self.options.top)
+        outputs = [logits, maps, *([] if self.options.top is None else [classes]), *refined]
         if self.options.heatmaps:
-            outputs.append(heatmaps(maps, size=size))
+            outputs.append(heatmaps(refined[0] if refined else maps, size=size))
         return tuple(outputs)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        if self.pool in ("avg", "gmp"):
-            return F.linear(pool_maps(features, self.pool), self.head.weight, self.head.bias)
-        maps = project(features, self.head.weight)
-        if self.pool == "max":
-            return pool_maps(maps, self.pool) + self.head.bias
-        # As `pool_maps`, whose math.log of the number of pixels would become a constant.
-        scaled = LSE_SHARPNESS * maps
-        peak = scaled.amax((-2, -1), keepdim=True)
-        mean = (scaled - peak).exp().mean((-2, -1))
-        return (mean.log() + peak[:, :, 0, 0]) / LSE_SHARPNESS + self.head.bias
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        """As ``camtrain.data.normalize``, of which the branches on types are no matter here."""
-        images = pixels.float() / 255
-        if self.preprocessing.channel_order == "bgr":
-            images = images.flip(1)
-        return (images - self.mean) / self.std
+@dataclass(frozen=True)
+class Program:
+    """A network as a graph of torch's own operators.
+
+    Attributes:
+        exported: The result of ``torch.export``.
+        options: What the graph takes and gives.
+        input_hw: (H, W) of the only images it takes, in pixels; None for any size.
+    """
+
+    exported: ExportedProgram
+    options: ExportOptions
+    input_hw: tuple[int, int] | None
+
+
+def export_program(net: CAMNet, options: ExportOptions) -> Program:
+    """The graph of a network; its batch is free, and so are height and width where they can be.
+
+    Networks of fixed input size keep their size, and so do those that ``torch.export`` cannot trace
+    with free sizes.
+
+    Raises:
+        CamtrainValueError: ``torch.export`` cannot trace the network.
+    """
+    assert net.preprocessing is not None
+    module = ExportNet(net, options).eval()
+    sizes_hw = check_sizes(net)
+    if len(sizes_hw) > 1:
+        exported = _try_export(module, sizes_hw[0], is_free=True)
+        if isinstance(exported, ExportedProgram):
+            return Program(exported, options, None)
+    input_hw = (net.preprocessing.size[0], net.preprocessing.size[1])
+    exported = _try_export(module, input_hw, is_free=False)
+    if isinstance(exported, Exception):
+        raise CamtrainValueError(
+            f"torch.export cannot read this network ({one_line(exported)}); export it to "
+            "safetensors."
+        ) from exported
+    return Program(exported, options, input_hw)
+
+
+def check_sizes(net: CAMNet) -> list[tuple[int, int]]:
+    """Two sizes (H, W), in pixels, with H != W, or the network's size where it takes no others.
+
+    They are near the network's size, and odd where the network takes odd sizes.
+    """
+    assert net.preprocessing is not None
+    height, width = net.preprocessing.size
+    channels = len(net.preprocessing.mean)
+    candidates = [
+        (height, width - width // 8 + 1 - width % 2),
+        (height + height // 8 + 1 - height % 2, width),
+        (height, width + 32),
+        (height + 64, width),
+    ]
+    # The grid of a row of tokens is found by a square root, which would become a constant.
+    layout = getattr(net.backbone, "layout", Layout())
+    is_fixed = getattr(net.backbone, "map_hw", None) is not None or layout.order in ("nlc", "ncl")
+    accepted = [size for size in candidates if not is_fixed and takes(net, channels, size)]
+    return accepted[:2] if len(accepted) > 1 else [(height, width)]
+
+
+def _try_export(
+    module: ExportNet, size: tuple[int, int], *, is_free: bool
+) -> ExportedProgram | Exception:
+    """The graph, or why there is none: each network fails in its own way."""
+    free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if is_free else {0: Dim.AUTO}
+    shape = (_BATCH, len(module.mean), *size)
+    generator = torch.Generator().manual_seed(0)
+    if module.options.raw:
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    else:
+        images = torch.randn(shape, generator=generator)
+    try:
+        with torch.no_grad(), quiet_exporter():
+            exported = torch.export.export(
+                module, (images,), dynamic_shapes={"images": free}, strict=False
+            )
+    except Exception as error:
+        return error
+    [traced] = [node.meta["val"].shape for node in exported.graph.nodes if node.name == "images"]
+    became_constant = [axis for axis in free if isinstance(traced[axis], int)]
+    if became_constant:
+        return CamtrainValueError(f"axes {became_constant} of its input became constants")
+    for part in exported.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:  # without the lines and paths of the source code
+                node.meta = {name: value for name, value in node.meta.items() if name == "val"}
+    return exported

@@ -1,4 +1,4 @@
-"""Layers that an exporter cannot express for images of any size, and equal ones that it can.
+"""Layers that exporters cannot express for images of any size, and equal layers that they can.
 
 timm's "same" padding (TensorFlow's) depends on the size of the image: with sizes that are symbols
 every layer adds a nested expression, and exporters take minutes over them. For strides 1 and 2 one
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from camtrain.errors import CamtrainValueError
 from camtrain.model.stride import pair
 
-# By name, since this room does without timm.
+# By name, since inference does not import timm.
 _CONVOLUTIONS = ("Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame")
 _POOLS = {"MaxPool2dSame": -torch.inf, "AvgPool2dSame": 0.0}
 
@@ -89,10 +89,10 @@ class SamePadded(nn.Module):
 
 
 def with_exportable_layers(network: Network) -> Network:
-    """A copy of a network in evaluation mode that computes the same as exporters prefer it.
+    """A copy of a network in evaluation mode that computes the same with exportable layers.
 
-    Its layers pad by constants, but for those of a stride above 2, and none works in place: the
-    exporter takes activations in place apart, and minutes for those of some networks.
+    Its layers pad by constants, except those of a stride above 2. None works in place, since the
+    exporter decomposes in-place activations, which takes minutes for some networks.
     """
     network = copy.deepcopy(network).eval()
     for name, layer in list(network.named_modules(remove_duplicate=False)):
@@ -105,47 +105,41 @@ def with_exportable_layers(network: Network) -> Network:
 
 
 def _exportable(layer: nn.Module) -> nn.Module | None:
+    """The equal layer for images of any size; None where the layer needs no other."""
     kind = type(layer).__name__
     if kind in _CONVOLUTIONS and getattr(layer, "same_pad", True):
         assert isinstance(layer, nn.Conv2d)
-        return _padded(
-            layer.kernel_size,
-            layer.stride,
-            layer.dilation,
-            lambda mirrored: _plain_convolution(layer, mirrored),
-        )
+        padding = _same_paddings(layer.kernel_size, layer.stride, layer.dilation)
+        if padding is None:
+            return None
+        padded = SamePadded(nn.Identity(), *padding)
+        padded.layer = _plain_convolution(layer, padded.mirrored)
+        return padded
     if kind not in _POOLS:
         return None
     assert isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d))
     kernel, stride = pair(layer.kernel_size), pair(layer.stride)
-    if isinstance(layer, nn.AvgPool2d):  # windows are symmetric, and the pixels added are counted
-        return _padded(kernel, stride, (1, 1), lambda _: nn.AvgPool2d(kernel, stride))
-    dilation = pair(layer.dilation)
-    pool = nn.MaxPool2d(kernel, stride, dilation=dilation)
-    return _padded(kernel, stride, dilation, lambda _: pool, fill=-torch.inf)
+    pool: nn.Module = nn.AvgPool2d(kernel, stride)  # added pixels count: windows are symmetric
+    dilation = (1, 1)
+    if isinstance(layer, nn.MaxPool2d):
+        dilation = pair(layer.dilation)
+        pool = nn.MaxPool2d(kernel, stride, dilation=dilation)
+    padding = _same_paddings(kernel, stride, dilation)
+    return None if padding is None else SamePadded(pool, *padding, fill=_POOLS[kind])
 
 
-def _padded(
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    make: Callable[[list[int]], nn.Module],
-    *,
-    fill: float = 0.0,
-) -> SamePadded | None:
+def _same_paddings(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[AxisPadding, AxisPadding] | None:
     rows, columns = (same_padding(*axis) for axis in zip(kernel, stride, dilation, strict=True))
-    if rows is None or columns is None:
-        return None
-    padded = SamePadded(nn.Identity(), rows, columns, fill=fill)
-    padded.layer = make(padded.mirrored)
-    return padded
+    return None if rows is None or columns is None else (rows, columns)
 
 
 def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     """A convolution without padding, by the weights that a layer computes with, mirrored."""
-    with torch.no_grad(), _Weights() as met:
+    with torch.no_grad(), _Weights() as used:
         layer(layer.weight.new_zeros(1, layer.in_channels, *layer.kernel_size))
-    if met.weight is None:
+    if used.weight is None:
         raise CamtrainValueError(
             f"A layer {type(layer).__name__} cannot be exported, since it computes no convolution; "
             "export to safetensors instead."
@@ -157,12 +151,12 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
         stride=pair(layer.stride),
         dilation=pair(layer.dilation),
         groups=layer.groups,
-        bias=met.bias is not None,
+        bias=used.bias is not None,
         device="meta",
     )
-    plain.weight = nn.Parameter(met.weight.flip(mirrored) if mirrored else met.weight)
-    if met.bias is not None:
-        plain.bias = nn.Parameter(met.bias)
+    plain.weight = nn.Parameter(used.weight.flip(mirrored) if mirrored else used.weight)
+    if used.bias is not None:
+        plain.bias = nn.Parameter(used.bias)
     return plain.requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
 from camtrain.header import read_checkpoint_content
 from camtrain.model.camnet import CAMNet
 
-MOST_PICTURES = 8
+_MOST_PICTURES = 8
 
 
 class Pictures(NamedTuple):
@@ -24,7 +25,7 @@ class Pictures(NamedTuple):
 
     Attributes:
         images: (C, H, W) uint8 each.
-        origin: What they are, in words.
+        origin: Where they come from, in words.
         source: The labelled pictures that they are among, where they are labelled.
     """
 
@@ -45,7 +46,7 @@ def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) ->
         CamtrainFileNotFoundError: The folder does not exist or holds no pictures.
     """
     if folder is not None:
-        with suppress(CamtrainError):  # other folders of pictures will do as well
+        with suppress(CamtrainError):  # a folder without labels will do as well
             return _labelled("folder", {"root": str(folder)}, net)
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
@@ -53,13 +54,13 @@ def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) ->
                 f"--images must name a folder of pictures ({' '.join(IMAGE_SUFFIXES)}), got "
                 f"{folder.absolute()}."
             )
-        chosen = [files[place] for place in _spread(len(files))]
-        return Pictures([read_image(file) for file in chosen], f"pictures of {folder}")
+        images = [read_image(files[index]) for index in spread(len(files), _MOST_PICTURES)]
+        return Pictures(images, f"pictures of {folder}")
     if checkpoint.suffix == ".ckpt":
         content = read_checkpoint_content(checkpoint)
-        data = content.get("datamodule_hyper_parameters", {})
+        settings = content.get("datamodule_hyper_parameters", {})
         with suppress(CamtrainError, OSError):  # the data may be gone by now
-            return _labelled(str(data.get("source")), data, net)
+            return _labelled(str(settings.get("source")), settings, net)
     return Pictures(random_pictures(net), "random pictures")
 
 
@@ -69,28 +70,29 @@ def random_pictures(net: CAMNet) -> list[Tensor]:
     height, width = net.preprocessing.size
     channels = len(net.preprocessing.mean)
     generator = torch.Generator().manual_seed(0)
-    sizes_hw = [(height + 40 * n, width + 16 + 24 * n) for n in range(4)]
     coarse = torch.rand(4, channels, 6, 9, generator=generator)
     smooth = [
-        F.interpolate(one[None], size=size_hw, mode="bicubic")[0]
-        for one, size_hw in zip(coarse, sizes_hw, strict=True)
+        F.interpolate(noise[None], size=(height + 40 * n, width + 16 + 24 * n), mode="bicubic")[0]
+        for n, noise in enumerate(coarse)
     ]
-    return [(one.clamp(0, 1) * 255).round().byte() for one in smooth]
+    return [(noise.clamp(0, 1) * 255).round().byte() for noise in smooth]
 
 
-def _labelled(name: str, settings: dict[str, Any], net: CAMNet) -> Pictures:
-    """Of the val split, else of test, else of train."""
+def spread(count: int, most: int) -> list[int]:
+    """The indices of at most ``most`` of ``count`` items, evenly spaced."""
+    chosen = min(count, most)
+    return [place * count // chosen for place in range(chosen)]
+
+
+def _labelled(name: str, settings: Mapping[str, Any], net: CAMNet) -> Pictures:
+    """Pictures of the val split, else of test, else of train."""
     known = {field.name for field in fields(SourceOptions)}
-    given = {key: value for key, value in settings.items() if key in known}
-    options = SourceOptions(**{**given, "class_names": net.display_names})
+    options = SourceOptions(
+        **{key: value for key, value in settings.items() if key in known - {"class_names"}},
+        class_names=net.display_names,
+    )
     sources = make_sources(name, options)
     split, source = next((s, sources[s]) for s in ("val", "test", "train") if s in sources)
-    images = [source.read(index).image for index in _spread(len(source))]
+    images = [source.read(index).image for index in spread(len(source), _MOST_PICTURES)]
     place = settings.get("root") or f"the source {name}"
     return Pictures(images, f"pictures of {place}, {split}", source)
-
-
-def _spread(count: int) -> list[int]:
-    """At most 8 of so many places, evenly spaced."""
-    chosen = min(count, MOST_PICTURES)
-    return [place * count // chosen for place in range(chosen)]

@@ -1,31 +1,44 @@
-"""A trained network in a file that runs without camtrain, checked before it is kept."""
+"""Writing a trained network as an ONNX or pt2 file, which is checked before it is kept."""
 
 from __future__ import annotations
 
 import copy
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+import torch
+
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainValueError,
+    needs_extra,
+    one_line,
+)
 from camtrain.files import replacing
-from camtrain.header import DEFAULT_THRESHOLD, check_threshold
-from camtrain.inference import onnx_network, pt2_network
-from camtrain.inference.export.agreement import Agreement, measure_agreement
-from camtrain.inference.export.check import Parity, measure_parity
-from camtrain.inference.export.extra import needs_extra
-from camtrain.inference.export.formats import write_onnx, write_pt2
-from camtrain.inference.export.graph import ExportOptions
+from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, check_threshold
+from camtrain.inference.export.check import Agreement, Parity, measure_agreement, measure_parity
+from camtrain.inference.export.graph import Program, export_program
 from camtrain.inference.export.pictures import Pictures, random_pictures
-from camtrain.inference.export.program import Program, export_program
-from camtrain.inference.exported import ExportedNetwork, export_description
+from camtrain.inference.exported import (
+    ExportedNetwork,
+    ExportOptions,
+    export_description,
+    quiet_exporter,
+    read_exported,
+)
 from camtrain.model.camnet import CAMNet
 
-_FORMATS = {
-    ".onnx": (write_onnx, onnx_network.read),
-    ".pt2": (write_pt2, pt2_network.read),
-}
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20  # the first with Gelu; onnxruntime 1.17 and later
+_MOST_BYTES = 2**31  # of a protobuf message, and so of an ONNX file with its weights
+_AXES = ("batch", None, "height", "width")
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Export:
         path: The file.
         options: What it takes and gives.
         input_hw: (H, W) of the only images it takes, in pixels; None for any size.
-        parity: How far it is from the network, in float32; None for float16.
+        parity: The difference from the network, in float32; None for float16.
         agreement: What float16 changes; None for float32.
     """
 
@@ -59,36 +72,142 @@ def export_network(
 ) -> Export:
     """Export a network as ONNX or as a torch program, and check that both compute the same.
 
-    The file is there only if the check passes: logits within 1e-4, maps within 1e-4 of their range,
-    boxes equal unless a pixel lies that near the threshold. In float16 it is the change of accuracy
-    and localization that is measured, and nothing is refused but what is not finite.
+    The file is kept only if the check passes: logits within 1e-4, maps within 1e-4 of their range,
+    boxes equal unless a pixel lies that near the threshold. In float16 the change of accuracy and
+    localization is measured, and only values that are not finite are refused.
 
     Args:
-        net: A network that knows its preprocessing; it is left as it is, but in evaluation mode.
+        net: A network that knows its preprocessing. It is put into evaluation mode.
         path: Ends in ``.onnx`` or ``.pt2``; its folder must exist.
-        options: What the file takes and gives; by default normalized images in, logits and all maps
+        options: What the file takes and gives. By default normalized images in, logits and all maps
             out, and refined maps where the network refines them.
         threshold: Map threshold of the boxes, in [0, 1).
-        scores: What these weights reached, by logged name.
-        pictures: To check it on; random ones by default.
+        scores: Scores of these weights, by logged name.
+        pictures: To check the file on; random ones by default.
         overwrite: Replace an older file.
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist.
-        CamtrainValueError: The network cannot be exported, a package is missing, the file is there
-            already, or what it computes lies outside the tolerance.
+        CamtrainValueError: The network cannot be exported, a package is missing, the file exists
+            already, or its outputs lie outside the tolerance.
     """
     options, path = options or ExportOptions(refine=net.refine), Path(path)
     check_output(path, overwrite=overwrite)
     _check_arguments(net, path, options, threshold)
-    write, read = _FORMATS[path.suffix]
-    net = net.eval()
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
-    program = export_program(net, options)
-    description = export_description(net, program, threshold=threshold, scores=scores)
+    program = export_program(net.eval(), options)
+    description = export_description(
+        net, options, program.input_hw, threshold=threshold, scores=scores
+    )
+    write = write_onnx if path.suffix == ".onnx" else write_pt2
     with replacing(path) as part:
         write(program, part, description.to_json())
-        return _checked(net, program, path, read(part), pictures)
+        exported = read_exported(part)
+        parity, agreement = _compare(net, exported, pictures, threshold)
+    return Export(path, options, program.input_hw, parity, agreement)
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that exists already, and a folder that does not exist.
+
+    Raises:
+        CamtrainFileNotFoundError: The folder does not exist.
+        CamtrainValueError: The file exists.
+    """
+    if not path.parent.is_dir():
+        raise CamtrainFileNotFoundError(
+            f"The folder of {path.absolute()} does not exist; create it first."
+        )
+    if path.exists() and not overwrite:
+        raise CamtrainValueError(
+            f"{path} exists already; give --overwrite to replace it, or another --output."
+        )
+
+
+def write_onnx(program: Program, path: Path, metadata: str) -> None:
+    """Write a graph of standard ONNX operators with its weights in the same file.
+
+    Raises:
+        CamtrainValueError: The exporter cannot express the network in standard operators, or in
+            less than 2 GB.
+    """
+    import onnx
+
+    size = sum(tensor.nbytes for tensor in program.exported.state_dict.values())
+    if size >= _MOST_BYTES:
+        raise CamtrainValueError(
+            f"An ONNX file holds less than {_MOST_BYTES / 1e9:.1f} GB, this network has "
+            f"{size / 1e9:.1f} GB; export it to pt2."
+        )
+    try:
+        with quiet_exporter():
+            converted = torch.onnx.export(
+                program.exported,
+                dynamo=True,
+                input_names=["images"],
+                output_names=list(program.options.output_names),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # each network fails in its own way
+        raise CamtrainValueError(
+            "The ONNX exporter of torch cannot express this network "
+            f"({one_line(error.__cause__ or error)}); export it to pt2."
+        ) from error
+    assert converted is not None
+    model = converted.model_proto
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]  # the exporter's notes, a third of a small file
+    _name_axes(model)
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
+    onnx.checker.check_model(model)
+    foreign = sorted(foreign_operators(model))
+    if foreign:
+        raise CamtrainValueError(
+            f"The exporter used operators outside the standard ones, {', '.join(foreign)}; export "
+            "the network to pt2."
+        )
+    path.write_bytes(model.SerializeToString())
+
+
+def foreign_operators(model: onnx.ModelProto) -> set[str]:
+    """``domain::operator`` of operators outside ONNX's standard set, in subgraphs too."""
+    graphs = [model.graph]
+    foreign = {f"{function.domain}::*" for function in model.functions}
+    while graphs:
+        for node in graphs.pop().node:
+            if node.domain not in ("", "ai.onnx"):
+                foreign.add(f"{node.domain}::{node.op_type}")
+            for attribute in node.attribute:
+                graphs += [attribute.g, *attribute.graphs]
+    return foreign
+
+
+def write_pt2(program: Program, path: Path, metadata: str) -> None:
+    """Write a program of ``torch.export``: operators, numbers and names, and nothing pickled.
+
+    The sample inputs (a pickle) and guards (code) that torch would add are left out.
+    """
+    exported = program.exported
+    exported._guards_code = []
+    exported._example_inputs = None
+    with quiet_exporter():
+        torch.export.save(exported, path, extra_files={METADATA_KEY: metadata})
+
+
+def _name_axes(model: onnx.ModelProto) -> None:
+    """Give the axes of the input readable names, wherever they occur."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    names = {
+        dim.dim_param: name for dim, name in zip(dims, _AXES, strict=True) if dim.dim_param and name
+    }
+    if not names:
+        return
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = symbol.sub(lambda match: names[match[0]], dim.dim_param)
 
 
 def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold: float) -> None:
@@ -97,7 +216,7 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold:
             for package in ("onnx", "onnxscript", "onnxruntime"):
                 importlib.import_module(package)
     check_threshold(threshold)
-    if path.suffix not in _FORMATS:
+    if path.suffix not in (".onnx", ".pt2"):
         raise CamtrainValueError(
             f"An exported network is an .onnx or a .pt2 file, got {str(path)!r}."
         )
@@ -116,46 +235,26 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold:
         )
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that is there already, and a folder that is not.
-
-    Raises:
-        CamtrainFileNotFoundError: The folder does not exist.
-        CamtrainValueError: The file exists.
-    """
-    if not path.parent.is_dir():
-        raise CamtrainFileNotFoundError(
-            f"The folder of {path.absolute()} does not exist; create it first."
-        )
-    if path.exists() and not overwrite:
-        raise CamtrainValueError(
-            f"{path} exists already; give --overwrite to replace it, or another --output."
-        )
-
-
-def _checked(
-    net: CAMNet, program: Program, path: Path, exported: ExportedNetwork, pictures: Pictures
-) -> Export:
-    """What was written, after a comparison with the network, on the CPU.
+def _compare(
+    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: float
+) -> tuple[Parity | None, Agreement | None]:
+    """The comparison with the network, on the CPU: parity in float32, agreement in float16.
 
     Raises:
         CamtrainValueError: The difference lies outside the tolerance.
     """
     is_on_cpu = all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
-    threshold = exported.description.threshold
     on_cpu = net if is_on_cpu else copy.deepcopy(net).cpu()
     try:
-        if program.options.precision == "fp16":
-            agreement = measure_agreement(on_cpu, exported, pictures, threshold=threshold)
-            return Export(path, program.options, program.input_hw, None, agreement)
+        if exported.options.precision == "fp16":
+            return None, measure_agreement(on_cpu, exported, pictures, threshold=threshold)
         parity = measure_parity(on_cpu, exported, pictures.images, threshold=threshold)
     except CamtrainError:
         raise
     except Exception as error:  # each runtime fails in its own way
-        reason = " ".join(str(error).split())
         raise CamtrainValueError(
-            f"The exported network cannot be run ({reason:.300}); no file was written, so export "
-            "to safetensors, and please report the network."
+            f"The exported network cannot be run ({one_line(error)}); no file was written, so "
+            "export to safetensors, and please report the network."
         ) from error
     if parity.complaint():
         raise CamtrainValueError(
@@ -163,4 +262,4 @@ def _checked(
             f"{parity.complaint()} ({pictures.origin}); no file was written, so export to "
             "safetensors, and please report the network."
         )
-    return Export(path, program.options, program.input_hw, parity, None)
+    return parity, None
