@@ -1,33 +1,76 @@
-"""Seconds until the front door answers: the median of three fresh processes each.
+"""Seconds until the front door answers, and until a trained network has made its first prediction.
 
-Run: python tests/benchmarks/startup.py
+The first prediction is compared with importing torch and torchvision and building the same network
+by hand: fresh processes in turn, the least and the median of several runs.
+
+Run: python tests/benchmarks/startup.py [--runs N]
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PREDICTION = """
+import camtrain, torch
+[prediction] = camtrain.load({path!r})(torch.zeros(3, 224, 224, dtype=torch.uint8))
+"""
+BY_HAND = """
+import torch, torchvision
+network = torchvision.models.resnet18(num_classes=10).eval()
+"""
 
 
 def seconds(*args: str) -> float:
-    """Median wall time of ``python ARGS``."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    """Wall time of ``python ARGS``."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def median(*args: str) -> float:
+    """Median of three runs."""
+    return statistics.median(seconds(*args) for _ in range(3))
+
+
+def write_bundle(path: Path) -> None:
+    """A bundle of a ResNet-18 with random weights."""
+    import camtrain
+
+    net = camtrain.create_model("torchvision/resnet18", 10, weights=None, neck=())
+    camtrain.Predictor(net, preprocessing=camtrain.Preprocessing((224, 224))).save(path)
+
+
+def compare_first_prediction(runs: int) -> None:
+    """Print the time of the first prediction against that of building the network by hand."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        write_bundle(path)
+        scripts = {"by hand": BY_HAND, "camtrain": PREDICTION.format(path=str(path))}
+        times: dict[str, list[float]] = {name: [] for name in scripts}
+        for name, script in [*scripts.items()] * (runs + 1):  # the first round fills the caches
+            times[name].append(seconds("-c", script))
+    for summary in (min, statistics.median):
+        by_hand, ours = summary(times["by hand"][1:]), summary(times["camtrain"][1:])
+        print(
+            f"first prediction     {ours:6.3f} s, by hand {by_hand:.3f} s: ratio "
+            f"{ours / by_hand:.3f} ({summary.__name__} of {runs})"
+        )
 
 
 if __name__ == "__main__":
-    interpreter = seconds("-c", "pass")
-    imported = seconds("-c", "import camtrain")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=7)
+    interpreter = median("-c", "pass")
+    imported = median("-c", "import camtrain")
     print(
         f"import camtrain      {imported - interpreter:6.3f} s beyond the interpreter's own start"
     )
-    print(f"camtrain             {seconds('train.py'):6.3f} s")
-    print(f"camtrain --help      {seconds('train.py', '--help'):6.3f} s")
-    print(f"camtrain fit --help  {seconds('train.py', 'fit', '--help'):6.3f} s")
+    print(f"camtrain             {median('train.py'):6.3f} s")
+    print(f"camtrain --help      {median('train.py', '--help'):6.3f} s")
+    print(f"camtrain fit --help  {median('train.py', 'fit', '--help'):6.3f} s")
+    compare_first_prediction(parser.parse_args().runs)
