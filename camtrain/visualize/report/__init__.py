@@ -1,7 +1,6 @@
 """The report of a training, as one page for a browser."""
 
 from camtrain.visualize.report.page import (
-    PackedJson,
     packed_colormap,
     packed_map,
     packed_picture,
@@ -11,7 +10,6 @@ from camtrain.visualize.report.page import (
 )
 
 __all__ = [
-    "PackedJson",
     "packed_colormap",
     "packed_map",
     "packed_picture",

@@ -1,15 +1,12 @@
-"""The report of a training: one page that holds everything, pictures and program included."""
+"""The page of a training's report: one HTML file with its pictures, its style and its program."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +16,14 @@ from torch.nn import functional
 
 from camtrain.visualize.overlay import palette, rgb_pixels
 
-SHOWN_SIDE = 512  # pixels of the longer side of a picture, at most
-MAP_SIDE = 48  # cells of the longer side of a map, at most
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SHOWN_SIDE = 512  # most pixels of the longer side of a picture
+MAP_SIDE = 48  # most cells of the longer side of a map
 
 _SCRIPTS = ("elements.js", "chart.js", "heatmap.js", "cards.js", "tables.js", "main.js")
-_SMALL = 128  # pixels; smaller pictures are kept without loss
+_SMALL = 128  # pixels; pictures up to this size are stored without loss
 
 
 def report_page(content: Mapping[str, Any]) -> str:
@@ -33,28 +33,27 @@ def report_page(content: Mapping[str, Any]) -> str:
         content: What ``main.js`` shows, plain values: ``title``, ``state``, ``colormap`` (see
             ``packed_colormap``), ``curves``, ``maps`` and ``localization`` (charts, see
             ``chart.js``), ``pictures``, ``epochs`` and ``mistakes`` (see ``cards.js``),
-            ``classes``, ``classes_epoch`` and ``settings``. A value may also be ``PackedJson``.
+            ``classes``, ``classes_epoch`` and ``settings``.
+
+    Raises:
+        ValueError: A number is not finite; browsers refuse it, so None must stand there.
     """
-    parts = [f"{json.dumps(name)}:{_as_json(value)}" for name, value in content.items()]
-    # JSON knows \u003c; as it stands, "</script" in a class name would end the element.
-    page = {
-        "title": html.escape(str(content["title"])),
-        "content": "{" + ",".join(parts).replace("<", "\\u003c") + "}",
-        "style": _text("style.css"),
-        "script": "\n".join(_text(name) for name in _SCRIPTS),
-    }
-    pieces = _text("page.html").split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, rest = piece.split("}}", 1)
-        filled += [page[name], rest]
-    return "".join(filled)
+    page = _environment().get_template("page.html")
+    return page.render(title=content["title"], content=content, scripts=_SCRIPTS)
 
 
-class PackedJson(str):
-    """JSON that is written into the page as it is: what was packed once need not be again."""
+@cache
+def _environment() -> Environment:
+    """The templates of this folder: values are escaped, also the JSON in a script element."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # when a page is written
 
-    __slots__ = ()
+    environment = Environment(
+        loader=PackageLoader("camtrain.visualize.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
 
 
 def packed_map(class_map: Tensor) -> dict[str, Any]:
@@ -139,15 +138,3 @@ def part_of_picture(
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     parts: list[list[float]] = (boxes / [width, height, width, height]).round(5).tolist()
     return parts
-
-
-@cache
-def _text(name: str) -> str:
-    return files("camtrain.visualize.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _as_json(value: object) -> str:
-    if isinstance(value, PackedJson):
-        return value
-    # Browsers refuse NaN and Infinity; whoever fills the content writes None.
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -16,7 +16,6 @@ from PIL import Image
 
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.report import (
-    PackedJson,
     packed_colormap,
     packed_map,
     packed_picture,
@@ -110,13 +109,12 @@ def test_the_page_holds_its_content_and_nothing_is_left_to_fill() -> None:
     content = {
         "title": "<b>a & b</b>",
         "names": ["</script>", "{{style}}", "\u2028"],
-        "packed": PackedJson('[{"a":1}]'),
         "nothing": None,
     }
     text = report_page(content)
     found = re.search(r'id="content">(.*?)</script>', text, re.DOTALL)
     assert found is not None
-    assert json.loads(found[1]) == {**content, "packed": [{"a": 1}]}
+    assert json.loads(found[1]) == content
     assert "<title>&lt;b&gt;a &amp; b&lt;/b&gt;</title>" in text
     assert text.count("{{") == 1  # that of the name
     assert text.count("<style>") == text.count("</style>") == 1
