@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from camtrain.data import DamagedImageError, PreparedDataset, to_pixels
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
-from camtrain.visualize.report import packed_picture
+from camtrain.visualize.report.page import packed_picture
 
 MOST_PIXELS = 1024  # of the longer side of a watched picture; larger ones are reduced
 _LABELS_READ = 512

@@ -30,7 +30,7 @@ from camtrain.training.watch.report_data import (
 from camtrain.training.watch.snapshot import EpochSnapshot
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
 from camtrain.visualize.overlay import rgb_pixels
-from camtrain.visualize.report import packed_colormap, report_page, unpacked_map
+from camtrain.visualize.report.page import packed_colormap, report_page, unpacked_map
 
 _MOST_BYTES = 8_000_000  # of the maps of all epochs; beyond it, epochs in between are left out
 _TIMELINE_PICTURES, _TIMELINE_EPOCHS = 5, 6

@@ -18,7 +18,7 @@ from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult
 from camtrain.training.watch.snapshot import class_table, confused_pairs
 from camtrain.version import __version__
-from camtrain.visualize.report import packed_map, part_of_picture
+from camtrain.visualize.report.page import packed_map, part_of_picture
 
 _MATRIX_CLASSES = 30  # more are listed
 _PAIRS = 300  # of true and predicted classes, the most frequent ones

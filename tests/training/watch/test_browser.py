@@ -18,7 +18,7 @@ from camtrain.maps import picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.cli.main import main as run
 from camtrain.visualize import overlay
-from camtrain.visualize.report import unpacked_map
+from camtrain.visualize.report.page import unpacked_map
 from tests.conftest import make_photographs
 from tests.training.watch.test_report import content_of, written
 

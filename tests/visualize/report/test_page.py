@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from camtrain.visualize.overlay import palette
-from camtrain.visualize.report import (
+from camtrain.visualize.report import page
+from camtrain.visualize.report.page import (
     packed_colormap,
     packed_map,
     packed_picture,
-    page,
     part_of_picture,
     report_page,
     unpacked_map,
