@@ -24,8 +24,12 @@ class CamtrainFileNotFoundError(CamtrainError, FileNotFoundError):
     """A path does not exist or holds nothing usable."""
 
 
-def one_line(error: BaseException) -> str:
-    r"""An exception within a message: its type and its text, on one line of at most 300 characters.
+def one_line(error: BaseException, *, with_type: bool = True) -> str:
+    r"""An exception within a message, on one line of at most 300 characters.
+
+    Args:
+        error: Of an error of camtrain the text is enough.
+        with_type: Give the type of others before their text; else only where there is no text.
 
     Example:
         >>> one_line(KeyError("size"))
@@ -34,9 +38,14 @@ def one_line(error: BaseException) -> str:
         'size must be positive, got 0.'
     """
     text, name = " ".join(str(error).split()), type(error).__name__
-    if not isinstance(error, CamtrainError) or not text:
-        text = f"{name}: {text}" if text else name
-    return text[:_MOST_CHARACTERS]
+    if with_type and text and not isinstance(error, CamtrainError):
+        text = f"{name}: {text}"
+    return (text or name)[:_MOST_CHARACTERS]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for libraries that add many; its type without any."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

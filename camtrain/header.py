@@ -113,7 +113,7 @@ class Description:
         Raises:
             Exception: Of any type, where the values are not those that camtrain writes.
         """
-        architecture, task = values["architecture"], values.get("task", "multiclass")
+        architecture, task = values.get("architecture"), values.get("task", "multiclass")
         if architecture is not None:
             architecture = {**architecture, "task": architecture.get("task", task)}
             for argument in _ARGUMENTS:

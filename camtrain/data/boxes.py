@@ -20,7 +20,7 @@ from torch import Tensor
 
 from camtrain.data.paths import PathList, path_in, utf8_lines
 from camtrain.data.source import Labels, no_boxes
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, one_line
 
 
 class BoxError(CamtrainValueError):
@@ -175,7 +175,7 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CamtrainValueError(
             f"{file} must be a COCO file with images, annotations and categories, but cannot be "
-            f"read ({type(error).__name__}: {error}); export it again, or use boxes.csv."
+            f"read ({one_line(error)}); export it again, or use boxes.csv."
         ) from error
     path_of = _by_name(file, paths, {place for place, _, _ in found})
     for place, numbers, name in found:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from camtrain.data.source import UNDECIDED, Listing, Source, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.files import replacing
 
 
 def divide(
@@ -199,8 +200,10 @@ def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
         file: In a folder that exists.
         sources: All splits of one data set.
     """
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with (
+        replacing(file) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for split, source in sources.items():
@@ -208,7 +211,6 @@ def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
             for path, label in zip(source.paths, source.labels, strict=True):
                 names = _names(label, source.class_names)
                 writer.writerow([path.removeprefix(folder), ";".join(names), split])
-    os.replace(part, file)
 
 
 def _names(label: int | Tensor, class_names: tuple[str, ...]) -> list[str]:

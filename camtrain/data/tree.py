@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.data.paths import PathList
+from camtrain.files import replacing, user_cache
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -128,30 +129,25 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _index_file(root: Path, tops: Sequence[str]) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     key = "\0".join([str(root), *sorted(tops), *IMAGE_SUFFIXES, str(_VERSION)])
-    return cache / "camtrain" / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"
+    return user_cache() / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"
 
 
 def _remember(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
     """Write the index atomically; a cache folder that cannot be written only costs time."""
-    part = index.with_name(f".{index.stem}.{os.getpid()}.npz")
-    try:
+    with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            part,
-            folders=np.frombuffer(tree.folders.buffer, np.uint8),
-            folder_ends=tree.folders.ends,
-            times=times,
-            counts=tree.counts,
-            paths=np.frombuffer(tree.paths.buffer, np.uint8),
-            ends=tree.paths.ends,
-            has_xml=tree.has_xml,
-        )
-        os.replace(part, index)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+        with replacing(index) as part:
+            np.savez(
+                part,
+                folders=np.frombuffer(tree.folders.buffer, np.uint8),
+                folder_ends=tree.folders.ends,
+                times=times,
+                counts=tree.counts,
+                paths=np.frombuffer(tree.paths.buffer, np.uint8),
+                ends=tree.paths.ends,
+                has_xml=tree.has_xml,
+            )
 
 
 def _remembered(index: Path, root: Path) -> Tree | None:

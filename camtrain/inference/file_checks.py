@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.header import METADATA_KEY
 
 _MOST_METADATA = 2**24  # bytes; the names of 20,000 classes take a few hundred thousand
@@ -97,9 +97,9 @@ def check_archive(path: Path) -> bytes | None:
                 _check_numbers(json.loads(_text(archive, members[config], _MOST_JSON)), members)
             return _text(archive, extra, _MOST_METADATA)
     except _DAMAGES as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error, with_type=False)
         raise CamtrainValueError(
-            f"{path} is not a .pt2 that camtrain exported ({reason:.300}), and is not loaded; "
+            f"{path} is not a .pt2 that camtrain exported ({reason}), and is not loaded; "
             "export it again."
         ) from error
 

@@ -10,7 +10,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, fx, nn
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
 from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
 from camtrain.model.cut import TracedGraph, trace
@@ -175,7 +175,7 @@ def _copy_of(classifier: nn.Module) -> nn.Module:
         return copy.deepcopy(classifier)
     except RuntimeError as error:
         raise CamtrainValueError(
-            f"{type(classifier).__name__} cannot be copied ({str(error).splitlines()[0]}); run it "
+            f"{type(classifier).__name__} cannot be copied ({first_line(error)}); run it "
             "once under torch.no_grad(), so that it holds no results with gradients."
         ) from error
 

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
 from camtrain.maps import check_classes
 from camtrain.model.probe import evaluating
 
@@ -134,10 +134,9 @@ def _forward(
         try:
             logits = torch.func.functional_call(model, state, (_plain(images),))
         except RuntimeError as error:  # what torch raises where shapes or devices do not fit
-            reason = str(error).partition("\n")[0]
             raise CamtrainValueError(
                 f"{type(model).__name__} cannot classify images of the shape "
-                f"{tuple(images.shape)} on {images.device} ({reason})."
+                f"{tuple(images.shape)} on {images.device} ({first_line(error)})."
             ) from error
     if not leaves:
         inside = [other for other, _ in module.named_modules(prefix=name)][1:]

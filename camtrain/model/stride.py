@@ -8,7 +8,7 @@ from collections import Counter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, first_line
 from camtrain.model.probe import Layer, probe, probe_or_none
 
 # Large enough that unpadded layers do not disturb the ratio of sizes; the meta device computes
@@ -88,7 +88,7 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
     except RuntimeError as error:  # the sizes of branches that are added or joined differ
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the branches of the backbone no longer fit together "
-            f"({str(error).splitlines()[0]}); choose stride {usual} or an earlier cut."
+            f"({first_line(error)}); choose stride {usual} or an earlier cut."
         ) from error
     if reached != stride:
         raise CamtrainValueError(

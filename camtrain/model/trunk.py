@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, first_line
 from camtrain.model.cut import CUTS, NoGraphError, check_cut, default_cut, leaf_types
 from camtrain.model.layout import Layout, find_layout
 from camtrain.model.probe import Probe, drop_unused, probe, takes
@@ -124,8 +124,7 @@ class Backbone(nn.Module):
         except Exception as error:
             if torch.compiler.is_compiling() or not self._fails_by_size(images):
                 raise
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise self._wrong_size(image_hw, first_line) from error
+            raise self._wrong_size(image_hw, first_line(error)) from error
         if self.map_hw not in (None, tuple(features.shape[2:])) and not images.is_meta:
             reason = f"its head averages a window of {_x(self.map_hw)} pixels of the map"
             raise self._wrong_size(image_hw, f"{reason}, got {_x(features.shape[2:])}")

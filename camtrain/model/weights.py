@@ -14,7 +14,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line
 from camtrain.header import Description, read_safetensors_description
 from camtrain.model.backbones import first_conv
 from camtrain.model.caffemodel import caffe_weights
@@ -150,10 +150,9 @@ def _entry(name: str, weights: str, offered: dict[str, Entry]) -> Entry:
 
 
 def _not_loaded(name: str, error: Exception, fetch: str) -> CamtrainFileNotFoundError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
     return CamtrainFileNotFoundError(
-        f"The weights of {name} could not be loaded ({reason}); fetch {fetch} pass the file with "
-        "weights=."
+        f"The weights of {name} could not be loaded ({first_line(error)}); fetch {fetch} pass the "
+        "file with weights=."
     )
 
 

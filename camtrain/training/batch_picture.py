@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from camtrain.data import Batch, to_pixels
+from camtrain.files import replacing
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import batch_sheet
 
@@ -55,9 +55,8 @@ class BatchPicture(Callback):
         title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
         sheet = batch_sheet(pixels, boxes, captions, title=title)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.part")
-        sheet.save(part, format="JPEG", quality=90)
-        os.replace(part, self.path)
+        with replacing(self.path) as part:
+            sheet.save(part, format="JPEG", quality=90)
 
 
 def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:

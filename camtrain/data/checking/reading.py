@@ -23,6 +23,7 @@ from torch import Tensor
 
 from camtrain.data.boxes import listed_box_errors
 from camtrain.data.source import FileSource, Source
+from camtrain.errors import one_line
 
 # Starting the processes costs as much as reading about this many pictures of 500 pixels.
 _FEW = 500
@@ -146,8 +147,8 @@ def _examine_some(task: tuple[int, range], *, exif: bool) -> list[Record]:
 def _reason(error: Exception) -> str:
     """What went wrong, without what the reader of a report knows, or cannot use."""
     reason = error.__cause__ or error
-    text = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", str(reason))  # Pillow's, of open files
-    return " ".join(text.split()) or type(reason).__name__
+    text = one_line(reason, with_type=False)
+    return re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", text)  # Pillow's, of open files
 
 
 def _digest(image: Tensor) -> bytes:

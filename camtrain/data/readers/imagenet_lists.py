@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from camtrain.data.lists import Line, lines_of
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 
 WNID = re.compile(r"n\d{8}")
 
@@ -179,7 +179,7 @@ def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
     except damages as error:
         raise CamtrainValueError(
             f"{file} must hold the synsets of ILSVRC2012, but cannot be read "
-            f"({type(error).__name__}: {error}); unpack the devkit again."
+            f"({one_line(error)}); unpack the devkit again."
         ) from error
 
 

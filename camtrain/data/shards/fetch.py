@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import IO
 
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.files import user_cache
 
 # Not the library's pipe: URLs, which run commands: a checkpoint could bring one.
 _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
@@ -151,6 +152,5 @@ def _locked(path: Path) -> Iterator[None]:
 
 def cache_folder(cache: str | os.PathLike[str] | None, root: str, index: bytes) -> Path:
     """Where the shards of one URL are kept; another place once they are written anew."""
-    own = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(own) / "camtrain" / "shards" if cache is None else Path(cache)
+    folder = user_cache() / "shards" if cache is None else Path(cache)
     return folder / hashlib.sha256(root.encode() + b"\0" + index).hexdigest()[:16]

@@ -21,7 +21,8 @@ from camtrain.data.boxes import BoxTable
 from camtrain.data.paths import PathList
 from camtrain.data.shards.fetch import Store, cache_folder, is_url
 from camtrain.data.source import Labels, Listing, Split, split_number
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.files import write_text
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -94,9 +95,7 @@ class ShardIndex:
             "arrays": name,
             "shards": [shard._asdict() for shard in self.shards],
         }
-        part = folder / f".{INDEX}.part"
-        part.write_text(json.dumps(content, indent=1))
-        part.replace(folder / INDEX)
+        write_text(folder / INDEX, json.dumps(content, indent=1))
 
 
 def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> ShardIndex:
@@ -133,7 +132,7 @@ def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> Shar
         raise
     except Exception as error:  # what a damaged file makes json and numpy raise cannot be known
         raise CamtrainValueError(
-            f"{INDEX} of {place} cannot be read ({type(error).__name__}: {error}); write the "
+            f"{INDEX} of {place} cannot be read ({one_line(error)}); write the "
             "shards again with camtrain shards."
         ) from error
     if not len(paths) == len(index.places) == sum(shard.samples for shard in shards):

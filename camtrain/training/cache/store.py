@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from camtrain.files import user_cache
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 _ABOUT = "about.json"
@@ -42,8 +44,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
     """Where caches lie: the given folder, or ``camtrain/features`` in the user's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "camtrain" / "features"
+    return user_cache() / "features"
 
 
 def is_complete(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
 from camtrain.model.camnet import CAMNet
 
 # timm's names, except for the first, which is ours; the endless ones need no last step.
@@ -133,10 +133,9 @@ def make_optimizer(groups: list[dict[str, Any]], options: Optimization) -> Optim
             **(options.opt_args or {}),
         )
     except Exception as error:  # what a third party raises cannot be known
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CamtrainValueError(
             f"optimizer {options.optimizer} cannot be built with opt_args={options.opt_args} "
-            f"({reason}); choose others."
+            f"({one_line(error, with_type=False)}); choose others."
         ) from error
     if getattr(optimizer, "is_second_order", False):
         raise CamtrainValueError(
@@ -192,10 +191,9 @@ def make_schedule(
             },
         )
     except Exception as error:  # timm's own words; it checks with assertions
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CamtrainValueError(
             f"schedule {options.schedule} does not take schedule_args={options.schedule_args} "
-            f"({reason}); see timm.scheduler.create_scheduler_v2."
+            f"({one_line(error, with_type=False)}); see timm.scheduler.create_scheduler_v2."
         ) from error
     # timm's are not torch's, but have what Lightning asks of them; see `lr_scheduler_step`.
     return cast("LRScheduler | None", made)

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from pytorch_lightning.loggers import WandbLogger
 
+from camtrain.errors import first_line
 from camtrain.files import write_text
 
 LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 20 are allowed
@@ -90,10 +91,9 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
     except Exception as error:  # its service can break in any way
         if logger not in _failed:
             _failed.add(logger)
-            reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
-                f"W&B failed ({type(error).__name__}: {reason}); the training goes on, and what "
-                f"reached its files can be uploaded with: wandb sync {_parts(logger)}",
+                f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
+                f"and what reached its files can be uploaded with: wandb sync {_parts(logger)}",
                 stacklevel=4,
             )
 
@@ -128,8 +128,7 @@ def start_run(
             online.work()
             return online
     except Exception as error:  # no network, an old key, a portal that answers in its place
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"W&B cannot be reached, so this run is logged offline ({reason}).")
+        print(f"W&B cannot be reached, so this run is logged offline ({first_line(error)}).")
         with suppress(Exception):
             wandb.teardown()  # its service still holds the run's id
     try:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from camtrain.data import Batch, PreparedDataset
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
 from camtrain.files import replacing
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
@@ -157,7 +157,7 @@ class CAMLogger(Callback):
                 raise
             warnings.warn(
                 "CAMLogger cannot show the validation pictures, which should be pairs of an image "
-                f"and a label ({type(error).__name__}: {error}); the training goes on without.",
+                f"and a label ({one_line(error)}); the training goes on without.",
                 stacklevel=2,
             )
             return None

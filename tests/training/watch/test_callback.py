@@ -64,7 +64,7 @@ def test_the_report_is_written_anew_after_every_epoch(data: CAMDataModule, tmp_p
     last = states[-1][2]
     assert [epoch for epoch, _ in last["train/loss"]] == [1, 2]
     assert last["val/loss"][1][1] == pytest.approx(trainer.callback_metrics["val/loss"].item())
-    assert not list(tmp_path.rglob(".*.part"))
+    assert not list(tmp_path.rglob(".*.part*"))
 
 
 def test_the_report_of_a_run_ends_with_the_test(
