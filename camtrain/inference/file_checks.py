@@ -5,11 +5,9 @@ custom objects and some tensors, loads compiled libraries, compiles guards, eval
 and calls whatever function of torch, math or operator a node names. So it gets a ``.pt2`` archive
 only after this check, which knows what may be there and refuses everything else.
 
-onnxruntime executes the constant part of a graph when it opens a file, before it can be asked for
-the metadata (measured with 1.32: 4.6 s and 2.7 GB for a graph of 5 kB). So metadata and operator
-sets of an ONNX file are read here. The layout is that of ``ModelProto`` in onnx.proto3
-(https://github.com/onnx/onnx): metadata are in field 14, operator sets in field 8, the graph in
-field 7.
+onnxruntime computes the constant part of a graph when it opens a file, before it can be asked for
+the metadata (version 1.32: 4.6 s and 2.7 GB for a graph of 5 kB). So metadata and operator sets of
+an ONNX file are read here, by the layout of ``ModelProto`` in onnx.proto3.
 """
 
 from __future__ import annotations
@@ -151,7 +149,7 @@ def _check_program(program: dict[str, Any]) -> None:
         if node.pop("metadata"):
             raise ValueError("its operators carry metadata")
         words = [
-            given["arg"].pop("as_string") for given in node["inputs"] if "as_string" in given["arg"]
+            value["arg"].pop("as_string") for value in node["inputs"] if "as_string" in value["arg"]
         ]
         is_einsum = node["target"] == "torch.ops.aten.einsum.default"
         for word in words:

@@ -45,17 +45,14 @@ class Network(Protocol):
         """Logits and the maps that heatmaps are made of; see ``CAMNet.display_maps``.
 
         Args:
-            images: (B, C, h, w), float32, on the CPU: resized and normalized. Their size is that of
-                the preprocessing.
+            images: (B, C, h, w), float32, on the CPU: resized and normalized, of the size of the
+                preprocessing.
             top: Maps of the best classes of each image, best first; min(top, K) of them.
             classes: (B, k) int64, on the CPU: maps of these classes. By default all K, in order.
 
         Returns:
             logits (B, K), float32; maps (B, k, h', w'), float32; classes (B, k), int64; all on one
             device.
-
-        Raises:
-            CamtrainValueError: An exported network does not give the maps of these classes.
         """
 
 

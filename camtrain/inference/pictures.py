@@ -46,9 +46,8 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     if isinstance(inputs, ExpandedInputs):
         yield from inputs
         return
-    if isinstance(inputs, Tensor) and inputs.ndim == 4:
-        inputs = list(inputs)
-    is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor))
+    is_batch = isinstance(inputs, Tensor) and inputs.ndim == 4
+    is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single
     for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
         if isinstance(item, (str, Path)) and (files := _files(str(item))):
@@ -140,15 +139,15 @@ def _check_path(path: str) -> None:
 
 def _pictures_in(folder: str) -> list[str]:
     """The pictures in a folder and in its folders, sorted, without what is hidden."""
-    found = []
+    files_below: list[str] = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
+        files_below += [
             os.path.join(root, name)
             for name in files
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
-    return sorted(found, key=lambda path: path.split(os.sep))
+    return sorted(files_below, key=lambda path: path.split(os.sep))
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

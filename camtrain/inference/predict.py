@@ -48,9 +48,12 @@ def main(args: Sequence[str]) -> int:
         heatmaps=options.heatmaps,
         sheets=not options.no_sheets,
     )
-    written = [(options.output / name).absolute() for name in FOLDERS]
+    # The pictures of an earlier prediction may lie below an input.
+    written = {(options.output / name).absolute() for name in FOLDERS}
     files = ExpandedInputs(
-        file for file in expand_inputs(options.input) if not _is_below(file, written)
+        file
+        for file in expand_inputs(options.input)
+        if written.isdisjoint(Path(str(file)).absolute().parents)
     )
     predictor = load(
         options.model,
@@ -84,14 +87,6 @@ def main(args: Sequence[str]) -> int:
         f"({len(files) / seconds:.1f} images/s); see {folder.path}"
     )
     return 1 if errors else 0
-
-
-def _is_below(item: Input, folders: Sequence[Path]) -> bool:
-    """Whether an input is a picture that an earlier prediction has written."""
-    if not isinstance(item, (str, Path)):
-        return False
-    parents = Path(item).absolute().parents
-    return any(folder in parents for folder in folders)
 
 
 def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: int) -> None:

@@ -46,12 +46,8 @@ def ten_crops(images: Tensor, crop_hw: tuple[int, int] = (224, 224)) -> Tensor:
         [[0.0, 1.0], [1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]
     """
     height, width = crop_hw
-    crops = torch.stack(
-        [
-            images[..., y : y + height, x : x + width]
-            for y, x in _offsets((images.shape[-2], images.shape[-1]), crop_hw)
-        ]
-    )
+    offsets = _offsets((images.shape[-2], images.shape[-1]), crop_hw)
+    crops = torch.stack([images[..., y : y + height, x : x + width] for y, x in offsets])
     return torch.cat((crops, crops.flip(-1)))
 
 
@@ -60,8 +56,8 @@ def merge_ten_crops(
 ) -> Tensor:
     """The class maps of ten crops as one map of the whole image.
 
-    Each crop's map is upsampled to the crop, its absolute value taken, crops 6 to 10 mirrored back,
-    and all ten summed where they lie.
+    Each crop's map is upsampled to the crop, and its absolute value is added where the crop lies;
+    crops 6 to 10 are mirrored back.
 
     Args:
         maps: (10, ..., h, w), signed, in the order of ``ten_crops``. Maps that have the size of the
@@ -73,8 +69,7 @@ def merge_ten_crops(
         (..., *size), not negative.
 
     Raises:
-        CamtrainValueError: ``maps`` does not hold ten crops, or the crop does not fit
-            into ``size``.
+        CamtrainValueError: ``maps`` does not hold ten crops, or they do not fit into ``size``.
 
     Example:
         >>> maps = torch.zeros(10, 1, 2)
@@ -98,14 +93,7 @@ def merge_ten_crops(
 
 
 def merge_flip(maps: Tensor, mirrored_maps: Tensor) -> Tensor:
-    """The mean of an image's maps and those of the mirrored image, mirrored back.
-
-    Args:
-        maps: (..., h, w).
-        mirrored_maps: (..., h, w), of the image mirrored left to right.
-
-    Returns:
-        (..., h, w).
+    """The mean of an image's maps (..., h, w) and those of the mirrored image, mirrored back.
 
     Example:
         >>> merge_flip(torch.tensor([[4.0, 0.0]]), torch.tensor([[2.0, 4.0]])).tolist()

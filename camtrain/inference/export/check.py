@@ -145,23 +145,21 @@ def _add_images(
     heat, expected_heat = heatmaps(output.maps, size=size), heatmaps(expected.maps, size=size)
     heatmap_difference = parity.heatmaps
     if exported.options.heatmaps:
-        given = exported.output_maps("heatmaps", images, top=top).maps
-        heatmap_difference = max(
-            heatmap_difference or 0.0, float((given - expected_heat).abs().max())
-        )
-    pairs = list(zip(heat.flatten(0, 1), expected_heat.flatten(0, 1), strict=True))
+        exported_heat = exported.output_maps("heatmaps", images, top=top).maps
+        heatmap_difference = _worst(heatmap_difference or 0.0, exported_heat - expected_heat)
+    pairs = zip(heat.flatten(0, 1), expected_heat.flatten(0, 1), strict=True)
     verdicts = [_same_boxes(heatmap, reference, threshold) for heatmap, reference in pairs]
     return replace(
         parity,
         images=parity.images + len(images),
-        logits=_worst(parity.logits, (output.logits - expected.logits).abs()),
-        size_of_logits=_worst(parity.size_of_logits, expected.logits.abs()),
+        logits=_worst(parity.logits, output.logits - expected.logits),
+        size_of_logits=_worst(parity.size_of_logits, expected.logits),
         maps=_worst(
             _worst(parity.maps, relative_difference(class_maps, expected_class_maps)),
             relative_difference(output.maps, expected.maps),
         ),
         heatmaps=heatmap_difference,
-        boxes=parity.boxes + len(pairs),
+        boxes=parity.boxes + len(verdicts),
         near=parity.near + verdicts.count(None),
         differing=parity.differing + verdicts.count(False),
     )
@@ -191,8 +189,8 @@ def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None
 
 
 def _worst(before: float, differences: Tensor) -> float:
-    """The larger of both; NaN stays."""
-    return float(torch.cat((torch.tensor([before]), differences.flatten().float())).max())
+    """The largest absolute value of all; NaN stays."""
+    return float(torch.cat((torch.tensor([before]), differences.flatten().float().abs())).max())
 
 
 @torch.no_grad()
@@ -234,8 +232,8 @@ def measure_agreement(
         if picture is not None and isinstance(picture.label, int):
             _update(metrics[0], net, images, picture, net.preprocessing)
             _update(metrics[1], exported, images, picture, net.preprocessing)
-    total = len(indices)
-    return Agreement(total, largest, same_class / total, same_box / total, _scores(*metrics))
+    count = len(indices)
+    return Agreement(count, largest, same_class / count, same_box / count, _scores(*metrics))
 
 
 def _overlap(

@@ -108,12 +108,7 @@ def export_network(
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that exists already, and a folder that does not exist.
-
-    Raises:
-        CamtrainFileNotFoundError: The folder does not exist.
-        CamtrainValueError: The file exists.
-    """
+    """Refuse a file that exists already, and a folder that does not exist."""
     if not path.parent.is_dir():
         raise CamtrainFileNotFoundError(
             f"The folder of {path.absolute()} does not exist; create it first."
@@ -238,11 +233,7 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold:
 def _compare(
     net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: float
 ) -> tuple[Parity | None, Agreement | None]:
-    """The comparison with the network, on the CPU: parity in float32, agreement in float16.
-
-    Raises:
-        CamtrainValueError: The difference lies outside the tolerance.
-    """
+    """The comparison with the network, on the CPU: parity in float32, agreement in float16."""
     is_on_cpu = all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
     on_cpu = net if is_on_cpu else copy.deepcopy(net).cpu()
     try:

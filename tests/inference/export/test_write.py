@@ -448,9 +448,9 @@ def test_the_data_of_a_checkpoint_are_found_and_float16_is_measured_on_them(
     net.name_classes(["blue", "red"])
     net.preprocessing = Preprocessing((40, 56))
     path = tmp_path / "a.ckpt"
+    settings = {"source": "folder", "root": str(photographs), "x": 1}
     torch.save(
-        {"datamodule_hyper_parameters": {"source": "folder", "root": str(photographs), "x": 1}},
-        path,
+        {"camtrain": net.description.to_dict(), "datamodule_hyper_parameters": settings}, path
     )
     found = pictures_of(net, checkpoint=path)
     assert found.source is not None
