@@ -15,7 +15,7 @@ from PIL import Image
 
 import camtrain
 from camtrain import cli
-from camtrain.inference.prediction_folder import record
+from camtrain.inference.predict import record
 from camtrain.model.camnet import CAMNet
 
 NAMES = ["ant", "bee", "cat, wild", "dog", "eel", "3"]

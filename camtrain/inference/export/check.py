@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from camtrain.data import SourcePicture, prepare
+from camtrain.data import Source, SourcePicture, prepare
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.export.graph import check_sizes
-from camtrain.inference.export.pictures import Pictures, spread
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.localization import LocalizationAccuracy
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap
@@ -24,6 +25,20 @@ _LARGE_LOGIT = 100.0
 _TOP = 5
 _MOST_PICTURES = 1000
 _SAME_IOU = 0.9
+
+
+class Pictures(NamedTuple):
+    """Pictures to check an export on.
+
+    Attributes:
+        images: (C, H, W) uint8 each.
+        origin: Where they come from, in words.
+        source: The labelled pictures that they are among, where they are labelled.
+    """
+
+    images: list[Tensor]
+    origin: str
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,26 @@ class Agreement:
             f"(IoU >= {_SAME_IOU}) {100 * self.same_box:.2f}%, logits differ by at most "
             f"{self.logits:.1e}{changes}"
         )
+
+
+def random_pictures(net: CAMNet) -> list[Tensor]:
+    """Smooth coloured noise, uint8, four pictures of different sizes with H != W."""
+    assert net.preprocessing is not None
+    height, width = net.preprocessing.size
+    channels = len(net.preprocessing.mean)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, channels, 6, 9, generator=generator)
+    smooth = [
+        F.interpolate(noise[None], size=(height + 40 * n, width + 16 + 24 * n), mode="bicubic")[0]
+        for n, noise in enumerate(coarse)
+    ]
+    return [(noise.clamp(0, 1) * 255).round().byte() for noise in smooth]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """The indices of at most ``most`` of ``count`` items, evenly spaced."""
+    chosen = min(count, most)
+    return [place * count // chosen for place in range(chosen)]
 
 
 @torch.no_grad()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
-from camtrain.errors import CamtrainValueError
+from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.header import read_checkpoint_content
 from camtrain.inference.bundle import Bundle, read_bundle, read_network, write_bundle
-from camtrain.inference.export.pictures import Pictures, pictures_of
+from camtrain.inference.export.check import Pictures, random_pictures, spread
 from camtrain.inference.export.write import Export, check_output, export_network
 from camtrain.inference.exported import ExportOptions, ExportPrecision
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 
 Format = Literal["safetensors", "onnx", "pt2"]
+
+_MOST_PICTURES = 8
 
 
 def main(args: Sequence[str]) -> None:
@@ -66,6 +71,50 @@ def main(args: Sequence[str]) -> None:
         overwrite=arguments.overwrite,
     )
     print(report(export, bundle.net, pictures))
+
+
+def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) -> Pictures:
+    """At most 8 pictures: of a folder, else of the data of a checkpoint, else random ones.
+
+    Args:
+        net: Its class names are those of the labels.
+        folder: Of pictures, labelled (``CLASS/*`` or ``{val,test}/CLASS/*``) or not.
+        checkpoint: A ``.ckpt`` names the data it was trained on; a bundle names none.
+
+    Raises:
+        CamtrainFileNotFoundError: The folder does not exist or holds no pictures.
+    """
+    if folder is not None:
+        with suppress(CamtrainError):  # a folder without labels will do as well
+            return _labelled("folder", {"root": str(folder)}, net)
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise CamtrainFileNotFoundError(
+                f"--images must name a folder of pictures ({' '.join(IMAGE_SUFFIXES)}), got "
+                f"{folder.absolute()}."
+            )
+        images = [read_image(files[index]) for index in spread(len(files), _MOST_PICTURES)]
+        return Pictures(images, f"pictures of {folder}")
+    if checkpoint.suffix == ".ckpt":
+        content = read_checkpoint_content(checkpoint)
+        settings = content.get("datamodule_hyper_parameters", {})
+        with suppress(CamtrainError, OSError):  # the data may be gone by now
+            return _labelled(str(settings.get("source")), settings, net)
+    return Pictures(random_pictures(net), "random pictures")
+
+
+def _labelled(name: str, settings: Mapping[str, Any], net: CAMNet) -> Pictures:
+    """Pictures of the val split, else of test, else of train."""
+    known = {field.name for field in fields(SourceOptions)}
+    options = SourceOptions(
+        **{key: value for key, value in settings.items() if key in known - {"class_names"}},
+        class_names=net.display_names,
+    )
+    sources = make_sources(name, options)
+    split, source = next((s, sources[s]) for s in ("val", "test", "train") if s in sources)
+    images = [source.read(index).image for index in spread(len(source), _MOST_PICTURES)]
+    place = settings.get("root") or f"the source {name}"
+    return Pictures(images, f"pictures of {place}, {split}", source)
 
 
 def report(export: Export, net: CAMNet, pictures: Pictures) -> str:

@@ -21,9 +21,15 @@ from camtrain.errors import (
 )
 from camtrain.files import replacing
 from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, check_threshold
-from camtrain.inference.export.check import Agreement, Parity, measure_agreement, measure_parity
+from camtrain.inference.export.check import (
+    Agreement,
+    Parity,
+    Pictures,
+    measure_agreement,
+    measure_parity,
+    random_pictures,
+)
 from camtrain.inference.export.graph import Program, export_program
-from camtrain.inference.export.pictures import Pictures, random_pictures
 from camtrain.inference.exported import (
     ExportedNetwork,
     ExportOptions,

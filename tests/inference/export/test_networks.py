@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import camtrain
 from camtrain import Preprocessing
-from camtrain.inference.export.pictures import pictures_of
+from camtrain.inference.export.command import pictures_of
 from camtrain.inference.export.write import export_network
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")

@@ -18,8 +18,7 @@ from camtrain import CAMNet, Preprocessing, cli
 from camtrain.data import normalize
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.export import check
-from camtrain.inference.export.command import usage
-from camtrain.inference.export.pictures import pictures_of
+from camtrain.inference.export.command import pictures_of, usage
 from camtrain.inference.export.write import Export, export_network
 from camtrain.inference.exported import ExportedNetwork, ExportOptions
 from camtrain.maps import PoolName
