@@ -41,11 +41,7 @@ _listed: ContextVar[list[BoxError] | None] = ContextVar("_listed", default=None)
 
 
 def refuse_box(message: str, path: str) -> None:
-    """Called by the readers of boxes, which pass the entry over if this returns.
-
-    Raises:
-        BoxError: Nobody lists the errors.
-    """
+    """Called by the readers of boxes, which pass the entry over if this returns."""
     errors, error = _listed.get(), BoxError(message, path)
     if errors is None:
         raise error
@@ -75,12 +71,7 @@ class Box(NamedTuple):
 
 
 def from_csv(file: Path) -> Iterator[Box]:
-    """Rows of ``path,xmin,ymin,xmax,ymax[,class]``, half-open already.
-
-    Raises:
-        CamtrainValueError: A column is missing, or a row is malformed or its box has no area; the
-            line is named.
-    """
+    """Rows of ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
     reader = csv.DictReader(utf8_lines(file))
     folder = os.path.abspath(file.parent)
     missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
@@ -114,9 +105,6 @@ def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]
         file: One picture's annotation: ``object/name`` and ``object/bndbox/xmin`` and so on.
         first: Number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
         names: The classes; objects of others are passed over.
-
-    Raises:
-        CamtrainValueError: The file is no such XML, or a box has no area.
     """
     try:
         objects = list(ElementTree.parse(file).getroot().iter("object"))
@@ -158,10 +146,6 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
         file: With ``images``, ``annotations`` and ``categories``.
         paths: Of the pictures: a ``file_name`` is one of them, or the name of the only one so
             called.
-
-    Raises:
-        CamtrainValueError: The file is no such JSON, a box has no four numbers, or a name without
-            folders is that of several pictures.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -347,9 +331,6 @@ def find_boxes(
         labels: See ``Listing``.
         names: Of the K classes.
         has_xml: Whether there are XML files beside the pictures.
-
-    Raises:
-        CamtrainValueError: There are boxes in two formats, or a file is damaged.
     """
     files = [file for name in (_CSV, *_COCO) if (file := root / name).is_file()]
     if len(files) + has_xml > 1:

@@ -56,10 +56,6 @@ def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
     Args:
         listing: With splits decided.
         given: The class list of a trained network, which may have more classes than the pictures.
-
-    Raises:
-        CamtrainValueError: A picture is of a class that the list lacks, train has no picture of a
-            class of its own, or there are fewer than two classes.
     """
     rows = {split: listing.rows_of(split) for split in get_args(Split)}
     rows = {split: places for split, places in rows.items() if len(places)}

@@ -16,11 +16,7 @@ class Line(NamedTuple):
     fields: list[str]
 
     def integer(self, column: int, *, below: int | None = None, first: int = 0) -> int:
-        """The whole number in a column, from ``first`` on and below ``below``.
-
-        Raises:
-            CamtrainValueError: It is none, or outside.
-        """
+        """The whole number in a column, from ``first`` on and below ``below``."""
         text = self.fields[column]
         last = "" if below is None else f" to {below - 1}"
         number = int(text) if text.isdecimal() else -1
@@ -32,11 +28,7 @@ class Line(NamedTuple):
         return number
 
     def numbers(self, *columns: int) -> list[float]:
-        """The numbers in some columns.
-
-        Raises:
-            CamtrainValueError: One of them is none.
-        """
+        """The numbers in some columns."""
         texts = [self.fields[column] for column in columns]
         try:
             return [float(text) for text in texts]
@@ -57,9 +49,6 @@ def lines_of(
         form: The fields of a line, for the count and for messages, such as ``path label``.
         separator: Between the fields; None means blanks.
         from_right: The first field may hold the separator, else the last.
-
-    Raises:
-        CamtrainValueError: A line has too few fields, or the list is empty or no text.
     """
     most = len(form.split(separator)) - 1
     empty = True
@@ -89,11 +78,7 @@ def lines_of(
 
 
 def find(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of some files or folders that exists.
-
-    Raises:
-        CamtrainFileNotFoundError: There is none.
-    """
+    """The first of some files or folders that exists."""
     for name in names:
         if (root / name).exists():
             return root / name
@@ -105,11 +90,7 @@ def find(root: Path, names: Sequence[str], what: str) -> Path:
 
 
 def check_first(path: Path, place: Path) -> None:
-    """Make sure that the first picture of a list is there; a wrong folder is found out at once.
-
-    Raises:
-        CamtrainFileNotFoundError: It is not.
-    """
+    """Make sure that the first picture of a list is there; a wrong folder is found out at once."""
     if not path.is_file():
         raise CamtrainFileNotFoundError(
             f"{place} names {path} first, which does not exist; put the pictures there, or point "

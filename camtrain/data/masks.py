@@ -78,12 +78,7 @@ def _of_one_size(root: Path, names: Sequence[str]) -> list[NDArray[np.bool_]]:
 
 
 def is_object(file: Path) -> NDArray[np.bool_]:
-    """Where a mask file is not black, (H, W).
-
-    Raises:
-        CamtrainFileNotFoundError: There is no such file.
-        CamtrainValueError: It is no picture.
-    """
+    """Where a mask file is not black, (H, W)."""
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("L")) > 0

@@ -29,11 +29,7 @@ def path_in(folder: str, path: str) -> str:
 
 
 def utf8_lines(file: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, for ``csv``; a byte order mark is passed over.
-
-    Raises:
-        CamtrainValueError: The file is not UTF-8.
-    """
+    """The lines of a text file with their ends, for ``csv``; a byte order mark is passed over."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

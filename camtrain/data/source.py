@@ -226,11 +226,7 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
 
 
 def _resized_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
-    """A mask at the resolution of its picture, should it have been drawn at another.
-
-    Raises:
-        CamtrainValueError: The mask was not turned as the picture is.
-    """
+    """A mask at the resolution of its picture, should it have been drawn at another."""
     if mask.shape == size_hw:
         return mask
     if mask.shape == size_hw[::-1]:

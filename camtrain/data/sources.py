@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from camtrain.data.classes import with_classes
 from camtrain.data.digits import ClutteredDigits
@@ -27,87 +27,73 @@ from camtrain.errors import CamtrainValueError
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the sources need to know, each taking what concerns it.
+    """What the sources need to know; ``SOURCES`` says which options each of them takes.
 
     Attributes:
         root: The data folder; the digits need none.
-        seed: Of the division into splits, and of the drawn digits.
-        val_fraction: Part of each class for val, where the data has none.
-        test_fraction: Part of each class for test, where the data has no splits at all.
-        split_file: The splits of an earlier run, see ``with_splits``; None: divided by the seed.
         lengths: Numbers of drawn digits in train, val, test.
         class_names: The class list of a trained network; None: that of the data.
-        metadata: Of ``wsol``: the folder with the lists; None: ``root/metadata``.
-        shards_cache: Of ``shards`` behind a URL: the folder that keeps them; None: one in the
-            user's cache folder.
-        shards_cache_gb: The most that it may hold, in 10^9 bytes.
+
+    The other options are described by the help texts beside them.
     """
 
     root: str | os.PathLike[str] | None = None
-    seed: int = 0
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
-    split_file: str | os.PathLike[str] | None = None
+    seed: int = field(default=0, metadata={"help": "of the division into splits"})
+    val_fraction: float = field(
+        default=0.15,
+        metadata={"help": "part of each class for validation, where the source has no such split"},
+    )
+    test_fraction: float = field(
+        default=0.15,
+        metadata={"help": "part of each class for test, where the source has no splits"},
+    )
+    split_file: str | os.PathLike[str] | None = field(
+        default=None, metadata={"help": "split.csv of a run, which says the split of each picture"}
+    )
     lengths: tuple[int, int, int] = (6000, 1000, 1000)
     class_names: Sequence[str] | None = None
-    metadata: str | os.PathLike[str] | None = None
-    shards_cache: str | os.PathLike[str] | None = None
-    shards_cache_gb: float = 100.0
+    metadata: str | os.PathLike[str] | None = field(
+        default=None, metadata={"help": "of wsol: the folder of its lists (default root/metadata)"}
+    )
+    shards_cache: str | os.PathLike[str] | None = field(
+        default=None, metadata={"help": "of shards behind a URL: the folder that keeps them"}
+    )
+    shards_cache_gb: float = field(
+        default=100.0, metadata={"help": "the most that it may hold, in 10^9 bytes"}
+    )
+
+    def named(self, names: Sequence[str]) -> dict[str, Any]:
+        """The values of the options with these names."""
+        return {name: getattr(self, name) for name in names}
 
 
-Builder = Callable[[SourceOptions], dict[Split, Source]]
+class SourceKind(NamedTuple):
+    """A source and the options it takes.
+
+    Attributes:
+        read: Lists the pictures of a data folder; None for drawn digits.
+        options: Names in ``SourceOptions`` of what ``read`` takes beside the folder. Every data set
+            on disk also takes ``root``, ``class_names`` and the options of ``with_splits``.
+    """
+
+    read: Callable[..., Listing] | None
+    options: tuple[str, ...] = ()
 
 
-def _listed(read: Callable[[Any, SourceOptions], Listing], name: str) -> Builder:
-    """The builder of a data set that lies on disk, from the function that lists its pictures."""
-
-    def build(options: SourceOptions) -> dict[Split, Source]:
-        if options.root is None:
-            raise CamtrainValueError(
-                f"The source {name} needs a data folder, got none; give --data.root PATH."
-            )
-        place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
-        if name != "shards":
-            place = data_folder(place, or_file=name == "csv")
-        listing = with_splits(
-            read(place, options),
-            seed=options.seed,
-            val_fraction=options.val_fraction,
-            test_fraction=options.test_fraction,
-            split_file=options.split_file,
-        )
-        listing = with_classes(listing, options.class_names)
-        present = [split for split in get_args(Split) if len(listing.rows_of(split))]
-        return {split: source_of(listing, split) for split in present}
-
-    return build
-
-
-def _digits(options: SourceOptions) -> dict[Split, Source]:
-    lengths = zip(get_args(Split), options.lengths, strict=True)
-    return {
-        split: ClutteredDigits(split, length=length, seed=options.seed) for split, length in lengths
-    }
-
-
-_LISTINGS: dict[str, Callable[[Any, SourceOptions], Listing]] = {
-    "folder": lambda root, _: folder_listing(root),
-    "csv": lambda root, _: csv_listing(root),
-    "imagenet": lambda root, _: imagenet_listing(root),
-    "places365": lambda root, _: places365_listing(root),
-    "places205": lambda root, _: places205_listing(root),
-    "cub": lambda root, _: cub_listing(root),
-    "inria": lambda root, _: inria_listing(root),
-    "mnist": lambda root, _: mnist_listing(root),
-    "wsol": lambda root, options: wsol_listing(root, options.metadata, options.class_names),
-    "shards": lambda root, options: shards_listing(
-        root, cache=options.shards_cache, cache_gb=options.shards_cache_gb
-    ),
+SOURCES: dict[str, SourceKind] = {
+    "folder": SourceKind(folder_listing),
+    "csv": SourceKind(csv_listing),
+    "imagenet": SourceKind(imagenet_listing),
+    "places365": SourceKind(places365_listing),
+    "places205": SourceKind(places205_listing),
+    "cub": SourceKind(cub_listing),
+    "inria": SourceKind(inria_listing),
+    "mnist": SourceKind(mnist_listing),
+    "wsol": SourceKind(wsol_listing, ("metadata", "class_names")),
+    "shards": SourceKind(shards_listing, ("shards_cache", "shards_cache_gb")),
+    "digits": SourceKind(None, ("seed", "lengths")),
 }
-SOURCES: dict[str, Builder] = {
-    **{name: _listed(read, name) for name, read in _LISTINGS.items()},
-    "digits": _digits,
-}
+_DIVISION = ("seed", "val_fraction", "test_fraction", "split_file")
 
 
 def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
@@ -127,37 +113,42 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
             f"The data source must be one of {', '.join(SOURCES)}, got {name!r}; "
             "choose with --data.source."
         )
-    return SOURCES[name](options)
+    read, names = SOURCES[name]
+    if read is None:
+        return {
+            split: ClutteredDigits(split, length=length, seed=options.seed)
+            for split, length in zip(get_args(Split), options.lengths, strict=True)
+        }
+    if options.root is None:
+        raise CamtrainValueError(
+            f"The source {name} needs a data folder, got none; give --data.root PATH."
+        )
+    place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
+    if name != "shards":
+        place = data_folder(place, or_file=name == "csv")
+    listing = with_splits(read(place, **options.named(names)), **options.named(_DIVISION))
+    listing = with_classes(listing, options.class_names)
+    present = [split for split in get_args(Split) if len(listing.rows_of(split))]
+    return {split: source_of(listing, split) for split in present}
 
 
 def is_divided(sources: dict[Split, Source]) -> bool:
     """Whether the pictures were divided into splits by the seed, or by an earlier run."""
-    return any(isinstance(one, ListedSource) and one.is_divided for one in sources.values())
-
-
-# By name, as in the data module: what is said of them.
-_TEXTS = {
-    "seed": "of the division into splits",
-    "val_fraction": "part of each class for validation, where the source has no such split",
-    "test_fraction": "part of each class for test, where the source has no splits",
-    "split_file": "split.csv of a run, which says the split of each picture",
-    "metadata": "of wsol: the folder of its lists (default root/metadata)",
-    "shards_cache": "of shards behind a URL: the folder that keeps them",
-    "shards_cache_gb": "the most that it may hold, in 10^9 bytes",
-}
+    return any(
+        isinstance(source, ListedSource) and source.is_divided for source in sources.values()
+    )
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the data folder and what is to be known to read it."""
-    defaults = SourceOptions()
+    """Add the data folder and the options to read it, spelled as in the data module."""
     parser.add_argument("path", nargs="?", metavar="FOLDER", help="the data folder")
     data = parser.add_argument_group("the data, as camtrain fit reads it by --data.OPTION")
     sources = f"one of {', '.join(SOURCES)} (default folder)"
     data.add_argument("--source", default="folder", metavar="NAME", help=sources)
-    for name, text in _TEXTS.items():
-        default = getattr(defaults, name)
+    for option in _OFFERED:
+        default, text = option.default, option.metadata["help"]
         data.add_argument(
-            f"--{name}",
+            f"--{option.name}",
             type=str if default is None else type(default),
             default=default,
             metavar="PATH" if default is None else "VALUE",
@@ -166,5 +157,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(settings: argparse.Namespace) -> SourceOptions:
-    """What was given of ``add_source_arguments``."""
-    return SourceOptions(root=settings.path, **{name: getattr(settings, name) for name in _TEXTS})
+    """The options given with ``add_source_arguments``."""
+    given = {option.name: getattr(settings, option.name) for option in _OFFERED}
+    return SourceOptions(root=settings.path, **given)
+
+
+_OFFERED = [option for option in fields(SourceOptions) if "help" in option.metadata]

@@ -37,9 +37,6 @@ def divide(
 
     Returns:
         The names of each split, sorted.
-
-    Raises:
-        CamtrainValueError: A fraction is outside [0, 1), or they leave nothing for train.
     """
     check_fractions(val_fraction, test_fraction)
     order = sorted(names, key=lambda name: _digest(f"{seed}:{name}"))
@@ -94,11 +91,6 @@ def with_splits(
         test_fraction: Part of each class for test, of pictures of no split.
         split_file: What ``write_split`` kept of an earlier division. It decides for the pictures
             that it names; others that would have to be divided are left out, with a warning.
-
-    Raises:
-        CamtrainValueError: The fractions leave nothing for train, or the file is damaged, or it
-            names no picture of the listing.
-        CamtrainFileNotFoundError: There is no such file.
     """
     check_fractions(val_fraction, test_fraction)
     splits = listing.splits.copy()
@@ -159,12 +151,7 @@ def _as_stored(listing: Listing, is_open: NDArray[np.int64], file: Path) -> NDAr
 
 
 def read_split(file: Path) -> dict[str, Split]:
-    """The split of each path, from ``path,label,split``.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no such file.
-        CamtrainValueError: A column is missing, or a row names no split; the line is named.
-    """
+    """The split of each path, from ``path,label,split``."""
     if not file.is_file():
         raise CamtrainFileNotFoundError(
             f"The file of splits {file} does not exist; give --data.split_file null to divide the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -168,18 +168,8 @@ class CAMDataModule(LightningDataModule):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
             )
-        self._options = SourceOptions(
-            root=root,
-            seed=seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_file=split_file,
-            metadata=metadata,
-            lengths=lengths,
-            class_names=class_names,
-            shards_cache=shards_cache,
-            shards_cache_gb=shards_cache_gb,
-        )
+        names = [option.name for option in fields(SourceOptions)]
+        self._options = SourceOptions(**{name: self.hparams[name] for name in names})
         # The network's mean, std and channel order take their place once a trainer brings it.
         self._preprocessing = Preprocessing(
             size=(size, size) if isinstance(size, int) else (size[0], size[1]),

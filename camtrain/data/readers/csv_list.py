@@ -27,10 +27,6 @@ def csv_listing(root: Path) -> Listing:
     perhaps ``split``: train, val or test, in every row or in none. Labels of a picture separated by
     ``;`` make all labels multi-hot; only then may one be empty, which means of no class. For boxes
     see ``find_boxes``.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no such file, or not its first picture.
-        CamtrainValueError: A column is missing, a row is malformed, or a picture is named twice.
     """
     file = root if root.is_file() else find(root, ["labels.csv"], "the list path,label[,split]")
     paths, names, splits = _rows(file)

@@ -23,10 +23,6 @@ def cub_listing(root: Path) -> Listing:
 
     The field counts x and y from 0 and takes x + width for the right edge, as the WSOL benchmark's
     list does, which then calls that edge inclusive; here it is exclusive.
-
-    Raises:
-        CamtrainFileNotFoundError: A list, or the first picture, does not exist.
-        CamtrainValueError: A list is damaged, or lacks a picture.
     """
     folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
     images = _by_picture(folder, "images.txt", "image_id path")

@@ -20,11 +20,7 @@ from camtrain.errors import CamtrainFileNotFoundError
 
 
 def data_folder(root: str | os.PathLike[str], *, or_file: bool = False) -> Path:
-    """The absolute path of a data folder, or of a file if that may be instead.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no such folder.
-    """
+    """The absolute path of a data folder, or of a file if that may be instead."""
     folder = Path(root).expanduser().absolute()
     if not (folder.is_dir() or (or_file and folder.is_file())):
         raise CamtrainFileNotFoundError(
@@ -41,10 +37,6 @@ def folder_listing(root: Path) -> Listing:
     of trains. Folders in a class folder belong to the class. Hidden files and folders are passed
     over. For boxes see ``find_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask
     of ``root/PATH.jpg``.
-
-    Raises:
-        CamtrainFileNotFoundError: There are no images, or none in one of the splits.
-        CamtrainValueError: The boxes are damaged.
     """
     on_disk = [split for split in get_args(Split) if subfolders(root / split)]
     for name in ("valid", "validation"):

@@ -28,9 +28,6 @@ def inria_listing(root: Path) -> Listing:
     read where it exists, and ``root/{pos,neg}`` alone is divided. The cut-out windows of
     ``train_64x128_H96`` are left aside. Boxes come from ``Train/annotations/NAME.txt``, whose
     corners are counted from 0 and inclusive.
-
-    Raises:
-        CamtrainFileNotFoundError: There are no such folders, or no pictures in them.
     """
     folder = root / "INRIAPerson" if (root / "INRIAPerson").is_dir() else root
     homes: dict[str, Split | None] = {

@@ -26,11 +26,6 @@ def mnist_listing(root: Path) -> Listing:
     The four files, plain or ``.gz``, lie in ``root``, in ``root/raw`` or, where torchvision puts
     them, in ``root/MNIST/raw``. If there is none of them, torchvision downloads them. The pictures
     are gray and kept in memory. There is no val: it is split off train.
-
-    Raises:
-        CamtrainValueError: A file is damaged, or there are more pictures than labels.
-        CamtrainFileNotFoundError: Some of the files are there, and others are not; or none, and
-            they cannot be downloaded.
     """
     if not any(_file(root, f"{part}-images-idx3-ubyte") for part in _PARTS.values()):
         _download(root)

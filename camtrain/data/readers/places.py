@@ -42,10 +42,6 @@ def places365_listing(root: Path) -> Listing:
     (``Places365_val_00000001.jpg 165``, below ``val_256`` or ``val_large``; may be missing),
     ``categories_places365.txt`` (``/a/abbey 0``). Where both sizes are there, the small one is
     taken. For the "easy format", ``train/CLASS/*``, use the source ``folder``.
-
-    Raises:
-        CamtrainFileNotFoundError: A list, the folder of pictures or its first picture is missing.
-        CamtrainValueError: A list is damaged.
     """
     train = ("data_256_standard", "data_256", "data_large_standard", "data_large")
     parts = (
@@ -63,10 +59,6 @@ def places205_listing(root: Path) -> Listing:
     blank whatever the ending; val may be missing), ``categoryIndex_places205.csv``
     (``/a/abbey 0``). The pictures lie below ``data/vision/torralba/deeplearning/images256``, as the
     archive has it, or below ``images256``, ``imagesPlaces205_resize`` or ``images``.
-
-    Raises:
-        CamtrainFileNotFoundError: A list, the folder of pictures or its first picture is missing.
-        CamtrainValueError: A list is damaged.
     """
     parts = (
         _Part("train", [f + "train_places205.csv" for f in _LISTS_205], _IMAGES_205),

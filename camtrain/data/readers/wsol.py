@@ -38,11 +38,6 @@ def wsol_listing(
         root: The folder of the pictures and masks.
         metadata: The folder of the lists; None means ``root/metadata``, or ``root`` itself.
         class_names: Names of the classes in the order of their numbers.
-
-    Raises:
-        CamtrainFileNotFoundError: There are no lists, or not the first picture.
-        CamtrainValueError: A list is damaged, lacks a picture, or numbers more classes than there
-            are names.
     """
     folder = Path(metadata).expanduser().absolute() if metadata else root / "metadata"
     if not metadata and not folder.is_dir():

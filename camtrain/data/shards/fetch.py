@@ -19,11 +19,7 @@ _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
 
 
 def webdataset(module: str) -> ModuleType:
-    """A module of the webdataset library.
-
-    Raises:
-        CamtrainError: It is not installed.
-    """
+    """A module of the webdataset library."""
     try:
         return importlib.import_module(f"webdataset.{module}")
     except ImportError as error:
@@ -44,9 +40,6 @@ class Store:
         root: A folder, or the URL of one.
         cache: The folder that keeps what comes from a URL; it holds one data set.
         cache_bytes: Its size; the shards that were fetched first are deleted beyond it.
-
-    Raises:
-        CamtrainValueError: A URL of a kind that is not read.
     """
 
     def __init__(self, root: str | os.PathLike[str], cache: Path, cache_bytes: int) -> None:
@@ -63,11 +56,7 @@ class Store:
         self.cache_bytes = cache_bytes
 
     def read_all(self, name: str) -> bytes:
-        """A whole small file, which is not kept.
-
-        Raises:
-            CamtrainFileNotFoundError: There is no such file, or it cannot be reached.
-        """
+        """A whole small file, which is not kept."""
         place = f"{self.root}/{name}"
         try:
             with webdataset("gopen").gopen(place) as stream:
@@ -87,10 +76,6 @@ class Store:
             start: First byte.
             count: How many.
             size: Of the whole file, in bytes.
-
-        Raises:
-            CamtrainFileNotFoundError: The shard does not exist, or cannot be reached.
-            CamtrainValueError: It is not the shard that the index knows.
         """
         place = f"{self.root}/{name}"
         try:

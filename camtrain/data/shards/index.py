@@ -105,10 +105,6 @@ def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> Shar
         content: Of ``index.json``.
         read: The content of another file of the folder, by its name.
         place: The folder, for messages.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no index.
-        CamtrainValueError: It is none that can be read, or one of a newer program.
     """
     try:
         stated = json.loads(content)
@@ -148,19 +144,15 @@ def load_index(content: bytes, read: Callable[[str], bytes], place: str) -> Shar
 def shards_listing(
     root: str | os.PathLike[str],
     *,
-    cache: str | os.PathLike[str] | None = None,
-    cache_gb: float = 100.0,
+    shards_cache: str | os.PathLike[str] | None = None,
+    shards_cache_gb: float = 100.0,
 ) -> Listing:
     """The pictures of a folder that ``camtrain shards`` has written.
 
     Args:
         root: The folder, or its URL.
-        cache: The folder that keeps fetched shards; None: one in the user's cache folder.
-        cache_gb: The most that it may hold, in 10^9 bytes.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no index in the folder.
-        CamtrainValueError: The index is damaged.
+        shards_cache: The folder that keeps fetched shards; None: one in the user's cache folder.
+        shards_cache_gb: The most that it may hold, in 10^9 bytes.
     """
     folder = os.fspath(root)
     if not is_url(root) and not (Path(root).expanduser() / INDEX).is_file():
@@ -171,8 +163,8 @@ def shards_listing(
     reader = Store(root, Path(), 0)
     content = reader.read_all(INDEX)
     index = load_index(content, reader.read_all, folder)
-    place = cache_folder(cache, folder, content) if is_url(root) else Path()
-    contents = ShardContents(Store(root, place, int(cache_gb * 1e9)), index)
+    place = cache_folder(shards_cache, folder, content) if is_url(root) else Path()
+    contents = ShardContents(Store(root, place, int(shards_cache_gb * 1e9)), index)
     return Listing(
         root=Path(root) if is_url(root) else Path(root).expanduser().absolute(),
         paths=index.paths,
