@@ -21,7 +21,6 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from camtrain.data import Split
 from camtrain.errors import CamtrainValueError
 from camtrain.header import read_checkpoint_content, read_safetensors_description
-from camtrain.training.batch_picture import BatchPicture
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.evaluator import score_names
 from camtrain.training.module import CAMModule
@@ -39,6 +38,7 @@ from camtrain.training.run.signals import StopSignals
 from camtrain.training.run.summary import print_header, print_written
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
+from camtrain.training.watch.batch_picture import BatchPicture
 
 TRAINER_DEFAULTS = {
     "max_epochs": 20,

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from camtrain.data import DamagedImageError, PreparedDataset, to_pixels
+from camtrain.labels import classes_of
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize.report.page import packed_picture
@@ -125,12 +126,6 @@ def _known_labels(dataset: Sequence[Any]) -> list[int] | None:
             if values is not None and len(values) == len(dataset):
                 return [_first_class(label) for label in values]
     return None
-
-
-def classes_of(label: object) -> tuple[int, ...]:
-    """The classes of a label, which is a class number or multi-hot, (K,)."""
-    label = torch.as_tensor(label)
-    return (int(label),) if label.ndim == 0 else tuple(label.nonzero()[:, 0].tolist())
 
 
 def _first_class(label: object) -> int:

@@ -9,9 +9,10 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from camtrain.data import normalize
+from camtrain.labels import classes_of
 from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule
-from camtrain.training.watch.pictures import Candidates, classes_of, load_picture
+from camtrain.training.watch.pictures import Candidates, load_picture
 from tests.training.conftest import small_module
 
 

@@ -1,4 +1,4 @@
-"""A picture of the first batch of a training: what the network sees."""
+"""A picture of the first training batch, as the network gets it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from camtrain.data import Batch, to_pixels
 from camtrain.files import replacing
+from camtrain.labels import classes_of
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import batch_sheet
 
@@ -21,9 +22,9 @@ MOST_PICTURES = 25
 class BatchPicture(Callback):
     """Writes the first augmented batch, with boxes and class names, as a JPEG.
 
-    It takes the very batch that is trained on, from any data module, so that it changes neither
-    order nor random numbers. Pixels are recovered by the ``preprocessing`` of the module's ``net``;
-    where there is none, they are spread over the range from black to white.
+    It shows the batch that is trained on, from any data module, and changes neither order nor
+    random numbers. Pixels are recovered with the ``preprocessing`` of the module's ``net``; without
+    one, they are stretched from black to white.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,23 +38,26 @@ class BatchPicture(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
     ) -> None:
-        """Write it before the first step; a continued training has it already."""
+        """Write the picture before the first step; a continued training has it already."""
         is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
         if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         images = batch[0][:MOST_PICTURES].detach().cpu().float()
-        if not len(images) or images.shape[1] not in (1, 3):  # all damaged, or no colours
+        if not len(images) or images.shape[1] not in (1, 3):  # all are damaged, or no colours
             return
         net = getattr(pl_module, "net", None)
         pixels = _pixels(images, getattr(net, "preprocessing", None))
-        boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else [torch.zeros(0, 4)]
+        boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
         boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         names = getattr(net, "class_names", None) or names or ()
-        captions = [_caption(label, names) for label in batch[1][: len(images)]]
+        captions = [
+            ", ".join(names[k] if k < len(names) else str(k) for k in classes_of(label))
+            for label in batch[1][: len(images)]
+        ]
         height, width = images.shape[-2:]
         title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
-        sheet = batch_sheet(pixels, boxes, captions, title=title)
+        sheet = batch_sheet(pixels, boxes, [c or "no class" for c in captions], title=title)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as part:
             sheet.save(part, format="JPEG", quality=90)
@@ -65,10 +69,3 @@ def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
         return to_pixels(images, preprocessing)
     low, high = images.aminmax()
     return ((images - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8)
-
-
-def _caption(label: Tensor, names: Sequence[str]) -> str:
-    """The names of a class number or of a multi-hot label, (K,)."""
-    classes = [int(label)] if label.ndim == 0 else label.nonzero()[:, 0].tolist()
-    known = (names[one] if one < len(names) else str(one) for one in classes)
-    return ", ".join(known) or "no class"
