@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camtrain
@@ -104,7 +104,7 @@ def test_large_maps_are_refined_a_few_pictures_at_a_time(monkeypatch: pytest.Mon
     torch.testing.assert_close(refine_maps(maps, vectors), expected)
 
 
-def test_evidence_is_packed_and_unpacked() -> None:
+def test_a_backbone_output_is_packed_and_unpacked() -> None:
     backbone_output = BackboneOutput(numbers(2, 3, 4, 5), numbers(2, 6, 4, 5, seed=1))
     again = BackboneOutput.unpacked(backbone_output.packed(), 6)
     assert torch.equal(again.features, backbone_output.features)
@@ -151,6 +151,32 @@ def test_display_maps_are_class_maps_or_refined_maps() -> None:
             for given in (images, neck_output):
                 assert torch.equal(network.display_maps(given, classes=labels).maps, expected)
             assert neck_output.vectors.shape[1] == network.vector_channels
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "lse"])
+def test_display_maps_are_exported_with_free_sizes(pool: str) -> None:
+    class DisplayMaps(nn.Module):
+        def __init__(self, net: CAMNet) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.net.display_maps(images, top=2))
+
+    network, auto = net(pool), torch.export.Dim.AUTO
+    with torch.no_grad():
+        program = torch.export.export(
+            DisplayMaps(network),
+            (numbers(2, 3, 40, 56),),
+            dynamic_shapes=({0: auto, 2: auto, 3: auto},),
+            strict=False,
+        )
+        images = numbers(3, 3, 64, 48)
+        for given, expected in zip(
+            program.module()(images), network.display_maps(images, top=2), strict=True
+        ):
+            torch.testing.assert_close(given, expected, atol=1e-6, rtol=1e-6)
+    assert "autocast" not in str(program.graph)
 
 
 def test_a_network_cast_as_a_whole_refines_in_float32() -> None:
