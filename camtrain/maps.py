@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, get_args
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +26,7 @@ HeatmapMethod = Literal["minmax", "max", "ivr"]
 
 LSE_SHARPNESS = 4.0
 IVR_PERCENTILE = 0.45
+SIDE = 224  # of the score maps of the WSOL benchmark, in pixels
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -273,6 +277,76 @@ def _resampling_weights(length: int, cells: int, scale: float, offset: float) ->
     weights = (1 - (places - torch.arange(cells)).abs()).clamp_min(0)
     weights[(centres < 0) | (centres > 1)] = 0  # cropped away
     return weights
+
+
+def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A class map (h, w) at the size (H, W) of its picture, bilinear, float32."""
+    return F.interpolate(
+        class_map.float()[None, None], size=size_hw, mode="bilinear", align_corners=False
+    )[0, 0]
+
+
+def is_flat(values: Tensor, class_map: Tensor) -> bool:
+    """Whether an upsampled class map has an empty heatmap: constant to rounding, or not finite.
+
+    Args:
+        values: (H, W), ``upsampled`` of the class map.
+        class_map: (h, w).
+    """
+    low, high = values.aminmax()
+    reach = class_map.float().abs().amax()
+    return not bool(reach.isfinite() & (high - low > ROUNDING * reach))
+
+
+def score_map(class_map: Tensor) -> NDArray[np.float64]:
+    """A class map as the WSOL benchmark scores it: resized (bicubic), min-max, in float64.
+
+    Choe et al., arXiv 2007.04178. We differ from the benchmark in one case: it judges whether a map
+    is constant after the resize, which leaves rounding noise, and then stretches the noise to
+    [0, 1].
+
+    Args:
+        class_map: (h, w), of any numeric type, on any device; it covers the whole picture.
+
+    Returns:
+        (224, 224) in [0, 1]; zeros where the map is constant or not finite.
+    """
+    values = class_map.detach().cpu().double().numpy()
+    if not np.isfinite(values).all() or values.min() == values.max():
+        return np.zeros((SIDE, SIDE))
+    resized = cv2.resize(values, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    scores: NDArray[np.float64] = resized - resized.min()
+    peak = scores.max()
+    return scores / peak if 0 < peak < np.inf else np.zeros((SIDE, SIDE))
+
+
+def levels_of_peak(heatmap: Tensor) -> NDArray[np.uint8]:
+    """A float heatmap (H, W) in 8 bit as the CAM paper saved its maps: the maximum becomes 255.
+
+    Values are divided by the maximum, times 255, rounded half up. All zeros where nothing is
+    positive, or where a value is NaN or infinite.
+    """
+    values: NDArray[np.float64] = heatmap.double().numpy()
+    peak = values.max()
+    if not np.isfinite(values).all() or peak <= 0:
+        return np.zeros(values.shape, dtype=np.uint8)
+    levels: NDArray[np.float64] = np.floor(values.clip(min=0) / peak * 255 + 0.5)
+    return levels.astype(np.uint8)
+
+
+def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference of each map, (B, k), in parts of the expected map's range.
+
+    Example:
+        >>> expected = torch.tensor([[[[0.0, 4.0]]]])
+        >>> relative_difference(expected + 1.0, expected)
+        tensor([[0.2500]])
+    """
+    difference = (maps - expected).abs().amax((-2, -1))
+    low, high = expected.amin((-2, -1)), expected.amax((-2, -1))
+    # A constant map has no range; its own size is then what rounding is small against.
+    scale = torch.where(high > low, high - low, expected.abs().amax((-2, -1)))
+    return torch.where(difference == 0, 0.0, difference / scale)
 
 
 def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
@@ -17,6 +16,7 @@ from camtrain.localization.pictures import (
     one_map_each,
     pictures_with_boxes,
 )
+from camtrain.maps import heatmaps
 
 _LOCALIZATION = ("gt_known", "top1", "top5")
 _CLASSIFICATION = ("cls_top1", "cls_top5")
@@ -143,8 +143,9 @@ class LocalizationAccuracy(Metric):
         for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
             if is_left_out[index]:
                 continue
-            found = boxes_from_heatmap(_heatmap(maps[index], size_hw), self.threshold)[:1]
-            is_right = bool((box_iou(found, boxes) >= self.iou_threshold).any())
+            heatmap = heatmaps(maps[index][None, None], size=size_hw)[0, 0]
+            largest_box = boxes_from_heatmap(heatmap, self.threshold)[:1]
+            is_right = bool((box_iou(largest_box, boxes) >= self.iou_threshold).any())
             self.gt_known += is_right
             self.top1 += is_right and ranks[index] < 1
             self.top5 += is_right and ranks[index] < min(5, logits.shape[1])
@@ -170,17 +171,3 @@ class LocalizationAccuracy(Metric):
         """How many pictures are right, float64."""
         number: Tensor = getattr(self, name)
         return number.double()
-
-
-def _heatmap(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The heatmap (H, W), float32, of a class map (h, w); zeros where constant or not finite."""
-    values = class_map.float()
-    low, high = values.aminmax()
-    # Judged before the upsampling, whose rounding would be blown up to a full heatmap.
-    if not torch.isfinite(high - low) or low == high:
-        return torch.zeros(size_hw)
-    heatmap = functional.interpolate(
-        values[None, None], size=size_hw, mode="bilinear", align_corners=False
-    )[0, 0]
-    heatmap = heatmap - heatmap.amin()
-    return heatmap / heatmap.amax()

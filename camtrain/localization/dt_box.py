@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.maps import levels_of_peak
 
 DEFAULT_LEVELS = (20, 100, 110)
 FALLBACK_LEVELS = (30, 90, 150)  # what the tool takes, without a word, where levels are invalid
@@ -67,28 +68,16 @@ def dt_boxes(
         raise CamtrainValueError(
             f"heatmap must be one map of shape (H, W), got shape {tuple(heatmap.shape)}."
         )
-    pixels = _quantized(heatmap.detach().cpu())
+    device, heatmap = heatmap.device, heatmap.detach().cpu()
+    if heatmap.dtype != torch.uint8 and not heatmap.is_floating_point():
+        raise CamtrainTypeError(f"heatmap must be uint8 or float in [0, 1], got {heatmap.dtype}.")
+    pixels = heatmap.numpy() if heatmap.dtype == torch.uint8 else levels_of_peak(heatmap)
     if not 0 < levels[0] < levels[1] < levels[2] < 255:
         levels = FALLBACK_LEVELS
     boxes = [box for level in levels for box in _boxes_above(pixels, level)]
     boxes.sort(key=lambda box: -box[2] * box[3])
     _erase_overlapping(boxes)
-    return torch.tensor(boxes, dtype=torch.int64, device=heatmap.device).reshape(-1, 4)
-
-
-def _quantized(heatmap: Tensor) -> NDArray[np.uint8]:
-    """A heatmap (H, W) as 8-bit levels; zeros where there is nothing to divide by."""
-    if heatmap.dtype == torch.uint8:
-        pixels: NDArray[np.uint8] = heatmap.numpy()
-        return pixels
-    if not heatmap.is_floating_point():
-        raise CamtrainTypeError(f"heatmap must be uint8 or float in [0, 1], got {heatmap.dtype}.")
-    values: NDArray[np.float64] = heatmap.double().numpy()
-    peak = values.max()
-    if not np.isfinite(values).all() or peak <= 0:
-        return np.zeros(values.shape, dtype=np.uint8)
-    levels: NDArray[np.float64] = np.floor(values.clip(min=0) / peak * 255 + 0.5)
-    return levels.astype(np.uint8)
+    return torch.tensor(boxes, dtype=torch.int64, device=device).reshape(-1, 4)
 
 
 def _boxes_above(pixels: NDArray[np.uint8], level: int) -> list[BoxXYWH]:

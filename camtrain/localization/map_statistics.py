@@ -11,7 +11,8 @@ from torchmetrics import Metric
 
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.localization.pictures import check_batch
-from camtrain.localization.pointing import box_mask, energy_share, upsampled
+from camtrain.localization.pointing import box_mask, energy_share
+from camtrain.maps import upsampled
 
 STATISTICS = ("energy_in_box", "area", "entropy")
 BINS = 20  # of the histograms, equally wide from 0 to 1

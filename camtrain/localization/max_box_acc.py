@@ -20,8 +20,8 @@ from camtrain.localization.wsol import (
     THRESHOLDS,
     inclusive_boxes,
     levels_of_thresholds,
-    score_map,
 )
+from camtrain.maps import score_map
 
 IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 

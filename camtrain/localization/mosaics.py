@@ -13,7 +13,8 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization.pointing import energy_share, peak_of, upsampled
+from camtrain.localization.pointing import energy_share, peak_of
+from camtrain.maps import upsampled
 
 CELLS = 4
 _SIZE_HW = (224, 224)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
 from camtrain.localization.pictures import one_map_each, pictures_with_boxes
+from camtrain.maps import is_flat, upsampled
 
 
 def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | None:
@@ -28,10 +28,10 @@ def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | No
         >>> peak_of(torch.tensor([[0.0, 1.0, 0.0]]), size_hw=(2, 9))
         (0, 4)
     """
-    low, high = class_map.float().aminmax()
-    if not torch.isfinite(high - low) or low == high:
+    values = upsampled(class_map, size_hw)
+    if is_flat(values, class_map):
         return None
-    row, column = divmod(int(upsampled(class_map, size_hw).argmax()), size_hw[1])
+    row, column = divmod(int(values.argmax()), size_hw[1])
     return row, column
 
 
@@ -199,10 +199,3 @@ def energy_share(class_map: Tensor, inside: Tensor) -> float:
     if not 0 < total < float("inf"):  # NaN compares as False
         return 0.0
     return (energy * inside).sum(dtype=torch.float64).item() / total
-
-
-def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """A class map (h, w) at the size of its picture, float32."""
-    return functional.interpolate(
-        class_map.float()[None, None], size=size_hw, mode="bilinear", align_corners=False
-    )[0, 0]

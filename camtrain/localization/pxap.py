@@ -14,7 +14,8 @@ from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
 from camtrain.localization.pictures import check_batch
-from camtrain.localization.wsol import SIDE, THRESHOLDS, score_map
+from camtrain.localization.wsol import THRESHOLDS
+from camtrain.maps import SIDE, score_map
 
 IGNORED = 255
 # One bin per threshold, the last one for scores of exactly 1; the benchmark keeps one more, [2, 3].

@@ -8,36 +8,15 @@ foregrounds, whatever the number of thresholds. Boxes of this file are *inclusiv
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SIDE = 224
+from camtrain.maps import SIDE
+
 NUM_LEVELS = 256
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)  # (1000,), parts of a map's maximum
-
-
-def score_map(class_map: Tensor) -> NDArray[np.float64]:
-    """A class map resized (bicubic) and min-max normalized, in float64.
-
-    We differ from the benchmark in one case: it judges whether a map is constant after the resize,
-    which leaves a constant map with rounding noise, and then stretches the noise to [0, 1].
-
-    Args:
-        class_map: (h, w), of any numeric type, on any device; it covers the whole picture.
-
-    Returns:
-        (224, 224) in [0, 1]; zeros where the map is constant or not finite.
-    """
-    values = class_map.detach().cpu().double().numpy()
-    if not np.isfinite(values).all() or values.min() == values.max():
-        return np.zeros((SIDE, SIDE))
-    resized = cv2.resize(values, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    scores: NDArray[np.float64] = resized - resized.min()
-    peak = scores.max()
-    return scores / peak if 0 < peak < np.inf else np.zeros((SIDE, SIDE))
 
 
 def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:

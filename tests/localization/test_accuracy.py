@@ -15,7 +15,7 @@ from camtrain.localization import (
     flat_errors,
     read_predictions,
 )
-from camtrain.localization.accuracy import _heatmap, ranks_of_labels
+from camtrain.localization.accuracy import ranks_of_labels
 from camtrain.maps import heatmaps
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
@@ -124,11 +124,23 @@ def test_one_pixel_and_the_frame_are_found() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_heatmap_is_the_one_that_people_look_at(batch_of: BatchOf, dtype: torch.dtype) -> None:
-    maps = batch_of(list(range(24)))["maps"].to(dtype)
-    expected = heatmaps(maps[:, None], size=(37, 50))[:, 0]
-    for class_map, heatmap in zip(maps, expected, strict=True):
-        torch.testing.assert_close(_heatmap(class_map, (37, 50)), heatmap, rtol=0, atol=1e-6)
+def test_the_box_is_the_one_of_the_heatmap_that_people_look_at(
+    batch_of: BatchOf, dtype: torch.dtype
+) -> None:
+    maps, size_hw = batch_of(list(range(24)))["maps"].to(dtype), torch.tensor([[37, 50]])
+    for class_map, heatmap in zip(maps, heatmaps(maps[:, None], size=(37, 50))[:, 0], strict=True):
+        boxes = boxes_from_heatmap(heatmap)[:1].tolist()
+        for box in boxes or [[0, 0, 50, 37]]:
+            score = scores(class_map, [box], size_hw=size_hw, iou_threshold=1.0)[0]
+            assert score == len(boxes)
+
+
+def test_rounding_is_no_box_for_evaluation_as_for_the_predictor() -> None:
+    class_map = torch.ones(5, 8)
+    class_map[2, 3] += 2.4e-7
+    assert not heatmaps(class_map[None, None], size=(10, 16)).any()
+    for x, y in ((6, 4), (7, 5)):
+        assert scores(class_map, [[x, y, x + 2, y + 2]], iou_threshold=0.01)[0] == 0.0
 
 
 def test_the_value_depends_neither_on_batches_nor_order_nor_processes(batch_of: BatchOf) -> None:

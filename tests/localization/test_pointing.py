@@ -101,6 +101,12 @@ def test_energy_by_hand() -> None:
     assert energy(class_map, overlapping) == {"energy": 60 / 120, "area": 0.25}
 
 
+def test_rounding_points_nowhere() -> None:
+    class_map = torch.ones(5, 8)
+    class_map[2, 3] += 2.4e-7
+    assert peak_of(class_map, (10, 16)) is None
+
+
 def test_only_the_positive_part_of_the_upsampled_map_counts() -> None:
     found = energy(torch.tensor([[-1.0, 1.0]]), [[0, 0, 2, 2]], torch.tensor([[2, 4]]))
     # Upsampled to 4 columns the map is -1, -0.5, 0.5, 1.

@@ -11,8 +11,8 @@ from camtrain.localization.wsol import (
     inclusive_boxes,
     levels_of_thresholds,
     quantized,
-    score_map,
 )
+from camtrain.maps import score_map
 
 
 @pytest.fixture(scope="module")

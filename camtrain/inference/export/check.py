@@ -15,7 +15,7 @@ from camtrain.inference.export.graph import check_sizes
 from camtrain.inference.exported import ExportedNetwork
 from camtrain.localization import LocalizationAccuracy
 from camtrain.localization.boxes import box_iou, boxes_from_heatmap
-from camtrain.maps import CAMOutput, heatmaps, picture_heatmaps
+from camtrain.maps import CAMOutput, heatmaps, picture_heatmaps, relative_difference
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 
@@ -198,21 +198,6 @@ def _add_images(
         near=parity.near + verdicts.count(None),
         differing=parity.differing + verdicts.count(False),
     )
-
-
-def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
-    """Largest difference of each map, (B, k), in parts of the expected map's range.
-
-    Example:
-        >>> expected = torch.tensor([[[[0.0, 4.0]]]])
-        >>> relative_difference(expected + 1.0, expected)
-        tensor([[0.2500]])
-    """
-    difference = (maps - expected).abs().amax((-2, -1))
-    low, high = expected.amin((-2, -1)), expected.amax((-2, -1))
-    # A constant map has no range; rounding is then small against its own size.
-    scale = torch.where(high > low, high - low, expected.abs().amax((-2, -1)))
-    return torch.where(difference == 0, 0.0, difference / scale)
 
 
 def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
 from camtrain.files import write_text
-from camtrain.localization.wsol import score_map
+from camtrain.maps import score_map
 from camtrain.training.module import CAMModule
 from camtrain.training.run.summary import print_scores
 from camtrain.visualize import threshold_chart
