@@ -8,36 +8,34 @@ from typing import TYPE_CHECKING
 from camtrain.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from camtrain.localization.accuracy import FlatErrors as FlatErrors
     from camtrain.localization.accuracy import LocalizationAccuracy as LocalizationAccuracy
-    from camtrain.localization.baseline import CentreBoxAcc as CentreBoxAcc
-    from camtrain.localization.baseline import centre_map as centre_map
+    from camtrain.localization.accuracy import flat_errors as flat_errors
+    from camtrain.localization.accuracy import read_predictions as read_predictions
     from camtrain.localization.boxes import box_iou as box_iou
     from camtrain.localization.boxes import box_iou_inclusive as box_iou_inclusive
     from camtrain.localization.boxes import boxes_from_heatmap as boxes_from_heatmap
-    from camtrain.localization.dt_box import dt_boxes as dt_boxes
-    from camtrain.localization.ilsvrc import FlatErrors as FlatErrors
-    from camtrain.localization.ilsvrc import flat_errors as flat_errors
-    from camtrain.localization.ilsvrc import read_predictions as read_predictions
-    from camtrain.localization.map_statistics import MapStatistics as MapStatistics
+    from camtrain.localization.boxes import dt_boxes as dt_boxes
+    from camtrain.localization.max_box_acc import CentreBoxAcc as CentreBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAcc as MaxBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAccV2 as MaxBoxAccV2
+    from camtrain.localization.max_box_acc import centre_map as centre_map
     from camtrain.localization.mosaics import MosaicScore as MosaicScore
     from camtrain.localization.mosaics import mosaic as mosaic
     from camtrain.localization.mosaics import mosaic_plan as mosaic_plan
     from camtrain.localization.pointing import EnergyInBox as EnergyInBox
+    from camtrain.localization.pointing import MapStatistics as MapStatistics
     from camtrain.localization.pointing import PointingGame as PointingGame
     from camtrain.localization.pxap import PxAP as PxAP
 
 _HOMES = {
-    "camtrain.localization.accuracy": "LocalizationAccuracy",
-    "camtrain.localization.baseline": "CentreBoxAcc centre_map",
-    "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap",
-    "camtrain.localization.dt_box": "dt_boxes",
-    "camtrain.localization.ilsvrc": "FlatErrors flat_errors read_predictions",
-    "camtrain.localization.map_statistics": "MapStatistics",
-    "camtrain.localization.max_box_acc": "MaxBoxAcc MaxBoxAccV2",
+    "camtrain.localization.accuracy": (
+        "FlatErrors LocalizationAccuracy flat_errors read_predictions"
+    ),
+    "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap dt_boxes",
+    "camtrain.localization.max_box_acc": "CentreBoxAcc MaxBoxAcc MaxBoxAccV2 centre_map",
     "camtrain.localization.mosaics": "MosaicScore mosaic mosaic_plan",
-    "camtrain.localization.pointing": "EnergyInBox PointingGame",
+    "camtrain.localization.pointing": "EnergyInBox MapStatistics PointingGame",
     "camtrain.localization.pxap": "PxAP",
 }
 

@@ -15,9 +15,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.localization.wsol import NUM_LEVELS, quantized
-
+NUM_LEVELS = 256
+THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)  # (1000,), parts of a map's maximum
 _PER_CALL = 16  # foregrounds: fewer cost more calls, more leave the processor's cache
+
+
+def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """A score map in [0, 1] as 8-bit levels, truncated."""
+    return (scores * 255).astype(np.uint8)
+
+
+def levels_of_thresholds(peak: int) -> NDArray[np.int64]:
+    """The integer level that each of the ``THRESHOLDS`` means for a map of this highest level.
+
+    Returns:
+        (1000,) int64. The foreground is strictly above the level.
+    """
+    return (THRESHOLDS * peak).astype(np.int64)
 
 
 class Contours(NamedTuple):
@@ -41,7 +55,7 @@ class Contours(NamedTuple):
     largest: NDArray[np.int64]
 
 
-class _Found(NamedTuple):
+class _ContourBoxes(NamedTuple):
     """Contours of some foregrounds: whose they are (n,), their boxes (n, 4), and areas (n,)."""
 
     foregrounds: NDArray[np.int64]
@@ -70,16 +84,16 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
     extents = _extents(levels, values)
     followers = _followers(scores, levels, values)
     searched, unsearched = np.flatnonzero(~followers), np.flatnonzero(followers)
-    found = _find(levels, values, extents, searched)
+    traced = _find_contours(levels, values, extents, searched)
     # A follower follows the next higher foreground that was searched.
     leaders = searched[np.searchsorted(searched, unsearched)]
-    is_single = np.bincount(found.foregrounds, minlength=len(values))[leaders] == 1
+    is_single = np.bincount(traced.foregrounds, minlength=len(values))[leaders] == 1
     singles = unsearched[is_single]
     parts = (
-        found,
-        _find(levels, values, extents, unsearched[~is_single]),
-        _Found(singles, extents[singles], np.zeros(len(singles), dtype=np.int64)),
-        _Found(np.array([len(values)]), np.zeros((1, 4), dtype=np.int64), np.array([0])),
+        traced,
+        _find_contours(levels, values, extents, unsearched[~is_single]),
+        _ContourBoxes(singles, extents[singles], np.zeros(len(singles), dtype=np.int64)),
+        _ContourBoxes(np.array([len(values)]), np.zeros((1, 4), dtype=np.int64), np.array([0])),
     )
     foregrounds, boxes_xyxy, areas = map(np.concatenate, zip(*parts, strict=True))
 
@@ -128,12 +142,12 @@ def _followers(
     return followers
 
 
-def _find(
+def _find_contours(
     levels: NDArray[np.uint8],
     values: NDArray[np.int64],
     extents: NDArray[np.int64],
     foregrounds: NDArray[np.int64],
-) -> _Found:
+) -> _ContourBoxes:
     """The contours of some foregrounds (ascending), by OpenCV."""
     contours: list[NDArray[Any]] = []
     calls = []
@@ -148,17 +162,21 @@ def _find(
         at_least = values[chosen].astype(np.uint8)[:, None, None]
         np.greater_equal(levels[top:bottom, left:right], at_least, out=stack[:, :-1].view(np.bool_))
         stack = stack.reshape(-1, right - left)
-        found, _ = cv2.findContours(stack, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE, offset=(left, 0))
-        contours.extend(found)
-        calls.append((len(found), start, top, bottom - top + 1))
+        outlines, _ = cv2.findContours(
+            stack, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE, offset=(left, 0)
+        )
+        contours.extend(outlines)
+        calls.append((len(outlines), start, top, bottom - top + 1))
     if not contours:
-        return _Found(np.zeros(0, np.int64), np.zeros((0, 4), np.int64), np.zeros(0, np.int64))
-    counts, *others = np.array(calls).T
-    starts, tops, heights = (np.repeat(other, counts) for other in others)
+        return _ContourBoxes(
+            np.zeros(0, np.int64), np.zeros((0, 4), np.int64), np.zeros(0, np.int64)
+        )
+    counts, *columns = np.array(calls).T
+    starts, tops, heights = (np.repeat(column, counts) for column in columns)
     boxes_xyxy, areas = _boxes_and_areas(contours)
     places = boxes_xyxy[:, 1] // heights
     boxes_xyxy[:, 1::2] += (tops - places * heights)[:, None]
-    return _Found(foregrounds[starts + places], boxes_xyxy, areas)
+    return _ContourBoxes(foregrounds[starts + places], boxes_xyxy, areas)
 
 
 def _boxes_and_areas(

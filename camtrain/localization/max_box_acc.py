@@ -1,4 +1,9 @@
-"""MaxBoxAcc and MaxBoxAccV2, the WSOL benchmark's scores: at the data set's best threshold."""
+"""MaxBoxAcc and MaxBoxAccV2, the WSOL benchmark's scores, and the baselines beside them.
+
+The protocol is that of Choe et al., arXiv 2007.04178, held box for box against the evaluator of its
+authors (github.com/clovaai/wsolevaluation, evaluation.py): everything happens at 224 x 224 with
+inclusive boxes, on score maps quantized to 8 bit.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
 from camtrain.header import check_threshold
-from camtrain.localization.boxes import box_iou_inclusive
-from camtrain.localization.contours import contour_boxes
-from camtrain.localization.pictures import check_batch, check_iou_threshold, pictures_with_boxes
-from camtrain.localization.wsol import (
-    THRESHOLDS,
-    inclusive_boxes,
-    levels_of_thresholds,
+from camtrain.localization.boxes import box_iou, box_iou_inclusive, inclusive_boxes
+from camtrain.localization.contours import THRESHOLDS, contour_boxes, levels_of_thresholds
+from camtrain.localization.metric import (
+    PictureMetric,
+    check_batch,
+    check_iou_threshold,
+    pictures_with_boxes,
 )
 from camtrain.maps import score_map
 
@@ -56,12 +60,8 @@ def hits_at_thresholds(
     return torch.from_numpy(hits[..., np.searchsorted(contours.values, levels, side="right")])
 
 
-class _BoxHits(Metric):
+class _BoxHits(PictureMetric):
     """Counts hits of both kinds of boxes; the public metrics differ in what they read from them."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     _contours: int  # the row of ``hits`` to read, 0: the largest contour, 1: all contours
     hits: Tensor
@@ -72,9 +72,9 @@ class _BoxHits(Metric):
         self.iou_threshold = check_iou_threshold(iou_threshold)
         is_usual = iou_threshold in IOU_THRESHOLDS
         self.iou_thresholds = IOU_THRESHOLDS if is_usual else (iou_threshold,)
-        hits = torch.zeros(2, len(self.iou_thresholds), len(THRESHOLDS), dtype=torch.int64)
-        self.add_state("hits", hits, dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        shape = (2, len(self.iou_thresholds), len(THRESHOLDS))
+        self.add_sums("hits", shape=shape, dtype=torch.int64)
+        self.add_sums("count", dtype=torch.int64)
 
     def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
         """Count a batch, as many pictures at a time as torch uses threads.
@@ -175,7 +175,7 @@ class MaxBoxAcc(_BoxHits):
 
     max over 1,000 thresholds t of mean over pictures of [IoU(box at t, any truth box) >= the IoU
     threshold], exactly as the benchmark computes it (Choe et al., arXiv 2007.04178, section 3.2;
-    the protocol is in ``wsol.py``). The box surrounds the largest contour. Pictures without boxes
+    at 224 x 224). The box surrounds the largest contour. Pictures without boxes
     are not counted. Memory is constant.
 
     At the IoU thresholds 0.3, 0.5 and 0.7 it counts what ``MaxBoxAccV2`` counts, so torchmetrics'
@@ -225,15 +225,6 @@ class MaxBoxAccV2(_BoxHits):
         tensor(0.6667, dtype=torch.float64)
         >>> metric.accuracy_at(0.2, iou_threshold=0.7)
         tensor(0., dtype=torch.float64)
-
-        Both metrics of a validation epoch, each map looked at once:
-
-        >>> from torchmetrics import MetricCollection
-        >>> one_pass = [["MaxBoxAcc", "MaxBoxAccV2"]]
-        >>> both = MetricCollection([MaxBoxAcc(), MaxBoxAccV2()], compute_groups=one_pass)
-        >>> both.update(class_map, boxes_xyxy, sizes_hw)
-        >>> {name: round(score.item(), 4) for name, score in both.compute().items()}
-        {'MaxBoxAcc': 1.0, 'MaxBoxAccV2': 0.6667}
     """
 
     _contours = 1
@@ -253,3 +244,86 @@ def _middle_of_longest_run(is_best: NDArray[np.bool_]) -> int:
     starts, ends = np.flatnonzero(framed[1:] != framed[:-1]).reshape(-1, 2).T
     longest = (ends - starts).argmax()
     return int(starts[longest] + ends[longest] - 1) // 2
+
+
+class CentreBoxAcc(PictureMetric):
+    """Part of the pictures that a fixed box in the centre gets right: what localizers must beat.
+
+    With one IoU threshold it is the baseline of ``MaxBoxAcc`` and of the GT-known localization of
+    ``LocalizationAccuracy``; with several, of which the mean is taken, that of ``MaxBoxAccV2``:
+    ``CentreBoxAcc(iou_threshold=(0.3, 0.5, 0.7))``. Boxes are compared in pixels of the picture,
+    without the rounding to 224 x 224 of the WSOL protocol. Pictures without boxes are not counted.
+
+    Example:
+        >>> metric = CentreBoxAcc()
+        >>> metric.update([torch.tensor([[5, 10, 35, 70]])], torch.tensor([[80, 40]]))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    hits: Tensor
+    count: Tensor
+
+    def __init__(self, side: float = 0.75, iou_threshold: float | Sequence[float] = 0.5) -> None:
+        """Start with nothing counted.
+
+        Args:
+            side: Part of the picture's width and of its height that the box takes, in (0, 1].
+            iou_threshold: The least IoU with any truth box, in (0, 1]; of several, the accuracies'
+                mean is computed.
+        """
+        super().__init__()
+        if not 0 < side <= 1:
+            raise CamtrainValueError(f"side must lie in (0, 1], got {side}.")
+        self.side = side
+        several = [iou_threshold] if isinstance(iou_threshold, (int, float)) else iou_threshold
+        self.iou_thresholds = tuple(check_iou_threshold(threshold) for threshold in several)
+        if not self.iou_thresholds:
+            raise CamtrainValueError("iou_threshold must lie in (0, 1], got none.")
+        self.add_sums("hits", shape=(len(self.iou_thresholds),), dtype=torch.int64)
+        self.add_sums("count", dtype=torch.int64)
+
+    def update(self, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
+            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
+        """
+        low, high = (1 - self.side) / 2, (1 + self.side) / 2
+        for _, boxes, (height, width) in pictures_with_boxes(boxes_xyxy, sizes_hw):
+            centre = [[low * width, low * height, high * width, high * height]]
+            iou = box_iou(torch.tensor(centre, dtype=torch.float64), boxes).max().item()
+            hits = [iou >= threshold for threshold in self.iou_thresholds]
+            self.hits += torch.tensor(hits, device=self.hits.device)
+            self.count += 1
+
+    def compute(self) -> Tensor:
+        """The fraction, a float64 scalar; NaN when nothing was counted."""
+        return (self.hits.double() / self.count).mean()
+
+
+def centre_map(height: int = 56, width: int = 56) -> Tensor:
+    """A Gaussian in the centre: as a class map of every picture, the baseline of metrics of maps.
+
+    The "center Gaussian" of the WSOL benchmark (Choe et al., arXiv 2007.04178, section 5). Scored
+    by ``PxAP``, ``MaxBoxAcc`` or ``MaxBoxAccV2`` in place of the class maps, with the metric's own
+    choice of the threshold, it tells what the place alone earns. Its width hardly matters, since
+    the metrics see only which pixels exceed a level. (A *constant* map earns in ``PxAP`` the share
+    of positive pixels.)
+
+    Args:
+        height: Of the map, at least 1.
+        width: Of the map, at least 1.
+
+    Returns:
+        (height, width) float32: exp(-(u^2 + v^2) / 2), u and v from -1 to 1 at the edges.
+
+    Example:
+        >>> centre_map(1, 3)
+        tensor([[0.8007, 1.0000, 0.8007]])
+    """
+    if height < 1 or width < 1:
+        raise CamtrainValueError(f"height and width must be at least 1, got {height}, {width}.")
+    v, u = ((torch.arange(side).double() + 0.5) * 2 / side - 1 for side in (height, width))
+    return torch.exp(-(v[:, None] ** 2 + u**2) / 2).float()

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
+from camtrain.localization.metric import PictureMetric
 from camtrain.localization.pointing import energy_share, peak_of
 from camtrain.maps import upsampled
 
@@ -99,7 +99,7 @@ def mosaic(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
     return torch.cat(rows, dim=1)
 
 
-class MosaicScore(Metric):
+class MosaicScore(PictureMetric):
     """Whether the map of each class of a mosaic keeps to that class's own quarter.
 
     ``peak``: part of the maps whose maximum lies in the quarter of their class. ``energy``: mean
@@ -119,19 +119,14 @@ class MosaicScore(Metric):
         tensor(0.7500, dtype=torch.float64)
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     peak: Tensor
     energy: Tensor
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("peak", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("energy", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_sums("peak", "count", dtype=torch.int64)
+        self.add_sums("energy", dtype=torch.float64)
 
     def update(self, maps: Tensor) -> None:
         """Count a batch of mosaics.

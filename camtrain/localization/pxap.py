@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization.pictures import check_batch
-from camtrain.localization.wsol import THRESHOLDS
+from camtrain.localization.contours import THRESHOLDS
+from camtrain.localization.metric import PictureMetric, check_batch
 from camtrain.maps import SIDE, score_map
 
 IGNORED = 255
@@ -48,7 +47,7 @@ def pixel_histograms(
     return objects, background
 
 
-class PxAP(Metric):
+class PxAP(PictureMetric):
     """Pixel average precision: the area under precision against recall of a set's pixels.
 
     At each of 1,000 thresholds the pixels of all pictures whose score (the class map resized to
@@ -68,19 +67,13 @@ class PxAP(Metric):
         0.7165
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     objects: Tensor
     background: Tensor
 
     def __init__(self) -> None:
         """Start with nothing counted."""
         super().__init__()
-        for name in ("objects", "background"):
-            bins = torch.zeros(_NUM_BINS, dtype=torch.int64)
-            self.add_state(name, bins, dist_reduce_fx="sum")
+        self.add_sums("objects", "background", shape=(_NUM_BINS,), dtype=torch.int64)
 
     def update(self, maps: Tensor, masks: Sequence[Tensor | NDArray[Any] | None]) -> None:
         """Count a batch.

@@ -30,7 +30,8 @@ import camtrain
 from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
 from camtrain.localization import MaxBoxAccV2, PxAP
-from camtrain.localization.wsol import THRESHOLDS, inclusive_boxes, quantized
+from camtrain.localization.boxes import inclusive_boxes
+from camtrain.localization.contours import THRESHOLDS, quantized
 from camtrain.maps import score_map
 
 Pictures = tuple[Tensor, list[Tensor], Tensor]  # maps, boxes_xyxy, sizes_hw

@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from camtrain.localization import contours as module
-from camtrain.localization.contours import contour_boxes
-from camtrain.localization.wsol import levels_of_thresholds, quantized
+from camtrain.localization.contours import contour_boxes, levels_of_thresholds, quantized
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=16)
 PLATEAUS = hnp.arrays(np.float64, SHAPES, elements=st.sampled_from([0, 0.01, 0.3, 0.99, 1]))
@@ -92,13 +91,13 @@ def test_foregrounds_with_a_provably_single_contour_are_not_searched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     searched = []
-    find = module._find
+    find = module._find_contours
 
-    def counting(*arguments: NDArray[np.int64]) -> module._Found:
+    def counting(*arguments: NDArray[np.int64]) -> module._ContourBoxes:
         searched.extend(arguments[-1].tolist())
         return find(*arguments)
 
-    monkeypatch.setattr(module, "_find", counting)
+    monkeypatch.setattr(module, "_find_contours", counting)
     hill = 1 - distance(224, 224, 100, 70) / 200
     assert len(contour_boxes(hill).values) > 200
     assert len(searched) == 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainError
 from camtrain.localization import dt_boxes
-from camtrain.localization.dt_box import FALLBACK_LEVELS
+from camtrain.localization.boxes import FALLBACK_LEVELS
 
 
 def test_every_box_of_the_authors_program(shared: Path) -> None:

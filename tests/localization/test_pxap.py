@@ -15,8 +15,8 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 from camtrain.localization import PxAP, pxap
+from camtrain.localization.contours import THRESHOLDS
 from camtrain.localization.pxap import pixel_histograms
-from camtrain.localization.wsol import THRESHOLDS
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from camtrain.localization.wsol import (
-    inclusive_boxes,
-    levels_of_thresholds,
-    quantized,
-)
+from camtrain.localization.boxes import inclusive_boxes
+from camtrain.localization.contours import levels_of_thresholds, quantized
 from camtrain.maps import score_map
 
 

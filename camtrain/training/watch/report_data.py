@@ -12,7 +12,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-from camtrain.localization.map_statistics import STATISTICS
+from camtrain.localization.pointing import STATISTICS
 from camtrain.training.evaluate.evaluator import ClassScores
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from camtrain.files import write_text
-from camtrain.localization.map_statistics import BINS
+from camtrain.localization.pointing import BINS
 from camtrain.training.run.wandb import enqueue_call, errors_as_warnings
 from camtrain.training.watch.results import PictureResult
 from camtrain.training.watch.snapshot import (

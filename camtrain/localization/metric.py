@@ -1,18 +1,33 @@
-"""What the metrics are fed: checked once, and reduced to the pictures that have boxes."""
+"""What all metrics of this folder share: their states, and the checks of what they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from camtrain.errors import CamtrainValueError
+
+
+class PictureMetric(Metric):
+    """A metric that counts pictures: its states are sums over the pictures of all processes."""
+
+    is_differentiable = False
+    higher_is_better: bool | None = True
+    full_state_update = False
+
+    def add_sums(self, *names: str, shape: tuple[int, ...] = (), dtype: torch.dtype) -> None:
+        """Add states that begin at zero: int64 for counts, float64 for sums of fractions."""
+        for name in names:
+            self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
 
 def pictures_with_boxes(
     boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
 ) -> list[tuple[int, Tensor, tuple[int, int]]]:
-    """The pictures of a batch that count: index, boxes (n, 4) on the CPU with n > 0, size (H, W).
+    """Index, boxes (n, 4) on the CPU, and size (H, W) of each picture of a batch that has boxes.
 
     Raises:
         CamtrainValueError: ``sizes_hw`` is not (B, 2) for B entries of ``boxes_xyxy``.
@@ -42,13 +57,13 @@ def one_map_each(maps: Tensor | Sequence[Tensor], batch_size: int) -> Tensor | l
     if isinstance(maps, Tensor):
         check_batch("maps", maps, "B h w", batch_size)
         return maps.detach().cpu()
-    shapes = [tuple(one.shape) for one in maps]
+    shapes = [tuple(class_map.shape) for class_map in maps]
     if len(shapes) != batch_size or any(len(shape) != 2 for shape in shapes):
         raise CamtrainValueError(
             f"maps must be (B, h, w), or B = {batch_size} maps (h, w), one per picture as in "
             f"boxes_xyxy, got {shapes}."
         )
-    return [one.detach().cpu() for one in maps]
+    return [class_map.detach().cpu() for class_map in maps]
 
 
 def check_batch(

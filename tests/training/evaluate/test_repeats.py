@@ -10,7 +10,7 @@ from torch import distributed
 from torch.utils.data import DistributedSampler
 
 from camtrain.localization import MaxBoxAcc, MaxBoxAccV2, PxAP
-from camtrain.localization.repeats import is_repeat
+from camtrain.training.evaluate.evaluator import is_repeat
 from tests.by_two import run_by_two
 
 
