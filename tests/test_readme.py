@@ -142,5 +142,5 @@ def test_its_commands_and_its_code_do_what_they_say(somewhere: Path) -> None:
 @pytest.mark.nightly
 def test_its_script_trains_and_ships(somewhere: Path) -> None:
     exec(code_with("CAMDataModule("), {})
-    assert len(list((somewhere / "cams").glob("epoch_*.jpg"))) == 3
-    assert camtrain.load("model.safetensors").net.class_names == ("blue", "red")
+    assert len(list((somewhere / "runs" / "photos" / "cams").glob("epoch_*.jpg"))) == 3
+    assert camtrain.load("runs/photos/model.safetensors").net.class_names == ("blue", "red")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -29,11 +30,13 @@ from camtrain.training.run.fit import (
     fit,
 )
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
-from camtrain.training.run.loggers import LoggerName
 from camtrain.training.run.results import MapWriter, write_scores
 from camtrain.training.run.resume import check_is_file, split_beside
 from camtrain.training.run.signals import StopSignals
 from camtrain.training.watch import CAMLogger
+
+# Arguments of `fit` that are options of the same name, with its defaults and texts.
+_RUN_OPTIONS = ("save_every_minutes", "monitor", "logger", "project")
 
 
 class CamtrainCLI(LightningCLI):
@@ -55,28 +58,18 @@ class CamtrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options beside model, data and trainer."""
-        run = parser.add_argument_group("The run")
-
-        def add(name: str, kind: object, default: object, text: str) -> None:
-            bare: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
-            run.add_argument(name, type=kind, default=default, help=text, **bare)
-
-        add("--name", str | None, None, "None means the config's file name, else the backbone.")
-        add("--runs_dir", str, "runs", "Folder with one folder per run.")
-        add("--overwrite", bool, False, "Replace an earlier run of the same name.")
+        add = parser.add_argument_group("The run").add_argument
+        name = "None means the config's file name, else the backbone."
+        add("--name", type=str | None, default=None, help=name)
+        add("--runs_dir", type=str, default="runs", help="Folder with one folder per run.")
+        flag: dict[str, Any] = {"type": bool, "default": False, "nargs": "?", "const": True}
+        add("--overwrite", help="Replace an earlier run of the same name.", **flag)
         maps = (
             "Of validate and test: also write the maps as the WSOL benchmark's program reads them."
         )
-        add("--save_maps", bool, False, maps)
-        often = (
-            "Minutes from one last.ckpt within an epoch to the next; 0: after every step; null: "
-            "only after epochs, and when stopping."
-        )
-        add("--save_every_minutes", float | None, 15.0, often)
-        best = "Score of the best epoch, a loss is minimized; None means val/acc1, or val/map."
-        add("--monitor", str | None, None, best)
-        add("--logger", LoggerName, "wandb", "Where curves and heatmaps go, beside the run folder.")
-        add("--project", str, "camtrain", "W&B project.")
+        add("--save_maps", help=maps, **flag)
+        others = set(inspect.signature(fit).parameters) - {*_RUN_OPTIONS}
+        parser.add_function_arguments(fit, as_group=False, skip={*others})
         parser.add_lightning_class_args(CAMLogger, "cams")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -131,7 +124,6 @@ class CamtrainCLI(LightningCLI):
             self._measure(trainer, method_arguments)
             return
         settings["monitor"] = settings["monitor"] or default_monitor(self.model)
-        names = ("overwrite", "monitor", "save_every_minutes", "logger", "project")
         fit(
             self.model,
             self.datamodule,
@@ -139,7 +131,8 @@ class CamtrainCLI(LightningCLI):
             cams=self._get(self.config_init, "cams"),
             trainer=trainer,
             config=self._parser(subcommand).dump(settings, skip_none=False),
-            **{name: settings[name] for name in names},
+            overwrite=settings["overwrite"],
+            **{name: settings[name] for name in _RUN_OPTIONS},
             **method_arguments,
         )
 

@@ -115,11 +115,11 @@ def fit(
         folder: Of the run, such as ``runs/NAME``; a new run needs an empty or missing one.
         ckpt_path: ``last`` continues the run in the folder; a path starts from that checkpoint.
         overwrite: Replace an earlier run in the folder.
-        monitor: Score of the best epoch, a loss is minimized; None: ``val/acc1`` or ``val/map``.
-        save_every_minutes: Minutes from one ``last.ckpt`` within an epoch to the next; 0: after
-            every step; None: only after epochs, and when stopping.
-        logger: ``wandb``, ``tensorboard``, ``csv`` or ``none``.
-        project: The W&B project.
+        monitor: Score of the best epoch, a loss is minimized; None means val/acc1, or val/map.
+        save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
+            step; null: only after epochs, and when stopping.
+        logger: Where curves and heatmaps go, beside the run folder.
+        project: W&B project.
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
         trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
             ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
