@@ -37,7 +37,7 @@ VERBS = {
     "demo": Verb("camtrain.inference.demo", "a local page to drop a picture on"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
     "check-data": Verb(
-        "camtrain.data.checking.command", "read every picture once and list what is wrong"
+        "camtrain.data.checking.check", "read every picture once and list what is wrong"
     ),
     "shards": Verb("camtrain.data.shards.write", "write a data set as WebDataset shards"),
 }

@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from camtrain.data.sources import is_divided as is_divided
     from camtrain.data.sources import make_sources as make_sources
     from camtrain.data.splits import write_split as write_split
+    from camtrain.data.transforms import CropGeometry as CropGeometry
+    from camtrain.data.transforms import boxes_to_input as boxes_to_input
     from camtrain.data.transforms import fit_channels as fit_channels
     from camtrain.data.transforms import normalize as normalize
     from camtrain.data.transforms import prepare as prepare
     from camtrain.data.transforms import resize as resize
     from camtrain.data.transforms import to_pixels as to_pixels
     from camtrain.data.tree import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-    from camtrain.data.views import CropGeometry as CropGeometry
-    from camtrain.data.views import boxes_to_input as boxes_to_input
     from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
@@ -77,9 +77,10 @@ _HOMES = {
     ),
     "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
     "camtrain.data.splits": "write_split",
-    "camtrain.data.transforms": "fit_channels normalize prepare resize to_pixels",
+    "camtrain.data.transforms": (
+        "CropGeometry boxes_to_input fit_channels normalize prepare resize to_pixels"
+    ),
     "camtrain.data.tree": "IMAGE_SUFFIXES",
-    "camtrain.data.views": "CropGeometry boxes_to_input",
     "camtrain.maps": "maps_on_picture",
 }
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from camtrain.data.transforms import fill_colour, fit_channels
-from camtrain.data.views import INTERPOLATIONS, CropGeometry
+from camtrain.data.transforms import INTERPOLATIONS, CropGeometry, fill_colour, fit_channels
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,6 +248,41 @@ def sample_or_damaged(
         return dataset[key]
     except DamagedImageError as error:
         return Damaged(index_of(key), str(error), input_shape)
+
+
+class DamagedFiles:
+    """Names each damaged file once, and stops where there may be none, or no more of them.
+
+    Args:
+        max_damaged: Training files that may be damaged.
+        allow_damaged: Whether files of evaluation may be.
+    """
+
+    def __init__(self, max_damaged: int, *, allow_damaged: bool) -> None:
+        self.max_damaged = max_damaged
+        self.allow_damaged = allow_damaged
+        self._items: set[tuple[bool, int]] = set()  # of training or not, place in the split
+
+    def record(self, batch: Batch, *, is_training: bool) -> None:
+        """Warn of the damaged files of a batch.
+
+        Raises:
+            DamagedImageError: In evaluation, of the first; in training, of one too many.
+        """
+        for item, message, _ in batch.damaged:
+            if not is_training and not self.allow_damaged:
+                raise DamagedImageError(
+                    f"{message.removesuffix('.')}, or give --data.allow_damaged true."
+                )
+            if (is_training, item) not in self._items:
+                self._items.add((is_training, item))
+                warnings.warn(f"Skipped: {message}", stacklevel=3)
+            count = sum(of_training for of_training, _ in self._items)
+            if is_training and count > self.max_damaged:
+                raise DamagedImageError(
+                    f"More than max_damaged={self.max_damaged} files are damaged; the last one: "
+                    f"{message}"
+                )
 
 
 def collate(samples: Sequence[Sample | Damaged], *, is_cached: bool = False) -> Batch:

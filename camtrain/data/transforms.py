@@ -1,16 +1,178 @@
-"""Pictures into the network's input, and boxes with them."""
+"""Pictures into the network's input: which part is cut out, the resize, and the normalization."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from camtrain.data.views import INTERPOLATIONS, CropGeometry
 from camtrain.errors import CamtrainValueError
-from camtrain.preprocessing import Preprocessing
+from camtrain.preprocessing import Placement, Preprocessing
+
+# exact: a pixel covers [i, i + 1), as in Placement; torch's plain "nearest" is off by half a pixel
+INTERPOLATIONS = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """A part of a picture, resized, laid into the network's input, and perhaps mirrored.
+
+    Attributes:
+        top: First row of the part, in pixels of the picture.
+        left: First column.
+        height: Rows of the part.
+        width: Columns.
+        resized_hw: (H, W) of the part after the resize.
+        offset_yx: Where the resized part begins in the input; negative where its border is cut
+            away, positive where the input is padded.
+        size_hw: (H, W) of the input.
+        is_mirrored: Left and right are swapped at last.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resized_hw: tuple[int, int]
+    offset_yx: tuple[int, int]
+    size_hw: tuple[int, int]
+    is_mirrored: bool = False
+
+    @classmethod
+    def whole(cls, image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
+        """What evaluation and prediction see of a picture of ``image_hw``."""
+        place = preprocessing.placement(image_hw)
+        return cls(
+            *(0, 0, *image_hw),
+            resized_hw=preprocessing.resized_hw(image_hw),
+            offset_yx=(int(place.offset_y), int(place.offset_x)),
+            size_hw=preprocessing.size,
+        )
+
+    def moved(self, y: int, x: int, size_hw: tuple[int, int]) -> CropGeometry:
+        """The window of ``size_hw`` that begins at (y, x) of this input."""
+        offset = (self.offset_yx[0] - y, self.offset_yx[1] - x)
+        return replace(self, offset_yx=offset, size_hw=size_hw)
+
+    @property
+    def shrink(self) -> float:
+        """By how much the picture may be reduced so that the part is still resized downwards."""
+        return min(self.height / self.resized_hw[0], self.width / self.resized_hw[1])
+
+    def aligned(self, factor: int) -> CropGeometry:
+        """The part moved up and left by less than ``factor``, to where reduced pixels begin."""
+        if factor == 1:
+            return self
+        return replace(self, top=self.top - self.top % factor, left=self.left - self.left % factor)
+
+    def image(
+        self,
+        image: Tensor,
+        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+        fill: Sequence[float] = (0.0,),
+        *,
+        factor: int = 1,
+    ) -> Tensor:
+        """What the network sees of a picture.
+
+        Args:
+            image: (C, H, W) uint8, or float in [0, 1]. A picture that was decoded smaller:
+                (C, ceil(H / factor), ceil(W / factor)) uint8.
+            interpolation: Of the resize; ``NEAREST_EXACT`` only for the factor 1.
+            fill: Per channel, what the picture is padded with, in its units.
+            factor: ``top`` and ``left`` are its multiples, see ``aligned``.
+
+        Returns:
+            (C, *size_hw) of the same type.
+        """
+        top, left = self.top // factor, self.left // factor
+        height, width = self.height / factor, self.width / factor  # perhaps not whole pixels
+        part = image[:, top : top + math.ceil(height), left : left + math.ceil(width)]
+        part = _without_gaps(part)
+        if factor == 1:
+            size = list(self.resized_hw)
+            return self._laid(TF.resize(part, size, interpolation=interpolation), fill)
+        # a little more, so that rounding down gives the size and not one less
+        scales = [(self.resized_hw[0] + 1e-4) / height, (self.resized_hw[1] + 1e-4) / width]
+        resized = F.interpolate(
+            part[None],
+            scale_factor=scales,
+            mode=interpolation.value,
+            antialias=True,
+            recompute_scale_factor=False,  # the scale is exact where the last pixel is not whole
+        )[0]
+        return self._laid(resized, fill)
+
+    def boxes(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes of the picture in pixels of the input, (n, 4) -> (m, 4) float32, half-open.
+
+        They are clipped to what the network sees; those without a pixel in it are left out.
+        """
+        corner = torch.tensor([self.left, self.top] * 2)
+        part_size = torch.tensor([self.width, self.height] * 2)
+        inside = (boxes_xyxy.float() - corner).clamp(min=0).minimum(part_size)
+        scale_y, scale_x = self.resized_hw[0] / self.height, self.resized_hw[1] / self.width
+        boxes = boxes_to_input(inside, Placement(scale_y, scale_x, *self.offset_yx))
+        height, width = self.size_hw
+        if self.is_mirrored:
+            boxes = boxes[:, [2, 1, 0, 3]]
+            boxes[:, ::2] = width - boxes[:, ::2]
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+        return boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)]
+
+    def _laid(self, resized: Tensor, fill: Sequence[float]) -> Tensor:
+        """The resized part in the input."""
+        image = resized.contiguous()
+        (y, x), (height, width) = self.offset_yx, self.size_hw
+        rows, columns = self.resized_hw
+        top, left = max(0, -y), max(0, -x)
+        bottom, right = min(rows, height - y), min(columns, width - x)
+        if (top, left, bottom, right) != (0, 0, rows, columns):
+            image = TF.crop(image, top, left, bottom - top, right - left)
+        if (bottom - top, right - left) != self.size_hw:
+            border = [max(0, x), max(0, y), max(0, width - x - columns), max(0, height - y - rows)]
+            image = TF.pad(image, border, fill=list(fill))
+        return image.flip(-1) if self.is_mirrored else image
+
+
+def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Boxes of a picture in pixels of the network's input; they may reach over its border.
+
+    Args:
+        boxes_xyxy: (n, 4), half-open, in pixels of the picture.
+        placement: Where the picture lies in the input.
+
+    Returns:
+        (n, 4) float32, half-open, in pixels of the input.
+
+    Example:
+        >>> boxes_to_input(torch.tensor([[2, 4, 6, 8]]), Placement(0.5, 2.0, 1, -3))
+        tensor([[1., 3., 9., 5.]])
+    """
+    scale = torch.tensor([placement.scale_x, placement.scale_y] * 2).to(boxes_xyxy.device)
+    offset = torch.tensor([placement.offset_x, placement.offset_y] * 2).to(boxes_xyxy.device)
+    return boxes_xyxy * scale + offset
+
+
+def _without_gaps(image: Tensor) -> Tensor:
+    """The same pixels; those of a decoded picture, colours side by side, without gaps.
+
+    torch would otherwise take them apart by colours and put them together again.
+    """
+    if image.shape[0] != 3 or image.stride(0) != 1:
+        return image
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
@@ -15,25 +14,18 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from camtrain.data import (
-    Augmentation,
-    AutoAugment,
-    Batch,
-    DamagedImageError,
+from camtrain.data.augment import Augmentation, AutoAugment
+from camtrain.data.dataset import Batch, DamagedFiles, PreparedDataset, collate
+from camtrain.data.exclude import make_sources_without, read_exclude
+from camtrain.data.loading import (
     EpochSampler,
-    PreparedDataset,
     ResumableLoader,
     SamplerName,
-    Source,
-    SourceOptions,
-    Split,
-    collate,
-    is_divided,
     leave_signals_to_parent,
-    make_sources_without,
-    read_exclude,
-    write_split,
 )
+from camtrain.data.source import Source, Split
+from camtrain.data.sources import SourceOptions, is_divided
+from camtrain.data.splits import write_split
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import (
     IMAGENET_MEAN,
@@ -182,7 +174,7 @@ class CAMDataModule(LightningDataModule):
         )
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
-        self._damaged: set[tuple[bool, int]] = set()  # of training or not, place in the split
+        self._damaged = DamagedFiles(max_damaged, allow_damaged=allow_damaged)
         self._cached: dict[str, FeatureDataset | None] = {}
         self._train_loader: ResumableLoader[Batch] | None = None
         self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
@@ -246,12 +238,12 @@ class CAMDataModule(LightningDataModule):
         uses_cache(self.trainer, self.hparams)  # refuses at once what it will refuse
 
     def _prepared(self, split: Split, augment: str) -> PreparedDataset:
-        common: dict[str, Any] = {"seed": self.hparams["seed"], "exif": self.hparams["exif"]}
+        names = ["seed", "exif"]
         if split == "train":
-            names = ("auto_augment", "hide_and_seek")
-            common |= {name: self.hparams[name] for name in names}
-            common["reduced"] = self.hparams["reduced_decoding"]
-        return PreparedDataset(self.sources[split], self.preprocessing, augment=augment, **common)
+            names += ["auto_augment", "hide_and_seek"]
+        settings = {name: self.hparams[name] for name in names}
+        settings["reduced"] = split == "train" and self.hparams["reduced_decoding"]
+        return PreparedDataset(self.sources[split], self.preprocessing, augment=augment, **settings)
 
     def cached(self, split: Split) -> FeatureDataset | None:
         """What the frozen backbone made of the pictures, where a training is fed with that.
@@ -259,15 +251,11 @@ class CAMDataModule(LightningDataModule):
         Raises:
             CamtrainValueError: It was asked for and cannot be.
         """
-        if split not in self._cached:
-            self._cached[split] = None
-            if uses_cache(self.trainer, self.hparams):
-                pictures, bare = self.datasets[split], self._prepared(split, "none")
-                assert self.trainer is not None
-                self._cached[split] = cached_split(
-                    self.trainer, pictures, bare, split, self.hparams
-                )
-        return self._cached[split]
+        if split not in self._cached and uses_cache(self.trainer, self.hparams):
+            assert self.trainer is not None
+            pictures, bare = self.datasets[split], self._prepared(split, "none")
+            self._cached[split] = cached_split(self.trainer, pictures, bare, split, self.hparams)
+        return self._cached.setdefault(split, None)
 
     def check_cache(self) -> None:
         """Refuse kept features that cannot be kept, before a training begins.
@@ -284,20 +272,7 @@ class CAMDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Name the damaged files of a batch, and stop where there may be none, or no more."""
         is_training = self.trainer is not None and self.trainer.training
-        for item, message, _ in batch.damaged:
-            if not is_training and not self.hparams["allow_damaged"]:
-                raise DamagedImageError(
-                    f"{message.removesuffix('.')}, or give --data.allow_damaged true."
-                )
-            if (is_training, item) not in self._damaged:
-                self._damaged.add((is_training, item))
-                warnings.warn(f"Skipped: {message}", stacklevel=2)
-            count = sum(was_training for was_training, _ in self._damaged)
-            if is_training and count > self.hparams["max_damaged"]:
-                raise DamagedImageError(
-                    f"More than max_damaged={self.hparams['max_damaged']} files are damaged; the "
-                    f"last one: {message}"
-                )
+        self._damaged.record(batch, is_training=is_training)
         return batch
 
     def _check_task(self) -> None:

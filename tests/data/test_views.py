@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from camtrain.data import AUGMENTATIONS, Augmentation, CropGeometry
-from camtrain.data.views import INTERPOLATIONS
+from camtrain.data.transforms import INTERPOLATIONS
 from camtrain.preprocessing import Preprocessing, ResizeMode
 
 SIZES = st.tuples(st.integers(24, 90), st.integers(24, 90))
