@@ -3,9 +3,9 @@
 Source: ``caffe.proto`` of BVLC Caffe (NetParameter, LayerParameter, V1LayerParameter, BlobProto)
     and the protocol buffers' encoding, https://protobuf.dev/programming-guides/encoding.
 
-A message is a row of fields: a number that holds the field's place and kind, then its value. The
-messages met here have a fixed depth (file, layer, blob, shape), nothing is read twice, and nothing
-grows beyond what the file itself holds.
+A message is a row of fields: a number that holds the field's place and kind, then its value. These
+messages have a fixed depth (file, layer, blob, shape), nothing is read twice, and nothing grows
+beyond the size of the file itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +27,9 @@ _MOST_BLOBS = 10_000
 _SHOWN = 4
 
 
-class _Format(NamedTuple):
-    """Where a serialization keeps a layer, its name and its blobs."""
-
-    name: int
-    blobs: int
-
-
-_FORMATS = {2: _Format(name=4, blobs=6), 100: _Format(name=1, blobs=7)}  # V1 layers, V2 layer
+# The field of a layer, of its name and of its blobs, in both serializations (V1 layers, V2 layer).
+_NAME_FIELDS = {2: 4, 100: 1}
+_BLOBS_FIELDS = {2: 6, 100: 7}
 _LEGACY_AXES = (1, 2, 3, 4)  # num, channels, height, width
 _FLOATS, _SHAPE, _DOUBLES = 5, 7, 8
 
@@ -48,45 +42,40 @@ def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> 
     """The weights of a ``.caffemodel`` by our parameter names.
 
     Args:
-        path: A ``.caffemodel``.
+        path: The file.
         layers: For each layer of the network that has weights, its Caffe name and our module's.
         network: Its name, for the error.
 
     Raises:
         CamtrainValueError: The file is damaged, or its layers are not those of the network.
     """
-    found = read_caffemodel(path)
-    told = [f"layer {name} is missing" for name in layers if name not in found]
-    told += [f"layer {_shown(name)} is extra" for name in found if name not in layers]
-    told += [
-        f"layer {name} has {len(found[name])} arrays, not weight and bias"
+    arrays = read_caffemodel(path)
+    problems = [f"layer {name} is missing" for name in layers if name not in arrays]
+    problems += [f"layer {_shown(name)} is extra" for name in arrays if name not in layers]
+    problems += [
+        f"layer {name} has {len(arrays[name])} arrays, not weight and bias"
         for name in layers
-        if len(found.get(name, "wb")) != 2
+        if len(arrays.get(name, "wb")) != 2
     ]
-    if told:
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CamtrainValueError(
             f"{path} holds the weights of another network than {network}: "
-            f"{'; '.join(told[:_SHOWN])}{more}."
+            f"{'; '.join(problems[:_SHOWN])}{more}."
         )
     tensors = {}
     for name, module in layers.items():
-        weight, bias = found[name]
+        weight, bias = arrays[name]
         tensors[f"{module}.weight"] = _squeezed(weight, 2 if module == "head" else 4)
         tensors[f"{module}.bias"] = _squeezed(bias, 1)
     return tensors
 
 
 def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
-    """The weights of a ``.caffemodel``, of either serialization, by layer name.
+    """The arrays of a ``.caffemodel``, of either serialization, float32, by layer name.
 
-    Args:
-        path: A ``.caffemodel``.
-
-    Returns:
-        For each layer that has weights, its arrays in order, float32; in the old serialization all
-        have four axes, ``(1, 1, 1, n)`` for a bias. Of layers with one name the last counts, as in
-        Caffe.
+    In the old serialization all have four axes, ``(1, 1, 1, n)`` for a bias. Of layers with the
+    same name the last counts, as in Caffe.
 
     Raises:
         CamtrainValueError: The file is damaged, or no Caffe weights.
@@ -111,14 +100,13 @@ def _layers(content: memoryview) -> dict[str, list[Tensor]]:
     layers: dict[str, list[Tensor]] = {}
     count = 0
     for field, value in _fields(content):
-        layout = _FORMATS.get(field)
-        if layout is None or not isinstance(value, memoryview):
+        if field not in _NAME_FIELDS or not isinstance(value, memoryview):
             continue
         name, blobs = "", []
         for inner, inside in _fields(value):
-            if inner == layout.name and isinstance(inside, memoryview):
+            if inner == _NAME_FIELDS[field] and isinstance(inside, memoryview):
                 name = bytes(inside).decode(errors="replace")
-            elif inner == layout.blobs and isinstance(inside, memoryview):
+            elif inner == _BLOBS_FIELDS[field] and isinstance(inside, memoryview):
                 count += 1
                 if count > _MOST_BLOBS:
                     raise _DamageError(f"it has more than {_MOST_BLOBS} arrays")

@@ -1,4 +1,4 @@
-"""``camtrain models``: what every network of torchvision and timm becomes when it is cut."""
+"""``camtrain models``: lists every network of torchvision and timm with its cut and its maps."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from camtrain.errors import CamtrainValueError, first_line
-from camtrain.files import user_cache, write_text
+from camtrain.errors import CamtrainValueError
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
 from camtrain.model.convert import find_maps
 from camtrain.model.cut import block_of
@@ -37,13 +36,12 @@ _FILLING = frozenset(
     }
 )
 _LIBRARIES = ("torch", "torchvision", "timm")
-# Starting a process costs as much as looking at some 20 networks.
-_FEW = 40
+_MOST_IN_THIS_PROCESS = 40  # starting a process costs as much as describing some 20 networks
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a network becomes.
+    """A network as ``create_model`` cuts it, with its usual arguments.
 
     Attributes:
         name: ``library/model``.
@@ -52,8 +50,8 @@ class Entry:
         stride: Pixels of the image per pixel of the map, about.
         map_hw: (h, w) of the map for an image of ``size_hw``.
         size_hw: (H, W) of the images it was made for.
-        is_fixed: It takes images of no other size.
-        is_cam_ready: Its own head gives the maps, without training.
+        is_fixed: Whether it takes images of no other size.
+        is_cam_ready: Whether its original head gives the maps, without training.
         parameters: Of the backbone, up to the cut.
         reason: Why it does not convert; None for a network that does.
     """
@@ -71,13 +69,13 @@ class Entry:
 
 
 def describe(name: str) -> Entry:
-    """What a network becomes, found on the meta device: nothing is computed or loaded."""
+    """The entry of a network, found on the meta device: nothing is computed or loaded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries warn about their old networks
             return _described(name)
     except Exception as error:  # each network fails in its own way, and is reported
-        return Entry(name, reason=f"{type(error).__name__}: {first_line(error)}")
+        return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
 
 def _described(name: str) -> Entry:
@@ -124,7 +122,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
-    """The entries of these networks; what the cache file lacks is looked at and kept there."""
+    """The entries of these networks; those that the cache file lacks are found and added to it."""
     known = _read(cache)
     missing = [name for name in names if name not in known]
     if not missing:
@@ -139,32 +137,34 @@ def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
 
 
 def cache_file() -> Path:
-    """Where the entries are kept: a file in the user's cache folder for these very libraries."""
+    """A file in the user's cache folder for the installed versions of the libraries."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = [f"{library}-{version(library)}" for library in _LIBRARIES]
-    own = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    key = "_".join([*versions, hashlib.sha256(own).hexdigest()[:12]])
-    return user_cache() / f"models_{key}.json"
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    key = "_".join([*versions, hashlib.sha256(code).hexdigest()[:12]])
+    return Path(root) / "camtrain" / f"models_{key}.json"
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:
-    """The names that hold ``pattern``, or fit it, with or without their library, by its wildcards.
+    """The names that contain ``pattern``, or match its wildcards with or without their library.
 
     Raises:
         CamtrainValueError: There is none.
     """
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
-    found = [
+    matches = [
         name
         for name in names
-        if any(fnmatch.fnmatchcase(one, pattern) for one in (name, name.partition("/")[2]))
+        if fnmatch.fnmatchcase(name, pattern)
+        or fnmatch.fnmatchcase(name.partition("/")[2], pattern)
     ]
-    if not found:
+    if not matches:
         raise CamtrainValueError(
             f"FILTER must be part of the name of a network, or a pattern such as 'timm/resnet*', "
             f"got {pattern.strip('*')!r}, which none of {len(names)} names has."
         )
-    return found
+    return matches
 
 
 def main(args: Sequence[str]) -> None:
@@ -183,8 +183,7 @@ def main(args: Sequence[str]) -> None:
         help="part of a name, or a pattern with * and ? (default: every network)",
     )
     names = matching(every_name(), parser.parse_args(args[1:]).filter)
-    entries = catalogue(names, cache_file())
-    print(table(entries))
+    print(table(catalogue(names, cache_file())))
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -216,15 +215,14 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def _described_all(names: Sequence[str]) -> Iterator[Entry]:
-    if len(names) <= _FEW:
+    if len(names) <= _MOST_IN_THIS_PROCESS:
         yield from map(describe, names)
         return
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _one_thread) as processes:
+    context, one_thread = get_context("spawn"), (1,)
+    with ProcessPoolExecutor(
+        os.cpu_count(), context, torch.set_num_threads, one_thread
+    ) as processes:
         yield from processes.map(describe, names, chunksize=4)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _stride(height: int, rows: int, taller: int | None) -> int:
@@ -250,4 +248,6 @@ def _read(cache: Path) -> dict[str, Entry]:
 
 def _write(cache: Path, entries: dict[str, Entry]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cache, json.dumps([asdict(entry) for entry in entries.values()]))
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps([asdict(entry) for entry in entries.values()]))
+    part.replace(cache)

@@ -23,8 +23,7 @@ from camtrain.model.probe import evaluating
 
 NormKind = Literal["layer", "rms"]
 
-# The maps that are tried: of a free size, then of the sizes of networks that average a fixed
-# window.
+# The maps to try: of a free size, then of the sizes of networks that average a fixed window.
 _FREE_HW, _OTHER_HW = (5, 7), (6, 5)
 _MAPS = (
     *((Layout("nchw"), size_hw) for size_hw in (_FREE_HW, (7, 7), (8, 8), (6, 6), (4, 4))),
@@ -186,10 +185,13 @@ def _averaging_layout(head: _HeadProbe) -> tuple[Layout, tuple[int, int]] | None
     for layout, size_hw in _MAPS:
         shape = (3, channels, *size_hw)
         try:
-            if head(_stored(torch.empty(shape, device="meta"), layout)).ndim != 2:
-                continue
-            if size_hw == _FREE_HW and not _has_one_shape(head, channels, layout):
-                continue
+            sizes = (size_hw, _OTHER_HW) if size_hw == _FREE_HW else (size_hw,)
+            shapes = {
+                head(_stored(torch.empty(3, channels, *hw, device="meta"), layout)).shape
+                for hw in sizes
+            }
+            if len(shapes) > 1 or len(shapes.pop()) != 2:
+                continue  # a flattened map, or no logits
             maps = _random_numbers(shape)
             result = head(_stored(maps, layout))
             of_mean = head(_stored(_constant(maps.mean((-2, -1)), size_hw), layout))
@@ -198,15 +200,6 @@ def _averaging_layout(head: _HeadProbe) -> tuple[Layout, tuple[int, int]] | None
         if result.std(0).amax() > 0 and _equal(result, of_mean):
             return layout, size_hw
     return None
-
-
-def _has_one_shape(head: _HeadProbe, channels: int, layout: Layout) -> bool:
-    """Whether maps of two sizes give results of one shape; a mere flattening does not."""
-    shapes = {
-        head(_stored(torch.empty(3, channels, *size_hw, device="meta"), layout)).shape
-        for size_hw in (_FREE_HW, _OTHER_HW)
-    }
-    return len(shapes) == 1
 
 
 def _readout(head: _HeadProbe, layout: Layout, size_hw: tuple[int, int]) -> Readout | None:

@@ -38,58 +38,37 @@ class PaperNetwork:
     """One of the paper's networks, at full width.
 
     Attributes:
-        trunk: Builds what lies before the CAM convolutions, of ``in_chans`` and ``width``.
+        trunk: Builds the layers before the CAM convolutions, from ``in_chans`` and ``width``.
         neck: Outputs of the CAM convolutions: 3x3, 2 groups, each with ReLU.
         neck_layers: Their Caffe names.
+        neck_bias: First value of their biases; their first weights are gaussian, 0.01.
         head_layer: The Caffe name of the linear classifier.
+        head_std: Of its first weights, gaussian; None for Caffe's "xavier".
         side: Height and width of the input, in pixels.
-        neck_bias: First value of the CAM convolutions' biases; their weights are gaussian, 0.01.
-        head_std: Of the head's first weights, gaussian; None for Caffe's "xavier".
         dropout: Before the head.
         no_dropout_for: A number of classes for which the authors' network has none.
     """
 
     trunk: Callable[..., nn.Sequential]
-    neck: tuple[int, ...]
-    neck_layers: tuple[str, ...]
-    head_layer: str
-    side: int
-    neck_bias: float
-    head_std: float | None
-    dropout: float
+    neck: tuple[int, ...] = (1024,)
+    neck_layers: tuple[str, ...] = ("CAM_conv",)
+    neck_bias: float = 1.0
+    head_layer: str = "CAM_fc"
+    head_std: float | None = 0.01
+    side: int = 224
+    dropout: float = 0.5
     no_dropout_for: int | None = None
 
 
 PAPER_NETWORKS = {
-    "camtrain/vgg16-cam": PaperNetwork(
-        vgg16_trunk,
-        neck=(1024,),
-        neck_layers=("CAM_conv",),
-        head_layer="CAM_fc",
-        side=224,
-        neck_bias=0.0,
-        head_std=0.01,
-        dropout=0.5,
-    ),
-    "camtrain/googlenet-cam": PaperNetwork(
-        googlenet_trunk,
-        neck=(1024,),
-        neck_layers=("CAM_conv",),
-        head_layer="CAM_fc",
-        side=224,
-        neck_bias=1.0,
-        head_std=None,
-        dropout=0.0,
-    ),
+    "camtrain/vgg16-cam": PaperNetwork(vgg16_trunk, neck_bias=0.0),
+    "camtrain/googlenet-cam": PaperNetwork(googlenet_trunk, head_std=None, dropout=0.0),
     "camtrain/alexnet-plus-cam": PaperNetwork(
         alexnet_plus_trunk,
         neck=(512, 512),
         neck_layers=("conv6", "conv7"),
         head_layer="fc9",
         side=227,
-        neck_bias=1.0,
-        head_std=0.01,
-        dropout=0.5,
         no_dropout_for=205,  # Places205
     ),
 }

@@ -48,23 +48,25 @@ def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]
         CamtrainValueError: There is no such layer, or no feature map there.
     """
     network, name, in_chans, preprocessing = classifier
+    size_hw = preprocessing.size
     if cut is None and name.startswith("camtrain/"):
         trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
-        return trunk, probe(trunk, in_chans, preprocessing.size)
+        return trunk, probe(trunk, in_chans, size_hw)
     backbone = _backbone_of(classifier, cut)
-    probed = backbone.find_layout(
-        in_chans,
-        preprocessing.size,
-        channels=getattr(network, "num_features", None),
-        prefix=getattr(network, "num_prefix_tokens", None),
-    )
-    if isinstance(backbone, TimmBackbone):  # a graph holds only the layers that it uses
-        last = probed.layers[-1]
-        if isinstance(last.module, nn.MaxPool2d):
-            backbone.set_submodule(last.name, nn.Identity())
-            probed = probe(backbone, in_chans, preprocessing.size)
+    probed = probe(backbone, in_chans, size_hw)
+    last = probed.layers[-1]
+    is_timm = isinstance(backbone, TimmBackbone)
+    if is_timm and isinstance(last.module, nn.MaxPool2d):
+        backbone.set_submodule(last.name, nn.Identity())
+        probed = probe(backbone, in_chans, size_hw)
+    channels = getattr(network, "num_features", None)
+    prefix = getattr(network, "num_prefix_tokens", None)
+    backbone.layout = find_layout(probed.shape, size_hw, channels=channels, prefix=prefix)
+    backbone.size_hw = size_hw
+    if is_timm:  # a graph holds only the layers that it uses
         drop_unused(backbone, probed)
-    return backbone, probed
+    features = backbone.layout.to_map(torch.empty(probed.shape, device="meta"), size_hw)
+    return backbone, probed._replace(shape=tuple(features.shape))
 
 
 def _backbone_of(classifier: Classifier, cut: str | None) -> Backbone:
@@ -147,30 +149,6 @@ class Backbone(nn.Module):
     def run(self, images: Tensor) -> object:
         """The features, as the network stores them."""
         raise NotImplementedError
-
-    def find_layout(
-        self,
-        in_chans: int,
-        size_hw: tuple[int, int],
-        *,
-        channels: int | None = None,
-        prefix: int | None = None,
-    ) -> Probe:
-        """Set the layout and the size, from images of the size that the network is built for.
-
-        ``channels`` and ``prefix`` are those of ``camtrain.model.layout.find_layout``.
-
-        Returns:
-            The record of a forward pass with this layout.
-
-        Raises:
-            CamtrainValueError: The features are no map.
-        """
-        probed = probe(self, in_chans, size_hw)
-        self.layout = find_layout(probed.shape, size_hw, channels=channels, prefix=prefix)
-        self.size_hw = size_hw
-        features = torch.empty(probed.shape, device="meta")
-        return probed._replace(shape=tuple(self.layout.to_map(features, size_hw).shape))
 
 
 class GraphBackbone(Backbone):
