@@ -22,7 +22,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, first_line
+from camtrain.files import user_cache, write_text
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
 from camtrain.model.convert import find_maps
 from camtrain.model.cut import block_of
@@ -75,7 +76,7 @@ def describe(name: str) -> Entry:
             warnings.simplefilter("ignore")  # the libraries warn about their old networks
             return _described(name)
     except Exception as error:  # each network fails in its own way, and is reported
-        return Entry(name, reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return Entry(name, reason=f"{type(error).__name__}: {first_line(error)}")
 
 
 def _described(name: str) -> Entry:
@@ -138,11 +139,10 @@ def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
 
 def cache_file() -> Path:
     """A file in the user's cache folder for the installed versions of the libraries."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     versions = [f"{library}-{version(library)}" for library in _LIBRARIES]
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     key = "_".join([*versions, hashlib.sha256(code).hexdigest()[:12]])
-    return Path(root) / "camtrain" / f"models_{key}.json"
+    return user_cache() / f"models_{key}.json"
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:
@@ -248,6 +248,4 @@ def _read(cache: Path) -> dict[str, Entry]:
 
 def _write(cache: Path, entries: dict[str, Entry]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps([asdict(entry) for entry in entries.values()]))
-    part.replace(cache)
+    write_text(cache, json.dumps([asdict(entry) for entry in entries.values()]))

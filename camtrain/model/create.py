@@ -159,24 +159,19 @@ def from_recipe(recipe: Mapping[str, Any]) -> CAMNet:
 
 def _build(recipe: dict[str, Any], num_classes: int | None) -> Classifier:
     """The classifier of a library with random weights, for its default classes with None."""
-    name, in_chans, backbone_args = (
-        recipe[argument] for argument in ("backbone", "in_chans", "backbone_args")
+    name, in_chans, args = recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
+    return Classifier(
+        build_classifier(name, num_classes=num_classes, in_chans=in_chans, backbone_args=args),
+        name,
+        in_chans,
+        usual_preprocessing(name, in_chans, args),
     )
-    network = build_classifier(
-        name, num_classes=num_classes, in_chans=in_chans, backbone_args=backbone_args
-    )
-    preprocessing = usual_preprocessing(name, in_chans, backbone_args)
-    return Classifier(network, name, in_chans, preprocessing)
 
 
 def _completed(
     recipe: dict[str, Any], weights_classes: int | None, weights: str | Path | None
 ) -> dict[str, Any]:
-    """The recipe with the classes of the weights and the paper's settings where they are left out.
-
-    Raises:
-        CamtrainValueError: Neither the call nor the weights say how many classes there are.
-    """
+    """The recipe with the number of classes, and with the paper.s settings where it has some."""
     num_classes = recipe["num_classes"]
     num_classes = weights_classes if num_classes is None else num_classes
     if num_classes is None or num_classes < 1:
@@ -217,12 +212,7 @@ def _from_bundle(recipe: dict[str, Any], loaded: Weights, description: Descripti
 def _with_original_head(
     recipe: dict[str, Any], classifier: Classifier, weights: Weights | None
 ) -> CAMNet:
-    """A cam-ready classifier with the head that it has.
-
-    Raises:
-        NotCamReadyError: It is not cam-ready.
-        NoGraphError: Its forward pass has no one graph.
-    """
+    """A cam-ready classifier with the head that it has; raises as ``find_maps`` for any other."""
     network = classifier.network
     if weights is not None:
         weights.load_into(network, classifier.in_chans)
