@@ -1,6 +1,6 @@
 """From files to tensors: decoding, transforms, sources of labelled pictures, torch data sets.
 
-The names load on first use: whoever decodes one picture loads no reader of a data set.
+The names load on first use: decoding a picture loads no reader of a data set.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """From heatmaps to boxes, and the scores of the localization literature as torchmetrics metrics.
 
-The names load on first use: whoever wants boxes loads no torchmetrics.
+The names load on first use: boxes alone load no torchmetrics.
 """
 
 from typing import TYPE_CHECKING
