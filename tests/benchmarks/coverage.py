@@ -39,7 +39,7 @@ from camtrain.localization import (
 from camtrain.maps import PoolName
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import refine_maps
-from camtrain.training.learn.mixing import Mixing
+from camtrain.training.learn.losses import TrainingLoss
 from camtrain.training.learn.teacher import map_disagreement
 
 SEEDS, BATCH_SIZE, SIZE, LARGER = 3, 32, 256, 320
@@ -240,7 +240,7 @@ def table_of_training(net: CAMNet, root: Path) -> None:
     ]
     row("second stage, neck of 256", second, refined=False, on=usual)
     row("**second stage, affinity (best)**", second, refined=True, on=usual)
-    mixing = Mixing(int(train.labels.max()) + 1, "multiclass", mixup=0.0, cutmix=1.0)
+    mixing = TrainingLoss(int(train.labels.max()) + 1, "multiclass", cutmix=1.0)
     for name, change in (("hide-and-seek", hidden), ("cutmix", mixing)):
         heads = [trained(on_changed_images(net, train, change), train, seed) for seed in seeds]
         row(f"{name}, linear head", heads, refined=False, on=usual)

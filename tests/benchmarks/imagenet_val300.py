@@ -20,7 +20,7 @@ from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
 from camtrain.model.refine import Refine
 from camtrain.training.evaluate.box_scores import on_whole_pictures
-from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.scores import Evaluation
 
 
 def evaluate(

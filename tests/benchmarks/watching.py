@@ -23,7 +23,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
-from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.scores import Evaluation
 from camtrain.training.run.fit import best_precision
 from camtrain.training.run.wandb import NeverStoppingWandbLogger, start_run
 

@@ -20,8 +20,10 @@ import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cli.main import main as run
-from camtrain.training.learn import multilabel
-from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
+from camtrain.training.evaluate import average_precision
+from camtrain.training.evaluate.average_precision import MeanAveragePrecision
+from camtrain.training.learn import losses
+from camtrain.training.learn.losses import loss_of, multi_hot
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.test_report import content_of
 
@@ -65,9 +67,10 @@ def scores_of(module: CAMModule, data: LightningDataModule) -> dict[str, float]:
 
 
 def test_the_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(multilabel)
-    assert attempted > 0
-    assert failed == 0
+    for module in (average_precision, losses):
+        failed, attempted = doctest.testmod(module)
+        assert attempted > 0
+        assert failed == 0
 
 
 def test_it_learns_two_labels_at_once() -> None:

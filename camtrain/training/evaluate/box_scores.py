@@ -137,10 +137,9 @@ class BoxScores(nn.Module):
             assert isinstance(metric, (Metric, MetricCollection))
             metric.reset()
         # A process that meets no picture with boxes synchronizes like the others.
-        nothing, numbers = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
-        sizes_hw = torch.zeros(0, 2)
-        none = Batch(nothing, numbers, [], sizes_hw, numbers, [], [], [], numbers, ())
-        self.update(WholeMaps(nothing, nothing), torch.zeros(0, 1), numbers, none)
+        no_maps, none = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
+        batch = Batch(no_maps, none, [], torch.zeros(0, 2), none, [], [], [], none, ())
+        self.update(WholeMaps(no_maps, no_maps), torch.zeros(0, 1), none, batch)
 
     def _max_box_acc(self, name: str) -> MaxBoxAcc | MaxBoxAccV2:
         metric = self.boxes[name]

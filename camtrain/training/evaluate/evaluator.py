@@ -1,180 +1,205 @@
-"""Everything measured on a split: loss, accuracy, and localization where pictures have boxes."""
+"""The part of ``CAMModule`` that measures: sums of an epoch, scores of val and test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import Metric, SumMetric
 
 from camtrain.data import Batch
-from camtrain.header import DEFAULT_THRESHOLD
-from camtrain.labels import Task
-from camtrain.localization import MapStatistics
-from camtrain.preprocessing import Preprocessing
-from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
-from camtrain.training.learn.multilabel import MeanAveragePrecision, loss_of, multi_hot
-
-SCORES = {
-    "loss": "cross-entropy",
-    "acc1": "accuracy, top-1",
-    "acc5": "accuracy, top-5",
-    "map": "mean average precision",
-    "loc_gt_known": "GT-known localization",
-    "loc_top1": "top-1 localization",
-    "loc_top5": "top-5 localization",
-    "max_box_acc": "MaxBoxAcc, oracle threshold",
-    "box_acc_calibrated": "threshold calibrated on val",
-    "box_acc_fixed": "threshold 0.2",
-    "max_box_acc_v2": "MaxBoxAccV2, oracle thresholds",
-    "px_ap": "PxAP, of the masks",
-    "pointing": "pointing game",
-    "cam_energy_in_box": "heatmap energy inside the boxes",
-    "cam_area": "heatmap area above 0.2",
-    "cam_entropy": "heatmap entropy",
-    "mosaic_peak": "mosaics, peak (chance 25 %)",
-    "mosaic_energy": "mosaics, energy (chance 25 %)",
-    "centre_box_acc": "centre box, MaxBoxAcc and GT-known",
-    "centre_box_acc_v2": "centre box, MaxBoxAccV2",
-    "constant_px_ap": "constant map, PxAP",
-    "centre_pointing": "centre, pointing game",
-}
-# Those that are not computed after every epoch of a training.
-_NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy"}
-_MOST_CONFUSED = 2000  # classes, whose confusions take 32 MB
+from camtrain.header import DEFAULT_THRESHOLD, Description
+from camtrain.model.camnet import CAMNet
+from camtrain.model.refine import BackboneOutput
+from camtrain.training.evaluate.box_scores import on_whole_pictures
+from camtrain.training.evaluate.mosaics import mosaic_scores
+from camtrain.training.evaluate.scores import Evaluation
 
 
-def score_names(num_classes: int, task: Task) -> list[str]:
-    """The scores that a split can have after an epoch."""
-    absent = _NOT_BY_EPOCH | ({"acc1", "acc5"} if task == "multilabel" else {"map"})
-    if num_classes <= 5:  # the five best of five classes are always right
-        absent.add("acc5")
-    return [name for name in SCORES if name not in absent]
+class EpochMean(Metric):
+    """Mean of values weighted by their number of samples, summed in float64.
 
+    Torchmetrics' own ``MeanMetric`` falls back to float32 when its module moves to a device, and
+    ignores weights where it does not look for NaN.
 
-@dataclass(frozen=True, eq=False)
-class ClassScores:
-    """What was measured of each class, of all processes.
-
-    Attributes:
-        confusion: (K, K) int64, pictures by true class (rows) and predicted class (columns); None
-            for multi-label and above 2,000 classes.
-        average_precision: (K,) float64, NaN for classes without a picture; None unless multi-label.
-        boxes_right: (K,) int64, pictures that count for GT-known localization.
-        boxes_seen: (K,) int64, pictures with boxes.
+    Example:
+        >>> mean = EpochMean()
+        >>> mean.update(torch.tensor(1.0), 3)
+        >>> mean.update(torch.tensor(5.0), 1)
+        >>> mean.compute().item()
+        2.0
     """
 
-    confusion: Tensor | None
-    average_precision: Tensor | None
-    boxes_right: Tensor
-    boxes_seen: Tensor
+    full_state_update = False
+    total: Tensor
+    count: Tensor
 
-
-class Evaluation(nn.Module):
-    """The metrics of one split, under the names they are logged with."""
-
-    def __init__(self, num_classes: int, task: Task = "multiclass") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.task: Task = task
-        names = score_names(num_classes, task)
-        self.loss = MeanMetric().set_dtype(torch.float64)
-        self.acc1 = MulticlassAccuracy(num_classes, average="micro") if "acc1" in names else None
-        self.acc5 = (
-            MulticlassAccuracy(num_classes, top_k=5, average="micro") if "acc5" in names else None
-        )
-        self.map = MeanAveragePrecision(num_classes) if "map" in names else None
-        has_confusion = task == "multiclass" and num_classes <= _MOST_CONFUSED
-        self.confusion = (
-            MulticlassConfusionMatrix(num_classes, validate_args=False) if has_confusion else None
-        )
-        self.statistics = MapStatistics(threshold=DEFAULT_THRESHOLD)
-        self.boxes = BoxScores(num_classes)
+        self.set_dtype(torch.float64)
+        for name in ("total", "count"):
+            zero = torch.zeros((), dtype=torch.float64)
+            self.add_state(name, zero, dist_reduce_fx="sum")
 
-    def update(
-        self, logits: Tensor, maps: WholeMaps | None, labels: Tensor, batch: Batch | None = None
+    def update(self, value: Tensor, count: int) -> None:
+        """Add a batch of ``count`` samples and their mean ``value``, ()."""
+        self.total += value.detach().double() * count
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean so far, (), float64."""
+        return self.total / self.count
+
+
+class Evaluator(nn.Module, Callback):
+    """Measures a training, and val and test in float32 whatever the precision of the training.
+
+    A part of its module, so that the metrics move with it, and a callback that logs them.
+
+    Attributes:
+        train_loss: Mean of the training loss over the epoch so far.
+        train_damaged: Number of damaged training pictures in the epoch so far.
+        map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
+        is_calibrated: Whether one had.
+        reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
+    """
+
+    def __init__(self, net: CAMNet, memory_format: torch.memory_format) -> None:
+        super().__init__()
+        self._memory_format = memory_format
+        num_classes = net.head.out_features
+        self.evaluations = nn.ModuleDict(
+            {split: Evaluation(num_classes, net.task) for split in ("val", "test")}
+        )
+        self.train_loss = EpochMean()
+        self.train_damaged = SumMetric(nan_strategy="disable")  # a look for NaN waits for the GPU
+        self.map_threshold = DEFAULT_THRESHOLD
+        self.is_calibrated = False
+        self.reports: dict[str, dict[str, Any]] = {}
+
+    def __getitem__(self, split: str) -> Evaluation:
+        """The metrics of ``val`` or ``test``."""
+        evaluation = self.evaluations[split]
+        assert isinstance(evaluation, Evaluation)
+        return evaluation
+
+    def log_step(self, module: LightningModule, loss: Tensor, pictures: int, damaged: int) -> None:
+        """Add a training step: the mean loss, (), of its pictures, and how many were damaged."""
+        self.train_loss.update(loss, pictures)
+        self.train_damaged.update(torch.full_like(loss, damaged))  # made on the GPU, for the same
+        self._log_sums(module)
+
+    def _log_sums(self, module: LightningModule) -> None:
+        module.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        module.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the sums of a resumed epoch, which may go on with its validation, without a step."""
+        if self.train_damaged.update_called:
+            self._log_sums(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the sums of the training; not called when a resumed epoch goes on."""
+        self.train_loss.reset()
+        self.train_damaged.reset()
+
+    def sums(self) -> Tensor:
+        """What this process has added to the sums of the epoch, (3,) float64."""
+        loss, damaged = self.train_loss, self.train_damaged
+        return torch.stack([loss.total, loss.count, damaged.sum_value.double()])
+
+    def restore_sums(self, sums: Sequence[float]) -> None:
+        """Continue with the ``sums`` of an interrupted epoch."""
+        loss, pictures, damaged = sums
+        if pictures > 0:  # both count as updated, and are logged
+            self.train_loss.update(torch.zeros(()), 0)
+            self.train_damaged.update(0.0)
+        self.train_loss.total.fill_(loss)
+        self.train_loss.count.fill_(pictures)
+        self.train_damaged.sum_value.fill_(damaged)
+
+    def evaluate(
+        self, trainer: Trainer, net: CAMNet, split: str, batch: Sequence[Any], batch_idx: int
+    ) -> dict[str, Any]:
+        """Measure a batch, and return what was computed of it.
+
+        Returns:
+            ``batch`` without repeated pictures, ``features`` of the neck with the vectors that
+            refine maps, and ``logits`` (B, K).
+        """
+        batch = without_repeats(trainer, split, batch, batch_idx)
+        images, labels = batch[0], batch[1]
+        own_batch = batch if isinstance(batch, Batch) else None
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.float().contiguous(memory_format=self._memory_format)
+            if own_batch is not None and own_batch.is_cached:
+                output = BackboneOutput.unpacked(images, net.vector_channels)
+            else:
+                output = net.backbone_output(images)
+            output = net.apply_neck(output)
+            maps = None
+            if labels.ndim > 1 and net.task == "multilabel":
+                logits = net.classify(output.features)
+            else:
+                logits, class_maps, _ = net.display_maps(output, classes=labels)
+                maps = class_maps[:, 0]
+        evaluation, whole_maps = self[split], None
+        if maps is not None:
+            evaluation.update_statistics(maps, batch, net.preprocessing)
+            if own_batch is not None:
+                whole_maps = on_whole_pictures(maps, net.preprocessing, own_batch)
+        evaluation.update(logits, whole_maps, labels, own_batch)
+        return {"batch": batch, "features": output.packed(), "logits": logits}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the scores of the epoch before."""
+        # Not at its end: what `validate` makes in inference mode, a later `fit` cannot add to.
+        self["val"].reset()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the scores of an earlier test."""
+        self["test"].reset()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrate the map threshold, and log the scores of the validation split."""
+        threshold = self["val"].boxes.calibrated_threshold()
+        if threshold is not None:
+            self.map_threshold, self.is_calibrated = threshold, True
+        self._log_scores(trainer, pl_module, "val", None)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores of the test split."""
+        calibrated = self.map_threshold if self.is_calibrated else None
+        self._log_scores(trainer, pl_module, "test", calibrated)
+
+    def _log_scores(
+        self, trainer: Trainer, module: LightningModule, split: str, calibrated: float | None
     ) -> None:
-        """Count a batch.
+        scores = self[split].compute(calibrated)
+        if trainer.state.fn != TrainerFn.FITTING:
+            known = self.map_threshold if self.is_calibrated else None
+            self.reports[split] = self[split].boxes.report(known)
+            scores |= mosaic_scores(cast("CAMNet", module.net), trainer, split)
+        for name, value in scores.items():
+            is_shown = name in ("loss", "acc1", "map", "max_box_acc")
+            module.log(f"{split}/{name}", value, prog_bar=is_shown)
 
-        Args:
-            logits: (B, K).
-            maps: Of each picture's true class; None where a picture has several, and no
-                localization is measured.
-            labels: (B,), int64; for multi-label also (B, K), multi-hot.
-            batch: Where the boxes are, if there are any.
-        """
-        if len(labels):  # nothing is left of a batch of repeats
-            self.loss.update(loss_of(logits, labels, self.task, reduction="none").double())
-            if self.acc1 is not None:
-                self.acc1.update(logits, labels)
-            if self.acc5 is not None:
-                self.acc5.update(logits, labels)
-            if self.map is not None:
-                self.map.update(logits, multi_hot(labels, self.num_classes))
-            if self.confusion is not None:
-                self.confusion.update(logits, labels)
-        if maps is not None and batch is not None:
-            self.boxes.update(maps, logits, labels, batch)
-
-    def update_statistics(
-        self, maps: Tensor, batch: Sequence[Any], preprocessing: Preprocessing | None
-    ) -> None:
-        """Count how the maps of a batch look, over what the network saw.
-
-        Args:
-            maps: (B, h, w), of each picture's true class.
-            batch: Where they are from; with boxes if it is a ``Batch``.
-            preprocessing: Of the network.
-        """
-        images, size_hw = batch[0], (batch[0].shape[-2], batch[0].shape[-1])
-        boxes = [torch.zeros(0, 4)] * len(maps)
-        if isinstance(batch, Batch):
-            boxes = batch.input_boxes_xyxy
-        if isinstance(batch, Batch) and batch.is_cached:
-            assert preprocessing is not None
-            size_hw = preprocessing.size
-            # Of some pictures only the pooled vector is kept, spread over a map that shows nothing.
-            is_map = (images != images[..., :1, :1]).any(3).any(2).any(1)
-            maps, boxes = maps[is_map], [boxes[place] for place in is_map.nonzero().flatten()]
-        self.statistics.update(maps, boxes, size_hw)
-
-    def by_class(self) -> ClassScores:
-        """What was measured of each class."""
-        right, seen = self.boxes.accuracy.by_class()
-        return ClassScores(
-            confusion=None if self.confusion is None else self.confusion.compute().cpu(),
-            average_precision=None if self.map is None else self.map.by_class(),
-            boxes_right=right,
-            boxes_seen=seen,
+    def description_of(self, net: CAMNet) -> Description:
+        """The description of a network with the map threshold that was measured."""
+        return replace(
+            net.description, threshold=self.map_threshold, is_calibrated=self.is_calibrated
         )
 
-    def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
-        """Scores by name, of all processes; localization only where pictures had boxes or masks.
-
-        Args:
-            calibrated: A map threshold that was chosen on other pictures, to be scored too.
-        """
-        scores = {"loss": self.loss.compute()}
-        for name, metric in (("acc1", self.acc1), ("acc5", self.acc5), ("map", self.map)):
-            if metric is not None:
-                scores[name] = metric.compute()
-        # A process whose pictures have no maps synchronizes like the others.
-        self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))
-        looks = {f"cam_{name}": value for name, value in self.statistics.compute().items()}
-        scores |= {name: value for name, value in looks.items() if not value.isnan()}
-        return scores | self.boxes.compute(calibrated)
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        for metric in self.children():
-            assert isinstance(metric, (Metric, BoxScores))
-            metric.reset()
+    def restore_threshold(self, stored: Description) -> None:
+        """Take the map threshold from the description in a checkpoint."""
+        self.map_threshold = stored.threshold
+        self.is_calibrated = stored.calibrated_threshold is not None
 
 
 def without_repeats(

@@ -54,9 +54,7 @@ def _collate(mosaics: list[tuple[Tensor, Tensor] | None]) -> list[Tensor] | None
 
 
 @torch.no_grad()
-def mosaic_scores(
-    net: CAMNet, trainer: Trainer, split: str, device: torch.device
-) -> dict[str, Tensor]:
+def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor]:
     """``mosaic_peak`` and ``mosaic_energy`` of a split, of all processes; see ``MosaicScore``.
 
     Empty where no mosaic can be made, where only a part of the split was evaluated, and for another
@@ -82,6 +80,7 @@ def mosaic_scores(
         num_workers=data.hparams["workers"],
         collate_fn=_collate,
     )
+    device = net.head.weight.device
     metric = MosaicScore().to(device)
     metric.update(torch.zeros(0, 4, 1, 1))  # of fewer mosaics than processes one may get none
     for images, classes in filter(None, loader):

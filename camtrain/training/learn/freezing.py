@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import difflib
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 
@@ -35,37 +38,31 @@ class FrozenPart:
     parameters: tuple[nn.Parameter, ...] = ()
 
 
-class Freezing:
-    """Freezes a part of a network up to some epoch.
+class Freezing(Callback):
+    """Freezes a part of a network up to some epoch: before the training, and as a callback in it.
 
     Args:
         net: The network.
-        freeze_backbone: Freeze the whole backbone.
-        freeze_until: Freeze its layers up to and including this one, in the order of the forward
-            pass; named like a cut, ``layer3`` or ``features.17``.
-        unfreeze_at_epoch: Epochs after which the frozen part is trained too; None means never.
+        hparams: The settings of ``CAMModule``, of which these count: ``freeze_backbone`` freezes
+            the whole backbone; ``freeze_until`` its layers up to and including this one, in the
+            order of the forward pass, named like a cut (``layer3``, ``features.17``); and
+            ``unfreeze_at_epoch`` is when the frozen part is trained too, None meaning never.
 
     Raises:
         CamtrainValueError: The settings contradict each other, or there is no such layer.
         CamtrainTypeError: ``unfreeze_at_epoch`` is no integer.
     """
 
-    def __init__(
-        self,
-        net: CAMNet,
-        *,
-        freeze_backbone: bool = False,
-        freeze_until: str | None = None,
-        unfreeze_at_epoch: int | None = None,
-    ) -> None:
+    def __init__(self, net: CAMNet, hparams: Mapping[str, Any]) -> None:
         """Find the part and freeze it, as it is before the first epoch."""
-        _check(freeze_backbone, freeze_until, unfreeze_at_epoch)
+        freeze_until = hparams["freeze_until"]
+        self.unfreeze_at_epoch: int | None = hparams["unfreeze_at_epoch"]
+        _check(hparams["freeze_backbone"], freeze_until, self.unfreeze_at_epoch)
         self.part = FrozenPart()
-        if freeze_backbone:
+        if hparams["freeze_backbone"]:
             self.part = FrozenPart((net.backbone,), tuple(net.backbone.parameters()))
         elif freeze_until is not None:
             self.part = part_until(net, freeze_until)
-        self.unfreeze_at_epoch = unfreeze_at_epoch
         self._is_frozen = False
         self.apply(epoch=0)
 
@@ -90,6 +87,16 @@ class Freezing:
             parameter.requires_grad_(not is_frozen)
         self.keep_in_eval()
         return True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze what is frozen in this epoch, which may be in the middle of a resumed one."""
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Unfreeze when it is time."""
+        if self.apply(trainer.current_epoch):
+            pl_module.train()
+            _wrap_again(trainer.strategy)
 
     def keep_in_eval(self) -> None:
         """Undo a ``train()`` call on what is frozen."""
@@ -140,7 +147,7 @@ def part_until(net: CAMNet, layer: str) -> FrozenPart:
     return FrozenPart(modules, tuple(parameters.values()))
 
 
-def wrap_again(strategy: Strategy) -> None:
+def _wrap_again(strategy: Strategy) -> None:
     """Let several processes exchange the gradients of what is trained from now on.
 
     DistributedDataParallel knows only the parameters that wanted a gradient when it was made, and

@@ -1,14 +1,15 @@
-"""How the weights move: parameter groups, the optimizer, and its learning rate step by step."""
+"""Optimizer and schedule: parameter groups, the optimizer, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, cast
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -34,7 +35,7 @@ _PARAMETERS_PER_LAYER = 12
 
 @dataclass(frozen=True)
 class Optimization:
-    """The settings of ``CAMModule`` that say how the weights move; see there."""
+    """The settings of ``CAMModule`` for optimizer and schedule; see there."""
 
     optimizer: str = "adamw"
     opt_args: dict[str, Any] | None = field(default=None)
@@ -48,10 +49,10 @@ class Optimization:
     warmup_epochs: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Check them.
 
         Raises:
-            CamtrainValueError: A value or a name is none that there is.
+            CamtrainValueError: A value is out of range, or a name unknown.
             CamtrainTypeError: ``opt_args`` or ``schedule_args`` is no dictionary.
         """
         if self.lr <= 0 or self.weight_decay < 0 or self.warmup_epochs < 0:
@@ -71,6 +72,21 @@ class Optimization:
         _check_optimizer(self.optimizer)
         _check_schedule(self.schedule, self.schedule_args or {})
 
+    @classmethod
+    def of(cls, hparams: Mapping[str, Any]) -> Optimization:
+        """Those among all settings of ``CAMModule``."""
+        return cls(**{option.name: hparams[option.name] for option in fields(cls)})
+
+
+def count_steps(trainer: Trainer) -> dict[str, float]:
+    """Steps of the optimizer in the whole training, and per epoch; infinite if not known."""
+    if math.isinf(trainer.num_training_batches):  # Lightning has not counted them yet
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    if not math.isinf(batches):
+        batches = math.ceil(batches / trainer.accumulate_grad_batches)
+    return {"steps": trainer.estimated_stepping_batches, "steps_per_epoch": batches}
+
 
 def configure(
     net: CAMNet, options: Optimization, *, steps: float, steps_per_epoch: float
@@ -81,8 +97,8 @@ def configure(
         net: All its parameters become part of the optimizer, frozen or not: a parameter without a
             gradient is neither moved nor decayed, and may be unfrozen later.
         options: What to build.
-        steps: Of the optimizer in the whole training; infinite where nobody has said it.
-        steps_per_epoch: Likewise.
+        steps: See ``count_steps``.
+        steps_per_epoch: See ``count_steps``.
     """
     optimizer = make_optimizer(parameter_groups(net, options), options)
     schedule = make_schedule(optimizer, options, steps=steps, steps_per_epoch=steps_per_epoch)

@@ -1,32 +1,37 @@
-"""Solvers for a linear head: scikit-learn on pooled features, folded into ordinary weights."""
+"""The option head_solver: scikit-learn solves the linear head on cached features, in seconds."""
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from camtrain.errors import CamtrainValueError
 from camtrain.labels import Task
-from camtrain.training.learn.multilabel import MeanAveragePrecision, multi_hot
+from camtrain.model.camnet import CAMNet
+from camtrain.training.cache import FeatureDataset
+from camtrain.training.evaluate.average_precision import MeanAveragePrecision
+from camtrain.training.learn.losses import multi_hot
 
 HeadSolver = Literal["sgd", "logistic", "svm"]
 # Inverse strengths of the regularization (scikit-learn's C), the strongest first.
 REGULARIZATION = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 _Array = npt.NDArray[np.float64]
-_ClassWeights = Sequence[float] | Literal["balanced"] | None
 
 
-class Labelled(NamedTuple):
-    """Pooled features and what they are of.
+class LabeledFeatures(NamedTuple):
+    """Pooled features of pictures with their labels.
 
     Attributes:
         features: (N, C), float32.
@@ -56,12 +61,12 @@ class Solution:
 
 def solve_head(
     solver: HeadSolver,
-    train: Labelled,
-    val: Labelled,
+    train: LabeledFeatures,
+    val: LabeledFeatures,
     num_classes: int,
     *,
     task: Task = "multiclass",
-    class_weights: _ClassWeights = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Solution:
     """The head of the regularization that is best on the validation pictures; a tie: the stronger.
 
@@ -78,29 +83,28 @@ def solve_head(
         val: Features to choose among ``REGULARIZATION`` with.
         num_classes: K.
         task: ``multilabel`` separates each class from the rest by itself.
-        class_weights: What a picture of each class counts, K numbers; ``balanced``: every class
-            counts as much; None: every picture.
+        class_weights: The weight of a picture of each class, K numbers; None: all weigh 1.
 
     Raises:
         CamtrainValueError: A class has no picture in train, or all of them.
     """
     targets = multi_hot(train.labels, num_classes)  # (N, K)
-    lone = [k for k in range(num_classes) if bool((targets[:, k] == targets[0, k]).all())]
-    if lone:
+    constant = [k for k in range(num_classes) if bool((targets[:, k] == targets[0, k]).all())]
+    if constant:
         raise CamtrainValueError(
             "head_solver needs in train pictures of each class and pictures without it, but class "
-            f"{', '.join(map(str, lone))} is in none or in all; add pictures, or leave it out."
+            f"{', '.join(map(str, constant))} is in none or in all; add pictures, or leave it out."
         )
     mean, std = train.features.double().mean(0), train.features.double().std(0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     standard = ((train.features - mean) / std).numpy()
     best: Solution | None = None
     for strength in REGULARIZATION:
-        fit = _fitter(solver, strength)
         if task == "multilabel":
-            head = _one_by_one(fit, standard, targets.numpy(), class_weights)
+            head = _multilabel_head(solver, strength, standard, targets.numpy(), class_weights)
         else:
-            head = _at_once(fit, standard, train.labels.numpy(), class_weights, solver)
+            labels = train.labels.numpy()
+            head = _multiclass_head(solver, strength, standard, labels, class_weights)
         weight = torch.from_numpy(head.weight) / std
         bias = torch.from_numpy(head.bias) - weight @ mean
         weight, bias = weight.float(), bias.float()
@@ -116,67 +120,71 @@ class _Head(NamedTuple):
     bias: _Array  # (K,)
 
 
-_Counts = dict[int, float] | Literal["balanced"] | None  # what a picture of each class counts
-_Fit = Callable[[_Array, npt.NDArray[Any], _Counts], _Head]  # of features (N, C), labels (N,)
+_ClassWeights = dict[int, float] | None  # in scikit-learn's form
 
 
-def _fitter(solver: HeadSolver, strength: float) -> _Fit:
-    """A function that fits scikit-learn's model."""
+def _fit(
+    solver: HeadSolver,
+    strength: float,
+    features: _Array,
+    labels: npt.NDArray[Any],
+    weights: _ClassWeights,
+) -> _Head:
+    """Scikit-learn's head for features (N, C) with labels (N,); one row where there are two."""
     from sklearn.exceptions import ConvergenceWarning  # costs a second, so only who solves pays
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    def fit(features: _Array, labels: npt.NDArray[Any], counts: _Counts) -> _Head:
-        model = (
-            LogisticRegression(C=strength, class_weight=counts, max_iter=1000)
-            if solver == "logistic"
-            else LinearSVC(C=strength, class_weight=counts, max_iter=10_000, random_state=0)
-        )
-        with warnings.catch_warnings():
-            # One that has not converged is measured on val as the others are.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features, labels)
-        return _Head(model.coef_, model.intercept_)
-
-    return fit
+    model = (
+        LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+        if solver == "logistic"
+        else LinearSVC(C=strength, class_weight=weights, max_iter=10_000, random_state=0)
+    )
+    with warnings.catch_warnings():
+        # A head that has not converged is measured on val like the others.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, labels)
+    return _Head(model.coef_, model.intercept_)
 
 
-def _at_once(
-    fit: _Fit,
+def _multiclass_head(
+    solver: HeadSolver,
+    strength: float,
     features: _Array,
     labels: npt.NDArray[Any],
-    class_weights: _ClassWeights,
-    solver: HeadSolver,
+    class_weights: Sequence[float] | None,
 ) -> _Head:
-    """A row for each class; of two classes scikit-learn gives one, for the second."""
-    head = fit(features, labels, _counts(class_weights))
+    weights = None if class_weights is None else dict(enumerate(map(float, class_weights)))
+    head = _fit(solver, strength, features, labels, weights)
     if len(head.bias) > 1:
         return head
-    # The logits of a softmax over two differ by the one logit of the sigmoid.
+    # Of two classes scikit-learn gives a row for the second only. The logits of a softmax over two
+    # differ by the one logit of the sigmoid.
     factor = 0.5 if solver == "logistic" else 1.0
     weight, bias = factor * head.weight, factor * head.bias
     return _Head(np.concatenate([-weight, weight]), np.concatenate([-bias, bias]))
 
 
-def _one_by_one(
-    fit: _Fit, features: _Array, targets: npt.NDArray[Any], class_weights: _ClassWeights
+def _multilabel_head(
+    solver: HeadSolver,
+    strength: float,
+    features: _Array,
+    targets: npt.NDArray[Any],
+    class_weights: Sequence[float] | None,
 ) -> _Head:
-    """A row for each class, against the pictures without it."""
-    classes = range(targets.shape[1])
-    heads = [fit(features, targets[:, k], _counts(class_weights, k)) for k in classes]
+    """A row for each class, fitted against the pictures without it."""
+    heads = [
+        _fit(
+            solver,
+            strength,
+            features,
+            targets[:, k],
+            None if class_weights is None else {0: 1.0, 1: float(class_weights[k])},
+        )
+        for k in range(targets.shape[1])
+    ]
     weight, bias = zip(*heads, strict=True)
     return _Head(np.concatenate(weight), np.concatenate(bias))
-
-
-def _counts(class_weights: _ClassWeights, k: int | None = None) -> _Counts:
-    """In scikit-learn's form: of every class, or of class k against the rest."""
-    if class_weights is None:
-        return None
-    if isinstance(class_weights, str):
-        return "balanced"
-    if k is not None:
-        return {0: 1.0, 1: float(class_weights[k])}
-    return dict(enumerate(map(float, class_weights)))
 
 
 def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
@@ -186,3 +194,87 @@ def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
     metric = MeanAveragePrecision(logits.shape[1])
     metric.update(logits, multi_hot(labels, logits.shape[1]))
     return float(metric.compute())
+
+
+def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) -> None:
+    """Refuse a solver that cannot solve this network's head.
+
+    Raises:
+        CamtrainValueError: An unknown solver, a network that is more than a linear head on the
+            means of frozen features, or a search for the rate of steps that are not taken.
+    """
+    solver = hparams["head_solver"]
+    if hparams["find_lr"] and solver != "sgd":
+        raise CamtrainValueError(
+            f"head_solver {solver} takes no steps and has no rate to find; leave find_lr out."
+        )
+    if solver not in get_args(HeadSolver):
+        raise CamtrainValueError(
+            f"head_solver must be one of {', '.join(get_args(HeadSolver))}, got {solver!r}."
+        )
+    required = [
+        (net.pool == "avg", "--model.pool avg"),
+        (isinstance(net.neck, nn.Identity), "--model.neck []"),
+        (is_frozen, "--model.freeze_backbone true"),
+    ]
+    missing = [option for is_given, option in required if not is_given]
+    if solver != "sgd" and missing:
+        raise CamtrainValueError(
+            f"head_solver {solver} solves a linear head on the means of frozen features; give "
+            f"{', '.join(missing)}, or leave head_solver out."
+        )
+
+
+def no_op_optimizer(head: nn.Linear) -> SGD:
+    """An optimizer that leaves the solved head as it is."""
+    return SGD(head.parameters(), lr=0.0)
+
+
+def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver, class_weights: Tensor | None) -> None:
+    """Replace a network's head by the one that a solver finds on the cached train and val features.
+
+    Args:
+        trainer: At the start of a training with ``CAMDataModule``.
+        net: Its head is changed in place.
+        solver: ``logistic`` or ``svm``.
+        class_weights: (K,), see ``solve_head``.
+
+    Raises:
+        CamtrainValueError: Features are not cached, there is no val split, or train lacks a class.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(trainer, "fast_dev_run", False):  # which caches no features
+        return
+    if not hasattr(data, "cached") or "val" not in data.datasets:
+        raise CamtrainValueError(
+            f"head_solver {solver} chooses the regularization on a val split of CAMDataModule, and "
+            "there is none; add val/CLASS, or give --data.val_fraction above 0."
+        )
+    train, val = data.cached("train"), data.cached("val")
+    head: tuple[Tensor, Tensor] = (net.head.weight, net.head.bias)
+    if trainer.is_global_zero:
+        start = time.perf_counter()
+        solution = solve_head(
+            solver,
+            _labeled_features(train, net.head.in_features),
+            _labeled_features(val, net.head.in_features),
+            net.head.out_features,
+            task=net.task,
+            class_weights=None if class_weights is None else class_weights.tolist(),
+        )
+        print(
+            f"Head: {solver}, C = {solution.regularization:g} with {100 * solution.score:.2f} % on "
+            f"val, in {time.perf_counter() - start:.1f} s",
+            flush=True,
+        )
+        head = (solution.weight, solution.bias)
+    weight, bias = trainer.strategy.broadcast(head)
+    with torch.no_grad():
+        net.head.weight.copy_(weight)
+        net.head.bias.copy_(bias)
+
+
+def _labeled_features(dataset: FeatureDataset, channels: int) -> LabeledFeatures:
+    vectors, indices = dataset.vectors()  # those of val may go on with what refines the maps
+    labels = torch.as_tensor(dataset.labels)
+    return LabeledFeatures(vectors[:, :channels], labels[indices])

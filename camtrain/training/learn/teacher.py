@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class Teacher:
         self.hash = hash_of_tensors(self.net)
 
     def check(self, net: CAMNet) -> None:
-        """Refuse to teach another thing than was learned.
+        """Refuse to teach a network of other classes or another normalization.
 
         Raises:
             CamtrainValueError: Classes, channels, means or deviations differ.
@@ -94,31 +95,33 @@ class Teacher:
         return own == other
 
     def teach(
-        self, net: CAMNet, images: Tensor, labels: Tensor, *, are_kept: bool
+        self, net: CAMNet, images: Tensor, labels: Tensor, *, is_cached: bool
     ) -> tuple[Tensor, Tensor]:
-        """Let a network look at pictures, and compare its maps with these.
+        """Compute the logits of a network, and compare its maps with those of the teacher.
 
         Args:
-            net: That learns.
-            images: (B, C, H, W); or what the backbone of both has made of them, packed.
+            net: The network that learns.
+            images: (B, C, H, W), or the packed output of the backbone that both have.
             labels: (B,), int64.
-            are_kept: Whether they are what the backbone has made.
+            is_cached: Whether ``images`` is the output of the backbone.
 
         Returns:
-            Its logits (B, K), and the mean of ``map_disagreement``, ().
+            The logits (B, K) of ``net``, and the mean of ``map_disagreement``, ().
         """
-        if are_kept:
+        if is_cached:
             backbone_output = BackboneOutput.unpacked(images.float(), self.net.vector_channels)
             features = net.neck(backbone_output.features)
         else:
             backbone_output, features = self.backbone_output(images), net.features(images)
         output = net.maps_of(features, classes=labels)
-        differing = map_disagreement(output.maps[:, 0], self.maps(backbone_output, labels)).mean()
-        return output.logits, differing
+        disagreement = map_disagreement(
+            output.maps[:, 0], self.maps(backbone_output, labels)
+        ).mean()
+        return output.logits, disagreement
 
     @torch.no_grad()
     def maps(self, backbone_output: BackboneOutput, labels: Tensor) -> Tensor:
-        """Its refined maps (B, h, w) of the true classes, of what its backbone made of pictures."""
+        """The teacher's refined maps (B, h, w) of the true classes."""
         backbone_output = BackboneOutput(backbone_output.features.float(), backbone_output.vectors)
         with torch.autocast(labels.device.type, enabled=False):
             neck_output = self.net.apply_neck(backbone_output)
@@ -126,39 +129,40 @@ class Teacher:
 
     @torch.no_grad()
     def backbone_output(self, images: Tensor) -> BackboneOutput:
-        """What its backbone makes of pictures (B, C, H, W)."""
+        """The output of the teacher's backbone for images (B, C, H, W)."""
         return self.net.backbone_output(images)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move it, if it is not there."""
+        """Move the network to a device."""
         if self.net.head.weight.device != device:
             self.net.to(device)
         return self
 
 
-def check_teaching(task: str, weight: float, others: Mapping[str, object]) -> None:
-    """Refuse what cannot be taught.
-
-    Args:
-        task: Of the network.
-        weight: Of the maps in the loss.
-        others: Settings that leave no map of one true class to compare, by name.
+def check_teaching(hparams: Mapping[str, Any]) -> None:
+    """Refuse settings of ``CAMModule`` that leave no map of one true class to compare.
 
     Raises:
-        CamtrainValueError: It cannot be.
+        CamtrainValueError: There is a teacher, and such a setting or no positive weight.
     """
-    if weight <= 0:
-        raise CamtrainValueError(f"teacher_weight must be above 0, got {weight}.")
-    given = [f"{name} {value}" for name, value in others.items() if value not in (0, False, "sgd")]
-    if task == "multilabel":
-        given.append("task multilabel")
-    if given:
+    if hparams["teacher"] is None:
+        return
+    if hparams["teacher_weight"] <= 0:
+        raise CamtrainValueError(
+            f"teacher_weight must be above 0, got {hparams['teacher_weight']}."
+        )
+    defaults: dict[str, object] = {
+        **{"mixup": 0, "cutmix": 0, "head_solver": "sgd", "compile": False},
+        "task": "multiclass",
+    }
+    changed = [name for name, default in defaults.items() if hparams[name] != default]
+    if changed:
         raise CamtrainValueError(
             "teacher compares the maps of one true class of each picture, step by step, got "
-            f"{given[0]}; leave one of them out."
+            f"{changed[0]} {hparams[changed[0]]}; leave one of them out."
         )
 
 
 def _normalization(net: CAMNet) -> object:
-    found = net.preprocessing
-    return found and (found.mean, found.std, found.channel_order)
+    preprocessing = net.preprocessing
+    return preprocessing and (preprocessing.mean, preprocessing.std, preprocessing.channel_order)

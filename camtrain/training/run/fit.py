@@ -22,7 +22,7 @@ from camtrain.data import Split
 from camtrain.errors import CamtrainValueError
 from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluate.evaluator import score_names
+from camtrain.training.evaluate.scores import score_names
 from camtrain.training.module import CAMModule
 from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (

@@ -13,6 +13,8 @@ from pytorch_lightning import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.header import Description
+from camtrain.training.learn.optimizer import Optimization, count_steps, make_schedule
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 
 # Settings that may change: where the pictures lie and how fast they are read. Weights were read
@@ -145,12 +147,27 @@ def as_plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def fixed_parts(description: Description, teacher: str | None) -> dict[str, object]:
+    """What must be the same to continue a training, by the names that messages use.
+
+    Args:
+        description: Of the network.
+        teacher: The hash of the teacher's weights.
+    """
+    return {
+        "network": description.architecture,
+        "classes": list(description.class_names or ()),
+        "refinement": description.refinement,
+        "weights of the teacher": teacher,
+    }
+
+
 def check_same_network(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
     """Refuse to continue the training of another network.
 
     Args:
-        stored: By its name, each part of the network when the checkpoint was written.
-        current: The same parts now.
+        stored: ``fixed_parts`` when the checkpoint was written.
+        current: ``fixed_parts`` now.
 
     Raises:
         CamtrainValueError: A part differs.
@@ -237,8 +254,8 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
             optimizer = trainer.optimizers[0]
             for group in optimizer.param_groups:
                 group["lr"] = group.get("initial_lr", group["lr"])
-            module: Any = trainer.lightning_module
-            schedule = module.make_schedule(optimizer)
+            options = Optimization.of(trainer.lightning_module.hparams)
+            schedule = make_schedule(optimizer, options, **count_steps(trainer))
             schedule.step_update(trainer.global_step)
             config.scheduler = schedule
     if trainer.is_global_zero:

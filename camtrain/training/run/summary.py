@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluate.evaluator import SCORES
+from camtrain.training.evaluate.scores import SCORES
 from camtrain.training.module import CAMModule
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import sync_hint

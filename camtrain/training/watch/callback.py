@@ -197,7 +197,7 @@ class CAMLogger(Callback):
             return
         statistics = None
         if isinstance(pl_module, CAMModule):
-            statistics = ValidationStatistics.of(pl_module.evaluations["val"])
+            statistics = ValidationStatistics.of(pl_module.evaluator["val"])
         mistakes = self._mistakes.of_all_processes(trainer)
         if self._runner is not None:
             epoch, net = trainer.current_epoch + 1, _net_of(pl_module)

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from camtrain.localization.pointing import STATISTICS
-from camtrain.training.evaluate.evaluator import ClassScores
+from camtrain.training.evaluate.scores import ClassScores
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult
 from camtrain.training.watch.snapshot import class_table, confused_pairs

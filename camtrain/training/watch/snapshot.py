@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camtrain.training.evaluate.evaluator import ClassScores, Evaluation
+from camtrain.training.evaluate.scores import ClassScores, Evaluation
 from camtrain.training.watch.results import PictureResult
 from camtrain.visualize import SheetRow, contact_sheet
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from camtrain.data import Batch
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.box_scores import WholeMaps
-from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.scores import Evaluation
 from tests.training.run.test_results import batch_with_masks
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])

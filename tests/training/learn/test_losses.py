@@ -13,11 +13,9 @@ from camtrain.data import Batch
 from camtrain.errors import CamtrainError
 from camtrain.labels import Task
 from camtrain.training import CAMDataModule, CAMModule
-from camtrain.training.learn import learning_rate, losses
-from camtrain.training.learn.learning_rate import steepest
-from camtrain.training.learn.losses import balanced_weights
-from camtrain.training.learn.mixing import Mixing
-from camtrain.training.learn.multilabel import loss_of
+from camtrain.training.learn import callbacks, losses
+from camtrain.training.learn.callbacks import steepest
+from camtrain.training.learn.losses import TrainingLoss, balanced_weights, loss_of
 from tests.training.cli.test_main import Arguments
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.learn.test_freezing import hash_of
@@ -29,7 +27,7 @@ HOT = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
 
 
 def test_the_examples_print_what_they_say() -> None:
-    for module in (losses, learning_rate):
+    for module in (losses, callbacks):
         assert doctest.testmod(module).failed == 0
 
 
@@ -66,17 +64,17 @@ def test_mixed_targets_are_the_shares_of_the_pixels(way: str, task: Task) -> Non
     labels = LABELS if task == "multiclass" else HOT
     # Each picture is its own number everywhere, so that the shares can be read off the pixels.
     images = torch.arange(4.0)[:, None, None, None].expand(4, 2, 5, 7).contiguous()
-    mix = Mixing(3, task, **{"mixup": 0.0, "cutmix": 0.0, way: 1.0})
+    mix = TrainingLoss(3, task, **{way: 1.0}).mix
     hot = F.one_hot(LABELS, 3).float() if task == "multiclass" else HOT.float()
     for seed in range(20):
         torch.manual_seed(seed)
-        mixed, targets = mix(images, labels)
+        mixed, targets = mix([images, labels])
         own, other = images[:, 0, 0, 0], images[:, 0, 0, 0].roll(1)
         share = ((mixed.mean((1, 2, 3)) - other) / (own - other))[:, None]
         torch.testing.assert_close(targets, share * hot + (1 - share) * hot.roll(1, 0))
         assert mixed.shape == images.shape
         torch.manual_seed(seed)
-        assert torch.equal(mix(images, labels)[0], mixed)
+        assert torch.equal(mix([images, labels])[0], mixed)
 
 
 def test_mixed_labels_are_a_soft_cross_entropy() -> None:
@@ -108,17 +106,17 @@ def test_balanced_weights_need_labels() -> None:
 
 def without_a_number(monkeypatch: pytest.MonkeyPatch, epoch: int) -> list[str]:
     """Let the loss of the second batch of an epoch be NaN; returns the files of that batch."""
-    original, named = CAMModule._loss, []
+    original, named = TrainingLoss.__call__, []
 
-    def broken(module: CAMModule, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = original(module, logits, labels)
-        return loss * float("nan") if module.current_epoch == epoch and named else loss
+    def broken(loss_of_batch: TrainingLoss, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = original(loss_of_batch, logits, labels)
+        return loss * float("nan") if named else loss
 
     def note(module: CAMModule, batch: Batch, batch_idx: int) -> None:
         if module.current_epoch == epoch and batch_idx == 1:
             named.extend(getattr(batch, "paths", ["none"]))
 
-    monkeypatch.setattr(CAMModule, "_loss", broken)
+    monkeypatch.setattr(TrainingLoss, "__call__", broken)
     monkeypatch.setattr(CAMModule, "on_train_batch_start", note)
     return named
 

@@ -16,7 +16,8 @@ import camtrain
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
-from camtrain.training.learn.solvers import REGULARIZATION, HeadSolver, Labelled, solve_head
+from camtrain.training.learn.losses import balanced_weights
+from camtrain.training.learn.solvers import REGULARIZATION, HeadSolver, LabeledFeatures, solve_head
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 
@@ -24,14 +25,14 @@ Arguments = Callable[..., list[str]]
 SOLVERS: list[HeadSolver] = ["logistic", "svm"]
 
 
-def clouds(num_classes: int, count: int, seed: int, spread: float = 3.0) -> Labelled:
+def clouds(num_classes: int, count: int, seed: int, spread: float = 3.0) -> LabeledFeatures:
     """Features of very different scale, one of them constant, around a centre for each class."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(num_classes, 6, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(count) % num_classes
     features = centres[labels] + spread * torch.randn(count, 6, generator=generator)
     features = features * torch.tensor([1.0, 100.0, 0.01, 1.0, 1.0, 0.0]) + 5
-    return Labelled(features, labels)
+    return LabeledFeatures(features, labels)
 
 
 def scikit_learn(solver: str, strength: float, **settings: Any) -> Pipeline:
@@ -81,8 +82,11 @@ def test_the_best_on_val_is_chosen_and_of_equals_the_most_regular(solver: HeadSo
 def test_class_weights_are_honoured(solver: HeadSolver, weights: str | tuple[float, ...]) -> None:
     train, val = clouds(3, 90, 0), clouds(3, 30, 1)
     few = (train.labels != 2) | (torch.arange(90) < 15)
-    train = Labelled(train.features[few], train.labels[few])
-    found = solve_head(solver, train, val, 3, class_weights=weights)
+    train = LabeledFeatures(train.features[few], train.labels[few])
+    numbers = weights
+    if weights == "balanced":
+        numbers = balanced_weights(train.labels, 3, "multiclass").tolist()
+    found = solve_head(solver, train, val, 3, class_weights=numbers)
     counts = weights if weights == "balanced" else dict(enumerate(weights))
     model = scikit_learn(solver, found.regularization, class_weight=counts)
     expected = model.fit(train.features, train.labels).decision_function(val.features)
@@ -98,8 +102,8 @@ def test_several_labels_are_separated_one_by_one(solver: HeadSolver) -> None:
     both = [torch.stack([s.labels % 2, (s.labels > 1).long()], 1) for s in (train, val)]
     found = solve_head(
         solver,
-        Labelled(train.features, both[0]),
-        Labelled(val.features, both[1]),
+        LabeledFeatures(train.features, both[0]),
+        LabeledFeatures(val.features, both[1]),
         2,
         task="multilabel",
     )

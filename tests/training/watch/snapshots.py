@@ -3,7 +3,7 @@
 import torch
 
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.evaluate.evaluator import Evaluation
+from camtrain.training.evaluate.scores import Evaluation
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult
 from camtrain.training.watch.snapshot import EpochSnapshot, ValidationStatistics

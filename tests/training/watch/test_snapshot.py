@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from camtrain.training.evaluate.evaluator import ClassScores
+from camtrain.training.evaluate.scores import ClassScores
 from camtrain.training.watch.snapshot import class_table, confused_pairs
 
 NAMES = ["cat", "dog", "owl"]

@@ -1,0 +1,131 @@
+"""Lightning callbacks that a training can use: the average of the weights, the rate finder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateFinder, WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from camtrain.errors import CamtrainValueError
+
+_FACTOR = 0.98  # of the running average that Lightning takes
+_WINDOW = 11
+
+
+class ExponentialAverage(WeightAveraging):
+    """Averages the weights after every step of the optimizer, and evaluates and keeps the average.
+
+    ``average = decay * average + (1 - decay) * weights``, from the weights after the first step on.
+    BatchNorm statistics are averaged likewise; counters are copied. Frozen tensors do not change,
+    so they are bit-identical in the average. The average is a checkpoint's ``state_dict``; the
+    weights that training continues with are stored beside it.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Start with the first step; ``decay`` lies in (0, 1)."""
+        super().__init__(multi_avg_fn=partial(_move_towards, decay=decay))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continue the average of a training; evaluation uses the ``state_dict``, the average."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def check_ema_decay(decay: float | None) -> None:
+    """Raise a ``CamtrainValueError`` unless it is None or lies between 0 and 1."""
+    if decay is not None and not 0 < decay < 1:
+        raise CamtrainValueError(
+            f"ema_decay must lie between 0 and 1, such as 0.999, or be None, got {decay}."
+        )
+
+
+def _move_towards(
+    averages: list[Tensor], weights: list[Tensor], _count: Tensor | int, *, decay: float
+) -> None:
+    """One step of the average, in place; equal tensors stay equal to the last bit."""
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+    else:
+        torch._foreach_copy_(averages, weights)
+
+
+class FoundLearningRate(LearningRateFinder):
+    """Tries rates from 1e-6 to 1 in 100 steps, all parameters at the same, and takes the steepest.
+
+    Weights, statistics and random numbers are afterwards as they were (L. Smith, *Cyclical Learning
+    Rates for Training Neural Networks*, WACV 2017, section 3.3). A continued training keeps the
+    rate that was found when it began; ``fast_dev_run`` keeps the one that was given.
+    """
+
+    _is_resumed = False
+
+    def __init__(self) -> None:
+        super().__init__(min_lr=1e-6, max_lr=1.0, num_training_steps=100, update_attr=False)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the rate that was found when the training began."""
+        self._is_resumed = True
+        pl_module.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the rate, and build optimizer and schedule anew with it.
+
+        Raises:
+            CamtrainValueError: The loss fell at no rate.
+        """
+        if self._is_resumed or getattr(trainer, "fast_dev_run", False):
+            return
+        epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
+        module: Any = pl_module
+        module.is_trying_rates = True
+        try:
+            self.lr_find(trainer, pl_module)
+        finally:
+            trainer.fit_loop.max_epochs = epochs
+            module.is_trying_rates = False
+            module.loss_guard.clear()  # some of the rates are meant to be too high
+        assert self.optimal_lr is not None
+        pl_module.hparams["lr"] = steepest(**self.optimal_lr.results)
+        trainer.strategy.setup_optimizers(trainer)
+        if trainer.is_global_zero:
+            print(f"Learning rate found: {pl_module.hparams['lr']:.3g}")
+
+
+def steepest(lr: Sequence[float], loss: Sequence[float]) -> float:
+    """The rate at which the loss falls fastest, per factor of the rate.
+
+    Lightning's losses are running averages, which lag behind by up to decades of the rate; and its
+    own suggestion is the steepest slope per rate, which noise at the lowest rates decides. Here the
+    running average is undone, and one over the eleven steps around is taken.
+
+    Args:
+        lr: Rates in geometric order.
+        loss: Averages as in Lightning's callback, of factor 0.98, after each of them.
+
+    Raises:
+        CamtrainValueError: The loss falls nowhere, or is finite in fewer than twelve steps.
+    """
+    sums = np.array(loss) * (1 - _FACTOR ** np.arange(2, len(loss) + 2))
+    losses = (sums - _FACTOR * np.concatenate([[0.0], sums[:-1]])) / (1 - _FACTOR)
+    is_finite = np.isfinite(losses)
+    rates, losses = np.array(lr)[is_finite], losses[is_finite]
+    slopes = np.zeros(1)
+    if len(losses) > _WINDOW:
+        slopes = np.gradient(np.convolve(losses, np.full(_WINDOW, 1 / _WINDOW), mode="valid"))
+    if slopes.min() >= 0:
+        raise CamtrainValueError(
+            f"find_lr found no learning rate at which the loss falls, in {len(losses)} steps with "
+            "a finite loss; give lr yourself."
+        )
+    return float(rates[slopes.argmin() + _WINDOW // 2])
