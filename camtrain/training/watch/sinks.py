@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     import wandb
 
 TABLE = "val/cams_table"
-_TABLE_COLUMNS = (
-    *("epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"),
-)
+_COLUMNS = "epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"
 _MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pairs instead
 _PAIRS = 500
 _CSV_COLUMNS = (
@@ -173,7 +171,7 @@ class WandbSink:
         import wandb
 
         if self._table is None:
-            self._table = wandb.Table(columns=[*_TABLE_COLUMNS], log_mode="INCREMENTAL")
+            self._table = wandb.Table(columns=[*_COLUMNS], log_mode="INCREMENTAL")
         for line in lines:
             self._table.add_data(*line)
         self.logger.experiment.log({**media, TABLE: self._table}, commit=not waits)
