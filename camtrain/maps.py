@@ -169,17 +169,9 @@ def _percentile(heat: Tensor, q: float) -> Tensor:
 def whole_picture_maps(
     maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Class maps moved from the network's input to the whole original picture.
+    """``maps_on_picture`` of class maps whose smallest value is moved to 0, float32.
 
-    Args:
-        maps: (k, h, w), covering the network's input.
-        preprocessing: How the picture became the input.
-        image_hw: (H, W) of the original picture.
-        size: (H, W) of the result, which covers the original picture.
-
-    Returns:
-        (k, *size), float32. The smallest value of each map is moved to 0, so that a border that was
-        cropped away, which nobody looked at, is as low as the lowest place.
+    So a border that was cropped away, which the network did not see, is as low as the lowest place.
     """
     lowest = maps.flatten(1).min(1).values[:, None, None]
     return maps_on_picture((maps - lowest).float(), preprocessing, image_hw, size)
@@ -198,7 +190,7 @@ def picture_heatmaps(
     away is 0.
 
     Args:
-        maps: (k, h, w), class maps covering the network's input.
+        maps: (k, h, w), class maps that cover the network's input.
         preprocessing: How the picture became the input.
         image_hw: (H, W) of the original picture.
         method: See ``camtrain.heatmaps``.
@@ -210,27 +202,28 @@ def picture_heatmaps(
     maps = maps.float()
     # A constant map has to stay constant, without the rounding of the move; NaN must not spread.
     reach = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
-    shows = ((reach > 0) & reach.isfinite())[:, None, None]
-    maps = torch.where(shows, maps, 0.0)
-    seen = maps_on_picture(torch.ones_like(maps[:1]), preprocessing, image_hw, image_hw)[0] > 0
+    has_range = ((reach > 0) & reach.isfinite())[:, None, None]
+    maps = torch.where(has_range, maps, 0.0)
+    ones = torch.ones_like(maps[:1])
+    is_inside = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
     moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
-    inside = moved[:, _span(seen.any(1)), _span(seen.any(0))]  # a view
+    inside = moved[:, _span(is_inside.any(1)), _span(is_inside.any(0))]  # a view
     if inside.numel():  # less than a pixel may be left of a sliver
         _normalize(inside, inside, method)
     return moved
 
 
 def _normalize(maps: Tensor, heat: Tensor, method: HeatmapMethod) -> None:
-    """Fill (k, H, W) with heatmaps of (k, h, w), one by one: so much stays in the caches."""
+    """Fill (k, H, W) with heatmaps of (k, h, w), one by one, for the processor's cache."""
     size = (heat.shape[1], heat.shape[2])
-    for one, filled in zip(maps, heat, strict=True):
-        filled.copy_(heatmaps(one[None, None], size=size, method=method)[0, 0])
+    for class_map, heatmap in zip(maps, heat, strict=True):
+        heatmap.copy_(heatmaps(class_map[None, None], size=size, method=method)[0, 0])
 
 
-def _span(seen: Tensor) -> slice:
-    """Where a row of flags, (n,) bool, is true: one piece."""
-    first = int(seen.int().argmax())
-    return slice(first, first + int(seen.sum()))
+def _span(flags: Tensor) -> slice:
+    """The one interval in which a row of flags, (n,) bool, is true."""
+    first = int(flags.int().argmax())
+    return slice(first, first + int(flags.sum()))
 
 
 def maps_on_picture(
@@ -264,13 +257,9 @@ def maps_on_picture(
 
 
 def _resampling_weights(length: int, cells: int, scale: float, offset: float) -> Tensor:
-    """(length, cells): what each pixel of the result takes of each cell of a map, along one side.
+    """The bilinear weight of each cell of a map in each pixel of the result, (length, cells).
 
-    Args:
-        length: Pixels of the result.
-        cells: Of the map, which covers the input.
-        scale: Of the whole result, in lengths of the input.
-        offset: Where the result begins, in lengths of the input.
+    ``scale`` is the length of the result, and ``offset`` its begin, in lengths of the input.
     """
     centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length * scale + offset
     places = (centres * cells - 0.5).clamp(0, cells - 1)[:, None]
@@ -320,20 +309,6 @@ def score_map(class_map: Tensor) -> NDArray[np.float64]:
     return scores / peak if 0 < peak < np.inf else np.zeros((SIDE, SIDE))
 
 
-def levels_of_peak(heatmap: Tensor) -> NDArray[np.uint8]:
-    """A float heatmap (H, W) in 8 bit as the CAM paper saved its maps: the maximum becomes 255.
-
-    Values are divided by the maximum, times 255, rounded half up. All zeros where nothing is
-    positive, or where a value is NaN or infinite.
-    """
-    values: NDArray[np.float64] = heatmap.double().numpy()
-    peak = values.max()
-    if not np.isfinite(values).all() or peak <= 0:
-        return np.zeros(values.shape, dtype=np.uint8)
-    levels: NDArray[np.float64] = np.floor(values.clip(min=0) / peak * 255 + 0.5)
-    return levels.astype(np.uint8)
-
-
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
     """Largest difference of each map, (B, k), in parts of the expected map's range.
 
@@ -344,7 +319,7 @@ def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
     """
     difference = (maps - expected).abs().amax((-2, -1))
     low, high = expected.amin((-2, -1)), expected.amax((-2, -1))
-    # A constant map has no range; its own size is then what rounding is small against.
+    # A constant map has no range; rounding is then small against its own size.
     scale = torch.where(high > low, high - low, expected.abs().amax((-2, -1)))
     return torch.where(difference == 0, 0.0, difference / scale)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
-from camtrain.maps import SIDE, levels_of_peak
+from camtrain.maps import SIDE
 
 _FEW = 100  # outlines; the many of a noisy map are better labelled
 
@@ -197,13 +197,27 @@ def dt_boxes(
     device, heatmap = heatmap.device, heatmap.detach().cpu()
     if heatmap.dtype != torch.uint8 and not heatmap.is_floating_point():
         raise CamtrainTypeError(f"heatmap must be uint8 or float in [0, 1], got {heatmap.dtype}.")
-    pixels = heatmap.numpy() if heatmap.dtype == torch.uint8 else levels_of_peak(heatmap)
+    pixels = heatmap.numpy() if heatmap.dtype == torch.uint8 else _levels_of_peak(heatmap)
     if not 0 < levels[0] < levels[1] < levels[2] < 255:
         levels = FALLBACK_LEVELS
     boxes = [box for level in levels for box in _boxes_above(pixels, level)]
     boxes.sort(key=lambda box: -box[2] * box[3])
     _erase_overlapping(boxes)
     return torch.tensor(boxes, dtype=torch.int64, device=device).reshape(-1, 4)
+
+
+def _levels_of_peak(heatmap: Tensor) -> NDArray[np.uint8]:
+    """A float heatmap (H, W) in 8 bit as the CAM paper saved its maps: the maximum becomes 255.
+
+    Values are divided by the maximum, times 255, rounded half up. All zeros where nothing is
+    positive, or where a value is NaN or infinite.
+    """
+    values: NDArray[np.float64] = heatmap.double().numpy()
+    peak = values.max()
+    if not np.isfinite(values).all() or peak <= 0:
+        return np.zeros(values.shape, dtype=np.uint8)
+    levels: NDArray[np.float64] = np.floor(values.clip(min=0) / peak * 255 + 0.5)
+    return levels.astype(np.uint8)
 
 
 def _boxes_above(pixels: NDArray[np.uint8], level: int) -> list[BoxXYWH]:

@@ -174,23 +174,22 @@ class CAMNet(nn.Module):
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
-        """What the backbone makes of images; with vectors where the network refines its maps."""
+        """Features of the backbone, and vectors of its stages if this network refines its maps."""
         if self.stages is None:
             features: Tensor = self.backbone(images)
             return BackboneOutput(features, features[:, :0])
         features, stages = run_with_stages(self.backbone, self.stages, images)
+        size = (features.shape[2], features.shape[3])
         with _without_autocast(features):
-            return BackboneOutput(
-                features, stage_vectors(stages, (features.shape[2], features.shape[3]))
-            )
+            return BackboneOutput(features, stage_vectors(stages, size))
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
-        """The same after the neck, as ``display_maps`` takes it."""
+        """The backbone's output after the neck, for ``display_maps``."""
         return BackboneOutput(self.neck(backbone_output.features), backbone_output.vectors)
 
     @property
     def vector_channels(self) -> int:
-        """S, of the vectors of ``backbone_output``."""
+        """The number of channels S of the vectors of ``backbone_output``."""
         channels = () if self.stages is None else self.stages.channels
         return sum(map(hashed_channels, channels))
 
@@ -201,7 +200,7 @@ class CAMNet(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of a feature map (B, C, h, w): pool and head, in float32, autocast off."""
         with _without_autocast(features):
-            # The head as well, for a network that was cast as a whole: `net.bfloat16()`.
+            # The head is cast too, for a network that was cast as a whole: `net.bfloat16()`.
             features, weight = features.float(), self.head.weight.float()
             bias = self.head.bias.float()
             if self.pool in ("avg", "gmp"):
@@ -233,8 +232,7 @@ class CAMNet(nn.Module):
             CamtrainTypeError: ``classes`` is not a tensor of integers.
         """
         self._check_request(images.shape[0], top, classes)
-        features = self.features(images)
-        return self.maps_of(features, top=top, classes=classes)
+        return self.maps_of(self.features(images), top=top, classes=classes)
 
     def display_maps(
         self,
@@ -243,22 +241,11 @@ class CAMNet(nn.Module):
         top: int | None = None,
         classes: Tensor | None = None,
     ) -> CAMOutput:
-        """Logits and the maps that heatmaps and boxes are made of, of one forward pass.
+        """Logits and the maps that heatmaps and boxes are made of.
 
-        These are the class maps, or the refined maps if this network refines its maps.
-
-        Args:
-            images: (B, in_chans, H, W); or what ``apply_neck`` gives, then the arguments are not
-                checked.
-            top: As of ``class_maps``.
-            classes: As of ``class_maps``.
-
-        Returns:
-            logits (B, K), maps (B, k, h, w), classes (B, k).
-
-        Raises:
-            CamtrainValueError: As ``class_maps``.
-            CamtrainTypeError: As ``class_maps``.
+        These are refined maps if this network refines its maps, else its class maps. ``images`` may
+        also be the result of ``apply_neck``; then the arguments are not validated. Everything else
+        is as in ``class_maps``.
         """
         if isinstance(images, Tensor):
             self._check_request(images.shape[0], top, classes)
@@ -269,15 +256,7 @@ class CAMNet(nn.Module):
     def refined_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> RefinedOutput:
-        """Logits, class maps and refined maps of one forward pass, in evaluation mode.
-
-        Args:
-            images: (B, in_chans, H, W).
-            top: As of ``class_maps``.
-            classes: As of ``class_maps``.
-
-        Returns:
-            logits (B, K), maps (B, k, h, w), classes (B, k), refined_maps (B, k, h, w).
+        """As ``class_maps``, with refined maps (B, k, h, w) beside the class maps.
 
         Raises:
             CamtrainValueError: The network refines nothing, see ``set_refine``; or as
@@ -300,7 +279,7 @@ class CAMNet(nn.Module):
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """``class_maps`` of a feature map (B, C, h, w) instead of images, unchecked."""
+        """``class_maps`` of features (B, C, h, w) of the neck; arguments are not validated."""
         logits = self.classify(features)
         with _without_autocast(features):
             features, weight = features.float(), self.head.weight.float()
@@ -310,9 +289,9 @@ class CAMNet(nn.Module):
             if classes is None:
                 assert top is not None
                 classes = logits.topk(min(top, self.head.out_features)).indices
-            chosen = classes if classes.ndim == 2 else classes[:, None]
-            chosen = chosen.to(features.device, torch.int64)
-            return CAMOutput(logits, project_classes(features, weight, chosen), chosen)
+            classes = classes if classes.ndim == 2 else classes[:, None]
+            classes = classes.to(features.device, torch.int64)
+            return CAMOutput(logits, project_classes(features, weight, classes), classes)
 
     def _check_request(self, batch: int, top: int | None, classes: Tensor | None) -> None:
         if top is not None and classes is not None:

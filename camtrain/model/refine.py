@@ -1,9 +1,9 @@
 """Affinity refinement: class maps spread to what looks alike in the same picture.
 
 A random walk with restart on the places of a feature map, as in Ahn and Kwak, Learning
-Pixel-level Semantic Affinity (CVPR 2018, arXiv 1803.10464, section 3.4). Theirs learns the
-affinities in a second network; ours are the similarities of the features that earlier stages of the
-same network have computed anyway, in the same forward pass, and nothing is trained.
+Pixel-level Semantic Affinity (CVPR 2018, arXiv 1803.10464, section 3.4). They learn the affinities
+in a second network. Here they are the similarities of the features of earlier stages of the same
+network, from the same forward pass, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_CHANNELS = 160  # of a stage; more are hashed to so few
 
 
 class BackboneOutput(NamedTuple):
-    """What class maps and refined maps of pictures are made from.
+    """Features and, where the network refines its maps, vectors by which places are compared.
 
     Attributes:
         features: (B, C, h, w), of the backbone or of the neck.
@@ -52,7 +52,7 @@ class BackboneOutput(NamedTuple):
 
     @classmethod
     def unpacked(cls, packed: Tensor, channels: int) -> BackboneOutput:
-        """Taken apart again.
+        """The inverse of ``packed``.
 
         Args:
             packed: (B, C + S, h, w).
@@ -63,14 +63,14 @@ class BackboneOutput(NamedTuple):
 
 
 class RefinedOutput(NamedTuple):
-    """What a CAM network says, where it looks, and what belongs to where it looks.
+    """Logits, class maps and refined maps of a batch.
 
     Attributes:
         logits: (B, K), every class.
         maps: (B, k, h, w), the class maps of ``classes``: signed, unnormalized, without the bias.
         classes: (B, k), int64.
-        refined_maps: (B, k, h, w), not negative, without a unit: made for boxes and for looking at.
-            Their mean says nothing about the logit.
+        refined_maps: (B, k, h, w), not negative, without a unit, for boxes and heatmaps. Their mean
+            says nothing about the logit.
     """
 
     logits: Tensor
@@ -100,17 +100,17 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """
     parts, root = [], len(stages) ** 0.5
     for stage in stages:
-        some = _hashed(stage.float())
-        # Exported graphs do not ask: their sizes are symbols, and the same size changes nothing.
-        if torch.compiler.is_compiling() or tuple(some.shape[2:]) != size:
-            some = F.interpolate(some, size=size, mode="bilinear", align_corners=False)
-        length = torch.linalg.vector_norm(some, dim=1, keepdim=True).clamp_min(_SMALLEST)
-        parts.append(some / (root * length))
+        features = _hashed(stage.float())
+        # In an exported graph sizes are symbols; to resize to the same size changes nothing.
+        if torch.compiler.is_compiling() or tuple(features.shape[2:]) != size:
+            features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(_SMALLEST)
+        parts.append(features / (root * length))
     return torch.cat(parts, dim=1)
 
 
 def hashed_channels(channels: int) -> int:
-    """How many channels of a stage are left.
+    """The number of channels of a stage after hashing.
 
     Example:
         >>> [hashed_channels(channels) for channels in (96, 160, 161, 512)]
@@ -120,25 +120,25 @@ def hashed_channels(channels: int) -> int:
 
 
 def _hashed(stage: Tensor) -> Tensor:
-    """(B, C, h, w) to at most ``MOST_CHANNELS`` channels; those of a group lie far apart."""
+    """A stage (B, C, h, w) with at most ``MOST_CHANNELS`` channels; far ones are summed."""
     channels = stage.shape[1]
-    left = hashed_channels(channels)
-    if left == channels:
+    count = hashed_channels(channels)
+    if count == channels:
         return stage
     signs = torch.from_numpy(_signs(channels)).to(stage.device)[:, None, None]
     # Slices are added as they lie in memory; a sum over an axis of groups takes six times as long.
-    slices: Sequence[Tensor] = torch.split(stage * signs, left, dim=1)
+    slices: Sequence[Tensor] = torch.split(stage * signs, count, dim=1)
     total = slices[0]
-    for some in slices[1:]:
-        lacking = left - some.shape[1]
-        total = total + (F.pad(some, (0, 0, 0, 0, 0, lacking)) if lacking else some)
+    for part in slices[1:]:
+        missing = count - part.shape[1]
+        total = total + (F.pad(part, (0, 0, 0, 0, 0, missing)) if missing else part)
     return total
 
 
 @cache
 def _signs(channels: int) -> NDArray[np.float32]:
-    """1 or -1 for each channel, the same for ever: trained thresholds depend on them."""
-    # No tensor: one that is kept might have been made while a graph was exported.
+    """1 or -1 for each channel. They must never change: trained thresholds depend on them."""
+    # An array, since a cached tensor might have been made while a graph was exported.
     signs = [1 - 2 * (sha256(b"%d" % c).digest()[0] & 1) for c in range(channels)]
     return np.array(signs, dtype=np.float32)
 
