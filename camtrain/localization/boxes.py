@@ -1,4 +1,4 @@
-"""Boxes around what a heatmap shows, and how well two sets of boxes overlap."""
+"""Boxes from heatmaps, the intersection over union of boxes, and the CAM authors' box tool."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def box_iou_inclusive(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
         >>> box_iou_inclusive(torch.tensor([[0, 0, 3, 1]]), torch.tensor([[0, 0, 1, 1]]))
         tensor([[0.5000]], dtype=torch.float64)
     """
-    one = torch.tensor([0, 0, 1, 1], device=boxes_a.device)
-    return box_iou(boxes_a + one, boxes_b + one)
+    last_pixel = torch.tensor([0, 0, 1, 1], device=boxes_a.device)
+    return box_iou(boxes_a + last_pixel, boxes_b + last_pixel)
 
 
 def inclusive_boxes(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -139,11 +139,11 @@ class MosaicScore(PictureMetric):
             raise CamtrainValueError(f"maps must be (B, 4, h, w), got {tuple(maps.shape)}.")
         maps = maps.detach().cpu()
         for quarter in range(CELLS):
-            own = _quarter(quarter)
+            mask = _quarter_mask(quarter)
             for class_map in maps[:, quarter]:
                 peak = peak_of(class_map, _SIZE_HW)
-                self.peak += peak is not None and bool(own[peak])
-                self.energy += energy_share(upsampled(class_map, _SIZE_HW), own)
+                self.peak += peak is not None and bool(mask[peak])
+                self.energy += energy_share(upsampled(class_map, _SIZE_HW), mask)
                 self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -151,13 +151,13 @@ class MosaicScore(PictureMetric):
         return {"peak": self.peak.double() / self.count, "energy": self.energy / self.count}
 
 
-def _quarter(number: int) -> Tensor:
+def _quarter_mask(number: int) -> Tensor:
     """The pixels of a quarter, bool."""
     row, column = divmod(number, 2)
     height, width = _SIZE_HW[0] // 2, _SIZE_HW[1] // 2
-    own = torch.zeros(_SIZE_HW, dtype=torch.bool)
-    own[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
-    return own
+    mask = torch.zeros(_SIZE_HW, dtype=torch.bool)
+    mask[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+    return mask
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -72,7 +72,7 @@ def gradcam(
         raise CamtrainValueError(
             f"images must have the shape (B, in_chans, H, W), got {tuple(images.shape)}."
         )
-    name, module = _find(model, layer)
+    name, module = _find_layer(model, layer)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -85,7 +85,7 @@ def gradcam(
         activations = activation.detach()
         maps = activations.new_empty(*chosen.shape, *activations.shape[2:])
         # Class by class: vmap (is_grads_batched) takes k times the memory, is hardly faster, and
-        # knows not every operation.
+        # does not support every operation.
         for rank in range(chosen.shape[1]):
             # In evaluation mode a logit depends on its own picture alone, so the gradient of the
             # sum holds the gradient of each.
@@ -96,8 +96,8 @@ def gradcam(
         return maps.relu_()
 
 
-def _find(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """The layer with its name."""
+def _find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
+    """The name of the layer, and the layer."""
     modules = dict(model.named_modules())
     kind = type(model).__name__
     if isinstance(layer, nn.Module):
@@ -124,9 +124,9 @@ def _find(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
 def _forward(
     model: nn.Module, images: Tensor, name: str, module: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and the layer's output (B, C, h, w), a leaf that they were computed from.
+    """Logits (B, K), and the layer's output (B, C, h, w), the leaf from which they are computed.
 
-    The layers before know of no gradient, so they keep nothing for a backward pass.
+    The layers before it compute without gradients and store nothing for a backward pass.
     """
     tensors = chain(model.named_parameters(), model.named_buffers())
     state = {name: _plain(tensor) for name, tensor in tensors}
@@ -139,9 +139,9 @@ def _forward(
                 f"{tuple(images.shape)} on {images.device} ({first_line(error)})."
             ) from error
     if not leaves:
-        inside = [other for other, _ in module.named_modules(prefix=name)][1:]
-        beside = difflib.get_close_matches(name, dict(model.named_modules()), n=4)
-        near = inside[-3:] or [other for other in beside if other != name]
+        inside = [part for part, _ in module.named_modules(prefix=name)][1:]
+        similar = difflib.get_close_matches(name, dict(model.named_modules()), n=4)
+        near = inside[-3:] or [layer for layer in similar if layer != name]
         raise CamtrainValueError(
             f"layer {name!r} is not reached by the forward pass of {type(model).__name__}; choose "
             f"another; layers near it are {', '.join(near)}."
@@ -156,7 +156,7 @@ def _forward(
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without gradient, not bound to inference mode, at least float32; shares memory if it can."""
+    """The tensor without gradient, outside inference mode, at least float32; a view if possible."""
     tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
     is_half = tensor.dtype in (torch.float16, torch.bfloat16)
     return tensor.float() if is_half else tensor
@@ -191,11 +191,11 @@ def _leaf_at(name: str, module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _gradient(total: Tensor, activation: Tensor, name: str) -> Tensor:
-    """Of a sum of logits, with respect to the layer's output."""
+    """The gradient of a sum of logits with respect to the layer's output."""
     if total.requires_grad:
-        found = torch.autograd.grad(total, activation, retain_graph=True, allow_unused=True)[0]
-        if found is not None:
-            return found
+        gradient = torch.autograd.grad(total, activation, retain_graph=True, allow_unused=True)[0]
+        if gradient is not None:
+            return gradient
     raise CamtrainValueError(
         f"layer {name!r} does not influence the logits by a gradient; choose a layer before them."
     )

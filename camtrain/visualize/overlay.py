@@ -79,7 +79,10 @@ def draw_boxes(
     high = np.maximum(boxes[:, 2:].round(), low + 1)
     drawn, margin = image.convert("RGB"), (width + 1) // 2  # a copy in any case
     draw = ImageDraw.Draw(drawn)
-    for grow, paint in ((margin, _OUTLINE), (0, color)):  # no outline hides another box's colour
+    for grow, paint in (
+        (margin, _OUTLINE),
+        (0, color),
+    ):  # all outlines first: none hides a coloured line
         corners = np.concatenate([low - grow, high + grow - 1], axis=1).astype(int)
         for x1, y1, x2, y2 in corners.tolist():
             thickness = width + 2 * grow
@@ -95,8 +98,8 @@ def rgb_pixels(image: Image.Image | Tensor) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-        found = getattr(image, "dtype", type(image).__name__)
-        raise CamtrainTypeError(f"image must be a PIL image or a uint8 tensor, got {found}.")
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise CamtrainTypeError(f"image must be a PIL image or a uint8 tensor, got {kind}.")
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise CamtrainValueError(
             f"image must be (C, H, W) with C = 1 or 3, got {tuple(image.shape)}."
@@ -122,11 +125,11 @@ def heatmap_levels(heatmap: Tensor, image_hw: tuple[int, ...]) -> NDArray[np.flo
 @cache
 def palette(colormap: str) -> NDArray[np.uint8]:
     """The 256 colours of a colour map as RGB, (256, 3)."""
-    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), _known(colormap))
+    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8), _opencv_colormap(colormap))
     return np.ascontiguousarray(bgr.reshape(256, 3)[:, ::-1], dtype=np.uint8)
 
 
-def _known(colormap: str) -> int:
+def _opencv_colormap(colormap: str) -> int:
     """OpenCV's number of a colour map."""
     if colormap not in COLORMAPS:
         raise CamtrainValueError(
@@ -141,6 +144,6 @@ def blend(
     """The colours of the levels, (H, W), over the pixels, (H, W, 3)."""
     if not 0 <= opacity <= 1:
         raise CamtrainValueError(f"opacity must lie in [0, 1], got {opacity}.")
-    colors = cv2.applyColorMap(np.rint(levels * 255).astype(np.uint8), _known(colormap))
+    colors = cv2.applyColorMap(np.rint(levels * 255).astype(np.uint8), _opencv_colormap(colormap))
     colors = cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # (H, W, 3)
     return Image.fromarray(np.asarray(cv2.addWeighted(pixels, 1 - opacity, colors, opacity, 0)))

@@ -32,10 +32,12 @@ def shorten(text: str, width: int, size: int) -> str:
     """
     bare = (letter for letter in normalize("NFD", text) if not combining(letter))
     text = shown = " ".join("".join(bare).split())
-    kept = len(text)
-    while kept and text_width(shown, size) > width:
-        kept -= 1
-        shown = f"{text[: kept - kept // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
+    length = len(text)
+    while length and text_width(shown, size) > width:
+        length -= 1
+        shown = (
+            f"{text[: length - length // 2].rstrip()}…{text[len(text) - length // 2 :].lstrip()}"
+        )
     return shown
 
 
