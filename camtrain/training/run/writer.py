@@ -138,6 +138,8 @@ class RunWriter(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Derive the files that a killed run had not yet derived from its last checkpoint."""
+        if trainer.is_global_zero:
+            remove_parts(self.folder.path)  # a run killed before its first checkpoint has some too
         if trainer.ckpt_path is None:
             return
         stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
@@ -145,7 +147,6 @@ class RunWriter(Checkpoint):
             trainer.should_stop = True
         if trainer.is_global_zero:
             self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            remove_parts(self.folder.path)
             self._derive(Path(trainer.ckpt_path))
         if not trainer.strategy.broadcast(self.folder.best.is_file()):
             self.best = None  # the checkpoint was that of another run
