@@ -151,7 +151,7 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
         content = json.loads(file.read_text(encoding="utf-8"))
         names = {each["id"]: str(each["name"]) for each in content["categories"]}
         places = {each["id"]: str(each["file_name"]) for each in content["images"]}
-        found = [
+        entries = [
             (places[each["image_id"]], tuple(map(float, each["bbox"])), names[each["category_id"]])
             for each in content["annotations"]
             if not each.get("iscrowd")
@@ -161,8 +161,8 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
             f"{file} must be a COCO file with images, annotations and categories, but cannot be "
             f"read ({one_line(error)}); export it again, or use boxes.csv."
         ) from error
-    path_of = _by_name(file, paths, {place for place, _, _ in found})
-    for place, numbers, name in found:
+    path_of = _by_name(file, paths, {place for place, _, _ in entries})
+    for place, numbers, name in entries:
         if len(numbers) != 4 or min(numbers[2:]) < 0:
             refuse_box(
                 f"{file}: expected x, y, width, height in the bbox of {place}, got "
@@ -299,21 +299,21 @@ def match_boxes(
         names: Of the K classes, as the boxes spell them.
     """
     row_of = {path: row for row, path in enumerate(paths)}
-    rows, kept, lost = [], [], []
+    rows, matched_boxes, unmatched_paths = [], [], []
     for box in boxes:
         row = row_of.get(box.path)
         if row is None:
-            lost.append(box.path)
+            unmatched_paths.append(box.path)
         elif box.class_name in ("", *classes_of(labels, names, row)):
             rows.append(row)
-            kept.append(box.box_xyxy)
-    if lost:
+            matched_boxes.append(box.box_xyxy)
+    if unmatched_paths:
         warnings.warn(
-            f"{len(lost)} boxes are of no picture of the data set, the first of {lost[0]}; paths "
-            f"are relative to the data folder, such as {paths[0]}.",
+            f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
+            f"{unmatched_paths[0]}; paths are relative to the data folder, such as {paths[0]}.",
             stacklevel=2,
         )
-    return BoxTable(len(paths), rows, kept)
+    return BoxTable(len(paths), rows, matched_boxes)
 
 
 def find_boxes(
@@ -334,9 +334,9 @@ def find_boxes(
     """
     files = [file for name in (_CSV, *_COCO) if (file := root / name).is_file()]
     if len(files) + has_xml > 1:
-        found = [file.name for file in files] + ["XML files beside the pictures"] * has_xml
+        places = [file.name for file in files] + ["XML files beside the pictures"] * has_xml
         raise CamtrainValueError(
-            f"{root} must hold its boxes in one place, but has {' and '.join(found)}; delete or "
+            f"{root} must hold its boxes in one place, but has {' and '.join(places)}; delete or "
             "rename all but one."
         )
     if has_xml:

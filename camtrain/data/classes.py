@@ -31,7 +31,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     if not names or not all(name.isdecimal() for name in names):
         return tuple(names)
     ordered = tuple(sorted(names, key=lambda name: (int(name), name)))
-    _notice(f"The class names are numbers and sorted as such: {some(ordered)}.")
+    _notice(f"The class names are numbers and sorted as such: {text_of(ordered)}.")
     return ordered
 
 
@@ -41,7 +41,7 @@ def _notice(text: str) -> None:
     _logger.warning(text)
 
 
-def some(names: Sequence[str], most: int = 10) -> str:
+def text_of(names: Sequence[str], most: int = 10) -> str:
     """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -70,8 +70,8 @@ def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
         unknown = [n for n in _with(listing.class_names, listing.counts(places)) if n not in known]
         if unknown:
             raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {some(unknown)}, unknown to "
-                f"class_names, which has {some(given)}; rename or remove the pictures, or give "
+                f"The {split} split of {listing.root} has the class {text_of(unknown)}, unknown to "
+                f"class_names, which has {text_of(given)}; rename or remove the pictures, or give "
                 "another --data.class_names."
             )
     return _renamed(listing, tuple(given))
@@ -95,16 +95,16 @@ def _check_own_classes(listing: Listing, rows: _Rows) -> None:
         unknown = [n for n in _with(names, listing.counts(rows[split])) if n not in of_first]
         if unknown:
             raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {some(unknown)}, unknown to "
-                f"{first}, which has {some(known)}; rename or remove the pictures, or add the "
+                f"The {split} split of {listing.root} has the class {text_of(unknown)}, unknown to "
+                f"{first}, which has {text_of(known)}; rename or remove the pictures, or add the "
                 f"class to {first}."
             )
     left_out = _with(names, listing.counts(np.flatnonzero(listing.splits == UNDECIDED)))
-    seen = of_first | set(left_out)
-    empty = [name for name in names if name not in seen]
+    known_or_undecided = of_first | set(left_out)
+    empty = [name for name in names if name not in known_or_undecided]
     if empty and first == "train":
         raise CamtrainValueError(
-            f"The class {some(empty)} has no image in the train split of {listing.root}; "
+            f"The class {text_of(empty)} has no image in the train split of {listing.root}; "
             "add images or remove the folder."
         )
     if len(known) < 2 and listing.labels.ndim == 1:
@@ -120,7 +120,8 @@ def _warn_of_missing(listing: Listing, rows: _Rows) -> Listing:
         missing = [name for name in listing.class_names if name not in present]
         if missing:
             warnings.warn(
-                f"The {split} split of {listing.root} has no image of the class {some(missing)}.",
+                f"The {split} split of {listing.root} has no image of the class "
+                f"{text_of(missing)}.",
                 stacklevel=4,
             )
     return listing

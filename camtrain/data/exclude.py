@@ -113,39 +113,41 @@ def without(
     """
     folder = folder_of(root)
     names = {name_in(folder, posixpath.normpath(name)) for name in exclude}
-    found: set[str] = set()
+    matched: set[str] = set()
     for error in box_errors:
         name = name_in(folder, posixpath.normpath(error.path))
         if name not in names:
             raise error
-        found.add(name)
+        matched.add(name)
 
     def excluded(path: str) -> bool:
         name = name_in(folder, path)
         if name in names:
-            found.add(name)
+            matched.add(name)
         return name in names
 
-    kept: dict[Split, Source] = {
+    remaining: dict[Split, Source] = {
         split: (_FilesWithout if isinstance(source, FileSource) else Without)(source, excluded)
         for split, source in sources.items()
     }
-    for split, source in kept.items():
+    for split, source in remaining.items():
         if len(source) == len(sources[split]):
             continue
-        lost = (_class_sizes(sources[split]) > 0) & (_class_sizes(source) == 0)
-        if not len(source) or (split == "train" and lost.any()):
-            what = "pictures" if not len(source) else source.class_names[int(lost.int().argmax())]
+        is_empty = (_class_sizes(sources[split]) > 0) & (_class_sizes(source) == 0)
+        if not len(source) or (split == "train" and is_empty.any()):
+            what = (
+                "pictures" if not len(source) else source.class_names[int(is_empty.int().argmax())]
+            )
             raise CamtrainValueError(
                 f"exclude leaves no {what} in the {split} split; add pictures, or shorten the list."
             )
-    if unknown := sorted(names - found):
+    if unmatched := sorted(names - matched):
         warnings.warn(
-            f"exclude names {len(unknown)} pictures that the data does not have, the first is "
-            f"{unknown[0]}; paths are relative to the data folder.",
+            f"exclude names {len(unmatched)} pictures that the data does not have, the first is "
+            f"{unmatched[0]}; paths are relative to the data folder.",
             stacklevel=2,
         )
-    return kept
+    return remaining
 
 
 def _class_sizes(source: Source) -> Tensor:

@@ -146,8 +146,8 @@ def _places_by_class(labels: Sequence[int] | Tensor, length: int) -> list[Tensor
             "A balanced order needs exactly one class per picture, a number, got "
             f"{type(other).__name__}; choose sampler shuffle for multi-label pictures."
         )
-    found = torch.tensor(labels)
-    return [(found == label).nonzero()[:, 0] for label in sorted(set(labels))]
+    label_of_item = torch.tensor(labels)
+    return [(label_of_item == label).nonzero()[:, 0] for label in sorted(set(labels))]
 
 
 T = TypeVar("T")

@@ -62,7 +62,7 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
     is_file = path.is_file()
     if is_file and not path.stat().st_size:
         return Record(error="the file has 0 bytes", is_empty=True)
-    with _overheard() as said, listed_box_errors() as refused:
+    with _overheard() as messages, listed_box_errors() as refused:
         try:
             if isinstance(source, FileSource):
                 picture = source.read_file(index, exif=exif)
@@ -75,7 +75,7 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
     return Record(
         size_hw=size_hw,
         pixels=_digest(picture.image),
-        complaint=said[0] if said else "",
+        complaint=messages[0] if messages else "",
         format=format_of(path) if is_file else "",
         boxes=len(picture.boxes_xyxy),
         off_boxes=(*refused_boxes, *_off_boxes(picture.boxes_xyxy, size_hw)),
@@ -186,30 +186,30 @@ def _overheard() -> Iterator[list[str]]:
     That is where libjpeg tells of damage which it could patch: such a picture is shown with gray
     or shifted blocks.
     """
-    said: list[str] = []
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught, _diverted() as errors:
         warnings.simplefilter("always")
-        yield said
+        yield messages
         errors.seek(0)
         lines = errors.read().decode(errors="replace").splitlines()
     for warning in caught:
         if Path(warning.filename).parent == _DECODER:
-            said.append(str(warning.message))
+            messages.append(str(warning.message))
         else:  # of another thread, such as that of the progress bar
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    said += [line for line in lines if line.strip()]
+    messages += [line for line in lines if line.strip()]
 
 
 @contextmanager
 def _diverted() -> Iterator[IO[bytes]]:
     """A file that takes the process's standard error meanwhile."""
-    own = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield file
         finally:
-            os.dup2(own, 2)
-            os.close(own)
+            os.dup2(original, 2)
+            os.close(original)

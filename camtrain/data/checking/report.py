@@ -84,7 +84,7 @@ class Report:
         for kind, count in Counter(finding.kind for finding in self.findings).items():
             weight = "error" if KINDS[kind].weight in self._error_weights else KINDS[kind].weight
             console.print(f"[{_COLOURS[weight]}]{weight:8}[/] {KINDS[kind].text}: {count}")
-            for line in _examples([one for one in self.findings if one.kind == kind]):
+            for line in _examples([entry for entry in self.findings if entry.kind == kind]):
                 console.print(f"         {line}", markup=False, highlight=False, soft_wrap=True)
         if self.unused:
             files = ", ".join(f"{count} {suffix}" for suffix, count in self.unused.items())
@@ -108,7 +108,7 @@ class Report:
             counts = (str(summary.classes[name]) if name else "" for summary in summaries)
             table.add_row(escape(name) or "...", *counts)
         table.add_section()
-        table.add_row("imbalance", *(f"{one.imbalance:.1f}" for one in summaries))
+        table.add_row("imbalance", *(f"{entry.imbalance:.1f}" for entry in summaries))
         table.caption = "sizes: min, median, max; imbalance: largest class / smallest"
         return table
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
-from camtrain.data.classes import some
+from camtrain.data.classes import text_of
 from camtrain.data.lists import Line, lines_of
 from camtrain.data.source import Listing, Split, no_boxes, split_number
 from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
@@ -121,7 +121,7 @@ def read_solution(file: Path) -> dict[str, tuple[str, list[tuple[int, int, int, 
 
     The file repeats ``WNID x0 y0 x1 y1`` for every box, counted from 0, corners inclusive.
     """
-    found = {}
+    row_boxes = {}
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         for row in reader:
@@ -139,8 +139,8 @@ def read_solution(file: Path) -> dict[str, tuple[str, list[tuple[int, int, int, 
                 (corners[n], corners[n + 1], corners[n + 2] + 1, corners[n + 3] + 1)
                 for n in range(0, len(corners), 4)
             ]
-            found[row["ImageId"]] = (wnids.pop(), boxes)
-    return found
+            row_boxes[row["ImageId"]] = (wnids.pop(), boxes)
+    return row_boxes
 
 
 def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
@@ -242,7 +242,7 @@ def imagenet_listing(root: Path) -> Listing:
     unknown = sorted(set(classes) - set(number))
     if unknown:
         raise CamtrainValueError(
-            f"{root} has pictures of the class {some(unknown)}, which its list of {len(wnids)} "
+            f"{root} has pictures of the class {text_of(unknown)}, which its list of {len(wnids)} "
             "classes lacks; correct the list, or remove the pictures."
         )
     labels = np.array([number[wnid] for wnid in classes], np.int64)
@@ -322,10 +322,10 @@ def _boxes(
         return no_boxes
     solution = read_solution(root / SOLUTION)
     stems = (path.rpartition("/")[2].partition(".")[0] for path in tree.paths)
-    found = [
+    row_boxes = [
         (row, box)
         for row, stem in enumerate(stems)
         if stem in solution
         for box in solution[stem][1]
     ]
-    return BoxTable(len(tree.paths), [row for row, _ in found], [box for _, box in found])
+    return BoxTable(len(tree.paths), [row for row, _ in row_boxes], [box for _, box in row_boxes])

@@ -77,6 +77,6 @@ class _AnnotationBoxes:
         if not self._labels[row] or not file.is_file():
             return no_boxes(row)
         # Latin-1: the files name the INRIA Rhône-Alpes.
-        found = _BOX.findall(file.read_text(encoding="latin-1"))
-        boxes = [[int(x0), int(y0), int(x1) + 1, int(y1) + 1] for x0, y0, x1, y1 in found]
+        corners = _BOX.findall(file.read_text(encoding="latin-1"))
+        boxes = [[int(x0), int(y0), int(x1) + 1, int(y1) + 1] for x0, y0, x1, y1 in corners]
         return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)

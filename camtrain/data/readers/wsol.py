@@ -51,19 +51,19 @@ def wsol_listing(
     ids: list[str] = []
     labels: list[int] = []
     numbers: list[int] = []
-    found: dict[Split, dict[str, int]] = {}
+    row_of_split: dict[Split, dict[str, int]] = {}
     for split in splits:
         here = [
             line.fields[0]
             for line in lines_of(folder / split / "image_ids.txt", "path", separator=",")
         ]
-        found[split] = {path: len(ids) + place for place, path in enumerate(here)}
+        row_of_split[split] = {path: len(ids) + place for place, path in enumerate(here)}
         ids += here
         labels += _labels(folder / split, here)
         numbers += [split_number(split)] * len(here)
     base = root if (root / ids[0]).is_file() or not (root / "images").is_dir() else root / "images"
     check_first(base / ids[0], folder / splits[0] / "image_ids.txt")
-    boxes, masks = _localization(folder, found)
+    boxes, masks = _localization(folder, row_of_split)
     count = max(labels) + 1
     if class_names is not None and count > len(class_names):
         raise CamtrainValueError(
@@ -98,12 +98,12 @@ def _labels(folder: Path, ids: Sequence[str]) -> list[int]:
 
 
 def _localization(
-    folder: Path, found: dict[Split, dict[str, int]]
+    folder: Path, row_of_split: dict[Split, dict[str, int]]
 ) -> tuple[list[tuple[int, tuple[int, ...]]], dict[int, tuple[list[str], str]]]:
     """Boxes, half-open, and masks with their ignore mask, by the row of their picture."""
     boxes: list[tuple[int, tuple[int, ...]]] = []
     masks: dict[int, tuple[list[str], str]] = {}
-    for split, row_of in found.items():
+    for split, row_of in row_of_split.items():
         file = folder / split / "localization.txt"
         if not file.is_file():
             continue
