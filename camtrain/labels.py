@@ -1,10 +1,14 @@
-"""Labels of pictures: one class each, or several."""
+"""Labels of pictures: one class each (a class number), or several (multi-hot)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
 
@@ -18,12 +22,64 @@ def check_task(task: str) -> Task:
     return cast("Task", task)
 
 
+def class_scores(logits: Tensor, task: Task) -> Tensor:
+    """Scores in [0, 1] of logits (B, K): their softmax, or the sigmoid of each for multi-label."""
+    return logits.sigmoid() if task == "multilabel" else logits.softmax(1)
+
+
 def classes_of(label: object) -> tuple[int, ...]:
-    """The classes of one picture's label, which is a class number or multi-hot, (K,).
+    """The classes of one picture, whose label is a class number or multi-hot, (K,).
 
     Example:
         >>> classes_of(3), classes_of([0.0, 1.0, 1.0])
         ((3,), (1, 2))
     """
-    label = torch.as_tensor(label)
-    return (int(label),) if label.ndim == 0 else tuple(label.nonzero()[:, 0].tolist())
+    if isinstance(label, (int, np.integer)):
+        return (int(label),)
+    tensor = torch.as_tensor(label)
+    return tuple(tensor.nonzero()[:, 0].tolist()) if tensor.ndim else (int(tensor),)
+
+
+def label_names(label: object, class_names: Sequence[str]) -> list[str]:
+    """The names of the classes of one picture; the number of a class without a name."""
+    numbers = classes_of(label)
+    return [class_names[n] if n < len(class_names) else str(n) for n in numbers]
+
+
+def class_counts(labels: object, num_classes: int) -> Tensor:
+    """The number of pictures of each class, (K,) int64, of labels (N,) or multi-hot (N, K)."""
+    tensor = torch.as_tensor(labels)
+    if tensor.ndim == 2:
+        return (tensor > 0).sum(0)
+    return tensor.long().bincount(minlength=num_classes)
+
+
+def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Targets of a sigmoid per class, (B, K) float32, 0 or 1.
+
+    Args:
+        labels: (B, K), 0 or 1 of any type, or (B,), class numbers.
+        num_classes: K.
+
+    Raises:
+        CamtrainValueError: Another shape, class numbers outside 0..K-1, or values that are neither
+            0 nor 1.
+
+    Example:
+        >>> multi_hot(torch.tensor([2, 0]), 3).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    is_number = labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+    if not is_number and labels.shape[1:] != (num_classes,):
+        raise CamtrainValueError(
+            f"Labels of a multi-label network must be multi-hot, (B, {num_classes}), or class "
+            f"numbers, (B,), got {tuple(labels.shape)} of {labels.dtype}."
+        )
+    last, values = num_classes - 1 if is_number else 1, labels.float()
+    if ((values < 0) | (values > last) | (values % 1 != 0)).any():
+        what = f"class numbers 0..{last}" if is_number else "0 or 1 for each class"
+        raise CamtrainValueError(
+            f"Labels of a multi-label network must be {what}, got {values.min():g} to "
+            f"{values.max():g}."
+        )
+    return F.one_hot(labels.long(), num_classes).float() if is_number else values

@@ -21,6 +21,7 @@ from torch import Tensor
 from camtrain.data.paths import PathList, path_in, utf8_lines
 from camtrain.data.source import Labels, no_boxes
 from camtrain.errors import CamtrainValueError, one_line
+from camtrain.labels import label_names
 
 
 class BoxError(CamtrainValueError):
@@ -265,7 +266,7 @@ class XmlBoxes:
 
     def __call__(self, row: int) -> Tensor:
         """The boxes of the picture at ``row``."""
-        names = classes_of(self._labels, self._names, row)
+        names = label_names(self._labels[row], self._names)
         parent, _, file_name = self._paths[row].rpartition("/")
         stem = os.path.splitext(file_name)[0]
         for template in self.templates:
@@ -275,13 +276,6 @@ class XmlBoxes:
                 boxes = [box.box_xyxy for box in from_xml(file, first=self.first, names=names)]
                 return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
         return no_boxes(row)
-
-
-def classes_of(labels: Labels, names: Sequence[str], row: int) -> list[str]:
-    """The names of the classes of the picture at ``row``."""
-    if labels.ndim == 2:
-        return [names[number] for number in np.flatnonzero(labels[row]).tolist()]
-    return [names[int(labels[row])]]
 
 
 def match_boxes(
@@ -304,7 +298,7 @@ def match_boxes(
         row = row_of.get(box.path)
         if row is None:
             unmatched_paths.append(box.path)
-        elif box.class_name in ("", *classes_of(labels, names, row)):
+        elif box.class_name in ("", *label_names(labels[row], names)):
             rows.append(row)
             matched_boxes.append(box.box_xyxy)
     if unmatched_paths:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from camtrain.data.boxes import BoxError, listed_box_errors
@@ -16,6 +15,7 @@ from camtrain.data.shards.fetch import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.labels import class_counts
 
 _COMMENT = "#"
 _UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # any file name of the system
@@ -133,7 +133,11 @@ def without(
     for split, source in remaining.items():
         if len(source) == len(sources[split]):
             continue
-        is_empty = (_class_sizes(sources[split]) > 0) & (_class_sizes(source) == 0)
+        before, after = (
+            class_counts(pictures.labels, len(source.class_names))
+            for pictures in (sources[split], source)
+        )
+        is_empty = (before > 0) & (after == 0)
         if not len(source) or (split == "train" and is_empty.any()):
             what = (
                 "pictures" if not len(source) else source.class_names[int(is_empty.int().argmax())]
@@ -148,14 +152,6 @@ def without(
             stacklevel=2,
         )
     return remaining
-
-
-def _class_sizes(source: Source) -> Tensor:
-    """How many pictures of each class there are, (K,)."""
-    labels = torch.as_tensor(source.labels)
-    if labels.ndim == 2:
-        return (labels > 0).sum(0)
-    return labels.long().bincount(minlength=len(source.class_names))
 
 
 def folder_of(root: str | os.PathLike[str] | None) -> str:

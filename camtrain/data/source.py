@@ -16,6 +16,7 @@ from torch import Tensor
 from camtrain.data.decoding import decode_image
 from camtrain.data.paths import PathList
 from camtrain.errors import CamtrainValueError
+from camtrain.labels import class_counts
 
 Split = Literal["train", "val", "test"]
 Labels = NDArray[np.int64] | NDArray[np.bool_]
@@ -147,10 +148,8 @@ class Listing:
 
     def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the given rows are of each class, (K,)."""
-        labels = self.labels[rows]
-        if labels.ndim == 2:
-            return np.asarray(labels.sum(0, dtype=np.int64))
-        return np.bincount(labels.astype(np.int64), minlength=len(self.class_names))
+        counts: NDArray[np.int64] = class_counts(self.labels[rows], len(self.class_names)).numpy()
+        return counts
 
 
 class ListedSource:

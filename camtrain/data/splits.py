@@ -13,11 +13,11 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from camtrain.data.source import UNDECIDED, Listing, Source, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.files import replacing
+from camtrain.labels import label_names
 
 
 def divide(
@@ -196,10 +196,5 @@ def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
         for split, source in sources.items():
             folder = f"{getattr(source, 'root', '')}{os.sep}"
             for path, label in zip(source.paths, source.labels, strict=True):
-                names = _names(label, source.class_names)
+                names = label_names(label, source.class_names)
                 writer.writerow([path.removeprefix(folder), ";".join(names), split])
-
-
-def _names(label: int | Tensor, class_names: tuple[str, ...]) -> list[str]:
-    numbers = label.nonzero()[:, 0].tolist() if isinstance(label, Tensor) else [label]
-    return [class_names[number] for number in numbers]

@@ -27,6 +27,7 @@ from camtrain.inference.prediction import (
     class_numbers,
 )
 from camtrain.inference.tta import TTA, ten_crop_preprocessing, tta_maps
+from camtrain.labels import class_scores
 from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
@@ -183,8 +184,7 @@ class Predictor:
         else:
             numbers = numbers.expand(len(images), -1)
             output = tta_maps(self.network, images, tta=tta, classes=numbers)
-        is_multilabel = self.network.task == "multilabel"
-        scores = output.logits.sigmoid() if is_multilabel else output.logits.softmax(1)
+        scores = class_scores(output.logits, self.network.task)
         logits = output.logits.gather(1, output.classes)
         ranked = logits.sort(dim=1, descending=True, stable=True)
         classes = output.classes.gather(1, ranked.indices)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import Description
-from camtrain.labels import Task, check_task
+from camtrain.labels import Task, check_task, class_scores
 from camtrain.maps import (
     CAMOutput,
     PoolName,
@@ -211,7 +211,7 @@ class CAMNet(nn.Module):
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores in [0, 1] of logits (B, K): softmax, or sigmoid where the task is multi-label."""
-        return logits.sigmoid() if self.task == "multilabel" else logits.softmax(1)
+        return class_scores(logits, self.task)
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None

@@ -18,12 +18,13 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.labels import multi_hot
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cli.main import main as run
 from camtrain.training.evaluate import average_precision
 from camtrain.training.evaluate.average_precision import MeanAveragePrecision
 from camtrain.training.learn import losses
-from camtrain.training.learn.losses import loss_of, multi_hot
+from camtrain.training.learn.losses import loss_of
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.test_report import content_of
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from camtrain.data.boxes import BoxError, listed_box_errors
 from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
@@ -25,6 +24,7 @@ from camtrain.data.source import FileSource, Source, Split
 from camtrain.data.sources import SourceOptions, add_source_arguments, make_sources, source_options
 from camtrain.data.tree import IMAGE_SUFFIXES
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.labels import classes_of
 
 # What lies beside pictures in many data sets, and need not be opened to know it is none.
 _OTHER_SUFFIXES = (".csv", ".txt", ".xml", ".json", ".md", ".yaml", ".mat", ".npy", ".zip", ".tar")
@@ -105,9 +105,7 @@ def _sources(name: str, options: SourceOptions) -> list[Source]:
 
 
 def _label_sets(source: Source) -> list[tuple[int, ...]]:
-    if isinstance(source.labels, Tensor):
-        return [tuple(row.nonzero()[:, 0].tolist()) for row in source.labels]
-    return [(label,) for label in source.labels]
+    return [classes_of(label) for label in source.labels]
 
 
 def _unused_files(root: Path, used: set[str]) -> tuple[list[str], Counter[str]]:

@@ -25,6 +25,7 @@ from camtrain.data.shards.index import Shard, ShardIndex
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainValueError
+from camtrain.labels import classes_of
 
 
 class _Row(NamedTuple):
@@ -127,7 +128,7 @@ def _sample(
         suffix, content = path.suffix.lower().removeprefix("."), path.read_bytes()
     else:
         suffix, content = "png", _png(picture.image)
-    labels = _labels(picture.label)
+    labels = classes_of(picture.label)
     truth = {
         "path": name,
         "labels": labels,
@@ -140,10 +141,6 @@ def _sample(
         "json": json.dumps(truth).encode(),
     }
     return sample if picture.mask is None else {**sample, "mask.png": _png(picture.mask[None])}
-
-
-def _labels(label: int | Tensor) -> list[int]:
-    return label.nonzero()[:, 0].tolist() if isinstance(label, Tensor) else [label]
 
 
 def _png(image: Tensor) -> bytes:

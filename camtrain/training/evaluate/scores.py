@@ -13,12 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from camtrain.data import Batch
 from camtrain.header import DEFAULT_THRESHOLD
-from camtrain.labels import Task
+from camtrain.labels import Task, multi_hot
 from camtrain.localization import MapStatistics
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.average_precision import MeanAveragePrecision
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
-from camtrain.training.learn.losses import loss_of, multi_hot
+from camtrain.training.learn.losses import loss_of
 
 SCORES = {
     "loss": "cross-entropy",

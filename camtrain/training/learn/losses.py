@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from camtrain.data import Batch
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
-from camtrain.labels import Task
+from camtrain.labels import Task, class_counts, multi_hot
 
 ClassWeights = Literal["balanced"] | list[float]
 
@@ -58,37 +58,6 @@ def loss_of(
     return F.cross_entropy(
         logits, labels, class_weights, reduction=reduction, label_smoothing=label_smoothing
     )
-
-
-def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Targets of a sigmoid per class, (B, K) float32, 0 or 1.
-
-    Args:
-        labels: (B, K), 0 or 1 of any type, or (B,), class numbers.
-        num_classes: K.
-
-    Raises:
-        CamtrainValueError: Another shape, class numbers outside 0..K-1, or values that are neither
-            0 nor 1.
-
-    Example:
-        >>> multi_hot(torch.tensor([2, 0]), 3).tolist()
-        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    """
-    is_number = labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
-    if not is_number and labels.shape[1:] != (num_classes,):
-        raise CamtrainValueError(
-            f"Labels of a multi-label network must be multi-hot, (B, {num_classes}), or class "
-            f"numbers, (B,), got {tuple(labels.shape)} of {labels.dtype}."
-        )
-    last, values = num_classes - 1 if is_number else 1, labels.float()
-    if ((values < 0) | (values > last) | (values % 1 != 0)).any():
-        what = f"class numbers 0..{last}" if is_number else "0 or 1 for each class"
-        raise CamtrainValueError(
-            f"Labels of a multi-label network must be {what}, got {values.min():g} to "
-            f"{values.max():g}."
-        )
-    return F.one_hot(labels.long(), num_classes).float() if is_number else values
 
 
 class TrainingLoss:
@@ -223,7 +192,7 @@ def balanced_weights(labels: Tensor, num_classes: int, task: Task) -> Tensor:
         >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2, "multilabel")
         tensor([0.3333, 3.0000])
     """
-    counts = multi_hot(labels, num_classes).sum(0).clamp_min(1)
+    counts = class_counts(labels, num_classes).clamp_min(1)
     if task == "multilabel":
         return (len(labels) - counts) / counts
     return len(labels) / (num_classes * counts)

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from camtrain.errors import CamtrainValueError
-from camtrain.labels import Task
+from camtrain.labels import Task, multi_hot
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.evaluate.average_precision import MeanAveragePrecision
-from camtrain.training.learn.losses import multi_hot
 
 HeadSolver = Literal["sgd", "logistic", "svm"]
 # Inverse strengths of the regularization (scikit-learn's C), the strongest first.

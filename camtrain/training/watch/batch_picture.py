@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camtrain.data import Batch, to_pixels
 from camtrain.files import replacing
-from camtrain.labels import classes_of
+from camtrain.labels import label_names
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import batch_sheet
 
@@ -52,8 +52,7 @@ class BatchPicture(Callback):
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         names = getattr(net, "class_names", None) or names or ()
         captions = [
-            ", ".join(names[k] if k < len(names) else str(k) for k in classes_of(label))
-            for label in batch[1][: len(images)]
+            ", ".join(label_names(label, names)) or "no class" for label in batch[1][: len(images)]
         ]
         height, width = images.shape[-2:]
         title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"

@@ -9,7 +9,6 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from camtrain.data import normalize
-from camtrain.labels import classes_of
 from camtrain.preprocessing import ChannelOrder, Preprocessing
 from camtrain.training import CAMDataModule
 from camtrain.training.watch.pictures import Candidates, load_picture
@@ -28,12 +27,6 @@ def test_every_class_is_watched_in_turn() -> None:
 
 def test_fewer_pictures_than_asked_for_are_all_watched() -> None:
     assert sorted(Candidates(range(3), [1, 0, 1]).stratified(16, seed=0)) == [0, 1, 2]
-
-
-def test_the_classes_of_a_label() -> None:
-    assert classes_of(3) == (3,)
-    assert classes_of(torch.tensor([0.0, 1.0, 1.0])) == (1, 2)
-    assert classes_of(torch.zeros(3)) == ()
 
 
 class Labelled(list[tuple[None, int]]):

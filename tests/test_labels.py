@@ -1,0 +1,41 @@
+"""One class or several per picture: the label of every data set, read in one place."""
+
+import numpy as np
+import pytest
+import torch
+
+from camtrain.errors import CamtrainValueError
+from camtrain.labels import check_task, class_counts, class_scores, classes_of, label_names
+
+
+def test_the_classes_of_a_label() -> None:
+    for label in (3, torch.tensor(3), np.int64(3)):
+        assert classes_of(label) == (3,)
+    for several in (torch.tensor([0.0, 1.0, 1.0]), np.array([False, True, True]), [0, 1, 1]):
+        assert classes_of(several) == (1, 2)
+    assert classes_of(torch.zeros(3)) == ()
+
+
+def test_a_class_without_a_name_is_a_number() -> None:
+    assert label_names(torch.tensor([1, 0, 1]), ("cat", "dog")) == ["cat", "2"]
+    assert label_names(1, ("cat", "dog")) == ["dog"]
+
+
+def test_pictures_are_counted_by_class() -> None:
+    assert class_counts([2, 0, 2], 4).tolist() == [1, 0, 2, 0]
+    assert class_counts([], 2).tolist() == [0, 0]
+    several = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    assert class_counts(torch.tensor(several), 3).tolist() == [1, 0, 2]
+    assert class_counts(np.array(several) > 0, 3).tolist() == [1, 0, 2]
+
+
+def test_scores_are_a_softmax_or_sigmoids() -> None:
+    logits = torch.tensor([[0.0, 0.0, 1.0]])
+    assert torch.equal(class_scores(logits, "multiclass"), logits.softmax(1))
+    assert torch.equal(class_scores(logits, "multilabel"), logits.sigmoid())
+
+
+def test_an_unknown_task_is_refused() -> None:
+    assert check_task("multilabel") == "multilabel"
+    with pytest.raises(CamtrainValueError, match="multiclass or multilabel, got 'segmentation'"):
+        check_task("segmentation")
