@@ -31,7 +31,7 @@ _OTHER_SETTINGS = (
     *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
 )
 # Own code that decides about pixels and features.
-_OWN_CODE = ("data/*.py", "model/*.py", "training/cache/*.py", "preprocessing.py")
+_OWN_CODE = ("data/**/*.py", "model/*.py", "training/cache/*.py", "maps.py", "preprocessing.py")
 
 
 def key_of(parts: dict[str, Any]) -> str:
