@@ -144,3 +144,13 @@ def test_its_script_trains_and_ships(somewhere: Path) -> None:
     exec(code_with("CAMDataModule("), {})
     assert len(list((somewhere / "runs" / "photos" / "cams").glob("epoch_*.jpg"))) == 3
     assert camtrain.load("runs/photos/model.safetensors").net.class_names == ("blue", "red")
+
+
+def test_the_map_of_the_house_names_what_is_there() -> None:
+    """Every path in `camtrain/README.md`, with or without its `.py`."""
+    text = (ROOT / "camtrain" / "README.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`?((?:\w+/)+[\w.]*)", re.sub(r"https?://\S+", "", text)))
+    assert "model/camnet.py" in paths
+    for path in paths - {"timm/resnet50"}:
+        places = [ROOT / path, ROOT / "camtrain" / path, ROOT / "camtrain" / f"{path}.py"]
+        assert any(place.exists() for place in places), path
