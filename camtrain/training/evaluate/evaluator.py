@@ -131,7 +131,8 @@ class Evaluator(nn.Module, Callback):
 
         Returns:
             ``batch`` without repeated pictures, ``features`` of the neck with the vectors that
-            refine maps, and ``logits`` (B, K).
+            refine maps, ``logits`` (B, K), and, where boxes may be measured, ``maps``: those of
+            the true classes on whole pictures.
         """
         batch = without_repeats(trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
@@ -155,7 +156,8 @@ class Evaluator(nn.Module, Callback):
             if own_batch is not None:
                 whole_maps = on_whole_pictures(maps, net.preprocessing, own_batch)
         evaluation.update(logits, whole_maps, labels, own_batch)
-        return {"batch": batch, "features": output.packed(), "logits": logits}
+        outputs = {"batch": batch, "features": output.packed(), "logits": logits}
+        return outputs if whole_maps is None else {**outputs, "maps": whole_maps}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the scores of the epoch before."""

@@ -242,7 +242,7 @@ def test_a_given_class_list_must_hold_every_class_of_the_data(tmp_path: Path) ->
         ImageFolder(fill(tmp_path, THREE_SPLITS), "test", class_names=["a", "z"])
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the photographs of {SHARED}")

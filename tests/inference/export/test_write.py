@@ -1,6 +1,5 @@
 """An exported network computes what the network computes, or there is no file."""
 
-import doctest
 import itertools
 import json
 from collections.abc import Callable
@@ -605,9 +604,3 @@ def test_an_exported_network_cannot_be_saved_as_a_bundle(
 ) -> None:
     with pytest.raises(CamtrainValueError, match="cannot become a bundle"):
         camtrain.load(exported(".pt2").path).save(tmp_path / "a.safetensors")
-
-
-def test_the_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(check)
-    assert attempted > 0
-    assert failed == 0
