@@ -138,24 +138,33 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
             f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
         )
     maps = maps.float()
-    reach = maps.abs().amax((-2, -1), keepdim=True)  # (B, k, 1, 1)
-    # A map that holds NaN or infinity is replaced by a constant one, which has no range.
     heat = F.interpolate(
-        torch.where(reach.isfinite(), maps, 0.0), size=size, mode="bilinear", align_corners=False
+        torch.where(has_range(maps), maps, 0.0), size=size, mode="bilinear", align_corners=False
     )
-    lowest, highest = heat.amin((-2, -1), keepdim=True), heat.amax((-2, -1), keepdim=True)
-    # Rounding must not be blown up to a heatmap.
-    rounding = ROUNDING * reach
-    has_range = highest - lowest > rounding
     # Few passes over the pixels: rounding is monotone, so the maximum needs no second look.
+    peak = heat.amax((-2, -1), keepdim=True)
     if method == "max":
         heat = heat.clamp_min(0.0)
-        peak = highest
     else:
-        floor = lowest if method == "minmax" else _percentile(heat, IVR_PERCENTILE)
-        heat, peak = heat - floor, highest - floor
-        heat = heat.clamp_min(0.0) if method == "ivr" else heat
-    return heat / torch.where(has_range & (peak > rounding), peak, torch.inf)
+        is_ivr = method == "ivr"
+        floor = _percentile(heat, IVR_PERCENTILE) if is_ivr else heat.amin((-2, -1), keepdim=True)
+        heat, peak = heat - floor, peak - floor
+        heat = heat.clamp_min(0.0) if is_ivr else heat
+    return heat / torch.where(peak > _rounding(maps), peak, torch.inf)
+
+
+def has_range(maps: Tensor) -> Tensor:
+    """Whether maps (..., h, w) have a heatmap, (..., 1, 1) bool.
+
+    False where a map is constant to rounding, which must not be blown up to a heatmap, and where it
+    holds NaN or infinity.
+    """
+    lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return highest - lowest > _rounding(maps)
+
+
+def _rounding(maps: Tensor) -> Tensor:
+    return ROUNDING * maps.abs().amax((-2, -1), keepdim=True)
 
 
 def _percentile(heat: Tensor, q: float) -> Tensor:
@@ -201,9 +210,7 @@ def picture_heatmaps(
         return heat
     maps = maps.float()
     # A constant map has to stay constant, without the rounding of the move; NaN must not spread.
-    reach = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
-    has_range = ((reach > 0) & reach.isfinite())[:, None, None]
-    maps = torch.where(has_range, maps, 0.0)
+    maps = torch.where(has_range(maps), maps, 0.0)
     ones = torch.ones_like(maps[:1])
     is_inside = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
     moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
@@ -273,18 +280,6 @@ def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(
         class_map.float()[None, None], size=size_hw, mode="bilinear", align_corners=False
     )[0, 0]
-
-
-def is_flat(values: Tensor, class_map: Tensor) -> bool:
-    """Whether an upsampled class map has an empty heatmap: constant to rounding, or not finite.
-
-    Args:
-        values: (H, W), ``upsampled`` of the class map.
-        class_map: (h, w).
-    """
-    low, high = values.aminmax()
-    reach = class_map.float().abs().amax()
-    return not bool(reach.isfinite() & (high - low > ROUNDING * reach))
 
 
 def score_map(class_map: Tensor) -> NDArray[np.float64]:
