@@ -1,6 +1,6 @@
 """From features to class maps, and from class maps to heatmaps of a picture.
 
-Nothing else in the package divides by the range of a map.
+No other module divides by the range of a map.
 
 Source: Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016 (arXiv
     1512.04150), section 2.
@@ -277,17 +277,14 @@ def _resampling_weights(length: int, cells: int, scale: float, offset: float) ->
 
 def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """A class map (h, w) at the size (H, W) of its picture, bilinear, float32."""
-    return F.interpolate(
-        class_map.float()[None, None], size=size_hw, mode="bilinear", align_corners=False
-    )[0, 0]
+    return F.interpolate(class_map.float()[None, None], size=size_hw, mode="bilinear")[0, 0]
 
 
 def score_map(class_map: Tensor) -> NDArray[np.float64]:
     """A class map as the WSOL benchmark scores it: resized (bicubic), min-max, in float64.
 
-    Choe et al., arXiv 2007.04178. We differ from the benchmark in one case: it judges whether a map
-    is constant after the resize, which leaves rounding noise, and then stretches the noise to
-    [0, 1].
+    We differ from Choe et al. (arXiv 2007.04178) in one case: they judge whether a map is constant
+    after the resize, which leaves rounding noise, and then stretch the noise to [0, 1].
 
     Args:
         class_map: (h, w), of any numeric type, on any device; it covers the whole picture.
@@ -302,6 +299,16 @@ def score_map(class_map: Tensor) -> NDArray[np.float64]:
     scores: NDArray[np.float64] = resized - resized.min()
     peak = scores.max()
     return scores / peak if 0 < peak < np.inf else np.zeros((SIDE, SIDE))
+
+
+def parts_of_range(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Values as parts of the range from low to high; zeros where low and high are the same.
+
+    Example:
+        >>> parts_of_range(torch.tensor([-1.0, 0.0, 1.0]), -1.0, 1.0)
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:

@@ -85,3 +85,18 @@ def test_no_class_name_is_used_twice() -> None:
 def test_one_module_knows(pattern: str, home: str) -> None:
     knowing = [str(path) for path, text in MODULES.items() if re.search(pattern, text)]
     assert knowing == [home]
+
+
+def test_only_maps_divides_by_the_range_of_a_map() -> None:
+    extreme = re.compile(r"\b(peak|reach|range_?|low|lowest|high|highest)\b|\.(a?max|a?min|ptp)\(")
+    divisions = [
+        f"{path}: {ast.unparse(node)}"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div)
+        if extreme.search(ast.unparse(node.right if isinstance(node, ast.BinOp) else node.value))
+    ]
+    assert sum(division.startswith("maps.py: ") for division in divisions) == 3
+    # The distances of pixels to the background, in the box tool of the authors of CAM.
+    elsewhere = ["localization/boxes.py: 255 / float(distance.max())"]
+    assert [line for line in divisions if not line.startswith("maps.py: ")] == elsewhere

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
-from camtrain.maps import SIDE
+from camtrain.maps import SIDE, parts_of_range
 
 _FEW = 100  # outlines; the many of a noisy map are better labelled
 
@@ -209,15 +209,14 @@ def dt_boxes(
 def _levels_of_peak(heatmap: Tensor) -> NDArray[np.uint8]:
     """A float heatmap (H, W) in 8 bit as the CAM paper saved its maps: the maximum becomes 255.
 
-    Values are divided by the maximum, times 255, rounded half up. All zeros where nothing is
-    positive, or where a value is NaN or infinite.
+    Values are rounded half up. All zeros where nothing is positive, or where a value is NaN or
+    infinite.
     """
-    values: NDArray[np.float64] = heatmap.double().numpy()
-    peak = values.max()
-    if not np.isfinite(values).all() or peak <= 0:
+    values = heatmap.double().clamp_min(0)
+    if not heatmap.isfinite().all():
         return np.zeros(values.shape, dtype=np.uint8)
-    levels: NDArray[np.float64] = np.floor(values.clip(min=0) / peak * 255 + 0.5)
-    return levels.astype(np.uint8)
+    levels: NDArray[np.float64] = (parts_of_range(values, 0.0, values.amax()) * 255).numpy()
+    return np.floor(levels + 0.5).astype(np.uint8)
 
 
 def _boxes_above(pixels: NDArray[np.uint8], level: int) -> list[BoxXYWH]:

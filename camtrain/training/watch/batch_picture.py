@@ -13,6 +13,7 @@ from torch import Tensor
 from camtrain.data import Batch, to_pixels
 from camtrain.files import replacing
 from camtrain.labels import label_names
+from camtrain.maps import parts_of_range
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import batch_sheet
 
@@ -66,5 +67,4 @@ def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
     """(B, C, h, w) uint8 of normalized images."""
     if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
         return to_pixels(images, preprocessing)
-    low, high = images.aminmax()
-    return ((images - low) / (high - low).clamp(min=1e-6) * 255).round().to(torch.uint8)
+    return (parts_of_range(images, *images.aminmax()) * 255).round().byte()

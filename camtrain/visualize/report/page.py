@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from camtrain.maps import parts_of_range
 from camtrain.visualize.overlay import palette, rgb_pixels
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def packed_map(class_map: Tensor) -> dict[str, Any]:
         rows, columns = (max(1, round(side * factor)) for side in values.shape)
         values = functional.adaptive_avg_pool2d(values[None], (rows, columns))[0]
     low, high = range_[:2]
-    levels = (values - low) / (high - low) * 255 if high > low else torch.zeros_like(values)
-    packed = base64.b64encode(levels.round().byte().numpy().tobytes()).decode()
+    levels = (parts_of_range(values, low, high) * 255).round().byte()
+    packed = base64.b64encode(levels.numpy().tobytes()).decode()
     return {
         "hw": list(values.shape),
         "range": [float(f"{value:.9g}") for value in range_],
