@@ -138,7 +138,7 @@ class ExportedNetwork:
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """See ``Network.display_maps``: refined maps if the file gives them.
+        """As ``CAMNet.display_maps``: refined maps if the file gives them, else class maps.
 
         Raises:
             CamtrainValueError: The file takes no images of this size or channels, or it gives the

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,24 +26,30 @@ Precision = Literal["fp32", "bf16"]
 class Network(Protocol):
     """A trained network, ready on its device, with what it takes to use it.
 
-    Attributes:
-        class_names: K names.
-        preprocessing: What has to be done to its pictures.
-        task: Whether scores are a softmax over the logits or a sigmoid of each.
-        refine: Whether heatmaps are made of class maps (``none``) or of refined maps.
-        top: The number of best classes whose maps it gives; None for all classes.
+    This is all that a network of somebody else needs. One whose heatmaps are made of other maps
+    than class maps also has ``refine`` and ``display_maps``, see the function ``display_maps``.
     """
 
-    class_names: Sequence[str]
-    preprocessing: Preprocessing
-    task: Task
-    refine: Refine
-    top: int | None
+    @property
+    def class_names(self) -> Sequence[str]:
+        """K names."""
 
-    def display_maps(
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What has to be done to its pictures."""
+
+    @property
+    def task(self) -> Task:
+        """Whether scores are a softmax over the logits or a sigmoid of each."""
+
+    @property
+    def top(self) -> int | None:
+        """The number of best classes whose maps it gives; None for all classes."""
+
+    def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """Logits and the maps that heatmaps are made of; see ``CAMNet.display_maps``.
+        """Logits and class maps of prepared pictures.
 
         Args:
             images: (B, C, h, w), float32, on the CPU: resized and normalized, of the size of the
@@ -53,7 +60,32 @@ class Network(Protocol):
         Returns:
             logits (B, K), float32; maps (B, k, h', w'), float32; classes (B, k), int64; all on one
             device.
+
+        Raises:
+            CamtrainValueError: The network cannot give these maps, such as an exported one that
+                gives the maps of its best classes only.
         """
+
+
+def display_maps(
+    network: CAMNet | Network,
+    images: Tensor,
+    *,
+    top: int | None = None,
+    classes: Tensor | None = None,
+) -> CAMOutput:
+    """The maps that heatmaps are made of, see ``CAMNet.display_maps``.
+
+    A network of somebody else need not have that method. Then they are its class maps, or what
+    its ``refined_maps`` gives where its ``refine`` is not ``none``.
+    """
+    door: Any = network
+    if hasattr(door, "display_maps"):
+        return cast("CAMOutput", door.display_maps(images, top=top, classes=classes))
+    if getattr(door, "refine", "none") == "none":
+        return network.class_maps(images, top=top, classes=classes)
+    output = door.refined_maps(images, top=top, classes=classes)
+    return CAMOutput(output.logits, output.refined_maps, output.classes)
 
 
 class TorchNetwork:
@@ -95,14 +127,28 @@ class TorchNetwork:
         self.refine: Refine = net.refine
         self._fast_net = _faster(self.net, precision)
 
+    def class_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> CAMOutput:
+        """See ``Network.class_maps``."""
+        with self._computing():
+            return self._fast_net.class_maps(self._laid_out(images), top=top, classes=classes)
+
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
-        """See ``Network.display_maps``."""
-        images = images.to(self.device, memory_format=torch.channels_last)
+        """See ``CAMNet.display_maps``."""
+        with self._computing():
+            return self._fast_net.display_maps(self._laid_out(images), top=top, classes=classes)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.to(self.device, memory_format=torch.channels_last)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return self._fast_net.display_maps(images, top=top, classes=classes)
+            yield
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:

@@ -93,7 +93,7 @@ class Predictor:
             if refine not in (None, net.refine):
                 net.set_refine(refine)
             net = TorchNetwork(net, device=device, precision=precision)
-        elif refine is not None and refine != net.refine:
+        elif refine not in (None, getattr(net, "refine", "none")):
             raise CamtrainValueError(
                 f"An exported network computes what it was exported with, got refine={refine!r}; "
                 "use the bundle, or export it again."

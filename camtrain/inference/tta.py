@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.network import Network
+from camtrain.inference.network import Network, display_maps
 from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
@@ -154,7 +154,7 @@ def tta_maps(
     if tta not in get_args(TTA):
         raise CamtrainValueError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}.")
     if tta == "none":
-        return net.display_maps(images, top=top, classes=classes)
+        return display_maps(net, images, top=top, classes=classes)
     size = (images.shape[2], images.shape[3])
     crop_hw = (max(1, round(CROP_PCT * size[0])), max(1, round(CROP_PCT * size[1])))
     is_flip = tta == "flip"
@@ -174,7 +174,7 @@ def _maps_of_views(
     picks_best = classes is None and top is not None and top >= 1
     if isinstance(classes, Tensor):
         classes = torch.cat([classes] * count)
-    output = net.display_maps(images, top=None if picks_best else top, classes=classes)
+    output = display_maps(net, images, top=None if picks_best else top, classes=classes)
     logits = output.logits.reshape(count, batch, -1).mean(0)
     maps, chosen = output.maps, output.classes[:batch]
     if picks_best:

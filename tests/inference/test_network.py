@@ -48,7 +48,7 @@ def test_the_trunk_computes_in_the_precision_and_the_heads_in_float32(
     with torch.no_grad():
         expected = net.class_maps(images, top=2)
     found.clear()
-    out = TorchNetwork(net, precision=precision).display_maps(images, top=2)
+    out = TorchNetwork(net, precision=precision).class_maps(images, top=2)
     assert found == [dtype]
     assert out.logits.dtype == out.maps.dtype == torch.float32
     torch.testing.assert_close(out.logits, expected.logits, rtol=0, atol=atol)

@@ -29,6 +29,7 @@ from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
 from camtrain.maps import CAMOutput, picture_heatmaps
 from camtrain.model.camnet import CAMNet
+from camtrain.model.refine import RefinedOutput
 from camtrain.preprocessing import Preprocessing, ResizeMode
 
 MODES = get_args(ResizeMode)
@@ -608,7 +609,18 @@ class OnlyTheBest:
         ramp = torch.linspace(0, 1, 6).repeat(len(images), top, 4, 1)
         return CAMOutput(logits, ramp * (1 + chosen[:, :, None, None]), chosen)
 
-    display_maps = class_maps
+
+class OwnRefined(OnlyTheBest):
+    """One that refines its maps."""
+
+    refine = "affinity"
+
+    def refined_maps(
+        self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
+    ) -> RefinedOutput:
+        """Maps that are mirrored."""
+        output = self.class_maps(images, top=top, classes=classes)
+        return RefinedOutput(*output, output.maps.flip(-1))
 
 
 def test_any_network_behind_the_door_is_predicted_with(tmp_path: Path) -> None:
@@ -623,6 +635,11 @@ def test_any_network_behind_the_door_is_predicted_with(tmp_path: Path) -> None:
         list(predictor(picture(20, 30), top=3))
     with pytest.raises(CamtrainValueError, match="cannot become a bundle"):
         predictor.save(tmp_path / "model.safetensors")
+    assert next(Predictor(OnlyTheBest(), refine="none")(picture(20, 30))).names == found.names
+    with pytest.raises(CamtrainValueError, match="computes what it was exported with"):
+        Predictor(OnlyTheBest(), refine="affinity")
+    [refined] = Predictor(OwnRefined(), threshold=0.5, refine="affinity")(picture(20, 30))
+    assert refined.boxes[0].tolist() == [[0, 0, 15, 20]]
 
 
 def test_an_image_that_is_used_again_is_taken_as_it_was(predictor: Predictor) -> None:
