@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from camtrain.errors import CamtrainError
+from camtrain.errors import CamtrainError as CamtrainError
 from camtrain.lazy import lazy_names
 from camtrain.version import __version__ as __version__
 
@@ -37,19 +37,4 @@ _HOMES = {
     "camtrain.preprocessing": "Preprocessing",
 }
 
-__all__ = [
-    "CAMNet",
-    "CAMOutput",
-    "CamtrainError",
-    "Prediction",
-    "Predictor",
-    "Preprocessing",
-    "boxes_from_heatmap",
-    "convert",
-    "create_model",
-    "gradcam",
-    "heatmaps",
-    "load",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

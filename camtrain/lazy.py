@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 def lazy_names(
     package: str, homes: Mapping[str, str]
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562).
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562), and its ``__all__``.
 
     Args:
         package: Full name of the package.
@@ -22,4 +22,4 @@ def lazy_names(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(home_of[name]), name)
 
-    return get_attribute, lambda: sorted(home_of)
+    return get_attribute, lambda: sorted(home_of), sorted(home_of)

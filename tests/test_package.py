@@ -130,6 +130,13 @@ def test_every_lazy_name_is_known_to_type_checkers(package: ModuleType) -> None:
         assert getattr(package, name) is not None
 
 
+@pytest.mark.parametrize("package", [camtrain, camtrain.data, camtrain.localization])
+def test_a_star_imports_the_lazy_names(package: ModuleType) -> None:
+    names: dict[str, object] = {}
+    exec(f"from {package.__name__} import *", names)
+    assert sorted(names.keys() - {"__builtins__"}) == dir(package)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'camtrain' has no attribute 'creat_model'"):
         _ = camtrain.creat_model

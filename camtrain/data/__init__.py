@@ -84,4 +84,4 @@ _HOMES = {
     "camtrain.maps": "maps_on_picture",
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _HOMES)

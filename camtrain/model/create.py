@@ -171,7 +171,7 @@ def _build(recipe: dict[str, Any], num_classes: int | None) -> Classifier:
 def _completed(
     recipe: dict[str, Any], weights_classes: int | None, weights: str | Path | None
 ) -> dict[str, Any]:
-    """The recipe with the number of classes, and with the paper.s settings where it has some."""
+    """The recipe with the number of classes, and with the paper's settings where it has some."""
     num_classes = recipe["num_classes"]
     num_classes = weights_classes if num_classes is None else num_classes
     if num_classes is None or num_classes < 1:
