@@ -160,8 +160,8 @@ class CAMDataModule(LightningDataModule):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
             )
-        names = [option.name for option in fields(SourceOptions)]
-        self._options = SourceOptions(**{name: self.hparams[name] for name in names})
+        given = locals()  # the hparams of a subclass are the arguments of the subclass
+        self._options = SourceOptions(**{o.name: given[o.name] for o in fields(SourceOptions)})
         # The network's mean, std and channel order take their place once a trainer brings it.
         self._preprocessing = Preprocessing(
             size=(size, size) if isinstance(size, int) else (size[0], size[1]),

@@ -18,6 +18,21 @@ def test_classes_come_from_the_folders(data: CAMDataModule) -> None:
     assert data.num_classes == 2
 
 
+class Percent(CAMDataModule):
+    """A data module of a user, whose arguments mean something else."""
+
+    def __init__(self, root: str, val_fraction: int, lengths: int) -> None:
+        super().__init__(
+            "digits", root=f"{root}/data", val_fraction=val_fraction / 100, lengths=(lengths,) * 3
+        )
+
+
+def test_a_subclass_may_give_arguments_of_these_names_another_meaning() -> None:
+    data = Percent("project", val_fraction=30, lengths=7)
+    assert (data._options.root, data._options.val_fraction) == ("project/data", 0.3)
+    assert [len(source) for source in data.sources.values()] == [7, 7, 7]
+
+
 def test_batches_hold_pictures_with_their_boxes(boxed_data: CAMDataModule) -> None:
     boxed_data.setup("validate")
     batch = next(iter(boxed_data.val_dataloader()))
