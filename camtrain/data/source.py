@@ -192,10 +192,12 @@ class ListedSource:
 
     def read(self, index: int) -> SourcePicture:
         """The picture at ``index``, which is in memory."""
-        images = self._listing.images
+        images, row = self._listing.images, int(self._rows[index])
         assert images is not None
-        image = images[int(self._rows[index])].clone()
-        return SourcePicture(image, self.labels[index], self.boxes(index), self.paths[index])
+        boxes_xyxy, mask = self.boxes(index), self._listing.masks(row)
+        return SourcePicture(
+            images[row].clone(), self.labels[index], boxes_xyxy, self.paths[index], mask
+        )
 
 
 class ListedFiles(ListedSource):

@@ -83,6 +83,14 @@ def test_a_source_gives_labels_of_both_kinds(tmp_path: Path) -> None:
     assert len(source_of(listing(hot, tmp_path), "train")) == 0
 
 
+def test_pictures_in_memory_have_masks_too(tmp_path: Path) -> None:
+    images = torch.arange(24, dtype=torch.uint8).reshape(2, 1, 3, 4)
+    every = {**vars(listing(np.array([0, 1]), tmp_path)), "images": images}
+    source = source_of(Listing(**{**every, "masks": lambda row: images[row, 0] % 2}), "val")
+    assert torch.equal(source.read(1).image, images[1])
+    assert torch.equal(source.read(1).mask, images[1, 0] % 2)
+
+
 def test_sources_reach_worker_processes(tmp_path: Path) -> None:
     """Those that are spawned get a copy."""
     for split in ("train", "val"):
