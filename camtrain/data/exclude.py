@@ -59,11 +59,12 @@ class Without:
 class _FilesWithout(Without):
     """The same for a source of picture files."""
 
+    _source: FileSource  # checked by `without`; a check of each picture would cost time
+
     def read_file(
         self, index: int, *, exif: bool = True, shrink: Shrink | None = None
     ) -> SourcePicture:
         """The picture at ``index``; ``exif`` and ``shrink`` as for ``decode_image``."""
-        assert isinstance(self._source, FileSource)
         return self._source.read_file(self._rows[index], exif=exif, shrink=shrink)
 
 

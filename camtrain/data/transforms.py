@@ -119,6 +119,8 @@ class CropGeometry:
 
         They are clipped to what the network sees; those without a pixel in it are left out.
         """
+        if not len(boxes_xyxy):  # most pictures of a training have none
+            return torch.zeros(0, 4)
         corner = torch.tensor([self.left, self.top] * 2)
         part_size = torch.tensor([self.width, self.height] * 2)
         inside = (boxes_xyxy.float() - corner).clamp(min=0).minimum(part_size)

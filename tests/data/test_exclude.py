@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from camtrain.data import (
     ImageFolder,
@@ -45,12 +46,18 @@ def test_what_stays_is_read_as_before(photographs: Path) -> None:
             assert torch.equal(kept[split].boxes(index), own.boxes_xyxy)
 
 
-def test_what_stays_can_be_read_as_it_is_stored(photographs: Path) -> None:
+def test_what_stays_can_be_read_as_it_is_stored_or_smaller(photographs: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, 64 high
+    stored = photographs / "train/blue/1.jpg"
+    Image.new("RGB", (96, 64)).save(stored, exif=exif)
     kept = without(splits_of(photographs), ["train/blue/0.png"], photographs)["train"]
-    picture = kept.read_file(0, exif=False)
-    assert torch.equal(picture.image, kept.read(0).image)
-    assert picture.path == str(photographs / "train/blue/1.png")
-    assert torch.equal(picture.boxes_xyxy, kept.boxes(0))
+    assert kept.paths[0] == kept.read_file(0).path == str(stored)
+    assert kept.read(0).image.shape == (3, 96, 64)
+    assert kept.read_file(0, exif=False).image.shape == (3, 64, 96)
+    smaller = kept.read_file(0, exif=False, shrink=lambda size_hw: 2.0)
+    assert (smaller.image.shape, smaller.size_hw, smaller.factor) == ((3, 32, 48), (64, 96), 2)
+    assert torch.equal(smaller.boxes_xyxy, kept.boxes(0))
 
 
 @pytest.mark.parametrize(
