@@ -36,7 +36,7 @@ class ClutteredDigits:
 
     Args:
         split: Which source digits to draw from.
-        length: Number of pictures. SourcePicture i depends on seed, split and i alone.
+        length: Number of pictures. Picture i depends on seed, split and i alone.
         seed: Chooses the digits, sizes and places, not the partition of the source digits.
 
     Raises:
