@@ -47,8 +47,9 @@ def duplicate(source: Path, path: Path) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Delete what a killed process had begun to write."""
-    for part in folder.rglob(".*.part*"):
-        part.unlink()
+    for pattern in (".*.part", ".*.part.*"):  # without a suffix, and with one
+        for part in folder.rglob(pattern):
+            part.unlink()
 
 
 def user_cache() -> Path:

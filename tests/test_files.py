@@ -1,0 +1,51 @@
+"""Files are written whole or not at all, and only half-written ones are deleted."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from camtrain import files
+
+
+def test_a_file_is_replaced_when_it_is_complete_and_nothing_is_left_of_one_that_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+    with suppress(KeyError), files.replacing(path) as part:
+        assert part.suffix == ".onnx"
+        part.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    with files.replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_duplicate_follows_no_later_replacement_of_its_source(tmp_path: Path) -> None:
+    source, path = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    for text in ("first", "second"):
+        files.write_text(source, text)
+        files.duplicate(source, path)
+        files.duplicate(source, path)
+        assert path.read_text() == text
+        assert sorted(tmp_path.iterdir()) == [path, source]
+    files.write_text(source, "third")
+    assert path.read_text() == "second"
+
+
+def test_only_half_written_files_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "cams").mkdir()
+    path = tmp_path / "cams" / "epoch_001.jpg"
+    parts = [path.with_name(".epoch_001.jpg.part")]  # of an older camtrain
+    for name in ("cams/epoch_001.jpg", "metrics.csv", "stop"):
+        with files.replacing(tmp_path / name) as part:
+            part.touch()
+            parts.append(part)
+    remaining = {tmp_path / "cams", *(tmp_path / n for n in ("cams/epoch_001.jpg", "metrics.csv"))}
+    remaining |= {tmp_path / name for name in ("stop", ".notes.partial", "a.part", ".parts.txt")}
+    for file in [*parts, *(remaining - {tmp_path / "cams"})]:
+        file.touch()
+    files.remove_parts(tmp_path)
+    assert set(tmp_path.rglob("*")) == remaining
