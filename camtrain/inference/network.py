@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from camtrain.errors import CamtrainValueError
 from camtrain.labels import Task
@@ -187,7 +187,13 @@ def fold_batch_norms(network: nn.Module) -> None:
             first, second = traced.get_submodule(conv), traced.get_submodule(norm)
             assert isinstance(first, nn.Conv2d)
             assert isinstance(second, nn.BatchNorm2d)
-            traced.set_submodule(conv, fuse_conv_bn_eval(first, second))
+            mean, var = second.running_mean, second.running_var
+            assert mean is not None
+            assert var is not None
+            # As `fuse_conv_bn_eval`, which would copy the convolution first.
+            first.weight, first.bias = fuse_conv_bn_weights(
+                first.weight, first.bias, mean, var, second.eps, second.weight, second.bias
+            )
             traced.set_submodule(norm, nn.Identity())
 
 
