@@ -81,7 +81,7 @@ def check_data(
     ]
     unused: Counter[str] = Counter()
     if folder:
-        used = {name_in(folder, path) for one in splits.values() for path in one.paths}
+        used = {name_in(folder, path) for each in splits.values() for path in each.paths}
         ignored, unused = _unused_files(Path(folder), used)
         findings += [Finding("ignored", (path,), "") for path in ignored]
     summaries = {name: summarize(split) for name, split in checked.items()}
@@ -164,11 +164,13 @@ def main(args: Sequence[str]) -> int:
 
 def _write_list(listed: Path, reasons: dict[str, str], header: list[str]) -> None:
     """Write what is to be left out, if anything, and say so."""
-    kept = {path: reason for path, reason in reasons.items() if "\n" not in path}
-    if kept or listed.is_file():
-        write_exclude(listed, kept, header)
-        print(f"{len(kept)} paths written to {listed}; leave them out with --data.exclude {listed}")
-    for path in reasons.keys() - kept.keys():
+    lines = {path: reason for path, reason in reasons.items() if "\n" not in path}
+    if lines or listed.is_file():
+        write_exclude(listed, lines, header)
+        print(
+            f"{len(lines)} paths written to {listed}; leave them out with --data.exclude {listed}"
+        )
+    for path in reasons.keys() - lines.keys():
         print(f"Not in the list, since its name has a line break: {path!r}; rename or delete it.")
 
 

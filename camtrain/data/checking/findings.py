@@ -132,14 +132,14 @@ def find(splits: Mapping[Split, Checked], *, folder: str, tiny: int) -> list[Fin
         folder: The data folder.
         tiny: Pixels of the shorter side below which a picture is reported.
     """
-    found = [
+    findings = [
         finding
         for name, split in splits.items()
         for one_by_one in (_of_pictures(split, folder, tiny), _of_split(split, folder))
         for finding in (finding._replace(split=name) for finding in one_by_one)
     ]
-    found += _same_pixels(splits, folder)
-    return in_order(found)
+    findings += _same_pixels(splits, folder)
+    return in_order(findings)
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:

@@ -80,8 +80,8 @@ class Store:
         place = f"{self.root}/{name}"
         try:
             with self._open(place, name) as file:
-                found = os.fstat(file.fileno()).st_size
-                if found == size:
+                actual = os.fstat(file.fileno()).st_size
+                if actual == size:
                     file.seek(start)
                     return file.read(count)
         except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ class Store:
         if is_url(self.root):
             (self.cache / name).unlink(missing_ok=True)
         raise CamtrainValueError(
-            f"The shard {place} must have {size} bytes, got {found}; copy it again, or write the "
+            f"The shard {place} must have {size} bytes, got {actual}; copy it again, or write the "
             "shards again with camtrain shards."
         )
 

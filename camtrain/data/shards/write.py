@@ -176,17 +176,17 @@ def _index(
                 if suffix != "json":
                     into = mask_places if suffix == "mask.png" else places
                     into[row] = member.offset_data, member.size
-    several = any(isinstance(one.label, Tensor) for one in rows)
-    labels = np.array([np.asarray(one.label) for one in rows])
+    several = any(isinstance(entry.label, Tensor) for entry in rows)
+    labels = np.array([np.asarray(entry.label) for entry in rows])
     return ShardIndex(
         class_names=class_names,
         shards=tuple(shards),
         labels=labels.astype(bool) if several else labels.astype(np.int64),
-        paths=PathList.of(one.path for one in rows),
+        paths=PathList.of(entry.path for entry in rows),
         places=places,
         mask_places=mask_places,
-        box_rows=np.repeat(np.arange(len(rows)), [len(one.boxes_xyxy) for one in rows]),
-        boxes_xyxy=np.concatenate([one.boxes_xyxy.numpy() for one in rows]).reshape(-1, 4),
+        box_rows=np.repeat(np.arange(len(rows)), [len(entry.boxes_xyxy) for entry in rows]),
+        boxes_xyxy=np.concatenate([entry.boxes_xyxy.numpy() for entry in rows]).reshape(-1, 4),
     )
 
 
