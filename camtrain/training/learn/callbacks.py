@@ -94,7 +94,6 @@ class FoundLearningRate(LearningRateFinder):
         finally:
             trainer.fit_loop.max_epochs = epochs
             module.is_trying_rates = False
-            module.loss_guard.clear()  # some of the rates are meant to be too high
         assert self.optimal_lr is not None
         pl_module.hparams["lr"] = steepest(**self.optimal_lr.results)
         trainer.strategy.setup_optimizers(trainer)

@@ -215,21 +215,28 @@ class NonFiniteLossGuard(Callback):
     """
 
     def __init__(self) -> None:
+        self._batch: tuple[Sequence[Any], int] = ((), 0)
         self._records: list[_RecordedLoss] = []
 
-    def record(self, loss: Tensor, batch: Sequence[Any], batch_idx: int) -> None:
-        """Remember the loss of a batch until the next check."""
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
+    ) -> None:
+        """Note which batch the next loss belongs to."""
+        self._batch = (batch, batch_idx)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Record the loss of the batch until the next check."""
+        # Not in `training_step`: a learning rate finder runs it without callbacks, hence checks.
         loss, event = loss.detach(), None
         if loss.is_cuda:
             copied = torch.empty((), dtype=loss.dtype, pin_memory=True)
             copied.copy_(loss, non_blocking=True)
             event = torch.cuda.current_stream(loss.device).record_event()
             loss = copied
-        self._records.append(_RecordedLoss(loss, event, batch, batch_idx))
-
-    def clear(self) -> None:
-        """Forget the losses since the last step."""
-        self._records.clear()
+        self._records.append(_RecordedLoss(loss, event, *self._batch))
+        self._batch = ((), 0)  # frees the batch after the check
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,6 +163,21 @@ def test_the_rate_is_found_where_the_loss_falls_fastest() -> None:
     assert rates[60] < steepest(rates, smoothed) < rates[75]
     with pytest.raises(CamtrainError, match="no learning rate at which the loss falls"):
         steepest(rates, [float("nan")] * 100)
+
+
+def test_losses_of_a_search_for_a_rate_do_not_stop_the_training_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.training.test_module import AnybodysData
+
+    module, data = small_module(), AnybodysData(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoss, "__call__", lambda _, logits, labels: logits.sum() + torch.inf)
+        trainer = quiet_trainer(default_root_dir=tmp_path)
+        Tuner(trainer).lr_find(
+            module, data, update_attr=False, num_training=3, early_stop_threshold=None
+        )
+    quiet_trainer().fit(module, data)
 
 
 @pytest.mark.nightly
