@@ -168,7 +168,7 @@ class CAMModule(LightningModule):
         self.evaluator = Evaluator(self.net, self._memory_format)
         self._seed = 0
         self._freezing = Freezing(self.net, self.hparams)
-        self.loss_guard = NonFiniteLossGuard()
+        self._loss_guard = NonFiniteLossGuard()
         self._teacher: Teacher | None = None
         self._teacher_hash: str | None = None
         self.is_trying_rates = False  # whether `find_lr` is at work
@@ -224,6 +224,7 @@ class CAMModule(LightningModule):
                 f"Maps and logits are computed in float32, got precision {self.trainer.precision}; "
                 "choose bf16-mixed or 16-mixed."
             )
+        self.evaluator.check_is_callback(self)
         self._seed = torch.initial_seed()
         self._take_from_data()
         if stage != "fit":
@@ -234,8 +235,7 @@ class CAMModule(LightningModule):
         self._loss.set_labels(getattr(datasets.get("train"), "labels", None))
         if self.hparams["head_solver"] != "sgd":
             self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
-        if self._freezing.part.modules:
-            # It is meant to be: what is frozen stays in evaluation mode.
+        if self._freezing.part.modules:  # they are meant to stay in evaluation mode
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         if self.hparams["compile"]:
             self.net.compile()
@@ -253,7 +253,10 @@ class CAMModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The parts of the module that are callbacks too, and those that are asked for."""
-        callbacks: list[Callback] = [self._freezing, self.evaluator, self.loss_guard]
+        parts: list[Callback] = [self._freezing, self.evaluator, self._loss_guard]
+        # A trainer that is used again has them; Lightning would announce that it replaces them.
+        attached: list[Callback] = cast("Any", self.trainer).callbacks
+        callbacks = [part for part in parts if part not in attached]
         if self.hparams["ema_decay"] is not None:
             callbacks.append(ExponentialAverage(self.hparams["ema_decay"]))
         if self.hparams["find_lr"]:
@@ -291,7 +294,6 @@ class CAMModule(LightningModule):
         else:
             batch = self._loss.mix(batch)
             loss = self._loss_of(batch)
-            self.loss_guard.record(loss, batch, batch_idx)
         self.evaluator.log_step(self, loss, pictures, damaged)
         return loss
 

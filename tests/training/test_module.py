@@ -1,11 +1,12 @@
 """The module: what it trains, what it measures, what its checkpoints hold."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import Callback, LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -49,6 +50,32 @@ def test_plain_batches_give_loss_and_accuracy_and_no_localization(
     names = {"val/loss", "val/acc1", "val/cam_area", "val/cam_entropy"}
     names |= {"val/acc5"} if has_acc5 else set()
     assert scores_of(module, AnybodysData(num_classes)).keys() == names
+
+
+def test_a_trainer_that_is_used_again_announces_no_replaced_callbacks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module, data, trainer = small_module(), AnybodysData(2), quiet_trainer(max_epochs=1)
+    with caplog.at_level(logging.INFO, logger="pytorch_lightning.utilities.rank_zero"):
+        trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data)
+        trainer.validate(module, data, verbose=False)
+    assert caplog.records
+    assert "will override" not in caplog.text
+
+
+class ForgetsSuper(CAMModule):
+    """A module of somebody's own that drops the callbacks of ``CAMModule``."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Only its own callback."""
+        return [Callback()]
+
+
+def test_a_module_that_drops_the_callbacks_is_refused() -> None:
+    module = ForgetsSuper("camtrain/digits", 2, neck=(), backbone_args={"width": 4})
+    with pytest.raises(CamtrainError, match=r"ForgetsSuper must .* \*super"):
+        quiet_trainer().fit(module, AnybodysData(2))
 
 
 def test_scores_are_those_of_the_plain_arithmetic() -> None:

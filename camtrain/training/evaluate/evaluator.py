@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import Metric, SumMetric
 
 from camtrain.data import Batch
+from camtrain.errors import CamtrainTypeError
 from camtrain.header import DEFAULT_THRESHOLD, Description
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
@@ -88,6 +89,15 @@ class Evaluator(nn.Module, Callback):
         evaluation = self.evaluations[split]
         assert isinstance(evaluation, Evaluation)
         return evaluation
+
+    def check_is_callback(self, module: LightningModule) -> None:
+        """Refuse a module whose own ``configure_callbacks`` drops what measures and freezes it."""
+        callbacks: list[Callback] = cast("Any", module.trainer).callbacks
+        if self not in callbacks:
+            raise CamtrainTypeError(
+                f"configure_callbacks of {type(module).__name__} must also return the callbacks of "
+                "CAMModule; begin its list with *super().configure_callbacks()."
+            )
 
     def log_step(self, module: LightningModule, loss: Tensor, pictures: int, damaged: int) -> None:
         """Add a training step: the mean loss, (), of its pictures, and how many were damaged."""
