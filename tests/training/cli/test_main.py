@@ -363,20 +363,6 @@ def test_what_a_verb_is_told_goes_before_the_checkpoint(
         assert printed[name] == [f"{100 * scores[name]:.2f}", "%"]
 
 
-def test_a_training_is_continued_as_it_began(
-    fit_arguments: Arguments,
-    fitted: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    fitted()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    capsys.readouterr()
-    assert main(fit_arguments("--ckpt_path", "last", "--model.neck", "[4]")) == 2
-    assert "settings it began with: --model.neck was [], got [4]; give" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-
 @pytest.mark.nightly
 def test_a_moved_run_goes_on_with_its_best_epoch(
     fit_arguments: Arguments,

@@ -99,6 +99,10 @@ CHANGES = {
         ["--monitor", "val/loss"],
         "--monitor was 'val/acc1', got 'val/loss'",
     ),
+    "the network": (
+        ["--model.neck", "[4]"],
+        "settings it began with: --model.neck was [], got [4]",
+    ),
     "the learning rate": (["--model.lr", "0.5"], "--model.lr was 0.001, got 0.5"),
     "the optimizer": (["--model.optimizer", "sgd"], "--model.optimizer was 'adamw', got 'sgd'"),
     "the augmentation": (["--data.augment", "none"], "--data.augment was 'light', got 'none'"),
