@@ -47,10 +47,19 @@ def label_names(label: object, class_names: Sequence[str]) -> list[str]:
 
 
 def class_counts(labels: object, num_classes: int) -> Tensor:
-    """The number of pictures of each class, (K,) int64, of labels (N,) or multi-hot (N, K)."""
+    """The number of pictures of each class, (K,) int64, of labels (N,) or multi-hot (N, K).
+
+    Raises:
+        CamtrainValueError: A class number lies outside 0..K-1.
+    """
     tensor = torch.as_tensor(labels)
     if tensor.ndim == 2:
         return (tensor > 0).sum(0)
+    if ((tensor < 0) | (tensor >= num_classes)).any():
+        raise CamtrainValueError(
+            f"Labels must be class numbers 0..{num_classes - 1}, got {int(tensor.min())} to "
+            f"{int(tensor.max())}."
+        )
     return tensor.long().bincount(minlength=num_classes)
 
 

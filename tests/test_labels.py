@@ -29,6 +29,12 @@ def test_pictures_are_counted_by_class() -> None:
     assert class_counts(np.array(several) > 0, 3).tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 2]])
+def test_class_numbers_of_other_classes_are_refused(labels: list[int]) -> None:
+    with pytest.raises(CamtrainValueError, match=r"class numbers 0\.\.2, got (0 to 3|-1 to 2)"):
+        class_counts(labels, 3)
+
+
 def test_scores_are_a_softmax_or_sigmoids() -> None:
     logits = torch.tensor([[0.0, 0.0, 1.0]])
     assert torch.equal(class_scores(logits, "multiclass"), logits.softmax(1))

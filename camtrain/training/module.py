@@ -150,13 +150,13 @@ class CAMModule(LightningModule):
             compile: Train through ``torch.compile``; evaluation runs as shipped.
         """
         super().__init__()
-        # Checkpoints hold plain values.
         weights = str(weights) if isinstance(weights, Path) else weights
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
-        neck = list(neck)
+        neck = list(neck)  # checkpoints hold plain values
         self.save_hyperparameters()
         Optimization.of(self.hparams)  # which checks them
         check_ema_decay(ema_decay)
+        TrainingLoss.check_smoothing(label_smoothing)  # before weights are fetched
         check_teaching(self.hparams)
         architecture = {name: self.hparams[name] for name in _ARCHITECTURE}
         net = create_model(backbone, num_classes, weights=weights, **architecture)

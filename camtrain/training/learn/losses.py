@@ -91,8 +91,7 @@ class TrainingLoss:
         cutmix: float = 0.0,
     ) -> None:
         """Check the settings."""
-        if not 0 <= label_smoothing < 1:
-            raise CamtrainValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+        self.check_smoothing(label_smoothing)
         _check_class_weights(class_weights, num_classes)
         if mixup < 0 or cutmix < 0:
             raise CamtrainValueError(
@@ -112,6 +111,12 @@ class TrainingLoss:
             if alpha > 0
         ]
         self._mix = v2.RandomChoice(transforms) if transforms else None
+
+    @staticmethod
+    def check_smoothing(label_smoothing: float) -> None:
+        """Raise CamtrainValueError unless it lies in [0, 1)."""
+        if not 0 <= label_smoothing < 1:
+            raise CamtrainValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
 
     def set_labels(self, labels: Sequence[int] | Tensor | None) -> None:
         """Compute balanced weights from the labels of all training pictures.
