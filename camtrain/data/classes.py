@@ -41,10 +41,10 @@ def _notice(text: str) -> None:
     _logger.warning(text)
 
 
-def text_of(names: Sequence[str], most: int = 10) -> str:
-    """The names, or the first of them and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def text_of(names: Sequence[str]) -> str:
+    """The names; of more than ten the first ten and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
 
 
 def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
