@@ -128,6 +128,15 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
 
+def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
+    """All files below a folder, relative, with forward slashes; hidden ones are left out."""
+    for folder, inside, files in os.walk(root):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        below = Path(folder).relative_to(root).as_posix()
+        for name in sorted(name for name in files if not name.startswith(".")):
+            yield name if below == "." else f"{below}/{name}"
+
+
 def _index_file(root: Path, tops: Sequence[str]) -> Path:
     key = "\0".join([str(root), *sorted(tops), *IMAGE_SUFFIXES, str(_VERSION)])
     return user_cache() / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"

@@ -8,21 +8,19 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from camtrain.data.boxes import BoxError, listed_box_errors
-from camtrain.data.checking.findings import Checked, Finding, find, in_order, summarize
+from camtrain.data.boxes import listed_box_errors
 from camtrain.data.checking.reading import examine_all, format_of
-from camtrain.data.checking.report import Report
+from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
 from camtrain.data.exclude import folder_of, name_in, write_exclude
-from camtrain.data.source import FileSource, Source, Split
+from camtrain.data.source import FileSource
 from camtrain.data.sources import SourceOptions, add_source_arguments, make_sources, source_options
-from camtrain.data.tree import IMAGE_SUFFIXES
+from camtrain.data.tree import IMAGE_SUFFIXES, files_below
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.labels import classes_of
 
@@ -57,83 +55,54 @@ def check_data(
     """
     options = options or SourceOptions()
     folder = folder_of(options.root)
-    splits, box_errors = _listed(source, options, exif=exif)
-    total = sum(map(len, splits.values()))
+    with warnings.catch_warnings(), listed_box_errors() as box_errors:
+        warnings.simplefilter("ignore")  # of missing classes, which are reported
+        sources = make_sources(source, options)
+    if not exif and not all(isinstance(split, FileSource) for split in sources.values()):
+        raise CamtrainValueError(
+            f"exif must be true for {source}, which reads its pictures itself."
+        )
+    total = sum(map(len, sources.values()))
     records = iter(
         track(
-            examine_all(
-                list(splits.values()), partial(_sources, source, options), processes, exif=exif
-            ),
+            examine_all(list(sources.values()), processes, exif=exif),
             f"Reading {total} pictures",
             total=total,
             console=console,
             disable=console is None,
         )
     )
-    checked = {
-        name: Checked(one.class_names, one.paths, _label_sets(one), list(islice(records, len(one))))
-        for name, one in splits.items()
+    splits = {
+        name: CheckedSplit(
+            split.class_names,
+            [name_in(folder, path) for path in split.paths],
+            [classes_of(label) for label in split.labels],
+            list(islice(records, len(split))),
+        )
+        for name, split in sources.items()
     }
-    findings = find(checked, folder=folder, tiny=tiny)
+    findings = list(find(splits, tiny=tiny))
     findings += [
         Finding("bad_box", (error.path,) if error.path else (), message)
         for message, error in {str(error): error for error in box_errors}.items()
     ]
     unused: Counter[str] = Counter()
-    if folder:
-        used = {name_in(folder, path) for each in splits.values() for path in each.paths}
-        ignored, unused = _unused_files(Path(folder), used)
-        findings += [Finding("ignored", (path,), "") for path in ignored]
-    summaries = {name: summarize(split) for name, split in checked.items()}
-    return Report(source, folder, summaries, in_order(findings), strict, unused)
+    used = {path for split in splits.values() for path in split.paths}
+    for path in files_below(folder) if folder else ():
+        suffix = Path(path).suffix.lower()
+        if path in used:
+            continue
+        if suffix not in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES) and format_of(Path(folder, path)):
+            findings.append(Finding("ignored", (path,), ""))
+        else:
+            unused[suffix or "without suffix"] += 1
+    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))
+    summaries = {name: summarize(split) for name, split in splits.items()}
+    return Report(source, folder, summaries, findings, strict, unused)
 
 
-def _listed(
-    name: str, options: SourceOptions, *, exif: bool
-) -> tuple[dict[Split, Source], list[BoxError]]:
-    """The splits of a data set, and the boxes that they had to pass over."""
-    with warnings.catch_warnings(), listed_box_errors() as errors:
-        warnings.simplefilter("ignore")  # of missing classes, which are reported
-        splits = make_sources(name, options)
-    if not exif and not all(isinstance(source, FileSource) for source in splits.values()):
-        raise CamtrainValueError(f"exif must be true for {name}, which reads its pictures itself.")
-    return splits, errors
-
-
-def _sources(name: str, options: SourceOptions) -> list[Source]:
-    return list(_listed(name, options, exif=True)[0].values())
-
-
-def _label_sets(source: Source) -> list[tuple[int, ...]]:
-    return [classes_of(label) for label in source.labels]
-
-
-def _unused_files(root: Path, used: set[str]) -> tuple[list[str], Counter[str]]:
-    """The files below the data folder that are in no split, hidden ones aside.
-
-    Returns:
-        The paths of those that are pictures, but have no suffix of a picture; and the number of all
-        others by suffix.
-    """
-    ignored: list[str] = []
-    others: Counter[str] = Counter()
-    for folder, inside, files in os.walk(root):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        below = Path(folder).relative_to(root).as_posix()
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = name if below == "." else f"{below}/{name}"
-            if path in used:
-                continue
-            suffix = Path(name).suffix.lower()
-            if suffix not in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES) and format_of(root / path):
-                ignored.append(path)
-            else:
-                others[suffix or "without suffix"] += 1
-    return ignored, others
-
-
-_HEADER = "Pictures that `camtrain check-data` would leave out; each check writes it anew."
-_DATA = "Relative to the data folder "
+_HEADER = "# Pictures that `camtrain check-data` would leave out; each check writes it anew."
+_DATA = "# Relative to the data folder "
 
 
 def main(args: Sequence[str]) -> int:
@@ -143,9 +112,19 @@ def main(args: Sequence[str]) -> int:
         1 where something would break a training, else 0.
     """
     settings = _parser().parse_args(args[1:])
-    listed = Path(settings.exclude).expanduser()
-    table = Path(settings.json).expanduser() if settings.json else None
-    _check_settings(settings, listed, table)
+    exclude_file = Path(settings.exclude).expanduser()
+    json_file = Path(settings.json).expanduser() if settings.json else None
+    header = [_HEADER, f"{_DATA}{folder_of(settings.path).replace(chr(10), ' ')}"]
+    if settings.workers < 0 or settings.tiny < 0:
+        raise CamtrainValueError(
+            f"--workers and --tiny must be at least 0, got {settings.workers} and {settings.tiny}."
+        )
+    for file in (exclude_file, json_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise CamtrainFileNotFoundError(
+                f"{file} cannot be written, since its folder does not exist; make the folder."
+            )
+    _check_overwriting(exclude_file, header)
     report = check_data(
         settings.source,
         source_options(settings),
@@ -156,27 +135,19 @@ def main(args: Sequence[str]) -> int:
         console=Console(stderr=True),
     )
     report.show(Console())  # before anything that can fail
-    if table is not None:
-        table.write_text(json.dumps(report.as_json(), indent=1))
-    _write_list(listed, report.excluded(), _header(settings.path))
-    return report.status
-
-
-def _write_list(listed: Path, reasons: dict[str, str], header: list[str]) -> None:
-    """Write what is to be left out, if anything, and say so."""
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(), indent=1))
+    reasons = report.excluded()
     lines = {path: reason for path, reason in reasons.items() if "\n" not in path}
-    if lines or listed.is_file():
-        write_exclude(listed, lines, header)
+    if lines or exclude_file.is_file():
+        write_exclude(exclude_file, lines, [line.removeprefix("# ") for line in header])
         print(
-            f"{len(lines)} paths written to {listed}; leave them out with --data.exclude {listed}"
+            f"{len(lines)} paths written to {exclude_file}; leave them out with "
+            f"--data.exclude {exclude_file}"
         )
     for path in reasons.keys() - lines.keys():
         print(f"Not in the list, since its name has a line break: {path!r}; rename or delete it.")
-
-
-def _header(path: str | None) -> list[str]:
-    """The lines at the top of the list, with the data that it is about."""
-    return [_HEADER, f"{_DATA}{folder_of(path).replace(chr(10), ' ')}"]
+    return report.status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,65 +160,36 @@ def _parser() -> argparse.ArgumentParser:
         "--data.exclude exclude.txt",
     )
     add_source_arguments(parser)
-    looked_for = parser.add_argument_group("what is looked for")
-    looked_for.add_argument(
-        "--tiny",
-        type=int,
-        default=32,
-        metavar="N",
-        help="pictures with a side below this, in pixels (default 32)",
-    )
-    looked_for.add_argument(
-        "--strict",
-        action="store_true",
-        help="same pixels in several splits or under several labels are errors, and listed too",
-    )
-    looked_for.add_argument(
-        "--exif",
-        choices=("true", "false"),
-        default="true",
-        help="turn pictures upright as their EXIF says (default true)",
-    )
-    written = parser.add_argument_group("what is written, and how fast")
-    written.add_argument(
-        "--exclude",
-        default="exclude.txt",
-        metavar="FILE",
-        help="the list of pictures to leave out (default exclude.txt in the current folder)",
-    )
-    written.add_argument("--json", metavar="FILE", help="also everything found, as JSON")
-    written.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (default one per core)",
-    )
+    add = parser.add_argument_group("what is looked for").add_argument
+    text = "pictures with a side below this, in pixels (default 32)"
+    add("--tiny", type=int, default=32, metavar="N", help=text)
+    text = "same pixels in several splits or under several labels are errors, and listed too"
+    add("--strict", action="store_true", help=text)
+    text = "turn pictures upright as their EXIF says (default true)"
+    add("--exif", choices=("true", "false"), default="true", help=text)
+    add = parser.add_argument_group("what is written, and how fast").add_argument
+    text = "the list of pictures to leave out (default exclude.txt in the current folder)"
+    add("--exclude", default="exclude.txt", metavar="FILE", help=text)
+    add("--json", metavar="FILE", help="also everything found, as JSON")
+    cores = os.cpu_count() or 1
+    text = "processes (default one per core)"
+    add("--workers", type=int, default=cores, metavar="N", help=text)
     return parser
 
 
-def _check_settings(settings: argparse.Namespace, listed: Path, table: Path | None) -> None:
-    """Refuse, before hours of reading, what would fail after them."""
-    if settings.workers < 0 or settings.tiny < 0:
-        raise CamtrainValueError(
-            f"--workers and --tiny must be at least 0, got {settings.workers} and {settings.tiny}."
-        )
-    for file in (listed, table):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise CamtrainFileNotFoundError(
-                f"{file} cannot be written, since its folder does not exist; make the folder."
-            )
-    if not listed.exists():
+def _check_overwriting(file: Path, header: list[str]) -> None:
+    """Raise, before hours of reading, if the file exists and is not an earlier list of the data."""
+    if not file.exists():
         return
-    lines = listed.read_text("utf-8", "surrogateescape").split("\n") if listed.is_file() else []
-    if lines[:1] != [f"# {_HEADER}"]:
+    lines = file.read_text("utf-8", "surrogateescape").split("\n") if file.is_file() else []
+    if lines[:1] != header[:1]:
         raise CamtrainValueError(
-            f"{listed} was not written by camtrain check-data and would be overwritten; "
+            f"{file} was not written by camtrain check-data and would be overwritten; "
             "name another file with --exclude FILE."
         )
-    about = [line for line in lines[1:2] if line.startswith(f"# {_DATA}")]
-    if about and about != [f"# {_header(settings.path)[1]}"]:
+    about = lines[1] if len(lines) > 1 else ""
+    if about.startswith(_DATA) and about != header[1]:
         raise CamtrainValueError(
-            f"{listed} is the list of {about[0].removeprefix(f'# {_DATA}')}, another data set, and "
-            "would be overwritten; name another file with --exclude OTHER."
+            f"{file} is the list of {about.removeprefix(_DATA)}, another data set, and would be "
+            "overwritten; name another file with --exclude OTHER."
         )

@@ -1,27 +1,217 @@
-"""The report of a check: tables for people, JSON for programs."""
+"""What is wrong with a data set: findings, the numbers of its splits, and the report of both."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from camtrain.data.checking.findings import KINDS, Finding, SplitSummary
+from camtrain.data.checking.reading import Record
 from camtrain.data.source import Split
 
-_EXAMPLES = 5  # findings of a kind that are printed
+
+class Kind(NamedTuple):
+    """What can be wrong.
+
+    Attributes:
+        text: What it means and what to do.
+        weight: ``error``: breaks a training, or its measurement of boxes. ``warning``: the scores
+            mean less than they seem to. ``note``: worth a look.
+    """
+
+    text: str
+    weight: str
+
+
+KINDS = {
+    "empty": Kind("files of 0 bytes", "error"),
+    "unreadable": Kind("pictures that cannot be decoded", "error"),
+    "bad_box": Kind("boxes that cannot be read, have no area, or lie outside", "error"),
+    "leakage": Kind("same pixels in several splits: scores are too good", "warning"),
+    "contradiction": Kind("same pixels under different labels", "warning"),
+    "duplicate": Kind("same pixels more than once in a split", "note"),
+    "complaint": Kind("damage that the decoder could patch", "note"),
+    "edge_box": Kind("boxes 1 px outside: another convention?", "note"),
+    "no_boxes": Kind("without boxes, while others of the split have some", "note"),
+    "tiny": Kind("pictures smaller than --tiny", "note"),
+    "suffix": Kind("content of another kind than the suffix says", "note"),
+    "ignored": Kind("pictures in no split because of their suffix", "note"),
+    "missing_class": Kind("classes without a picture", "note"),
+}
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        kind: A key of ``KINDS``.
+        paths: The pictures it concerns, relative to the data folder.
+        detail: What exactly is wrong.
+        split: Where; "" for what concerns several splits or none.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    detail: str
+    split: str = ""
+
+
+class CheckedSplit(NamedTuple):
+    """One split after reading; all lists are in the order of the source.
+
+    Attributes:
+        class_names: K names.
+        paths: Relative to the data folder.
+        classes: The class numbers of each picture, one or several.
+        records: What each picture showed.
+    """
+
+    class_names: Sequence[str]
+    paths: Sequence[str]
+    classes: Sequence[tuple[int, ...]]
+    records: Sequence[Record]
+
+
+_Range = tuple[float, float, float] | None  # smallest, median, largest; None where there is none
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split in numbers.
+
+    Attributes:
+        pictures: How many.
+        classes: Pictures of every class, by name, 0 included.
+        imbalance: Largest class / smallest class that has pictures.
+        width: Smallest, median, largest, in pixels; None where nothing could be read.
+        height: Likewise.
+        aspect: Likewise, width / height.
+        with_boxes: Pictures that have boxes.
+        boxes: All their boxes.
+    """
+
+    pictures: int
+    classes: dict[str, int]
+    imbalance: float
+    width: _Range
+    height: _Range
+    aspect: _Range
+    with_boxes: int
+    boxes: int
+
+
+def summarize(split: CheckedSplit) -> SplitSummary:
+    """The numbers of a split."""
+    counts = Counter(number for numbers in split.classes for number in numbers)
+    sizes = [record.size_hw for record in split.records if record.pixels]
+    return SplitSummary(
+        pictures=len(split.paths),
+        classes={name: counts[number] for number, name in enumerate(split.class_names)},
+        imbalance=max(counts.values()) / min(counts.values()) if counts else 1.0,
+        width=_range([width for _, width in sizes]),
+        height=_range([height for height, _ in sizes]),
+        aspect=_range([width / height for height, width in sizes]),
+        with_boxes=sum(record.boxes > 0 for record in split.records),
+        boxes=sum(record.boxes for record in split.records),
+    )
+
+
+def _range(values: Sequence[float]) -> _Range:
+    return (min(values), median(values), max(values)) if values else None
+
+
+def find(splits: Mapping[Split, CheckedSplit], *, tiny: int) -> Iterator[Finding]:
+    """All findings that the records hold.
+
+    Args:
+        splits: Every split by name, in the order train, val, test.
+        tiny: Pixels of the shorter side below which a picture is reported.
+    """
+    for name, split in splits.items():
+        for finding in (*_of_pictures(split, tiny), *_of_classes(split)):
+            yield finding._replace(split=name)
+    yield from _same_pixels(splits)
+
+
+def _of_pictures(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
+    """What one picture alone shows."""
+    formats = Image.registered_extensions()
+    for path, record in zip(split.paths, split.records, strict=True):
+        if record.error:
+            yield Finding("empty" if record.is_empty else "unreadable", (path,), record.error)
+        elif min(record.size_hw) < tiny:
+            height, width = record.size_hw
+            yield Finding("tiny", (path,), f"{width}x{height}")
+        for text, beyond in record.off_boxes:
+            yield Finding("edge_box" if beyond == 1 else "bad_box", (path,), text)
+        if record.complaint:
+            yield Finding("complaint", (path,), record.complaint)
+        # A photograph with a second picture in the same file: any JPEG decoder reads the first.
+        content = "JPEG" if record.format == "MPO" else record.format
+        if content and content != formats.get(Path(path).suffix.lower()):
+            yield Finding("suffix", (path,), f"the content is {content}")
+
+
+def _of_classes(split: CheckedSplit) -> Iterator[Finding]:
+    """Classes without pictures or without boxes, and pictures without boxes in the others."""
+    counts: Counter[int] = Counter()
+    with_boxes: Counter[int] = Counter()
+    for numbers, record in zip(split.classes, split.records, strict=True):
+        counts.update(numbers)
+        with_boxes.update(numbers if record.boxes else ())
+    for path, numbers, record in zip(split.paths, split.classes, split.records, strict=True):
+        if not (record.boxes or record.error) and any(with_boxes[number] for number in numbers):
+            yield Finding("no_boxes", (path,), "")
+    for number, name in enumerate(split.class_names):
+        if not counts[number]:
+            yield Finding("missing_class", (), name)
+        elif with_boxes and not with_boxes[number]:
+            yield Finding("no_boxes", (), f"the whole class {name}")
+
+
+def _same_pixels(splits: Mapping[Split, CheckedSplit]) -> Iterator[Finding]:
+    """Groups of pictures with the same pixels: one finding for each way in which that matters."""
+    places: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
+    for name, split in splits.items():
+        for row, record in enumerate(split.records):
+            if record.pixels:
+                places[record.pixels].append((name, row))
+    for group in places.values():
+        if len(group) == 1:
+            continue
+        paths: dict[Split, list[str]] = defaultdict(list)
+        labels = set()
+        for name, row in group:
+            split = splits[name]
+            paths[name].append(split.paths[row])
+            labels.add(";".join(split.class_names[number] for number in split.classes[row]))
+        together = tuple(path for of_split in paths.values() for path in of_split)
+        if len(paths) > 1:
+            counts = ", ".join(f"{len(of_split)} in {name}" for name, of_split in paths.items())
+            yield Finding("leakage", together, counts)
+        if len(labels) > 1:
+            yield Finding("contradiction", together, ", ".join(sorted(labels)))
+        for name, of_split in paths.items():
+            if len(of_split) > 1:
+                yield Finding("duplicate", tuple(of_split), f"{len(of_split)} times", name)
+
+
+_EXAMPLES = 5  # findings of a kind that are printed
 _CLASSES = 20  # up to here every class has a row
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         source: Name of the source.
@@ -39,15 +229,14 @@ class Report:
     strict: bool = False
     unused: Mapping[str, int] | None = None
 
+    def _weight(self, kind: str) -> str:
+        weight = KINDS[kind].weight
+        return "error" if self.strict and weight == "warning" else weight
+
     @property
     def errors(self) -> list[Finding]:
         """The findings that would break a training."""
-        weights = self._error_weights
-        return [finding for finding in self.findings if KINDS[finding.kind].weight in weights]
-
-    @property
-    def _error_weights(self) -> tuple[str, ...]:
-        return ("error", "warning") if self.strict else ("error",)
+        return [finding for finding in self.findings if self._weight(finding.kind) == "error"]
 
     @property
     def status(self) -> int:
@@ -60,14 +249,14 @@ class Report:
         Of pictures with the same pixels the last one stays, which is that of test where there is
         one; of those with contradictory labels none, since nothing says which label is right.
         """
-        paths: dict[str, str] = {}
-        for kind, together, detail, _ in self.errors:
-            out = together[:-1] if kind == "leakage" else together
-            paths |= {path: f"{kind}: {detail}" for path in out if path not in paths}
-        return paths
+        reasons: dict[str, str] = {}
+        for kind, paths, detail, _ in self.errors:
+            for path in paths[:-1] if kind == "leakage" else paths:
+                reasons.setdefault(path, f"{kind}: {detail}")
+        return reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The report in plain values."""
         return {
             "source": self.source,
             "root": self.root,
@@ -82,7 +271,7 @@ class Report:
         """Print the numbers of the splits as a table, then what is wrong."""
         console.print(self._table())
         for kind, count in Counter(finding.kind for finding in self.findings).items():
-            weight = "error" if KINDS[kind].weight in self._error_weights else KINDS[kind].weight
+            weight = self._weight(kind)
             console.print(f"[{_COLOURS[weight]}]{weight:8}[/] {KINDS[kind].text}: {count}")
             for line in _examples([entry for entry in self.findings if entry.kind == kind]):
                 console.print(f"         {line}", markup=False, highlight=False, soft_wrap=True)
@@ -90,8 +279,9 @@ class Report:
             files = ", ".join(f"{count} {suffix}" for suffix, count in self.unused.items())
             console.print(f"Files in no split: {files}", markup=False)
         pictures = sum(summary.pictures for summary in self.splits.values())
-        remarks = len(self.findings) - len(self.errors)
-        console.print(f"{pictures} pictures, {len(self.errors)} errors, {remarks} remarks")
+        errors = len(self.errors)
+        remarks = len(self.findings) - errors
+        console.print(f"{pictures} pictures, {errors} errors, {remarks} remarks")
 
     def _table(self) -> Table:
         """A column for every split; of many classes, the largest and the smallest."""
@@ -100,27 +290,24 @@ class Report:
         table.add_row("pictures", *(str(summary.pictures) for summary in summaries))
         table.add_row("with boxes", *(str(summary.with_boxes) for summary in summaries))
         table.add_row("boxes", *(str(summary.boxes) for summary in summaries))
-        table.add_row("width, px", *(_spread(summary.width) for summary in summaries))
-        table.add_row("height, px", *(_spread(summary.height) for summary in summaries))
-        table.add_row("width : height", *(_spread(summary.aspect) for summary in summaries))
+        table.add_row("width, px", *(_range_text(summary.width) for summary in summaries))
+        table.add_row("height, px", *(_range_text(summary.height) for summary in summaries))
+        table.add_row("width : height", *(_range_text(summary.aspect) for summary in summaries))
         table.add_section()
-        for name in self._shown_classes():
+        totals: Counter[str] = Counter()
+        for summary in summaries:
+            totals.update(summary.classes)
+        names = list(totals)
+        if len(totals) > _CLASSES:
+            by_size = [name for name, _ in totals.most_common()]
+            names = [*by_size[: _CLASSES // 2], "", *by_size[-_CLASSES // 2 :]]
+        for name in names:
             counts = (str(summary.classes[name]) if name else "" for summary in summaries)
             table.add_row(escape(name) or "...", *counts)
         table.add_section()
-        table.add_row("imbalance", *(f"{entry.imbalance:.1f}" for entry in summaries))
+        table.add_row("imbalance", *(f"{summary.imbalance:.1f}" for summary in summaries))
         table.caption = "sizes: min, median, max; imbalance: largest class / smallest"
         return table
-
-    def _shown_classes(self) -> list[str]:
-        """The names, "" for those that are not shown."""
-        totals: Counter[str] = Counter()
-        for summary in self.splits.values():
-            totals.update(summary.classes)
-        if len(totals) <= _CLASSES:
-            return list(totals)
-        by_size = [name for name, _ in totals.most_common()]
-        return [*by_size[: _CLASSES // 2], "", *by_size[-_CLASSES // 2 :]]
 
 
 def _examples(findings: Sequence[Finding]) -> Iterator[str]:
@@ -135,5 +322,5 @@ def _examples(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"and {len(findings) - _EXAMPLES} more; --json FILE has them all"
 
 
-def _spread(values: tuple[float, float, float] | None) -> str:
+def _range_text(values: _Range) -> str:
     return "-" if values is None else " ".join(f"{value:.4g}" for value in values)

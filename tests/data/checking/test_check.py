@@ -13,8 +13,7 @@ from rich.console import Console
 from camtrain.cli import main
 from camtrain.data import SourceOptions, make_sources_without, read_exclude
 from camtrain.data.checking.check import check_data
-from camtrain.data.checking.findings import KINDS
-from camtrain.data.checking.report import Report
+from camtrain.data.checking.report import KINDS, Report
 from camtrain.errors import CamtrainValueError
 
 

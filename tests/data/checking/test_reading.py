@@ -3,7 +3,6 @@
 import io
 import os
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from camtrain.data import ClutteredDigits, ImageFolder, SourceOptions, read_image
+from camtrain.data import ClutteredDigits, ImageFolder, SourceOptions, make_sources, read_image
 from camtrain.data.checking import reading
-from camtrain.data.checking.check import _sources
 from camtrain.data.checking.reading import Record, examine, examine_all, format_of
 from camtrain.data.source import SourcePicture
 from camtrain.errors import CamtrainError
@@ -186,15 +184,15 @@ def test_the_format_is_that_of_the_content(data: bytes, expected: str, tmp_path:
 
 
 def test_what_another_thread_warns_of_is_no_complaint_about_a_picture() -> None:
-    with pytest.warns(UserWarning, match="ipywidgets"), reading._overheard() as said:
+    with pytest.warns(UserWarning, match="ipywidgets"), reading._decoder_messages() as said:
         warnings.warn('install "ipywidgets" for Jupyter support', stacklevel=1)  # rich's
     assert said == []
 
 
 @pytest.mark.nightly
 def test_processes_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = partial(_sources, "digits", SourceOptions(lengths=(90, 41, 1)))
-    alone = list(examine_all(build(), build, 0))
+    sources = list(make_sources("digits", SourceOptions(lengths=(90, 41, 1))).values())
+    alone = list(examine_all(sources, 0))
     monkeypatch.setattr(reading, "_FEW", 0)
-    assert list(examine_all(build(), build, 2)) == alone
+    assert list(examine_all(sources, 2)) == alone
     assert len(alone) == 132
