@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from camtrain.data.boxes import BoxError, listed_box_errors
-from camtrain.data.shards.fetch import is_url
+from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError

@@ -19,7 +19,7 @@ from camtrain.data.readers.inria import inria_listing
 from camtrain.data.readers.mnist import mnist_listing
 from camtrain.data.readers.places import places205_listing, places365_listing
 from camtrain.data.readers.wsol import wsol_listing
-from camtrain.data.shards.index import shards_listing
+from camtrain.data.shards.read import shards_listing
 from camtrain.data.source import ListedSource, Listing, Source, Split, source_of
 from camtrain.data.splits import with_splits
 from camtrain.errors import CamtrainValueError

@@ -7,9 +7,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +20,11 @@ from torch import Tensor
 
 from camtrain.data.exclude import folder_of, make_sources_without, name_in, read_exclude
 from camtrain.data.paths import PathList
-from camtrain.data.shards.fetch import webdataset
-from camtrain.data.shards.index import Shard, ShardIndex
+from camtrain.data.shards.read import Shard, ShardIndex, webdataset
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainValueError
 from camtrain.labels import classes_of
-
-
-class _Row(NamedTuple):
-    """What the index keeps of a sample."""
-
-    path: str
-    label: int | Tensor
-    boxes_xyxy: Tensor
 
 
 def write_shards(
@@ -71,12 +62,55 @@ def write_shards(
         raise CamtrainValueError(f"shard_mb must be above 0, got {shard_mb}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CamtrainValueError(f"{folder} must be a new or empty folder; choose another one.")
-    writer = webdataset("writer")
+    writer, data_folder = webdataset("writer"), folder_of(root)
+    paths: list[str] = []
+    labels: list[object] = []
+    boxes: list[np.ndarray] = []
+    first_rows: dict[Split, int] = {}
+    with _emptied_on_error(folder):
+        for split, source in sources.items():
+            first_rows[split] = len(paths)
+            order = torch.arange(len(source))
+            if split == "train":
+                order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+            with writer.ShardWriter(
+                f"{str(folder).replace('%', '%%')}/{split}-%06d.tar",
+                maxcount=10**9,
+                maxsize=shard_mb * 1e6,
+                verbose=0,
+                encoder=False,
+                mtime=0,  # the same pictures make the same shards
+            ) as shard_writer:
+                for number, index in enumerate(order.tolist()):
+                    picture = source.read(index)
+                    name = name_in(data_folder, picture.path)
+                    shard_writer.write(_sample(number, picture, name, source.class_names))
+                    paths.append(name)
+                    labels.append(np.asarray(picture.label))
+                    boxes.append(picture.boxes_xyxy.numpy())
+                    yield len(paths)
+        shards, places, mask_places = _places(folder, first_rows, len(paths))
+        labels_array = np.array(labels)
+        ShardIndex(
+            class_names=next(iter(sources.values())).class_names,
+            shards=shards,
+            labels=labels_array.astype(bool if labels_array.ndim == 2 else np.int64),
+            paths=PathList.of(paths),
+            places=places,
+            mask_places=mask_places,
+            box_rows=np.repeat(np.arange(len(boxes)), list(map(len, boxes))),
+            boxes_xyxy=np.concatenate(boxes).reshape(-1, 4),
+        ).save(folder)
+
+
+@contextmanager
+def _emptied_on_error(folder: Path) -> Iterator[None]:
+    """Make a folder; after an error it is empty again, or gone: half a data set is useless."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield from _write(writer, sources, folder, folder_of(root), shard_mb=shard_mb, seed=seed)
-    except BaseException:  # half a data set is worth nothing, and would be in the way
+        yield
+    except BaseException:
         for file in folder.iterdir():
             file.unlink()
         if is_new:
@@ -84,39 +118,34 @@ def write_shards(
         raise
 
 
-def _write(
-    writer: ModuleType,
-    sources: Mapping[Split, Source],
-    folder: Path,
-    root: str,
-    *,
-    shard_mb: float,
-    seed: int,
-) -> Iterator[int]:
-    """What ``write_shards`` yields, once the folder is there."""
-    rows: list[_Row] = []
-    shards: list[Shard] = []
-    for split, source in sources.items():
-        before = len(rows)
-        order = torch.arange(len(source))
-        if split == "train":
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
-        with writer.ShardWriter(
-            f"{str(folder).replace('%', '%%')}/{split}-%06d.tar",
-            maxcount=10**9,
-            maxsize=shard_mb * 1e6,
-            verbose=0,
-            encoder=False,
-            mtime=0,  # the same pictures make the same shards
-        ) as shard_writer:
-            for index in order.tolist():
-                picture = source.read(index)
-                name = name_in(root, picture.path)
-                shard_writer.write(_sample(len(rows) - before, picture, name, source.class_names))
-                rows.append(_Row(name, picture.label, picture.boxes_xyxy))
-                yield len(rows)
-        shards += _written(folder, split)
-    _index(folder, shards, rows, next(iter(sources.values())).class_names).save(folder)
+def _places(
+    folder: Path, first_rows: Mapping[Split, int], count: int
+) -> tuple[tuple[Shard, ...], np.ndarray, np.ndarray]:
+    """The shards in a folder, and where the pictures and masks of ``count`` rows lie in them.
+
+    Args:
+        folder: Of the tar files.
+        first_rows: The row of each split's first sample; a sample's name is its number from there.
+        count: N.
+
+    Returns:
+        The shards, and ``places`` and ``mask_places`` of ``ShardIndex``.
+    """
+    shards = []
+    places, mask_places = np.zeros((2, count, 2), np.int64)
+    for split, first in first_rows.items():
+        for path in sorted(folder.glob(f"{split}-*.tar")):
+            samples = 0
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    number, _, suffix = member.name.partition(".")
+                    if suffix == "json":
+                        samples += 1
+                        continue
+                    array = mask_places if suffix == "mask.png" else places
+                    array[first + int(number)] = member.offset_data, member.size
+            shards.append(Shard(path.name, split, samples, path.stat().st_size))
+    return tuple(shards), places, mask_places
 
 
 def _sample(
@@ -151,45 +180,6 @@ def _png(image: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _written(folder: Path, split: Split) -> Iterator[Shard]:
-    """The shards of a split on disk."""
-    for path in sorted(folder.glob(f"{split}-*.tar")):
-        with tarfile.open(path) as tar:
-            samples = sum(member.name.endswith(".json") for member in tar)
-        yield Shard(path.name, split, samples, path.stat().st_size)
-
-
-def _index(
-    folder: Path, shards: list[Shard], rows: list[_Row], class_names: tuple[str, ...]
-) -> ShardIndex:
-    """The index of shards that were written with these samples, in this order."""
-    places = np.zeros((len(rows), 2), np.int64)
-    mask_places = np.zeros((len(rows), 2), np.int64)
-    row = -1
-    for shard in shards:
-        key = ""
-        with tarfile.open(folder / shard.file) as tar:
-            for member in tar:
-                start, _, suffix = member.name.partition(".")
-                row += start != key
-                key = start
-                if suffix != "json":
-                    into = mask_places if suffix == "mask.png" else places
-                    into[row] = member.offset_data, member.size
-    several = any(isinstance(entry.label, Tensor) for entry in rows)
-    labels = np.array([np.asarray(entry.label) for entry in rows])
-    return ShardIndex(
-        class_names=class_names,
-        shards=tuple(shards),
-        labels=labels.astype(bool) if several else labels.astype(np.int64),
-        paths=PathList.of(entry.path for entry in rows),
-        places=places,
-        mask_places=mask_places,
-        box_rows=np.repeat(np.arange(len(rows)), [len(entry.boxes_xyxy) for entry in rows]),
-        boxes_xyxy=np.concatenate([entry.boxes_xyxy.numpy() for entry in rows]).reshape(-1, 4),
-    )
-
-
 def main(args: Sequence[str]) -> None:
     """``camtrain shards [PATH] --to FOLDER [--source NAME] ...``."""
     settings = _parser().parse_args(args[1:])
@@ -218,15 +208,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain shards photos --to photos_shards",
     )
     add_source_arguments(parser)
-    written = parser.add_argument_group("what is written")
-    add = written.add_argument
+    add = parser.add_argument_group("what is written").add_argument
     add("--to", required=True, metavar="FOLDER", help="where to: a new or empty folder")
-    add(
-        "--shard_mb",
-        type=float,
-        default=200.0,
-        metavar="SIZE",
-        help="of a shard, in 10^6 bytes (default 200)",
-    )
+    text = "of a shard, in 10^6 bytes (default 200)"
+    add("--shard_mb", type=float, default=200.0, metavar="SIZE", help=text)
     add("--exclude", metavar="FILE", help="pictures to leave out, one path per line")
     return parser

@@ -13,8 +13,8 @@ from PIL import Image
 from camtrain.cli import main
 from camtrain.data import Source, SourceOptions, make_sources, make_sources_without
 from camtrain.data.checking.check import check_data
-from camtrain.data.shards import fetch
-from camtrain.data.shards.index import shards_listing
+from camtrain.data.shards import read as shards_read
+from camtrain.data.shards.read import shards_listing
 from camtrain.data.shards.write import write_shards
 from camtrain.data.source import SourcePicture
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
@@ -282,7 +282,7 @@ def test_a_missing_library_names_the_command(shards: Path, monkeypatch: pytest.M
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(fetch.importlib, "import_module", missing)
+    monkeypatch.setattr(shards_read.importlib, "import_module", missing)
     with pytest.raises(CamtrainError, match=r"run: pip install 'camtrain\[shards\]'"):
         read(shards)
 

@@ -1,0 +1,323 @@
+"""Shards of a data set, in a folder or behind a URL: the index of their samples, and their bytes.
+
+The webdataset library opens the files and keeps what comes from a URL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import IO, NamedTuple, get_args
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camtrain.data.boxes import BoxTable
+from camtrain.data.paths import PathList
+from camtrain.data.source import Labels, Listing, Split, split_number
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.files import user_cache, write_text
+
+INDEX = "index.json"
+_FORMAT = 1
+# webdataset's other schemes run commands: a checkpoint could bring one.
+_SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
+
+
+def webdataset(module: str) -> ModuleType:
+    """A module of the webdataset library."""
+    try:
+        return importlib.import_module(f"webdataset.{module}")
+    except ImportError as error:
+        raise CamtrainError(
+            "Shards need the webdataset library; run: pip install 'camtrain[shards]'"
+        ) from error
+
+
+def is_url(root: str | os.PathLike[str]) -> bool:
+    """Whether a data folder is a URL and not on disk."""
+    return "://" in os.fspath(root)
+
+
+class Shard(NamedTuple):
+    """One tar file.
+
+    Attributes:
+        file: Its name in the folder of the index.
+        split: Train, val or test: a shard has samples of one split.
+        samples: How many.
+        bytes: The size of the file.
+    """
+
+    file: str
+    split: Split
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """N samples, in the order of the shards and, within each, of the tar file.
+
+    Attributes:
+        class_names: K names.
+        shards: The tar files.
+        labels: (N,) int64, or multi-hot, (N, K) bool.
+        paths: Of the pictures before, relative to their data folder.
+        places: (N, 2) int64, first byte and number of bytes of each picture in its shard.
+        mask_places: (N, 2) int64, likewise of its mask; 0 bytes: none.
+        box_rows: (M,) int64, the sample of each box.
+        boxes_xyxy: (M, 4) int64, half-open.
+    """
+
+    class_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    labels: Labels
+    paths: PathList
+    places: NDArray[np.int64]
+    mask_places: NDArray[np.int64]
+    box_rows: NDArray[np.int64]
+    boxes_xyxy: NDArray[np.int64]
+
+    @cached_property
+    def shard_of(self) -> NDArray[np.int64]:
+        """(N,), the place of each sample's shard in ``shards``."""
+        return np.repeat(np.arange(len(self.shards)), [shard.samples for shard in self.shards])
+
+    def save(self, folder: Path) -> None:
+        """Write ``index.json``, for people and programs, and the file of arrays that it names."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            labels=self.labels,
+            path_bytes=np.frombuffer(self.paths.buffer, np.uint8),
+            path_ends=self.paths.ends,
+            places=self.places,
+            mask_places=self.mask_places,
+            box_rows=self.box_rows,
+            boxes_xyxy=self.boxes_xyxy,
+        )
+        # Named after the content, so that an index never meets arrays of another one.
+        name = f"samples-{hashlib.sha256(buffer.getvalue()).hexdigest()[:12]}.npz"
+        (folder / name).write_bytes(buffer.getvalue())
+        content = {
+            "camtrain_shards": _FORMAT,
+            "class_names": self.class_names,
+            "arrays": name,
+            "shards": [shard._asdict() for shard in self.shards],
+        }
+        write_text(folder / INDEX, json.dumps(content, indent=1))
+
+
+class Store:
+    """The files of a folder of shards, by name.
+
+    Args:
+        root: A folder, or the URL of one.
+        cache: The folder that keeps what comes from a URL; it holds one data set.
+        cache_bytes: Its size; the shards that were fetched first are deleted beyond it.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], cache: Path = Path(), cache_bytes: int = 0
+    ) -> None:
+        self.is_url = is_url(root)
+        self.root = (
+            os.fspath(root).rstrip("/") if self.is_url else str(Path(root).expanduser().absolute())
+        )
+        if self.is_url and self.root.partition("://")[0] not in _SCHEMES:
+            raise CamtrainValueError(
+                f"--data.root must be a folder or a URL of {', '.join(_SCHEMES)}, got "
+                f"{self.root}; mount or copy the shards."
+            )
+        self.cache = cache.expanduser()
+        self.cache_bytes = cache_bytes
+
+    def read_all(self, name: str) -> bytes:
+        """The content of a small file, which is not kept in the cache."""
+        place = f"{self.root}/{name}"
+        try:
+            with _opened(place) as file:
+                return file.read()
+        except OSError as error:
+            raise CamtrainFileNotFoundError(
+                f"{place} cannot be read ({error}); --data.root must be a folder or URL that "
+                "camtrain shards has written."
+            ) from error
+
+    def read(self, shard: Shard, start: int, count: int) -> bytes:
+        """``count`` bytes of a shard, from byte ``start`` on."""
+        place = f"{self.root}/{shard.file}"
+        try:
+            with self._fetched(place, shard.file) if self.is_url else _opened(place) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size == shard.bytes:
+                    file.seek(start)
+                    return file.read(count)
+        except (OSError, ValueError) as error:
+            raise CamtrainFileNotFoundError(
+                f"The shard {place} cannot be read ({error}); copy it again, or check the "
+                "connection."
+            ) from error
+        if self.is_url:
+            (self.cache / shard.file).unlink(missing_ok=True)
+        raise CamtrainValueError(
+            f"The shard {place} must have {shard.bytes} bytes, got {size}; copy it again, or write "
+            "the shards again with camtrain shards."
+        )
+
+    def _fetched(self, url: str, name: str) -> IO[bytes]:
+        """The shard in the cache; one process fetches it while the others wait for it."""
+        try:
+            return _opened(str(self.cache / name))
+        except FileNotFoundError:
+            pass
+        cache = webdataset("cache").FileCache(
+            str(self.cache),
+            url_to_name=lambda url: name,
+            cache_size=self.cache_bytes,
+            cache_cleanup_interval=0,
+        )
+        with _locked(self.cache.with_name(f"{self.cache.name}.locks") / name):
+            try:
+                return _opened(cache.get_file(url))
+            except FileNotFoundError:  # another process has just made room
+                return _opened(cache.get_file(url))
+
+
+def _opened(path: str) -> IO[bytes]:
+    file: IO[bytes] = webdataset("gopen").gopen(path)
+    return file
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # there is none on Windows, where URLs cannot be read then
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load_index(content: bytes, store: Store, folder: str) -> ShardIndex:
+    """The index of a folder of shards.
+
+    Args:
+        content: Of ``index.json``.
+        store: The files of the folder.
+        folder: Its name in messages.
+    """
+    try:
+        stated = json.loads(content)
+        version = stated["camtrain_shards"]
+        if version > _FORMAT:
+            raise CamtrainValueError(
+                f"The shards of {folder} have format {version}, and this version of camtrain reads "
+                f"up to {_FORMAT}; update camtrain."
+            )
+        with np.load(io.BytesIO(store.read_all(stated["arrays"])), allow_pickle=False) as arrays:
+            names = ("labels", "places", "mask_places", "box_rows", "boxes_xyxy")
+            index = ShardIndex(
+                class_names=tuple(stated["class_names"]),
+                shards=tuple(Shard(**shard) for shard in stated["shards"]),
+                paths=PathList.ending_at(arrays["path_bytes"].tobytes(), arrays["path_ends"]),
+                **{name: arrays[name] for name in names},
+            )
+    except CamtrainError:
+        raise
+    except Exception as error:  # what a damaged file makes json and numpy raise cannot be known
+        raise CamtrainValueError(
+            f"{INDEX} of {folder} cannot be read ({one_line(error)}); write the "
+            "shards again with camtrain shards."
+        ) from error
+    count = sum(shard.samples for shard in index.shards)
+    if not len(index.paths) == len(index.places) == count:
+        raise CamtrainValueError(
+            f"{INDEX} of {folder} counts {count} samples and lists {len(index.paths)}; write the "
+            "shards again with camtrain shards."
+        )
+    if any("/" in shard.file or shard.split not in get_args(Split) for shard in index.shards):
+        raise CamtrainValueError(f"{INDEX} of {folder} names files that are no shards beside it.")
+    return index
+
+
+def shards_listing(
+    root: str | os.PathLike[str],
+    *,
+    shards_cache: str | os.PathLike[str] | None = None,
+    shards_cache_gb: float = 100.0,
+) -> Listing:
+    """The pictures of a folder that ``camtrain shards`` has written.
+
+    Args:
+        root: The folder, or its URL.
+        shards_cache: The folder that keeps fetched shards; None: one in the user's cache folder.
+        shards_cache_gb: The most that it may hold, in 10^9 bytes.
+    """
+    folder = os.fspath(root)
+    if not is_url(root) and not (Path(root).expanduser() / INDEX).is_file():
+        raise CamtrainFileNotFoundError(
+            f"{folder} holds no {INDEX}; point --data.root at a folder or URL that camtrain shards "
+            "has written."
+        )
+    content = Store(root).read_all(INDEX)
+    # One folder per content of the index: shards that were written anew are fetched anew.
+    name = hashlib.sha256(folder.encode() + b"\0" + content).hexdigest()[:16]
+    cache = user_cache() / "shards" if shards_cache is None else Path(shards_cache)
+    store = Store(root, cache / name, int(shards_cache_gb * 1e9))
+    index = load_index(content, store, folder)
+    files = ShardFiles(store, index)
+    splits = np.array([split_number(shard.split) for shard in index.shards], np.int8)
+    return Listing(
+        root=Path(store.root),
+        paths=index.paths,
+        labels=index.labels,
+        splits=splits[index.shard_of],
+        class_names=index.class_names,
+        has_class_list=True,
+        boxes=BoxTable(len(index.paths), index.box_rows.tolist(), index.boxes_xyxy.tolist()),
+        masks=files.mask,
+        contents=files.picture,
+        groups=index.shard_of,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ShardFiles:
+    """The files of the samples, by the row of their picture.
+
+    Attributes:
+        store: Where the shards are.
+        index: What they hold.
+    """
+
+    store: Store
+    index: ShardIndex
+
+    def picture(self, row: int) -> bytes:
+        """The file of the picture at ``row``, byte for byte as it was."""
+        return self._read(row, self.index.places)
+
+    def mask(self, row: int) -> Tensor | None:
+        """The mask of the picture at ``row``, (H, W) uint8, if it has one."""
+        if not self.index.mask_places[row, 1]:
+            return None
+        data = np.frombuffer(self._read(row, self.index.mask_places), np.uint8)
+        return torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+
+    def _read(self, row: int, places: NDArray[np.int64]) -> bytes:
+        start, count = places[row].tolist()
+        return self.store.read(self.index.shards[self.index.shard_of[row]], start, count)
