@@ -94,7 +94,7 @@ def test_a_prediction_loads_no_metrics_no_plots_and_no_readers_of_data_sets(tmp_
     net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
     camtrain.Predictor(net).save(path)
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
-    decoding = [f"camtrain.data.{n}" for n in ("decoding", "paths", "transforms", "tree")]
+    decoding = [f"camtrain.data.{n}" for n in ("decoding", "lists", "transforms", "tree")]
     code = f"""
 import sys
 import camtrain

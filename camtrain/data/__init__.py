@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from camtrain.data.loading import SamplerName as SamplerName
     from camtrain.data.loading import leave_signals_to_parent as leave_signals_to_parent
     from camtrain.data.loading import seed_of as seed_of
-    from camtrain.data.readers.folder import ImageFolder as ImageFolder
     from camtrain.data.source import FileSource as FileSource
     from camtrain.data.source import ListedFiles as ListedFiles
     from camtrain.data.source import ListedSource as ListedSource
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from camtrain.data.source import Split as Split
     from camtrain.data.source import source_of as source_of
     from camtrain.data.sources import SOURCES as SOURCES
+    from camtrain.data.sources import ImageFolder as ImageFolder
     from camtrain.data.sources import SourceOptions as SourceOptions
     from camtrain.data.sources import is_divided as is_divided
     from camtrain.data.sources import make_sources as make_sources
@@ -71,11 +71,10 @@ _HOMES = {
     "camtrain.data.loading": (
         "EpochSampler ResumableLoader SamplerName leave_signals_to_parent seed_of"
     ),
-    "camtrain.data.readers.folder": "ImageFolder",
     "camtrain.data.source": (
         "FileSource ListedFiles ListedSource Listing Picture Source SourcePicture Split source_of"
     ),
-    "camtrain.data.sources": "SOURCES SourceOptions is_divided make_sources",
+    "camtrain.data.sources": "SOURCES ImageFolder SourceOptions is_divided make_sources",
     "camtrain.data.splits": "write_split",
     "camtrain.data.transforms": (
         "CropGeometry boxes_to_input fit_channels normalize prepare resize to_pixels"

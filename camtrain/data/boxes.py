@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.paths import PathList, path_in, utf8_lines
+from camtrain.data.lists import PathList, csv_reader, path_in
 from camtrain.data.source import Labels, no_boxes
 from camtrain.errors import CamtrainValueError, one_line
 from camtrain.labels import label_names
@@ -42,7 +42,7 @@ _listed: ContextVar[list[BoxError] | None] = ContextVar("_listed", default=None)
 
 
 def refuse_box(message: str, path: str) -> None:
-    """Called by the readers of boxes, which pass the entry over if this returns."""
+    """Raise a ``BoxError``; within ``listed_box_errors`` list it, and return to the reader."""
     errors, error = _listed.get(), BoxError(message, path)
     if errors is None:
         raise error
@@ -51,7 +51,7 @@ def refuse_box(message: str, path: str) -> None:
 
 @contextmanager
 def listed_box_errors() -> Iterator[list[BoxError]]:
-    """Meanwhile the readers of boxes go on after an error, and it is added to the list."""
+    """Let the readers of boxes skip bad entries, whose errors are added to the list."""
     errors: list[BoxError] = []
     token = _listed.set(errors)
     try:
@@ -64,7 +64,7 @@ _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
 
 
 class Box(NamedTuple):
-    """One box of a file: path relative to the data folder, half-open xyxy, class ("": not said)."""
+    """One box of a file: path relative to the data folder, half-open xyxy, class ("": unknown)."""
 
     path: str
     box_xyxy: tuple[int, int, int, int]
@@ -73,30 +73,23 @@ class Box(NamedTuple):
 
 def from_csv(file: Path) -> Iterator[Box]:
     """Rows of ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
-    reader = csv.DictReader(utf8_lines(file))
+    reader = csv_reader(file, _COLUMNS, header="path,xmin,ymin,xmax,ymax,class")
     folder = os.path.abspath(file.parent)
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise CamtrainValueError(
-            f"{file} must start with the line path,xmin,ymin,xmax,ymax,class, but it lacks "
-            f"{', '.join(missing)}; add the header."
-        )
     for row in reader:
+        path = row["path"] or ""
         try:
             xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
         except (TypeError, ValueError):
             xmin = ymin = xmax = ymax = 0
-        if not (0 <= xmin < xmax and 0 <= ymin < ymax):
+        if 0 <= xmin < xmax and 0 <= ymin < ymax:
+            yield Box(path_in(folder, path), (xmin, ymin, xmax, ymax), row.get("class") or "")
+        else:
             refuse_box(
                 f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
                 f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
                 "correct or delete the line.",
-                row["path"] or "",
+                path,
             )
-            continue
-        yield Box(
-            path_in(folder, row["path"] or ""), (xmin, ymin, xmax, ymax), row.get("class") or ""
-        )
 
 
 def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]:
@@ -116,11 +109,11 @@ def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]
             str(file),
         )
         return
-    for each in objects:
-        name = (each.findtext("name") or "").strip()
+    for element in objects:
+        name = (element.findtext("name") or "").strip()
         if name not in names:
             continue
-        corners = [each.findtext(f"bndbox/{column}") for column in _COLUMNS[1:]]
+        corners = [element.findtext(f"bndbox/{column}") for column in _COLUMNS[1:]]
         try:
             xmin, ymin, xmax, ymax = (round(float(corner or "")) for corner in corners)
         except ValueError:
@@ -150,29 +143,28 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        names = {each["id"]: str(each["name"]) for each in content["categories"]}
-        places = {each["id"]: str(each["file_name"]) for each in content["images"]}
-        entries = [
-            (places[each["image_id"]], tuple(map(float, each["bbox"])), names[each["category_id"]])
-            for each in content["annotations"]
-            if not each.get("iscrowd")
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
+        boxes = [
+            (files[box["image_id"]], tuple(map(float, box["bbox"])), names[box["category_id"]])
+            for box in content["annotations"]
+            if not box.get("iscrowd")
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CamtrainValueError(
             f"{file} must be a COCO file with images, annotations and categories, but cannot be "
             f"read ({one_line(error)}); export it again, or use boxes.csv."
         ) from error
-    path_of = _by_name(file, paths, {place for place, _, _ in entries})
-    for place, numbers, name in entries:
+    path_of = _paths_by_file_name(file, paths, {file_name for file_name, _, _ in boxes})
+    for file_name, numbers, name in boxes:
         if len(numbers) != 4 or min(numbers[2:]) < 0:
             refuse_box(
-                f"{file}: expected x, y, width, height in the bbox of {place}, got "
+                f"{file}: expected x, y, width, height in the bbox of {file_name}, got "
                 f"{', '.join(f'{number:g}' for number in numbers)}; correct or delete it.",
-                path_of.get(place, place),
+                path_of.get(file_name, file_name),
             )
-            continue
-        if place in path_of:
-            yield Box(path_of[place], from_xywh(*numbers), name)
+        elif file_name in path_of:
+            yield Box(path_of[file_name], from_xywh(*numbers), name)
 
 
 def from_xywh(x: float, y: float, width: float, height: float) -> tuple[int, int, int, int]:
@@ -186,21 +178,22 @@ def from_xywh(x: float, y: float, width: float, height: float) -> tuple[int, int
     return xmin, ymin, max(xmin + 1, round(x + width)), max(ymin + 1, round(y + height))
 
 
-def _by_name(file: Path, paths: Sequence[str], places: set[str]) -> dict[str, str]:
+def _paths_by_file_name(file: Path, paths: Sequence[str], file_names: set[str]) -> dict[str, str]:
     """The path of each picture that a COCO file names, with or without its folders."""
-    full = places & set(paths)
-    rest = places - full
-    names = {path.rpartition("/")[2]: path for path in paths}
-    counts: Counter[str] = Counter(
-        name for path in paths if (name := path.rpartition("/")[2]) in rest
-    )
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if twice:
+    with_folders = file_names & set(paths)
+    bare_names = file_names - with_folders
+    paths_of: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        if (name := path.rpartition("/")[2]) in bare_names:
+            paths_of[name].append(path)
+    ambiguous = sorted(name for name, same_name in paths_of.items() if len(same_name) > 1)
+    if ambiguous:
         raise CamtrainValueError(
-            f"{file} names the picture {twice[0]}, and there are {counts[twice[0]]} of this name; "
+            f"{file} names the picture {ambiguous[0]}, and there are "
+            f"{len(paths_of[ambiguous[0]])} of this name; "
             "write file_name with folders, relative to the data folder."
         )
-    return {place: place for place in full} | {name: names[name] for name in counts}
+    return {name: name for name in with_folders} | {name: path for name, [path] in paths_of.items()}
 
 
 _CSV = "boxes.csv"
@@ -231,12 +224,13 @@ class BoxTable:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class XmlBoxes:
     """Boxes in one XML file per picture, which is read when its boxes are asked for.
 
     Half a million files would take minutes, and a training looks at few of their boxes.
 
-    Args:
+    Attributes:
         root: The data folder.
         paths: Of the N pictures, relative to it.
         labels: See ``Listing``.
@@ -247,27 +241,17 @@ class XmlBoxes:
         first: Number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        paths: PathList,
-        labels: Labels,
-        names: Sequence[str],
-        *,
-        templates: Sequence[str],
-        first: int,
-    ) -> None:
-        self.root = root
-        self.templates = tuple(templates)
-        self.first = first
-        self._paths = paths
-        self._labels = labels
-        self._names = tuple(names)
+    root: Path
+    paths: PathList
+    labels: Labels
+    names: Sequence[str]
+    templates: Sequence[str]
+    first: int
 
     def __call__(self, row: int) -> Tensor:
         """The boxes of the picture at ``row``."""
-        names = label_names(self._labels[row], self._names)
-        parent, _, file_name = self._paths[row].rpartition("/")
+        names = label_names(self.labels[row], self.names)
+        parent, _, file_name = self.paths[row].rpartition("/")
         stem = os.path.splitext(file_name)[0]
         for template in self.templates:
             place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
@@ -293,21 +277,21 @@ def match_boxes(
         names: Of the K classes, as the boxes spell them.
     """
     row_of = {path: row for row, path in enumerate(paths)}
-    rows, matched_boxes, unmatched_paths = [], [], []
-    for box in boxes:
-        row = row_of.get(box.path)
+    rows, boxes_xyxy, unmatched_paths = [], [], []
+    for path, box_xyxy, class_name in boxes:
+        row = row_of.get(path)
         if row is None:
-            unmatched_paths.append(box.path)
-        elif box.class_name in ("", *label_names(labels[row], names)):
+            unmatched_paths.append(path)
+        elif class_name in ("", *label_names(labels[row], names)):
             rows.append(row)
-            matched_boxes.append(box.box_xyxy)
+            boxes_xyxy.append(box_xyxy)
     if unmatched_paths:
         warnings.warn(
             f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
             f"{unmatched_paths[0]}; paths are relative to the data folder, such as {paths[0]}.",
             stacklevel=2,
         )
-    return BoxTable(len(paths), rows, matched_boxes)
+    return BoxTable(len(paths), rows, boxes_xyxy)
 
 
 def find_boxes(
@@ -334,7 +318,14 @@ def find_boxes(
             "rename all but one."
         )
     if has_xml:
-        return XmlBoxes(root, paths, labels, names, templates=["{parent}/{stem}.xml"], first=1)
+        return XmlBoxes(
+            root=root,
+            paths=paths,
+            labels=labels,
+            names=names,
+            templates=["{parent}/{stem}.xml"],
+            first=1,
+        )
     if not files:
         return no_boxes
     [file] = files

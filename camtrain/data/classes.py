@@ -1,4 +1,4 @@
-"""One class list for all splits: its order, and holding the splits against it."""
+"""One class list for all splits: its order, and the checks of the splits against it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ _logger = logging.getLogger(__name__)
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names in the order of their labels: sorted, purely numeric ones as numbers.
 
-    The latter is said once, since other programs sort them as text.
+    A line on the terminal says so of numeric names, since other programs sort them as text.
 
     Example:
         >>> in_order(["cat", "ant", "10"])
@@ -37,7 +36,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 @cache
 def _notice(text: str) -> None:
-    """A line on the terminal, once."""
+    """Print a line on the terminal, once for each text."""
     _logger.warning(text)
 
 
@@ -48,7 +47,7 @@ def text_of(names: Sequence[str]) -> str:
 
 
 def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
-    """A listing whose labels are places in one class list, held against its splits.
+    """A listing whose labels are places in one class list, after a check of its splits.
 
     The list is the given one; else that of the data set, if it has one; else the classes of train,
     where there is no train those of the first split.
@@ -57,8 +56,7 @@ def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
         listing: With splits decided.
         given: The class list of a trained network, which may have more classes than the pictures.
     """
-    rows = {split: listing.rows_of(split) for split in get_args(Split)}
-    rows = {split: places for split, places in rows.items() if len(places)}
+    rows = listing.rows_by_split()
     if given is None and not listing.has_class_list:
         _check_own_classes(listing, rows)
         counts = listing.counts(next(iter(rows.values())))
@@ -88,10 +86,10 @@ def _with(names: Sequence[str], counts: NDArray[np.int64]) -> tuple[str, ...]:
 def _check_own_classes(listing: Listing, rows: _Rows) -> None:
     """Refuse a class that train lacks, where the classes are those of train."""
     names = listing.class_names
-    first, *others = rows
+    first, *later_splits = rows
     known = _with(names, listing.counts(rows[first]))
     of_first = set(known)
-    for split in others:
+    for split in later_splits:
         unknown = [n for n in _with(names, listing.counts(rows[split])) if n not in of_first]
         if unknown:
             raise CamtrainValueError(

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -221,3 +222,18 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(_ORIENTATION_TAG)
     except (OSError, ValueError, SyntaxError, struct.error):
         return None
+
+
+def read_mask(file: Path) -> NDArray[np.bool_]:
+    """Where the picture of a mask is not black, (H, W)."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L")) > 0
+    except FileNotFoundError:
+        raise CamtrainFileNotFoundError(
+            f"The mask {file} does not exist; check the data folder."
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CamtrainValueError(
+            f"The mask {file} cannot be read ({error}); replace the file."
+        ) from error

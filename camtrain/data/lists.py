@@ -1,16 +1,22 @@
-"""The plain-text lists that data sets come with: one picture per line, fields side by side."""
+"""Lists of pictures: in the text and CSV files that data sets come with, and in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 
 class Line(NamedTuple):
-    """One line of a list: where it stands, for messages, and what."""
+    """One line of a list: its file and number, for messages, and its fields."""
 
     place: str
     fields: list[str]
@@ -51,7 +57,7 @@ def lines_of(
         from_right: The first field may hold the separator, else the last.
     """
     most = len(form.split(separator)) - 1
-    empty = True
+    is_empty = True
     try:
         with file.open(encoding="utf-8-sig") as lines:
             for number, text in enumerate(lines, start=1):
@@ -66,14 +72,14 @@ def lines_of(
                         f"{place}: expected {form}, got {line!r}; correct the line, or download "
                         "the list again."
                     )
-                empty = False
+                is_empty = False
                 yield Line(place, fields)
     except UnicodeDecodeError as error:
         raise CamtrainValueError(
             f"{file} must be a text of lines {form}, but is none ({error.reason}); download it "
             "again."
         ) from None
-    if empty:
+    if is_empty:
         raise CamtrainValueError(f"{file} must have lines {form}, but is empty; download it again.")
 
 
@@ -82,17 +88,131 @@ def find(root: Path, names: Sequence[str], what: str) -> Path:
     for name in names:
         if (root / name).exists():
             return root / name
-    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    alternatives = f" (or {', '.join(names[1:])})" if names[1:] else ""
     raise CamtrainFileNotFoundError(
-        f"{root} lacks {names[0]}{others}, {what}; put it there, or point --data.root at another "
-        "folder."
+        f"{root} lacks {names[0]}{alternatives}, {what}; put it there, or point --data.root at "
+        "another folder."
     )
 
 
 def check_first(path: Path, place: Path) -> None:
-    """Make sure that the first picture of a list is there; a wrong folder is found out at once."""
+    """Raise if the first picture of a list does not exist: then the folder is a wrong one."""
     if not path.is_file():
         raise CamtrainFileNotFoundError(
             f"{place} names {path} first, which does not exist; put the pictures there, or point "
             "--data.root at another folder."
         )
+
+
+def csv_reader(
+    file: Path,
+    columns: Sequence[str],
+    *,
+    header: str,
+    advice: str = "add the header",
+    errors: str = "strict",
+) -> csv.DictReader[str]:
+    """The rows of a CSV file in UTF-8, with or without a byte order mark.
+
+    Args:
+        file: It begins with the names of its columns.
+        columns: Those it must have.
+        header: The first line that it may have, for the message.
+        advice: What to do where it has another.
+        errors: As in ``bytes.decode``.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise CamtrainValueError(
+            f"{file}, line {line}: the text must be UTF-8, got the byte "
+            f"0x{error.object[error.start]:02x}; save the file as UTF-8."
+        ) from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        raise CamtrainValueError(
+            f"{file} must start with the line {header}, but it lacks {', '.join(missing)}; "
+            f"{advice}."
+        )
+    return reader
+
+
+def path_in(folder: str, path: str) -> str:
+    """A path in one spelling: relative to a folder where it lies below it.
+
+    Args:
+        folder: Absolute.
+        path: Relative to it or absolute; "" stays "".
+
+    Example:
+        >>> path_in("/photos", "./cat/1.jpg"), path_in("/photos", "/photos/cat/1.jpg")
+        ('cat/1.jpg', 'cat/1.jpg')
+    """
+    return os.path.normpath(path).removeprefix(os.path.join(folder, "")) if path else ""
+
+
+class PathList(Sequence[str]):
+    """Paths in one buffer of bytes: some 40 bytes per picture of ImageNet, and shared by its parts.
+
+    Args:
+        buffer: The paths one after another, as the file system spells them.
+        starts: (N,) int64, where each path begins in ``buffer``.
+        ends: (N,) int64, where it ends.
+        folder: Put before every path that is not absolute.
+
+    Example:
+        >>> paths = PathList.of(["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"])
+        >>> list(paths.take(np.array([2, 0])).below("photos"))
+        ['photos/dog/1.jpg', 'photos/cat/1.jpg']
+    """
+
+    def __init__(
+        self, buffer: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], folder: str = ""
+    ) -> None:
+        self.buffer = buffer
+        self.starts = starts
+        self.ends = ends
+        self.folder = folder
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> PathList:
+        """A list of the given paths."""
+        encoded = [os.fsencode(path) for path in paths]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), dtype=np.int64)
+        return cls.ending_at(b"".join(encoded), ends)
+
+    @classmethod
+    def ending_at(cls, buffer: bytes, ends: NDArray[np.int64]) -> PathList:
+        """Paths that fill the buffer without gaps."""
+        return cls(buffer, np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends)
+
+    def take(self, rows: NDArray[np.int64]) -> PathList:
+        """The paths of some rows, in their order; the buffer is not copied."""
+        return PathList(self.buffer, self.starts[rows], self.ends[rows], self.folder)
+
+    def below(self, folder: str | os.PathLike[str]) -> PathList:
+        """The paths as seen from where ``folder`` is."""
+        return PathList(self.buffer, self.starts, self.ends, os.fspath(folder))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another sequence holds the same paths."""
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __len__(self) -> int:
+        """The number of paths."""
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PathList: ...
+
+    def __getitem__(self, index: int | slice) -> str | PathList:
+        """The path at ``index``, or the paths of a slice."""
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        path = os.fsdecode(self.buffer[self.starts[index] : self.ends[index]])
+        return os.path.join(self.folder, path) if self.folder else path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.data.decoding import decode_image
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.errors import CamtrainValueError
 from camtrain.labels import class_counts
 
@@ -32,10 +32,9 @@ class SourcePicture(NamedTuple):
         image: (C, H, W) uint8.
         label: Index into the source's ``class_names``; for several labels multi-hot, (K,) float32.
         boxes_xyxy: (n, 4) int64, half-open, in pixels of the whole picture: boxes of the labelled
-            class. None known: (0, 4).
+            class; (0, 4) where none is known.
         path: Where the picture came from, for messages and reports.
-        mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; None where no
-            mask is known.
+        mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; or None.
         whole_hw: (H, W) of the whole picture, where ``image`` was decoded smaller; else None.
         factor: By which it was decoded smaller, see ``Decoded``.
     """
@@ -58,7 +57,7 @@ Picture = SourcePicture  # its earlier name, which sources of users import
 
 
 class Source(Protocol):
-    """Labelled pictures: all but the pixels is known without decoding a picture."""
+    """Labelled pictures, of which everything but the pixels is known without decoding them."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -70,7 +69,7 @@ class Source(Protocol):
 
     @property
     def paths(self) -> Sequence[str]:
-        """What ``SourcePicture.path`` will be, of every picture."""
+        """The ``SourcePicture.path`` of every picture."""
 
     def boxes(self, index: int) -> Tensor:
         """The boxes of the picture at ``index``, see ``SourcePicture``."""
@@ -146,6 +145,11 @@ class Listing:
         """The rows of a split, in order."""
         return np.flatnonzero(self.splits == split_number(split))
 
+    def rows_by_split(self) -> dict[Split, NDArray[np.int64]]:
+        """The rows of each split that has pictures, in the order train, val, test."""
+        rows: dict[Split, NDArray[np.int64]] = {s: self.rows_of(s) for s in get_args(Split)}
+        return {split: places for split, places in rows.items() if len(places)}
+
     def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the given rows are of each class, (K,)."""
         counts: NDArray[np.int64] = class_counts(self.labels[rows], len(self.class_names)).numpy()
@@ -165,12 +169,7 @@ class ListedSource:
     """
 
     def __init__(self, listing: Listing, split: Split) -> None:
-        """Choose the pictures; none is read yet.
-
-        Args:
-            listing: Of all splits; it is shared, not copied.
-            split: Which of them.
-        """
+        """Choose the pictures; none is read yet. The listing is shared, not copied."""
         self.split = split
         self.root = listing.root
         self.class_names = listing.class_names
@@ -227,7 +226,7 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
 
 
 def _resized_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
-    """A mask at the resolution of its picture, should it have been drawn at another."""
+    """A mask at the size of its picture; it may have been drawn at another resolution."""
     if mask.shape == size_hw:
         return mask
     if mask.shape == size_hw[::-1]:

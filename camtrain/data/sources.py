@@ -20,9 +20,9 @@ from camtrain.data.readers.mnist import mnist_listing
 from camtrain.data.readers.places import places205_listing, places365_listing
 from camtrain.data.readers.wsol import wsol_listing
 from camtrain.data.shards.read import shards_listing
-from camtrain.data.source import ListedSource, Listing, Source, Split, source_of
+from camtrain.data.source import ListedFiles, ListedSource, Listing, Source, Split, source_of
 from camtrain.data.splits import with_splits
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,14 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
             split: ClutteredDigits(split, length=length, seed=options.seed)
             for split, length in zip(get_args(Split), options.lengths, strict=True)
         }
+    listing = _listing(name, read, options.named(names), options)
+    return {split: source_of(listing, split) for split in listing.rows_by_split()}
+
+
+def _listing(
+    name: str, read: Callable[..., Listing], settings: dict[str, Any], options: SourceOptions
+) -> Listing:
+    """The pictures of a data set on disk, with splits and classes decided."""
     if options.root is None:
         raise CamtrainValueError(
             f"The source {name} needs a data folder, got none; give --data.root PATH."
@@ -126,10 +134,52 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
     place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
     if name != "shards":
         place = data_folder(place, or_file=name == "csv")
-    listing = with_splits(read(place, **options.named(names)), **options.named(_DIVISION))
-    listing = with_classes(listing, options.class_names)
-    present = [split for split in get_args(Split) if len(listing.rows_of(split))]
-    return {split: source_of(listing, split) for split in present}
+    listing = with_splits(read(place, **settings), **options.named(_DIVISION))
+    return with_classes(listing, options.class_names)
+
+
+class ImageFolder(ListedFiles):
+    """One split of pictures in folders, see ``folder_listing``.
+
+    Where ``root/train`` exists without ``root/val``, val is split off train, stratified and seeded.
+    The classes are the folders of train (where there is no train, those of the split itself),
+    sorted; purely numeric names sort as numbers.
+
+    Args:
+        root: The data folder.
+        split: ``train``, ``val`` or ``test``.
+        seed: Of the division into splits.
+        val_fraction: Part of each class for val, where val is split off.
+        test_fraction: Part of each class for test, for ``root/CLASS/*``.
+        class_names: The class list of a trained network, for a folder that may lack some of its
+            classes.
+
+    Raises:
+        CamtrainFileNotFoundError: No such folder, no images in it, or no such split.
+        CamtrainValueError: Fewer than two classes, a class without images in train, a class unknown
+            to train, or damaged boxes.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Split,
+        *,
+        seed: int = 0,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """List the pictures; no picture is read yet."""
+        options = SourceOptions(root, seed, val_fraction, test_fraction, class_names=class_names)
+        listing = _listing("folder", folder_listing, {}, options)
+        splits = list(listing.rows_by_split())
+        if split not in splits:
+            raise CamtrainFileNotFoundError(
+                f"{listing.root} has no {split} split, it has {', '.join(splits)}; add the folder "
+                f"{listing.root / split}, or choose another --data.root."
+            )
+        super().__init__(listing, split)
 
 
 def is_divided(sources: dict[Split, Source]) -> bool:

@@ -1,4 +1,4 @@
-"""Splits: their names, how pictures are divided into them, and the file that keeps a division."""
+"""Splits: how pictures are divided into them, and the file that keeps a division."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from camtrain.data.lists import csv_reader
 from camtrain.data.source import UNDECIDED, Listing, Source, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.files import replacing
@@ -39,7 +40,10 @@ def divide(
         The names of each split, sorted.
     """
     check_fractions(val_fraction, test_fraction)
-    order = sorted(names, key=lambda name: _digest(f"{seed}:{name}"))
+    order = sorted(
+        names,  # "surrogateescape": any file name of the system
+        key=lambda name: blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest(),
+    )
     val = _share(len(order), val_fraction, len(order) - 1)
     test = _share(len(order), test_fraction, len(order) - 1 - val)
     return {
@@ -59,12 +63,8 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 
 def _share(count: int, fraction: float, available: int) -> int:
-    """The number of pictures nearest to the fraction, at least one where one is to be had."""
+    """The number of pictures nearest to the fraction: at least one, if it is available."""
     return min(max(1, round(count * fraction)), max(available, 0)) if fraction else 0
-
-
-def _digest(text: str) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogateescape")).digest()  # any file name of the system
 
 
 _COLUMNS = ("path", "label", "split")
@@ -120,11 +120,11 @@ def _strata(listing: Listing, rows: NDArray[np.int64]) -> list[NDArray[np.int64]
     return np.split(rows[order], np.flatnonzero(np.diff(labels[order])) + 1) if len(rows) else []
 
 
-def _as_stored(listing: Listing, is_open: NDArray[np.int64], file: Path) -> NDArray[np.int8]:
-    """The splits that the file says; pictures that it does not name are of none if ``is_open``."""
+def _as_stored(listing: Listing, open_rows: NDArray[np.int64], file: Path) -> NDArray[np.int8]:
+    """The splits of the file; of rows that it does not name, ``open_rows`` are in none."""
     stored = read_split(file)
     splits = listing.splits.copy()
-    splits[is_open] = UNDECIDED
+    splits[open_rows] = UNDECIDED
     known = 0
     for row, path in enumerate(listing.paths):
         if path in stored:
@@ -157,28 +157,27 @@ def read_split(file: Path) -> dict[str, Split]:
             f"The file of splits {file} does not exist; give --data.split_file null to divide the "
             "pictures by --data.seed."
         )
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
-        if not {"path", "split"} <= set(reader.fieldnames or ()):
+    reader = csv_reader(
+        file,
+        ("path", "split"),
+        header=",".join(_COLUMNS),
+        advice="it is written by a run, take that of another",
+        errors="surrogateescape",
+    )
+    stored: dict[str, Split] = {}
+    for row in reader:
+        split = next((split for split in get_args(Split) if split == row["split"]), None)
+        if split is None:
             raise CamtrainValueError(
-                f"{file} must start with the line {','.join(_COLUMNS)}, but starts with "
-                f"{','.join(reader.fieldnames or ())!r}; it is written by a run, take that of "
-                "another."
+                f"{file}, line {reader.line_num}: the split must be one of "
+                f"{', '.join(get_args(Split))}, got {row['split']!r}; correct the line."
             )
-        splits: dict[str | None, Split] = {split: split for split in get_args(Split)}
-        stored = {}
-        for row in reader:
-            if row["split"] not in splits:
-                raise CamtrainValueError(
-                    f"{file}, line {reader.line_num}: the split must be one of "
-                    f"{', '.join(get_args(Split))}, got {row['split']!r}; correct the line."
-                )
-            stored[row["path"]] = splits[row["split"]]
+        stored[row["path"]] = split
     return stored
 
 
 def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
-    """Keep which picture is in which split, as ``path,label,split``, atomically.
+    """Write which picture is in which split, as ``path,label,split``, atomically.
 
     Paths are relative to the data folder, so that it can be moved; the file can also be read as the
     source ``csv``, once it lies in the data folder.

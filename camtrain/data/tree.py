@@ -6,7 +6,7 @@ import os
 import time
 import zipfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.files import replacing, user_cache
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -126,6 +126,11 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
         return []
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def top_of(folder: str, tops: Iterable[str]) -> str:
+    """The one of some relative folders that ``folder`` is, or lies in."""
+    return next(top for top in tops if f"{folder}/".startswith(f"{top}/"))
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:

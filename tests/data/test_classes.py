@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from camtrain.data import Listing, classes
 from camtrain.data.classes import in_order, with_classes
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, split_number
 from camtrain.errors import CamtrainValueError
 

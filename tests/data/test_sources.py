@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.data import Listing, SourceOptions, is_divided, make_sources, source_of
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.source import FileSource, split_number
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.trees import picture, xml

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camtrain.data import ListedSource, Listing, Split, write_split
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, split_number
 from camtrain.data.splits import divide, read_split, with_splits
 from camtrain.errors import CamtrainError, CamtrainValueError
@@ -106,7 +106,10 @@ def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (None, r"split\.csv does not exist; give --data\.split_file null"),
-        (["name,split", "a.jpg,val"], "must start with the line path,label,split, but starts with"),
+        (
+            ["name,split", "a.jpg,val"],
+            "must start with the line path,label,split, but it lacks path; it",
+        ),
         (
             ["path,label,split", "a.jpg,cat,v"],
             "line 2: the split must be one of train, val, test",

@@ -90,9 +90,9 @@ def examine_all(
         processes: How many to start; few pictures are read without any.
         exif: Turn pictures upright.
     """
-    records = ConcatDataset([_Records(source, exif) for source in sources])
-    batches: DataLoader[list[Record]] = DataLoader(
-        records,  # type: ignore[arg-type]  # a batch is a list here
+    records: ConcatDataset[Record] = ConcatDataset([_Records(source, exif) for source in sources])
+    batches: DataLoader[Record] = DataLoader(
+        records,
         batch_size=_BATCH,
         num_workers=processes if len(records) > _FEW else 0,
         collate_fn=list,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 
 from camtrain.data.boxes import find_boxes
 from camtrain.data.classes import in_order
-from camtrain.data.lists import check_first, find
-from camtrain.data.paths import PathList, path_in, utf8_lines
+from camtrain.data.lists import PathList, check_first, csv_reader, find, path_in
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -29,59 +27,50 @@ def csv_listing(root: Path) -> Listing:
     see ``find_boxes``.
     """
     file = root if root.is_file() else find(root, ["labels.csv"], "the list path,label[,split]")
-    paths, names, splits = _rows(file)
-    labels, class_names = _labels(file, names)
-    listed = PathList.of(paths)
+    folder = os.path.abspath(file.parent)
+    reader = csv_reader(file, ("path", "label"), header="path,label or path,label,split")
+    has_splits = "split" in (reader.fieldnames or ())
+    numbers: dict[str | None, int] = {split: split_number(split) for split in get_args(Split)}
+    expected = f"a path, a label and a split ({' or '.join(get_args(Split))})"
+    if not has_splits:
+        numbers, expected = {None: UNDECIDED}, "a path, a label"
+    lines: dict[str, int] = {}
+    texts, splits = [], []
+    for row in reader:
+        place = f"{file}, line {reader.line_num}"
+        path, label, split = path_in(folder, row["path"]), row["label"], row.get("split")
+        if not path or label is None or split not in numbers:
+            raise CamtrainValueError(
+                f"{place}: expected {expected}, got {path or ''},{label or ''},{split or ''}; "
+                "correct or delete the line."
+            )
+        if path in lines:
+            raise CamtrainValueError(
+                f"{place}: {path} is named a second time; write several labels of a picture as "
+                f"a{_SEPARATOR}b, or delete the line."
+            )
+        lines[path] = reader.line_num
+        texts.append(label)
+        splits.append(numbers[split])
+    if not lines:
+        raise CamtrainValueError(f"{file} names no pictures; add lines below the header.")
+    paths = PathList.of(lines)
+    labels, class_names = _labels(file, texts, list(lines.values()))
     check_first(file.parent / paths[0], file)
+    has_xml = _has_xml({os.path.dirname(file.parent / path) for path in lines})
     return Listing(
         root=file.parent,
-        paths=listed,
+        paths=paths,
         labels=labels,
         splits=np.array(splits, np.int8),
         class_names=class_names,
-        boxes=find_boxes(
-            file.parent, listed, labels, class_names, has_xml=_has_xml(file.parent, paths)
-        ),
+        boxes=find_boxes(file.parent, paths, labels, class_names, has_xml=has_xml),
     )
 
 
-def _rows(file: Path) -> tuple[list[str], list[str], list[int]]:
-    """Paths, labels as written, split numbers."""
-    reader = csv.DictReader(utf8_lines(file))
-    columns = reader.fieldnames or ()
-    missing = [column for column in ("path", "label") if column not in columns]
-    if missing:
-        raise CamtrainValueError(
-            f"{file} must start with the line path,label or path,label,split, but it lacks "
-            f"{', '.join(missing)}; add the header."
-        )
-    folder = os.path.abspath(file.parent)
-    table = [(path_in(folder, row["path"]), row["label"], row.get("split", "")) for row in reader]
-    numbers: dict[str, int] = {split: split_number(split) for split in get_args(Split)}
-    if "split" not in columns:
-        numbers = {"": UNDECIDED}
-    seen: set[str] = set()
-    for line, (path, label, split) in enumerate(table, start=2):
-        if not path or label is None or split not in numbers:
-            expected = " or ".join(numbers) if "split" in columns else ""
-            raise CamtrainValueError(
-                f"{file}, line {line}: expected a path, a label"
-                f"{f' and a split ({expected})' if expected else ''}, got "
-                f"{path or ''},{label or ''},{split or ''}; correct or delete the line."
-            )
-        if path in seen:
-            raise CamtrainValueError(
-                f"{file}, line {line}: {path} is named a second time; write several labels of a "
-                f"picture as a{_SEPARATOR}b, or delete the line."
-            )
-        seen.add(path)
-    if not table:
-        raise CamtrainValueError(f"{file} names no pictures; add lines below the header.")
-    paths, labels, splits = zip(*table, strict=True)
-    return list(paths), list(labels), [numbers[split] for split in splits]
-
-
-def _labels(file: Path, texts: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
+def _labels(
+    file: Path, texts: Sequence[str], lines: Sequence[int]
+) -> tuple[Labels, tuple[str, ...]]:
     """Labels, class numbers or multi-hot, and the class names."""
     sets = [[name for part in text.split(_SEPARATOR) if (name := part.strip())] for text in texts]
     class_names = in_order({name for names in sets for name in names})
@@ -91,7 +80,7 @@ def _labels(file: Path, texts: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
         for row, names in enumerate(sets):
             hot[row, [number[name] for name in names]] = True
         return hot, class_names
-    for line, names in enumerate(sets, start=2):
+    for line, names in zip(lines, sets, strict=True):
         if not names:
             raise CamtrainValueError(
                 f"{file}, line {line}: the label is empty; write the class, or delete the line. "
@@ -100,12 +89,11 @@ def _labels(file: Path, texts: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
     return np.array([number[name] for names in sets for name in names], np.int64), class_names
 
 
-def _has_xml(folder: Path, paths: Sequence[str]) -> bool:
-    """Whether XML files lie beside the pictures."""
-    parents = {os.path.dirname(folder / path) for path in paths}
+def _has_xml(folders: set[str]) -> bool:
+    """Whether one of the folders, which need not exist, holds an XML file."""
     return any(
         name.endswith(".xml")
-        for parent in parents
-        if os.path.isdir(parent)
-        for name in os.listdir(parent)
+        for folder in folders
+        if os.path.isdir(folder)
+        for name in os.listdir(folder)
     )

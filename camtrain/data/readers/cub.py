@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from camtrain.data.boxes import BoxTable, from_xywh
-from camtrain.data.lists import Line, check_first, find, lines_of
-from camtrain.data.paths import PathList
+from camtrain.data.lists import Line, PathList, check_first, find, lines_of
 from camtrain.data.source import Listing, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -25,46 +24,37 @@ def cub_listing(root: Path) -> Listing:
     list does, which then calls that edge inclusive; here it is exclusive.
     """
     folder = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    images = _by_picture(folder, "images.txt", "image_id path")
-    classes = [line.fields[1] for line in _lines(folder, "classes.txt", "class_id name")]
-    labels = _by_picture(folder, "image_class_labels.txt", "image_id class_id", images)
-    sides = _by_picture(folder, "train_test_split.txt", "image_id is_train", images)
-    boxes = _by_picture(folder, "bounding_boxes.txt", "image_id x y width height", images)
+    images = _lines(folder, "images.txt", "image_id path")
+    classes = _lines(folder, "classes.txt", "class_id name").values()
+    labels = _lines(folder, "image_class_labels.txt", "image_id class_id", images)
+    sides = _lines(folder, "train_test_split.txt", "image_id is_train", images)
+    boxes = _lines(folder, "bounding_boxes.txt", "image_id x y width height", images)
     splits = (split_number("test"), split_number("train"))
     paths = [f"images/{line.fields[1]}" for line in images.values()]
+    numbers = [labels[key].integer(1, first=1, below=len(classes) + 1) - 1 for key in images]
+    boxes_xyxy = [from_xywh(*boxes[key].numbers(1, 2, 3, 4)) for key in images]
     check_first(folder / paths[0], folder / "images.txt")
     return Listing(
         root=folder,
         paths=PathList.of(paths),
-        labels=np.array(
-            [labels[key].integer(1, first=1, below=len(classes) + 1) - 1 for key in images],
-            np.int64,
-        ),
+        labels=np.array(numbers, np.int64),
         splits=np.array([splits[sides[key].integer(1, below=2)] for key in images], np.int8),
-        class_names=tuple(_readable(name) for name in classes),
+        class_names=tuple(_readable(line.fields[1]) for line in classes),
         has_class_list=True,
-        boxes=BoxTable(
-            len(paths),
-            range(len(paths)),
-            [from_xywh(*boxes[key].numbers(1, 2, 3, 4)) for key in images],
-        ),
+        boxes=BoxTable(len(paths), range(len(paths)), boxes_xyxy),
     )
 
 
-def _lines(folder: Path, name: str, form: str) -> list[Line]:
-    file = find(folder, [name], f"the list {form} of CUB-200-2011")
-    return list(lines_of(file, form, from_right=False))
-
-
-def _by_picture(
+def _lines(
     folder: Path, name: str, form: str, images: dict[str, Line] | None = None
 ) -> dict[str, Line]:
-    """The lines of a list by the number of their picture."""
-    lines = {line.fields[0]: line for line in _lines(folder, name, form)}
+    """The lines of a list by their first number, one for each of ``images``."""
+    file = find(folder, [name], f"the list {form} of CUB-200-2011")
+    lines = {line.fields[0]: line for line in lines_of(file, form, from_right=False)}
     missing = [key for key in images or () if key not in lines]
     if missing:
         raise CamtrainValueError(
-            f"{folder / name} must have a line for every picture of images.txt, but lacks "
+            f"{file} must have a line for every picture of images.txt, but lacks "
             f"{len(missing)} of them, first number {missing[0]}; download the data set again."
         )
     return lines
@@ -72,5 +62,5 @@ def _by_picture(
 
 def _readable(name: str) -> str:
     """``001.Black_footed_Albatross`` as people write it: Black footed Albatross."""
-    number, _, rest = name.partition(".")
-    return (rest if number.isdecimal() and rest else name).replace("_", " ")
+    number, _, words = name.partition(".")
+    return (words if number.isdecimal() and words else name).replace("_", " ")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from camtrain.data.boxes import find_boxes
-from camtrain.data.classes import in_order, with_classes
-from camtrain.data.masks import FolderMasks
-from camtrain.data.source import UNDECIDED, ListedFiles, Listing, Split, no_mask, split_number
-from camtrain.data.splits import with_splits
-from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
+from camtrain.data.classes import in_order
+from camtrain.data.decoding import read_mask
+from camtrain.data.lists import PathList
+from camtrain.data.source import UNDECIDED, Listing, Split, no_mask, split_number
+from camtrain.data.tree import IMAGE_SUFFIXES, scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError
 
 
@@ -44,12 +47,14 @@ def folder_listing(root: Path) -> Listing:
             warnings.warn(f"{root / name} is left out; rename it to val to use it.", stacklevel=2)
     tree = scan(root, on_disk or [""])
     classes, splits = [], []
-    numbers = {str(split): split_number(split) for split in on_disk}
     for folder in tree.folders:
-        split, _, inner = folder.partition("/") if on_disk else ("", "", folder)
+        split, _, inner = folder.partition("/") if on_disk else (None, "", folder)
         classes.append(inner.partition("/")[0])
-        splits.append(numbers.get(split, UNDECIDED))
-    names = in_order(_names(tree, classes, splits))
+        splits.append(UNDECIDED if split is None else get_args(Split).index(split))
+    # Class folders with pictures, and the empty ones of train, which are an error later.
+    home = (split_number("train"), UNDECIDED)
+    counted = zip(classes, splits, tree.counts, strict=True)
+    names = in_order({name for name, split, n in counted if name and (n or split in home)})
     number = {name: place for place, name in enumerate(names)}
     labels = np.repeat([number.get(name, -1) for name in classes], tree.counts).astype(np.int64)
     rows = np.flatnonzero(labels >= 0)
@@ -70,15 +75,8 @@ def folder_listing(root: Path) -> Listing:
         splits=split_of_rows,
         class_names=names,
         boxes=find_boxes(root, paths, labels, names, has_xml=tree.has_xml),
-        masks=FolderMasks(root, paths) if has_masks else no_mask,
+        masks=partial(_mask, root / "masks", paths) if has_masks else no_mask,
     )
-
-
-def _names(tree: Tree, classes: Sequence[str], splits: Sequence[int]) -> set[str]:
-    """Class folders with pictures, and the empty ones of train, which are an error later."""
-    home = (split_number("train"), UNDECIDED)
-    counted = zip(classes, splits, tree.counts, strict=True)
-    return {name for name, split, count in counted if name and (count or split in home)}
 
 
 def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> None:
@@ -94,50 +92,7 @@ def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> N
             )
 
 
-class ImageFolder(ListedFiles):
-    """One split of pictures in folders, see ``folder_listing``.
-
-    Where ``root/train`` exists without ``root/val``, val is split off train, stratified and seeded.
-    The classes are the folders of train (where there is no train, those of the split itself),
-    sorted; purely numeric names sort as numbers.
-
-    Raises:
-        CamtrainFileNotFoundError: No such folder, no images in it, or no such split.
-        CamtrainValueError: Fewer than two classes, a class without images in train, a class unknown
-            to train, or damaged boxes.
-    """
-
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        split: Split,
-        *,
-        seed: int = 0,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.15,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
-        """List the pictures; no picture is read yet.
-
-        Args:
-            root: The data folder.
-            split: ``train``, ``val`` or ``test``.
-            seed: Of the division into splits.
-            val_fraction: Part of each class for val, where val is split off.
-            test_fraction: Part of each class for test, for ``root/CLASS/*``.
-            class_names: The class list of a trained network, for a folder that may lack some of its
-                classes.
-        """
-        listing = with_splits(
-            folder_listing(data_folder(root)),
-            seed=seed,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-        )
-        present = [name for name in get_args(Split) if len(listing.rows_of(name))]
-        if split not in present:
-            raise CamtrainFileNotFoundError(
-                f"{listing.root} has no {split} split, it has {', '.join(present)}; add the folder "
-                f"{listing.root / split}, or choose another --data.root."
-            )
-        super().__init__(with_classes(listing, class_names), split)
+def _mask(folder: Path, paths: PathList, row: int) -> Tensor | None:
+    """The mask of a picture, (H, W) uint8, 1 where it is not black; None where there is no file."""
+    file = (folder / paths[row]).with_suffix(".png")
+    return torch.from_numpy(read_mask(file).astype(np.uint8)) if file.is_file() else None

@@ -6,7 +6,6 @@ and the devkit's ILSVRC2012_ID, 1..1000. Each list says here which one it has.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -20,55 +19,158 @@ from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
 from camtrain.data.classes import text_of
-from camtrain.data.lists import Line, lines_of
+from camtrain.data.lists import Line, csv_reader, lines_of
 from camtrain.data.source import Listing, Split, no_boxes, split_number
-from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders
+from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders, top_of
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 
-WNID = re.compile(r"n\d{8}")
+_WNID = re.compile(r"n\d{8}")
 
 _WORDS = ("synset_words.txt", "caffe_ilsvrc12/synset_words.txt", "LOC_synset_mapping.txt")
 _DEVKITS = ("ILSVRC2012_devkit_t12/data", "devkit/data", "data", "ILSVRC2012_devkit_t12")
 _LABELS = ("val.txt", "caffe_ilsvrc12/val.txt", "val_list.txt")
 _SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
-SOLUTION = "LOC_val_solution.csv"
+_SOLUTION = "LOC_val_solution.csv"
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
+_HOMES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "")
+_ANNOTATIONS = ("ILSVRC/Annotations/CLS-LOC", "Annotations/CLS-LOC", "Annotations", "Annotation")
+_BOX_FOLDERS = (*_ANNOTATIONS, "bbox", "bboxes")
+_XML = ("{name}/{stem}.xml", "train/{name}/{stem}.xml", "val/{stem}.xml", "{stem}.xml")
 
-def read_words(root: Path) -> dict[str, str] | None:
+
+def imagenet_listing(root: Path) -> Listing:
+    """The pictures of ``root/{train,val,test}/WNID/*``, or of a flat ``root/val/*``.
+
+    The folders may lie in ``root/ILSVRC/Data/CLS-LOC``, as Kaggle has them. For the classes of a
+    flat val see ``_validation_classes``; a flat test has none and is left aside.
+
+    The classes are those of ``synset_words.txt``, ``LOC_synset_mapping.txt`` or the devkit's
+    ``meta.mat``, whether or not there are pictures, and go by their first word; without such a list
+    they are the WNID folders. Either way they are sorted by WNID.
+
+    Boxes come from the ILSVRC XML files (counted from 0, corners inclusive), ``WNID/NAME.xml``,
+    ``train/WNID/NAME.xml``, ``val/NAME.xml`` or ``NAME.xml`` in ``ILSVRC/Annotations/CLS-LOC``,
+    ``Annotations``, ``Annotation``, ``bbox`` or ``bboxes``, or beside the pictures; else from
+    ``boxes.csv``, whose classes are WNIDs; else those of val from ``LOC_val_solution.csv``.
+    """
+    on_disk = {
+        home: [split for split in get_args(Split) if _is_split(root / home / split)]
+        for home in _HOMES
+    }
+    home = next((home for home, splits in on_disk.items() if splits), None)
+    if home is None:
+        raise CamtrainFileNotFoundError(
+            f"{root} must hold train/WNID/*.JPEG, val/WNID/*.JPEG or val/*.JPEG, or them in "
+            "ILSVRC/Data/CLS-LOC, but holds none; point --data.root at the folder of ImageNet."
+        )
+    tops = {f"{home}/{split}".lstrip("/"): split_number(split) for split in on_disk[home]}
+    tree = scan(root, list(tops))
+    words = _read_words(root)
+    classes = _classes(root, tree, words)
+    wnids = sorted(set(classes)) if words is None else list(words)
+    number = {wnid: place for place, wnid in enumerate(wnids)}
+    unknown = sorted(set(classes) - set(number))
+    if unknown:
+        raise CamtrainValueError(
+            f"{root} has pictures of the class {text_of(unknown)}, which its list of {len(wnids)} "
+            "classes lacks; correct the list, or remove the pictures."
+        )
+    labels = np.array([number[wnid] for wnid in classes], np.int64)
+    splits = np.array([tops[top_of(folder, tops)] for folder in tree.folders], np.int8)
+    return Listing(
+        root=root,
+        paths=tree.paths,
+        labels=labels,
+        splits=np.repeat(splits, tree.counts),
+        class_names=tuple(wnids) if words is None else _readable(words),
+        has_class_list=words is not None,
+        boxes=_boxes(root, tree, labels, wnids),
+    )
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder holds WNID folders, or is val and holds pictures."""
+    if any(_WNID.fullmatch(name) for name in subfolders(folder)):
+        return True
+    is_val = folder.name == "val" and folder.is_dir()
+    return is_val and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
+
+
+def _classes(root: Path, tree: Tree, words: Mapping[str, str] | None) -> list[str]:
+    """The WNID of every picture: that of its folder, or that of a list."""
+    of_folders = [
+        next((part for part in folder.split("/") if _WNID.fullmatch(part)), "")
+        for folder in tree.folders
+    ]
+    classes = [
+        wnid
+        for wnid, count in zip(of_folders, tree.counts.tolist(), strict=True)
+        for _ in range(count)
+    ]
+    if all(classes):
+        return classes
+    wnids = sorted(set(of_folders) - {""}) if words is None else list(words)
+    listed = _validation_classes(root, wnids, is_whole=words is not None)
+    for row, wnid in enumerate(classes):
+        if wnid:
+            continue
+        name = _stem(tree.paths[row])
+        if name not in listed:
+            raise CamtrainValueError(
+                f"The list of validation classes has {len(listed)} pictures, but not {name}, which "
+                f"is {root / tree.paths[row]}; complete the list, or move the picture into the "
+                "folder of its WNID."
+            )
+        classes[row] = listed[name]
+    return classes
+
+
+def _boxes(
+    root: Path, tree: Tree, labels: NDArray[np.int64], wnids: Sequence[str]
+) -> Callable[[int], Tensor]:
+    folders = [name for name in _BOX_FOLDERS if (root / name).is_dir()]
+    templates = [f"{folder}/{form}" for folder in folders for form in _XML]
+    if tree.has_xml:
+        templates.append("{parent}/{stem}.xml")
+    if templates:
+        return XmlBoxes(
+            root=root, paths=tree.paths, labels=labels, names=wnids, templates=templates, first=0
+        )
+    if (root / "boxes.csv").is_file():
+        return match_boxes(from_csv(root / "boxes.csv"), tree.paths, labels, wnids)
+    if not (root / _SOLUTION).is_file():
+        return no_boxes
+    solution = _read_solution(root / _SOLUTION)
+    rows, boxes_xyxy = [], []
+    for row, path in enumerate(tree.paths):
+        for box in solution.get(_stem(path), ("", []))[1]:
+            rows.append(row)
+            boxes_xyxy.append(box)
+    return BoxTable(len(tree.paths), rows, boxes_xyxy)
+
+
+def _read_words(root: Path) -> dict[str, str] | None:
     """WNID to its words, sorted by WNID; None where no list has them.
 
     From ``synset_words.txt`` or ``LOC_synset_mapping.txt`` (``n01440764 tench, Tinca tinca``), else
     from the devkit's ``meta.mat``.
     """
-    file = _first(root, _WORDS)
-    if file is not None:
-        words = {
-            _wnid(line, 0): line.fields[1]
-            for line in lines_of(file, "wnid words", from_right=False)
-        }
-    else:
-        meta = _first(root, [f"{folder}/meta.mat" for folder in _DEVKITS])
-        if meta is None:
-            return None
-        words = {wnid: text for wnid, text in _devkit_classes(meta).values()}
-    return dict(sorted(words.items()))
+    meta = _first(root, [f"{folder}/meta.mat" for folder in _DEVKITS])
+    if file := _first(root, _WORDS):
+        lines = lines_of(file, "wnid words", from_right=False)
+        return dict(sorted((_wnid(line), line.fields[1]) for line in lines))
+    return dict(sorted(_devkit_classes(meta).values())) if meta else None
 
 
-def readable(words: Mapping[str, str]) -> tuple[str, ...]:
-    """The first word of each class, with the WNID where two would be called the same.
-
-    Example:
-        >>> readable({"n02012849": "crane", "n02110341": "dalmatian, coach dog",
-        ...           "n03126707": "crane"})
-        ('crane (n02012849)', 'dalmatian', 'crane (n03126707)')
-    """
+def _readable(words: Mapping[str, str]) -> tuple[str, ...]:
+    """The first word of each class, with the WNID where two would be called the same."""
     short = {wnid: text.split(",")[0].strip() for wnid, text in words.items()}
     counts = Counter(short.values())
     return tuple(name if counts[name] == 1 else f"{name} ({id_})" for id_, name in short.items())
 
 
-def validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> dict[str, str]:
+def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> dict[str, str]:
     """The WNID of each validation picture, by its name without ending.
 
     From the first that exists, below ``root``:
@@ -86,69 +188,64 @@ def validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> d
         wnids: The known classes, sorted.
         is_whole: They are all classes of the data set, and not only those with a folder.
     """
-    if (root / SOLUTION).is_file():
-        return {name: wnid for name, (wnid, _) in read_solution(root / SOLUTION).items()}
-    labels, synsets = _first(root, _LABELS), _first(root, _SYNSETS)
-    truth = _first(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS])
-    if labels is not None:
+    if (root / _SOLUTION).is_file():
+        return {name: wnid for name, (wnid, _) in _read_solution(root / _SOLUTION).items()}
+    if labels := _first(root, _LABELS):
         return _numbered(labels, wnids, is_whole)
-    if synsets is not None:
-        return {
-            _name(number): _wnid(line, 0)
-            for number, line in enumerate(lines_of(synsets, "wnid"), start=1)
-        }
-    if truth is None:
+    if synsets := _first(root, _SYNSETS):
+        ordered = [_wnid(line) for line in lines_of(synsets, "wnid")]
+    elif truth := _first(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
+        meta = truth.with_name("meta.mat")
+        if not meta.is_file():
+            raise CamtrainFileNotFoundError(
+                f"{truth} numbers the classes as the devkit does, and {meta}, which says what they "
+                "are, does not exist; put it there, or use val.txt."
+            )
+        classes = _devkit_classes(meta)
+        numbers = (
+            line.integer(0, first=1, below=len(classes) + 1)
+            for line in lines_of(truth, "ILSVRC2012_ID")
+        )
+        ordered = [classes[number][0] for number in numbers]
+    else:
         raise CamtrainFileNotFoundError(
             f"The validation pictures of {root} lie in no class folders, and no list names their "
-            f"classes; put one of {SOLUTION}, val.txt, {_SYNSETS[0]} or the devkit's "
+            f"classes; put one of {_SOLUTION}, val.txt, {_SYNSETS[0]} or the devkit's "
             f"data/{_TRUTH} with meta.mat into {root}."
         )
-    meta = truth.with_name("meta.mat")
-    if not meta.is_file():
-        raise CamtrainFileNotFoundError(
-            f"{truth} numbers the classes as the devkit does, and {meta}, which says what they "
-            "are, does not exist; put it there, or use val.txt."
-        )
-    classes = _devkit_classes(meta)
-    return {
-        _name(number): classes[line.integer(0, first=1, below=len(classes) + 1)][0]
-        for number, line in enumerate(lines_of(truth, "ILSVRC2012_ID"), start=1)
-    }
+    return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(ordered, start=1)}
 
 
-def read_solution(file: Path) -> dict[str, tuple[str, list[tuple[int, int, int, int]]]]:
+def _read_solution(file: Path) -> dict[str, tuple[str, list[list[int]]]]:
     """WNID and boxes of each picture in ``LOC_val_solution.csv``; the boxes half-open.
 
     The file repeats ``WNID x0 y0 x1 y1`` for every box, counted from 0, corners inclusive.
     """
-    row_boxes = {}
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        for row in reader:
-            words = (row.get("PredictionString") or "").split()
-            wnids, numbers = set(words[::5]), [word for n, word in enumerate(words) if n % 5]
-            is_good = len(wnids) == 1 and len(words) % 5 == 0 and "ImageId" in row
-            if not is_good or not all(word.isdecimal() for word in numbers):
-                raise CamtrainValueError(
-                    f"{file}, line {reader.line_num}: expected ImageId,PredictionString with "
-                    f"WNID x0 y0 x1 y1 of one class, got {','.join(str(v) for v in row.values())}; "
-                    "download the list again."
-                )
-            corners = list(map(int, numbers))
-            boxes = [
-                (corners[n], corners[n + 1], corners[n + 2] + 1, corners[n + 3] + 1)
-                for n in range(0, len(corners), 4)
-            ]
-            row_boxes[row["ImageId"]] = (wnids.pop(), boxes)
-    return row_boxes
+    solution = {}
+    header = "ImageId,PredictionString"
+    reader = csv_reader(file, header.split(","), header=header, advice="download the list again")
+    for row in reader:
+        words = (row["PredictionString"] or "").split()
+        wnids, numbers = set(words[::5]), [word for n, word in enumerate(words) if n % 5]
+        is_good = len(wnids) == 1 and len(words) % 5 == 0
+        if not is_good or not all(word.isdecimal() for word in numbers):
+            raise CamtrainValueError(
+                f"{file}, line {reader.line_num}: expected {header} with WNID x0 y0 x1 y1 of one "
+                f"class, got {','.join(str(value) for value in row.values())}; download the list "
+                "again."
+            )
+        boxes = np.array(numbers, np.int64).reshape(-1, 4)
+        boxes[:, 2:] += 1
+        solution[row["ImageId"]] = (wnids.pop(), boxes.tolist())
+    return solution
 
 
 def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
     """``ILSVRC2012_val_00000001.JPEG 65``, places in the sorted WNIDs, or WNIDs."""
     classes, last = {}, -1
     for line in lines_of(file, "picture label"):
-        name = line.fields[0].rpartition("/")[2].partition(".")[0]
-        if WNID.fullmatch(line.fields[1]):
+        name = _stem(line.fields[0])
+        if _WNID.fullmatch(line.fields[1]):
             classes[name] = line.fields[1]
             continue
         number = line.integer(1)
@@ -187,145 +284,14 @@ def _first(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_file()), None)
 
 
-def _name(number: int) -> str:
-    return f"ILSVRC2012_val_{number:08d}"
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].partition(".")[0]
 
 
-def _wnid(line: Line, column: int) -> str:
-    if not WNID.fullmatch(line.fields[column]):
+def _wnid(line: Line) -> str:
+    if not _WNID.fullmatch(line.fields[0]):
         raise CamtrainValueError(
             f"{line.place}: expected a WordNet id such as n01440764, got "
-            f"{line.fields[column]!r}; correct the line, or download the list again."
+            f"{line.fields[0]!r}; correct the line, or download the list again."
         )
-    return line.fields[column]
-
-
-_HOMES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "")
-_ANNOTATIONS = ("ILSVRC/Annotations/CLS-LOC", "Annotations/CLS-LOC", "Annotations", "Annotation")
-_BOX_FOLDERS = (*_ANNOTATIONS, "bbox", "bboxes")
-_XML = ("{name}/{stem}.xml", "train/{name}/{stem}.xml", "val/{stem}.xml", "{stem}.xml")
-
-
-def imagenet_listing(root: Path) -> Listing:
-    """The pictures of ``root/{train,val,test}/WNID/*``, or of a flat ``root/val/*``.
-
-    The folders may lie in ``root/ILSVRC/Data/CLS-LOC``, as Kaggle has them. For the classes of a
-    flat val see ``validation_classes``; a flat test has none and is left aside.
-
-    The classes are those of ``synset_words.txt``, ``LOC_synset_mapping.txt`` or the devkit's
-    ``meta.mat``, whether or not there are pictures, and go by their first word; without such a list
-    they are the WNID folders. Either way they are sorted by WNID.
-
-    Boxes come from the ILSVRC XML files (counted from 0, corners inclusive), ``WNID/NAME.xml``,
-    ``train/WNID/NAME.xml``, ``val/NAME.xml`` or ``NAME.xml`` in ``ILSVRC/Annotations/CLS-LOC``,
-    ``Annotations``, ``Annotation``, ``bbox`` or ``bboxes``, or beside the pictures; else from
-    ``boxes.csv``, whose classes are WNIDs; else those of val from ``LOC_val_solution.csv``.
-    """
-    home = next(
-        (h for h in _HOMES if any(_is_split(root / h / split) for split in get_args(Split))), None
-    )
-    if home is None:
-        raise CamtrainFileNotFoundError(
-            f"{root} must hold train/WNID/*.JPEG, val/WNID/*.JPEG or val/*.JPEG, or them in "
-            "ILSVRC/Data/CLS-LOC, but holds none; point --data.root at the folder of ImageNet."
-        )
-    tops: dict[str, Split] = {
-        f"{home}/{split}".lstrip("/"): split
-        for split in get_args(Split)
-        if _is_split(root / home / split)
-    }
-    tree = scan(root, list(tops))
-    words = read_words(root)
-    classes = _classes(root, tree, words)
-    wnids = sorted(set(classes)) if words is None else list(words)
-    number = {wnid: place for place, wnid in enumerate(wnids)}
-    unknown = sorted(set(classes) - set(number))
-    if unknown:
-        raise CamtrainValueError(
-            f"{root} has pictures of the class {text_of(unknown)}, which its list of {len(wnids)} "
-            "classes lacks; correct the list, or remove the pictures."
-        )
-    labels = np.array([number[wnid] for wnid in classes], np.int64)
-    return Listing(
-        root=root,
-        paths=tree.paths,
-        labels=labels,
-        splits=_splits(tree, tops),
-        class_names=tuple(wnids) if words is None else readable(words),
-        has_class_list=words is not None,
-        boxes=_boxes(root, tree, labels, wnids),
-    )
-
-
-def _is_split(folder: Path) -> bool:
-    """Whether a folder holds WNID folders, or is val and holds pictures."""
-    if any(WNID.fullmatch(name) for name in subfolders(folder)):
-        return True
-    is_val = folder.name == "val" and folder.is_dir()
-    return is_val and any(name.lower().endswith(IMAGE_SUFFIXES) for name in os.listdir(folder))
-
-
-def _classes(root: Path, tree: Tree, words: Mapping[str, str] | None) -> list[str]:
-    """The WNID of every picture: that of its folder, or what a list says."""
-    inside = [
-        next((part for part in folder.split("/") if WNID.fullmatch(part)), None)
-        for folder in tree.folders
-    ]
-    listed: dict[str, str] = {}
-    if any(count and not wnid for wnid, count in zip(inside, tree.counts, strict=True)):
-        known = sorted({wnid for wnid in inside if wnid}) if words is None else list(words)
-        listed = validation_classes(root, known, is_whole=words is not None)
-    classes, row = [], 0
-    for wnid, count in zip(inside, tree.counts.tolist(), strict=True):
-        classes += (
-            [wnid] * count
-            if wnid
-            else [_listed(tree, n, listed, root) for n in range(row, row + count)]
-        )
-        row += count
-    return classes
-
-
-def _listed(tree: Tree, row: int, listed: Mapping[str, str], root: Path) -> str:
-    path = tree.paths[row]
-    name = path.rpartition("/")[2].partition(".")[0]
-    if name not in listed:
-        raise CamtrainValueError(
-            f"The list of validation classes has {len(listed)} pictures, but not {name}, which is "
-            f"{root / path}; complete the list, or move the picture into the folder of its WNID."
-        )
-    return listed[name]
-
-
-def _splits(tree: Tree, tops: Mapping[str, Split]) -> NDArray[np.int8]:
-    numbers = [
-        next(
-            split_number(split) for top, split in tops.items() if f"{folder}/".startswith(f"{top}/")
-        )
-        for folder in tree.folders
-    ]
-    return np.repeat(np.array(numbers, np.int8), tree.counts)
-
-
-def _boxes(
-    root: Path, tree: Tree, labels: NDArray[np.int64], wnids: Sequence[str]
-) -> Callable[[int], Tensor]:
-    folders = [name for name in _BOX_FOLDERS if (root / name).is_dir()]
-    templates = [f"{folder}/{form}" for folder in folders for form in _XML]
-    if tree.has_xml:
-        templates.append("{parent}/{stem}.xml")
-    if templates:
-        return XmlBoxes(root, tree.paths, labels, wnids, templates=templates, first=0)
-    if (root / "boxes.csv").is_file():
-        return match_boxes(from_csv(root / "boxes.csv"), tree.paths, labels, wnids)
-    if not (root / SOLUTION).is_file():
-        return no_boxes
-    solution = read_solution(root / SOLUTION)
-    stems = (path.rpartition("/")[2].partition(".")[0] for path in tree.paths)
-    row_boxes = [
-        (row, box)
-        for row, stem in enumerate(stems)
-        if stem in solution
-        for box in solution[stem][1]
-    ]
-    return BoxTable(len(tree.paths), [row for row, _ in row_boxes], [box for _, box in row_boxes])
+    return line.fields[0]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.paths import PathList
-from camtrain.data.source import UNDECIDED, Labels, Listing, Split, no_boxes, split_number
-from camtrain.data.tree import scan, subfolders
+from camtrain.data.lists import PathList
+from camtrain.data.source import UNDECIDED, Labels, Listing, Split, no_boxes
+from camtrain.data.tree import scan, subfolders, top_of
 from camtrain.errors import CamtrainFileNotFoundError
 
 _CLASSES = {"neg": "not_person", "pos": "person"}
-_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 _BOX = re.compile(
     r"^Bounding box for object \d+.*:\s*\((\d+),\s*(\d+)\)\s*-\s*\((\d+),\s*(\d+)\)", re.MULTILINE
 )
@@ -30,53 +31,43 @@ def inria_listing(root: Path) -> Listing:
     corners are counted from 0 and inclusive.
     """
     folder = root / "INRIAPerson" if (root / "INRIAPerson").is_dir() else root
-    homes: dict[str, Split | None] = {
-        name: _SPLITS[name.lower()] for name in subfolders(folder) if name.lower() in _SPLITS
-    }
-    tops = {
-        (f"{home}/{name}" if home else name): (split, name.lower())
-        for home, split in (homes or {"": None}).items()
-        for name in subfolders(folder / home)
+    names = get_args(Split)
+    split_folders = [name for name in subfolders(folder) if name.lower() in names]
+    kinds = {  # folder -> the numbers of its split and of its class
+        f"{parent}/{name}".lstrip("/"): (
+            names.index(parent.lower()) if parent else UNDECIDED,
+            list(_CLASSES).index(name.lower()),
+        )
+        for parent in split_folders or [""]
+        for name in subfolders(folder / parent)
         if name.lower() in _CLASSES
     }
-    tree = scan(folder, list(tops)) if tops else None
+    tree = scan(folder, list(kinds)) if kinds else None
     if tree is None or not len(tree.paths):
         raise CamtrainFileNotFoundError(
             f"{folder} must hold pictures in Train/pos, Train/neg, Test/pos and Test/neg, or in "
             "pos and neg, but has none; point --data.root at INRIAPerson."
         )
-    labels, splits = [], []
-    for inner, count in zip(tree.folders, tree.counts, strict=True):
-        split, name = next(kind for top, kind in tops.items() if f"{inner}/".startswith(f"{top}/"))
-        labels += [list(_CLASSES).index(name)] * int(count)
-        splits += [UNDECIDED if split is None else split_number(split)] * int(count)
-    numbers = np.array(labels, np.int64)
+    of_folders = np.array([kinds[top_of(inner, kinds)] for inner in tree.folders], np.int64)
+    splits, labels = np.repeat(of_folders, tree.counts, axis=0).T
     return Listing(
         root=folder,
         paths=tree.paths,
-        labels=numbers,
-        splits=np.array(splits, np.int8),
+        labels=labels,
+        splits=splits.astype(np.int8),
         class_names=tuple(_CLASSES.values()),
         has_class_list=True,
-        boxes=_AnnotationBoxes(folder, tree.paths, numbers),
+        boxes=partial(_boxes, folder, tree.paths, labels),
     )
 
 
-class _AnnotationBoxes:
-    """Boxes of people from ``annotations/NAME.txt`` beside ``pos``, read when asked for."""
-
-    def __init__(self, root: Path, paths: PathList, labels: Labels) -> None:
-        self._root = root
-        self._paths = paths
-        self._labels = labels
-
-    def __call__(self, row: int) -> Tensor:
-        """The boxes of the picture at ``row``, (n, 4) int64, half-open xyxy."""
-        picture = self._root / self._paths[row]
-        file = picture.parent.parent / "annotations" / f"{picture.stem}.txt"
-        if not self._labels[row] or not file.is_file():
-            return no_boxes(row)
-        # Latin-1: the files name the INRIA Rhône-Alpes.
-        corners = _BOX.findall(file.read_text(encoding="latin-1"))
-        boxes = [[int(x0), int(y0), int(x1) + 1, int(y1) + 1] for x0, y0, x1, y1 in corners]
-        return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+def _boxes(folder: Path, paths: PathList, labels: Labels, row: int) -> Tensor:
+    """The people in the picture at ``row``, from ``annotations/NAME.txt`` beside ``pos``."""
+    picture = folder / paths[row]
+    file = picture.parent.parent / "annotations" / f"{picture.stem}.txt"
+    if not labels[row] or not file.is_file():
+        return no_boxes(row)
+    # Latin-1: the files name the INRIA Rhône-Alpes.
+    corners = _BOX.findall(file.read_text(encoding="latin-1"))
+    boxes = [[int(x0), int(y0), int(x1) + 1, int(y1) + 1] for x0, y0, x1, y1 in corners]
+    return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -47,13 +47,13 @@ def mnist_listing(root: Path) -> Listing:
             f"Pictures of train and test in {root} must have one size, got {images[0].shape[1:]} "
             f"and {images[1].shape[1:]}; download the files again."
         )
-    every = np.concatenate(labels)
+    all_labels = np.concatenate(labels)
     return Listing(
         root=root,
         paths=PathList.of(paths),
-        labels=every,
+        labels=all_labels,
         splits=np.array(splits, np.int8),
-        class_names=tuple(str(number) for number in range(int(every.max()) + 1)),
+        class_names=tuple(str(number) for number in range(int(all_labels.max()) + 1)),
         has_class_list=True,
         images=torch.from_numpy(np.concatenate(images)[:, None]),
     )
@@ -73,13 +73,9 @@ def _download(root: Path) -> None:
 
 
 def _file(root: Path, name: str) -> Path | None:
-    """One of the four files, wherever it lies."""
-    for folder in _FOLDERS:
-        for ending in ("", ".gz"):
-            file = root / folder / f"{name}{ending}"
-            if file.is_file():
-                return file
-    return None
+    """One of the four files, in whichever folder it lies."""
+    files = (root / folder / f"{name}{end}" for folder in _FOLDERS for end in ("", ".gz"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _read(root: Path, name: str, *, dimensions: int) -> NDArray[np.uint8]:

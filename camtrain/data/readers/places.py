@@ -6,12 +6,10 @@ import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from camtrain.data.lists import check_first, find, lines_of
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList, check_first, find, lines_of
 from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -25,14 +23,6 @@ _IMAGES_205 = (
 )
 
 
-class _Part(NamedTuple):
-    """One split: where its list and its pictures may be, relative to the data folder."""
-
-    split: Split
-    lists: list[str]
-    images: Sequence[str]
-
-
 def places365_listing(root: Path) -> Listing:
     """Places365-Standard: train and val; its test pictures have no labels.
 
@@ -44,11 +34,11 @@ def places365_listing(root: Path) -> Listing:
     taken. For the "easy format", ``train/CLASS/*``, use the source ``folder``.
     """
     train = ("data_256_standard", "data_256", "data_large_standard", "data_large")
-    parts = (
-        _Part("train", [f + "places365_train_standard.txt" for f in _LISTS_365], train),
-        _Part("val", [f + "places365_val.txt" for f in _LISTS_365], ("val_256", "val_large")),
-    )
-    return _listing(root, [f + "categories_places365.txt" for f in _LISTS_365], parts)
+    parts: dict[Split, tuple[str, Sequence[str]]] = {
+        "train": ("places365_train_standard.txt", train),
+        "val": ("places365_val.txt", ("val_256", "val_large")),
+    }
+    return _listing(root, _LISTS_365, "categories_places365.txt", parts)
 
 
 def places205_listing(root: Path) -> Listing:
@@ -60,19 +50,34 @@ def places205_listing(root: Path) -> Listing:
     (``/a/abbey 0``). The pictures lie below ``data/vision/torralba/deeplearning/images256``, as the
     archive has it, or below ``images256``, ``imagesPlaces205_resize`` or ``images``.
     """
-    parts = (
-        _Part("train", [f + "train_places205.csv" for f in _LISTS_205], _IMAGES_205),
-        _Part("val", [f + "val_places205.csv" for f in _LISTS_205], _IMAGES_205),
-    )
-    return _listing(root, [f + "categoryIndex_places205.csv" for f in _LISTS_205], parts)
+    parts: dict[Split, tuple[str, Sequence[str]]] = {
+        "train": ("train_places205.csv", _IMAGES_205),
+        "val": ("val_places205.csv", _IMAGES_205),
+    }
+    return _listing(root, _LISTS_205, "categoryIndex_places205.csv", parts)
 
 
-def _listing(root: Path, categories: Sequence[str], parts: Sequence[_Part]) -> Listing:
-    class_names = _class_names(find(root, categories, "the list of the classes"))
+def _listing(
+    root: Path,
+    folders: Sequence[str],
+    categories: str,
+    parts: dict[Split, tuple[str, Sequence[str]]],
+) -> Listing:
+    """The pictures of some splits.
+
+    Args:
+        root: The data folder.
+        folders: Where its lists may be, relative to it.
+        categories: The list of the classes.
+        parts: Of each split its list, and the folders where its pictures may be.
+    """
+    names = [folder + categories for folder in folders]
+    class_names = _class_names(find(root, names, "the list of the classes"))
     paths: list[str] = []
     labels, splits = array("q"), array("b")
-    for split, lists, images in parts:
-        if split == "val" and not any((root / name).is_file() for name in lists):
+    for split, (name, images) in parts.items():
+        lists = [folder + name for folder in folders]
+        if split == "val" and not any((root / place).is_file() for place in lists):
             continue
         file = find(root, lists, f"the list of the {split} pictures")
         folder = find(root, images, f"the folder of the {split} pictures").relative_to(root)

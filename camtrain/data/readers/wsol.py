@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, refuse_box
-from camtrain.data.lists import Line, check_first, find, lines_of
-from camtrain.data.masks import InstanceMasks
-from camtrain.data.paths import PathList
+from camtrain.data.decoding import read_mask
+from camtrain.data.lists import Line, PathList, check_first, find, lines_of
 from camtrain.data.source import Listing, Split, no_mask, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 _BOX_FORM = "path,x0,y0,x1,y1"
 _MASK_FORM = "path,mask,ignore"
+_UNKNOWN = 255  # in a mask: neither object nor background
 
 
 def wsol_listing(
@@ -51,19 +55,18 @@ def wsol_listing(
     ids: list[str] = []
     labels: list[int] = []
     numbers: list[int] = []
-    row_of_split: dict[Split, dict[str, int]] = {}
+    boxes: list[tuple[int, tuple[int, ...]]] = []
+    masks: dict[int, tuple[list[str], str]] = {}
     for split in splits:
-        here = [
-            line.fields[0]
-            for line in lines_of(folder / split / "image_ids.txt", "path", separator=",")
-        ]
-        row_of_split[split] = {path: len(ids) + place for place, path in enumerate(here)}
-        ids += here
-        labels += _labels(folder / split, here)
-        numbers += [split_number(split)] * len(here)
+        lines = lines_of(folder / split / "image_ids.txt", "path", separator=",")
+        paths = [line.fields[0] for line in lines]
+        rows = {path: row for row, path in enumerate(paths, start=len(ids))}
+        _add_localization(folder / split / "localization.txt", rows, boxes, masks)
+        ids += paths
+        labels += _labels(folder / split, paths)
+        numbers += [split_number(split)] * len(paths)
     base = root if (root / ids[0]).is_file() or not (root / "images").is_dir() else root / "images"
     check_first(base / ids[0], folder / splits[0] / "image_ids.txt")
-    boxes, masks = _localization(folder, row_of_split)
     count = max(labels) + 1
     if class_names is not None and count > len(class_names):
         raise CamtrainValueError(
@@ -78,7 +81,7 @@ def wsol_listing(
         class_names=tuple(class_names or (str(number) for number in range(count))),
         has_class_list=True,
         boxes=BoxTable(len(ids), [row for row, _ in boxes], [box for _, box in boxes]),
-        masks=InstanceMasks(base, masks) if masks else no_mask,
+        masks=partial(_mask, base, masks) if masks else no_mask,
     )
 
 
@@ -97,31 +100,34 @@ def _labels(folder: Path, ids: Sequence[str]) -> list[int]:
     return [label_of[path] for path in ids]
 
 
-def _localization(
-    folder: Path, row_of_split: dict[Split, dict[str, int]]
-) -> tuple[list[tuple[int, tuple[int, ...]]], dict[int, tuple[list[str], str]]]:
-    """Boxes, half-open, and masks with their ignore mask, by the row of their picture."""
-    boxes: list[tuple[int, tuple[int, ...]]] = []
-    masks: dict[int, tuple[list[str], str]] = {}
-    for split, row_of in row_of_split.items():
-        file = folder / split / "localization.txt"
-        if not file.is_file():
-            continue
-        form = _MASK_FORM if _has_masks(file) else _BOX_FORM
-        for line in lines_of(file, form, separator=","):
-            row = row_of.get(line.fields[0])
-            if row is None:
-                raise CamtrainValueError(
-                    f"{line.place}: {line.fields[0]} is not in image_ids.txt; expected {form} of "
-                    "one of its pictures; download the lists again."
-                )
-            if form == _BOX_FORM:
-                boxes += [(row, box) for box in _half_open(line)]
-            elif row in masks:
-                masks[row][0].append(line.fields[1])
-            else:
-                masks[row] = ([line.fields[1]], line.fields[2])
-    return boxes, masks
+def _add_localization(
+    file: Path,
+    rows: Mapping[str, int],
+    boxes: list[tuple[int, tuple[int, ...]]],
+    masks: dict[int, tuple[list[str], str]],
+) -> None:
+    """Add the half-open boxes, or the masks and the ignore mask, of the pictures of one split.
+
+    Args:
+        file: The list of the split, which need not exist.
+        rows: The row of each picture of the split.
+        boxes: A row and a box each; boxes are added here.
+        masks: By row; masks are added here.
+    """
+    if not file.is_file():
+        return
+    form = _MASK_FORM if _has_masks(file) else _BOX_FORM
+    for line in lines_of(file, form, separator=","):
+        row = rows.get(line.fields[0])
+        if row is None:
+            raise CamtrainValueError(
+                f"{line.place}: {line.fields[0]} is not in image_ids.txt; expected {form} of "
+                "one of its pictures; download the lists again."
+            )
+        if form == _BOX_FORM:
+            boxes += [(row, box) for box in _half_open(line)]
+        else:
+            masks.setdefault(row, ([], line.fields[2]))[0].append(line.fields[1])
 
 
 def _has_masks(file: Path) -> bool:
@@ -140,3 +146,38 @@ def _half_open(line: Line) -> list[tuple[int, ...]]:
         )
         return []
     return [(xmin, ymin, xmax + 1, ymax + 1)]
+
+
+def _mask(root: Path, files: Mapping[int, tuple[Sequence[str], str]], row: int) -> Tensor | None:
+    """The mask of the picture at ``row``, (H, W) uint8 of 0, 1 and 255, if there is one.
+
+    What is an object in one of the masks is an object; of the rest, what the ignore mask covers is
+    unknown (the benchmark's evaluation.py, ``get_mask``).
+
+    Args:
+        root: What the files are relative to.
+        files: By row: the masks, and the ignore mask or an empty name.
+        row: Of the picture.
+    """
+    if row not in files:
+        return None
+    names, ignore = files[row]
+    mask = np.logical_or.reduce(_of_one_size(root, names)).astype(np.uint8)
+    if ignore:
+        *_, is_unknown = _of_one_size(root, [names[0], ignore])
+        mask[is_unknown & (mask == 0)] = _UNKNOWN
+    return torch.from_numpy(mask)
+
+
+def _of_one_size(root: Path, names: Sequence[str]) -> list[NDArray[np.bool_]]:
+    masks = [read_mask(root / name) for name in names]
+    if len({mask.shape for mask in masks}) > 1:
+        sizes = ", ".join(
+            f"{name}: {mask.shape[1]} x {mask.shape[0]}"
+            for name, mask in zip(names, masks, strict=True)
+        )
+        raise CamtrainValueError(
+            f"The masks of one picture must have one size, but those in {root} have {sizes}; "
+            "replace the wrong one."
+        )
+    return masks

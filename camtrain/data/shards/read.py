@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.data.boxes import BoxTable
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.source import Labels, Listing, Split, split_number
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.files import user_cache, write_text

@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from camtrain.data.exclude import folder_of, make_sources_without, name_in, read_exclude
-from camtrain.data.paths import PathList
+from camtrain.data.lists import PathList
 from camtrain.data.shards.read import Shard, ShardIndex, webdataset
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
