@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.files import replacing
@@ -22,6 +25,10 @@ from camtrain.header import (
 )
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
+
+_DRAWING = frozenset(
+    {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,8 @@ def _assemble(path: Path, description: Description, tensors: dict[str, Tensor]) 
         if description.architecture is None:
             raise CamtrainValueError("architecture is missing")
         _check_name(description.architecture["backbone"])
-        net = from_recipe(description.architecture)
+        with _WithoutRandomWeights():  # the file holds every weight
+            net = from_recipe(description.architecture)
         net.load_state_dict(tensors)
         net.restore(description)
     except Exception as error:  # what damaged values make torch raise cannot be known
@@ -158,6 +166,23 @@ def _assemble(path: Path, description: Description, tensors: dict[str, Tensor]) 
             "its source again."
         ) from error
     return Bundle(net.eval(), description)
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Skips the functions that fill weights with random numbers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """The result, or the tensor that would have been filled."""
+        options = kwargs or {}
+        if func in _DRAWING:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
 
 
 def _check_name(name: str) -> None:

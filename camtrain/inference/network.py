@@ -163,7 +163,7 @@ def _faster(net: CAMNet, precision: Precision) -> CAMNet:
         folds = False
     if precision == "fp32" and not folds:
         return net
-    faster = copy.deepcopy(net)
+    faster = copy.deepcopy(net, _replaced_by_folding(net.backbone) if folds else {})
     if folds:
         fold_batch_norms(faster.backbone)
     for part in (faster.backbone, faster.neck) if precision == "bf16" else ():
@@ -195,6 +195,20 @@ def fold_batch_norms(network: nn.Module) -> None:
                 first.weight, first.bias, mean, var, second.eps, second.weight, second.bias
             )
             traced.set_submodule(norm, nn.Identity())
+
+
+def _replaced_by_folding(network: nn.Module) -> dict[int, Tensor]:
+    """The tensors that ``fold_batch_norms`` replaces, by id: a copy need not copy them."""
+    uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    layers = [
+        traced.get_submodule(name)
+        for traced in network.modules()
+        if isinstance(traced, fx.GraphModule)
+        for pair in _pairs(traced)
+        for name in pair
+    ]
+    tensors = [t for layer in layers for t in (*layer.parameters(), *layer.buffers())]
+    return {id(tensor): tensor for tensor in tensors if uses[id(tensor)] <= 1}
 
 
 def can_fold(network: nn.Module) -> bool:

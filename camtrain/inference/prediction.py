@@ -18,7 +18,6 @@ from camtrain.inference.pictures import Input, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
 from camtrain.maps import HeatmapMethod, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
-from camtrain.visualize import overlay
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +49,8 @@ class Prediction:
 
     def overlay(self, rank: int = 0, *, colormap: str = "viridis") -> Image.Image:
         """The picture under the heatmap of the class at this rank, 0 being the best."""
+        from camtrain.visualize import overlay  # late: predicting alone draws nothing
+
         return overlay(self.image, self.heatmaps[rank], colormap=colormap)
 
 

@@ -96,6 +96,13 @@ def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> 
     assert load_file(again).keys() == load_file(path).keys()
 
 
+def test_reading_draws_no_random_numbers(path: Path) -> None:
+    write_bundle(path, paper_net())
+    before = torch.get_rng_state()
+    read_bundle(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_file_is_a_plain_safetensors_with_one_json_beside_the_weights(path: Path) -> None:
     net = digits_net()
     write_bundle(path, net, threshold=0.25, scores={"val/acc1": 0.5})

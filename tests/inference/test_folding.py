@@ -50,6 +50,17 @@ def test_all_norms_of_a_resnet_are_folded() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.backbone.modules())
 
 
+def test_later_changes_of_the_network_do_not_reach_its_folded_copy() -> None:
+    net = camtrain.create_model("torchvision/resnet18", 7, weights=None, neck=(8,))
+    network, images = TorchNetwork(net), torch.rand(1, 3, 64, 96)
+    before = network.class_maps(images)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.zero_()
+    for tensor, expected in zip(network.class_maps(images), before, strict=True):
+        assert torch.equal(tensor, expected)
+
+
 class Odd(nn.Module):
     """Pairs that must stay: a result of two users, and layers that are used twice."""
 
