@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 _MOST_CHARACTERS = 300
+_LAST_CHARACTERS = 120
 
 
 class CamtrainError(Exception):
@@ -27,6 +28,8 @@ class CamtrainFileNotFoundError(CamtrainError, FileNotFoundError):
 def one_line(error: BaseException, *, with_type: bool = True) -> str:
     r"""An exception within a message, on one line of at most 300 characters.
 
+    A longer text loses its middle: its end may name the next step.
+
     Args:
         error: Of an error of camtrain the text is enough.
         with_type: Give the type of others before their text; else only where there is no text.
@@ -40,12 +43,21 @@ def one_line(error: BaseException, *, with_type: bool = True) -> str:
     text, name = " ".join(str(error).split()), type(error).__name__
     if with_type and text and not isinstance(error, CamtrainError):
         text = f"{name}: {text}"
-    return (text or name)[:_MOST_CHARACTERS]
+    text = text or name
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS - _LAST_CHARACTERS - 5]} ... {text[-_LAST_CHARACTERS:]}"
+    return text
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, for libraries that add many; its type without any."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise CamtrainValueError unless the value of an option is one of the choices."""
+    if value not in choices:
+        raise CamtrainValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice
 from camtrain.preprocessing import Preprocessing
 
 PoolName = Literal["avg", "max", "lse", "gmp"]
@@ -133,10 +133,7 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
             f"maps must have the shape (B, k, h, w), got {tuple(maps.shape)}; add the missing axes "
             "with maps[None]."
         )
-    if method not in get_args(HeatmapMethod):
-        raise CamtrainValueError(
-            f"method must be one of {', '.join(get_args(HeatmapMethod))}, got {method!r}."
-        )
+    check_choice("method", method, get_args(HeatmapMethod))
     maps = maps.float()
     heat = F.interpolate(
         torch.where(has_range(maps), maps, 0.0), size=size, mode="bilinear", align_corners=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -63,17 +63,9 @@ class Preprocessing:
                 "mean and std must have one number per channel, std above 0, "
                 f"got mean={self.mean} and std={self.std}."
             )
-        kinds = {
-            "interpolation": Interpolation,
-            "resize_mode": ResizeMode,
-            "channel_order": ChannelOrder,
-        }
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise CamtrainValueError(
-                    f"{name} must be one of {', '.join(get_args(kind))}, got "
-                    f"{getattr(self, name)!r}."
-                )
+        check_choice("interpolation", self.interpolation, get_args(Interpolation))
+        check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
+        check_choice("channel_order", self.channel_order, get_args(ChannelOrder))
         if not 0 < self.crop_pct <= 1:
             raise CamtrainValueError(f"crop_pct must lie in (0, 1], got {self.crop_pct}.")
         if self.channel_order == "bgr" and len(self.mean) != 3:

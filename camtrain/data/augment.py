@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from camtrain.data.transforms import INTERPOLATIONS, CropGeometry, fill_colour, fit_channels
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.preprocessing import Preprocessing
 
 HIDDEN_GRID = 4  # cells per side that hide-and-seek divides the input into
@@ -102,10 +102,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Check every value once, at the door."""
-        if self.name not in AUGMENTATIONS:
-            raise CamtrainValueError(
-                f"augment must be one of {', '.join(AUGMENTATIONS)}, got {self.name!r}."
-            )
+        check_choice("augment", self.name, AUGMENTATIONS)
         if self.name == "wsol" and self.preprocessing.resize_mode != "squash":
             raise CamtrainValueError(
                 "augment wsol goes with resize_mode squash, as the benchmark warps in evaluation "

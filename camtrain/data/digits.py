@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from camtrain.data.source import SourcePicture, Split
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 
 CANVAS = 64
 _Gray = npt.NDArray[np.uint8]
@@ -47,10 +47,7 @@ class ClutteredDigits:
 
     def __init__(self, split: Split, *, length: int, seed: int = 0) -> None:
         """Choose digits, sizes and places; nothing is drawn yet."""
-        if split not in get_args(Split):
-            raise CamtrainValueError(
-                f"split must be one of {', '.join(get_args(Split))}, got {split!r}."
-            )
+        check_choice("split", split, get_args(Split))
         if length < 1:
             raise CamtrainValueError(f"length must be at least 1 picture, got {length}.")
         self.split = split

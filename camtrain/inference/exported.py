@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camtrain.data.transforms import to_pixels
-from camtrain.errors import CamtrainValueError, needs_extra, one_line
+from camtrain.errors import CamtrainValueError, check_choice, needs_extra, one_line
 from camtrain.header import METADATA_KEY, Description, parse_description, refusing_damage
 from camtrain.inference.bundle import shipped_description
 from camtrain.inference.file_checks import check_archive, read_onnx_header
@@ -56,11 +56,7 @@ class ExportOptions:
         if self.top is not None and self.top < 1:
             raise CamtrainValueError(f"top must be at least 1, got {self.top}.")
         check_refine(self.refine)
-        if self.precision not in get_args(ExportPrecision):
-            raise CamtrainValueError(
-                f"precision must be one of {', '.join(get_args(ExportPrecision))}, got "
-                f"{self.precision!r}."
-            )
+        check_choice("precision", self.precision, get_args(ExportPrecision))
 
     @property
     def output_names(self) -> tuple[str, ...]:

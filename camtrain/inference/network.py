@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.labels import Task
 from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
@@ -108,10 +108,7 @@ class TorchNetwork:
             CamtrainValueError: The device or the precision is unknown or not available, or the
                 network does not know its preprocessing.
         """
-        if precision not in get_args(Precision):
-            raise CamtrainValueError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}."
-            )
+        check_choice("precision", precision, get_args(Precision))
         if net.preprocessing is None:
             raise CamtrainValueError(
                 "preprocessing must be given, since this network does not know its own; pass "

@@ -14,7 +14,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
-from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError, check_choice
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.network import Network, Precision, TorchNetwork
@@ -157,11 +157,8 @@ class Predictor:
             raise CamtrainValueError(
                 f"top and batch_size must be at least 1, got top={top}, batch_size={batch_size}."
             )
-        for name, value, kind in (("method", method, HeatmapMethod), ("tta", tta, TTA)):
-            if value not in get_args(kind):
-                raise CamtrainValueError(
-                    f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}."
-                )
+        check_choice("method", method, get_args(HeatmapMethod))
+        check_choice("tta", tta, get_args(TTA))
         names, preprocessing = self.network.class_names, self.preprocessing
         if tta == "tencrop":
             preprocessing = ten_crop_preprocessing(preprocessing)

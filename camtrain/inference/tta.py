@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.inference.network import Network, display_maps
 from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
@@ -151,8 +151,7 @@ def tta_maps(
         CamtrainValueError: ``tta`` is unknown, or as ``CAMNet.display_maps``.
         CamtrainTypeError: As ``CAMNet.display_maps``.
     """
-    if tta not in get_args(TTA):
-        raise CamtrainValueError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}.")
+    check_choice("tta", tta, get_args(TTA))
     if tta == "none":
         return display_maps(net, images, top=top, classes=classes)
     size = (images.shape[2], images.shape[3])

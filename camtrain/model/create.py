@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice
 from camtrain.header import Description
 from camtrain.labels import Task, check_task
 from camtrain.maps import PoolName
@@ -330,9 +330,6 @@ def _check_arguments(recipe: dict[str, Any]) -> None:
         )
     if recipe["neck_norm"] not in (None, *get_args(NormName)):
         raise CamtrainValueError(f"neck_norm must be batch or None, got {recipe['neck_norm']!r}.")
-    if recipe["pool"] not in get_args(PoolName):
-        raise CamtrainValueError(
-            f"pool must be one of {', '.join(get_args(PoolName))}, got {recipe['pool']!r}."
-        )
+    check_choice("pool", recipe["pool"], get_args(PoolName))
     if not 0 <= dropout < 1:
         raise CamtrainValueError(f"dropout must lie in [0, 1), got {dropout}.")

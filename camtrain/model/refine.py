@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import check_choice
 
 Refine = Literal["none", "affinity"]
 
@@ -188,8 +188,5 @@ def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
 
 def check_refine(refine: str) -> Refine:
     """The refinement itself; raise CamtrainValueError unless it is ``none`` or ``affinity``."""
-    if refine not in get_args(Refine):
-        raise CamtrainValueError(
-            f"refine must be one of {', '.join(get_args(Refine))}, got {refine!r}."
-        )
+    check_choice("refine", refine, get_args(Refine))
     return cast("Refine", refine)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice
 from camtrain.visualize.text import Color
 
 COLORMAPS = {  # the first two are perceptually uniform
@@ -131,10 +131,7 @@ def palette(colormap: str) -> NDArray[np.uint8]:
 
 def _opencv_colormap(colormap: str) -> int:
     """OpenCV's number of a colour map."""
-    if colormap not in COLORMAPS:
-        raise CamtrainValueError(
-            f"colormap must be one of {', '.join(COLORMAPS)}, got {colormap!r}."
-        )
+    check_choice("colormap", colormap, COLORMAPS)
     return COLORMAPS[colormap]
 
 

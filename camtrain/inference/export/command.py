@@ -12,7 +12,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainValueError,
+    check_choice,
+)
 from camtrain.header import read_checkpoint_content
 from camtrain.inference.bundle import Bundle, read_bundle, read_network, write_bundle
 from camtrain.inference.export.check import Pictures, random_pictures, spread
@@ -31,10 +36,7 @@ def main(args: Sequence[str]) -> None:
     arguments = _parser().parse_args(args[1:])
     checkpoint: Path = arguments.checkpoint
     suffix = f".{arguments.format}"
-    if arguments.format not in get_args(Format):
-        raise CamtrainValueError(
-            f"--format must be one of {', '.join(get_args(Format))}, got {arguments.format!r}."
-        )
+    check_choice("--format", arguments.format, get_args(Format))
     output: Path = arguments.output or checkpoint.with_suffix(suffix)
     if output.suffix != suffix:
         raise CamtrainValueError(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice, one_line
 from camtrain.model.camnet import CAMNet
 
 # timm's names, except for the first, which is ours; the endless ones need no last step.
@@ -278,8 +278,7 @@ def _check_optimizer(name: str) -> None:
 
 
 def _check_schedule(name: str, arguments: dict[str, Any]) -> None:
-    if name not in SCHEDULES:
-        raise CamtrainValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}.")
+    check_choice("schedule", name, SCHEDULES)
     if name == "warmup_cosine" and arguments:
         raise CamtrainValueError(
             f"schedule_args belong to timm's schedules, got {arguments} for warmup_cosine; choose "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.labels import Task, multi_hot
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
@@ -207,10 +207,7 @@ def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) ->
         raise CamtrainValueError(
             f"head_solver {solver} takes no steps and has no rate to find; leave find_lr out."
         )
-    if solver not in get_args(HeadSolver):
-        raise CamtrainValueError(
-            f"head_solver must be one of {', '.join(get_args(HeadSolver))}, got {solver!r}."
-        )
+    check_choice("head_solver", solver, get_args(HeadSolver))
     required = [
         (net.pool == "avg", "--model.pool avg"),
         (isinstance(net.neck, nn.Identity), "--model.neck []"),
