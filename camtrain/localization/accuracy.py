@@ -1,15 +1,17 @@
 """Localization and classification by the rule of ILSVRC: from maps, and from a prediction file.
 
 The rules are those of the CLS-LOC task (Russakovsky et al., arXiv 1409.0575, section 4.1) as its
-evaluation program applies them.
+evaluation program applies them. A box is right when its IoU with *any* truth box reaches the IoU
+threshold: exactly 0.5 counts, on inclusive pixels. For boxes with integer edges that is the
+half-open IoU (see ``box_iou_inclusive``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,27 +23,25 @@ from camtrain.localization.metric import (
     PictureMetric,
     check_batch,
     check_iou_threshold,
-    one_map_each,
+    maps_on_cpu,
     pictures_with_boxes,
 )
 from camtrain.maps import heatmaps
 
-_LOCALIZATION = ("gt_known", "top1", "top5")
-_CLASSIFICATION = ("cls_top1", "cls_top5")
 MAX_GUESSES = 5
 NO_GUESS = -1.0
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are guessed before the label.
+    """How many classes are guessed before the true class.
 
     Args:
         logits: (B, K).
         labels: (B,) int.
 
     Returns:
-        (B,) int64 in [0, K]: 0 for the best guess; of equal logits the lower class number is
-        guessed first; K where the label's logit is NaN.
+        (B,) int64 in [0, K]: 0 for the best guess. Of equal logits the lower class number is
+        guessed first. K where the label's logit is NaN.
 
     Example:
         >>> ranks_of_labels(torch.tensor([[1.0, 3.0, 3.0]]), torch.tensor([2]))
@@ -57,19 +57,22 @@ class LocalizationAccuracy(PictureMetric):
     """GT-known, top-1, top-5 localization at a fixed threshold of the heatmap, and classification.
 
     The box of a picture surrounds the largest component of its heatmap (the class map at the
-    picture's size, min-max normalized) above threshold x maximum. It is right when its IoU with
-    *any* truth box reaches the IoU threshold: exactly 0.5 counts, on inclusive pixels (the rule of
-    ILSVRC), which for boxes of integer edges is the half-open IoU (see ``box_iou_inclusive``).
+    picture's size, min-max normalized) above threshold x maximum.
 
-    * ``gt_known``: the box of the true class's map is right.
-    * ``top1`` (``top5``): moreover the true class is the best (among the min(5, K) best) of the
-      guesses. A guess of another class is wrong whatever its box, so no other map matters.
+    * ``gt_known``: the box of the true class's map is right (see the top of this module).
+    * ``top1`` (``top5``): the box is right, and the true class is the best (among the min(5, K)
+      best) of the guesses. Maps of other classes do not matter: a guess of another class is wrong.
     * ``cls_top1`` (``cls_top5``): the true class is the best (among the min(5, K) best), over *all*
       pictures.
 
-    Of equal logits the lower class number is guessed first; a class whose logit is NaN is no right
-    guess. Pictures without boxes, and those of a blacklist, are not counted for localization. From
-    a file of predictions the same is computed by ``flat_errors``, as 1 - error.
+    Of equal logits the lower class number is guessed first; a class whose logit is NaN is never
+    guessed. Pictures without boxes, and those of a blacklist, are not counted for localization.
+    ``flat_errors`` computes the same from a file of predictions, as 1 - error.
+
+    Args:
+        threshold: Part of the heatmap's maximum that a pixel must exceed, in [0, 1).
+        iou_threshold: The least IoU of a right box, in (0, 1].
+        num_classes: K, to count GT-known for each class too; None counts all together only.
 
     Example:
         >>> maps = torch.zeros(1, 3, 4)
@@ -82,34 +85,17 @@ class LocalizationAccuracy(PictureMetric):
         {'gt_known': 1.0, 'top1': 0.0, 'top5': 1.0, 'cls_top1': 0.0, 'cls_top5': 1.0}
     """
 
-    gt_known: Tensor
-    top1: Tensor
-    top5: Tensor
-    count: Tensor
-    cls_top1: Tensor
-    cls_top5: Tensor
-    cls_count: Tensor
-    class_right: Tensor
-    class_count: Tensor
-
     def __init__(
         self,
         threshold: float = DEFAULT_THRESHOLD,
         iou_threshold: float = 0.5,
         num_classes: int | None = None,
     ) -> None:
-        """Start with nothing counted.
-
-        Args:
-            threshold: Part of the heatmap's maximum that a pixel must exceed, in [0, 1).
-            iou_threshold: The least IoU of a right box, in (0, 1].
-            num_classes: K, to count GT-known for each class too; None counts all together only.
-        """
         super().__init__()
         self.threshold = check_threshold(threshold)
         self.iou_threshold = check_iou_threshold(iou_threshold)
-        names = (*_LOCALIZATION, "count", *_CLASSIFICATION, "cls_count")
-        self.add_sums(*names, dtype=torch.int64)
+        self.add_sums("gt_known", "top1", "top5", "count", dtype=torch.int64)
+        self.add_sums("cls_top1", "cls_top5", "cls_count", dtype=torch.int64)
         shape = (num_classes or 0,)
         self.add_sums("class_right", "class_count", shape=shape, dtype=torch.int64)
 
@@ -132,18 +118,22 @@ class LocalizationAccuracy(PictureMetric):
             boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
             sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
             blacklisted: (B,) bool: pictures that are left out of localization (ILSVRC has such a
-                list, of pictures whose objects cannot be boxed); not out of classification.
+                list, of pictures whose objects cannot be boxed), but not out of classification.
+
+        Raises:
+            CamtrainValueError: A shape is wrong, or the batch sizes differ.
         """
-        maps = one_map_each(maps, len(boxes_xyxy))
+        maps = maps_on_cpu(maps, len(boxes_xyxy))
         check_batch("logits", logits, "B K", len(boxes_xyxy))
         check_batch("labels", labels, "B", len(boxes_xyxy))
         if blacklisted is None:
             blacklisted = torch.zeros(len(boxes_xyxy), dtype=torch.bool)
         check_batch("blacklisted", blacklisted, "B", len(boxes_xyxy))
-        ranks = ranks_of_labels(logits.detach().cpu(), labels.cpu()).tolist()
         is_left_out = blacklisted.tolist()
+        ranks = ranks_of_labels(logits.detach().cpu(), labels.cpu()).tolist()
+        top5 = min(5, logits.shape[1])
         self.cls_top1 += sum(rank < 1 for rank in ranks)
-        self.cls_top5 += sum(rank < min(5, logits.shape[1]) for rank in ranks)
+        self.cls_top5 += sum(rank < top5 for rank in ranks)
         self.cls_count += len(ranks)
         for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
             if is_left_out[index]:
@@ -153,14 +143,14 @@ class LocalizationAccuracy(PictureMetric):
             is_right = bool((box_iou(largest_box, boxes) >= self.iou_threshold).any())
             self.gt_known += is_right
             self.top1 += is_right and ranks[index] < 1
-            self.top5 += is_right and ranks[index] < min(5, logits.shape[1])
+            self.top5 += is_right and ranks[index] < top5
             self.count += 1
             if len(self.class_count):
                 self.class_right[int(labels[index])] += is_right
                 self.class_count[int(labels[index])] += 1
 
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """Pictures of each class whose box is right, and that have boxes, (K,) int64 each.
+        """Pictures of each class whose box is right, and pictures that have boxes, (K,) int64 each.
 
         Of all processes; empty where the number of classes was not given.
         """
@@ -169,13 +159,14 @@ class LocalizationAccuracy(PictureMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The fractions by name, float64 scalars; NaN when nothing was counted."""
-        counts = dict.fromkeys(_LOCALIZATION, self.count)
-        counts |= dict.fromkeys(_CLASSIFICATION, self.cls_count)
-        return {name: getattr(self, name).double() / count for name, count in counts.items()}
+        localization = {"gt_known": self.gt_known, "top1": self.top1, "top5": self.top5}
+        classification = {"cls_top1": self.cls_top1, "cls_top5": self.cls_top5}
+        return {name: right.double() / self.count for name, right in localization.items()} | {
+            name: right.double() / self.cls_count for name, right in classification.items()
+        }
 
 
-@dataclass(frozen=True)
-class FlatErrors:
+class FlatErrors(NamedTuple):
     """Parts of the pictures that are wrong when the first 1, 2, ..., 5 guesses count.
 
     Attributes:
@@ -198,18 +189,16 @@ def flat_errors(
     """Classification and localization error of up to five guesses per picture.
 
     With the first k guesses a picture is classified when one of them has its label, and localized
-    when one of them has its label and a box whose IoU with *any* truth box reaches the threshold:
-    exactly 0.5 counts, on inclusive pixels. Everything is computed in float64, so that integers of
-    any type are safe: unsigned ones do not wrap.
+    when one of them has its label and a right box (see the top of this module). Everything is
+    computed in float64, so that unsigned integers do not wrap.
 
     Args:
         predictions: (n, 5, 5), guesses, best first: label, xmin, ymin, xmax, ymax, inclusive pixels
             of the picture. A guess that is missing has the label -1.
         labels: (n,) int, the true classes, numbered as in ``predictions``.
         boxes_xyxy: Per picture (m, 4), the truth: *inclusive* xyxy in pixels of the picture.
-        blacklisted: (n,) bool: pictures that leave the localization error, numerator and
-            denominator, as those without boxes do (ILSVRC has none). The classification error
-            counts them.
+        blacklisted: (n,) bool: pictures that are left out of the localization error, as pictures
+            without boxes are, but not out of the classification error.
         iou_threshold: The least IoU of a right box, in (0, 1].
 
     Raises:
@@ -224,8 +213,24 @@ def flat_errors(
         >>> flat_errors(predictions, torch.tensor([7]), boxes_xyxy=truth).localization
         (1.0, 0.0, 0.0, 0.0, 0.0)
     """
-    is_left_out = _check(predictions, labels, boxes_xyxy, blacklisted)
-    is_left_out |= torch.tensor([len(boxes) == 0 for boxes in boxes_xyxy], dtype=torch.bool)
+    count = len(predictions)
+    if predictions.ndim != 3 or predictions.shape[1:] != (MAX_GUESSES, 5):
+        raise CamtrainValueError(
+            f"predictions must be (n, {MAX_GUESSES}, 5), got {tuple(predictions.shape)}."
+        )
+    if labels.shape != (count,) or len(boxes_xyxy) != count:
+        raise CamtrainValueError(
+            f"predictions, labels and boxes_xyxy must hold the same pictures, got {count}, "
+            f"{tuple(labels.shape)} and {len(boxes_xyxy)}."
+        )
+    is_counted = torch.tensor([len(boxes) > 0 for boxes in boxes_xyxy], dtype=torch.bool)
+    if blacklisted is not None:
+        if blacklisted.shape != (count,) or blacklisted.dtype != torch.bool:
+            raise CamtrainValueError(
+                f"blacklisted must be one bool per picture, ({count},), got "
+                f"{tuple(blacklisted.shape)} of {blacklisted.dtype}."
+            )
+        is_counted &= ~blacklisted.cpu()
     check_iou_threshold(iou_threshold)
     predictions = predictions.detach().cpu().double()
     labels = labels.cpu().double()[:, None]
@@ -235,15 +240,21 @@ def flat_errors(
         truth = boxes_xyxy[row].cpu().double().reshape(-1, 4)
         iou = box_iou_inclusive(predictions[row, :, 1:], truth)
         has_box[row] = (iou >= iou_threshold).any(dim=1)
-    return FlatErrors(_errors(has_label), _errors((has_label & has_box)[~is_left_out]))
+    return FlatErrors(_errors(has_label), _errors((has_label & has_box)[is_counted]))
+
+
+def _errors(is_right: Tensor) -> tuple[float, ...]:
+    """The error with the first 1, 2, ..., 5 guesses, of (n, 5) bool."""
+    number_right = is_right.cummax(dim=1).values.sum(dim=0)
+    return tuple((1 - number_right.double() / len(is_right)).tolist())
 
 
 def read_predictions(path: str | Path) -> Tensor:
     """The guesses of a file in the format of ILSVRC, for ``flat_errors``.
 
-    One line per picture, in the order of the truth: up to five groups of five numbers, ``label xmin
-    ymin xmax ymax``, best guess first, parted by blanks. An empty line is a picture without a
-    guess. ILSVRC numbers its classes 1..1000 in its own order; the labels are kept as written.
+    The file has one line per picture, in the order of the truth: up to five groups of five numbers,
+    ``label xmin ymin xmax ymax``, best guess first, separated by blanks. An empty line is a picture
+    without a guess. ILSVRC numbers its classes 1..1000 in its own order; labels are not changed.
 
     Args:
         path: The text file.
@@ -252,8 +263,8 @@ def read_predictions(path: str | Path) -> Tensor:
         (n, 5, 5) float64; guesses that are missing have the label -1 and a box of zeros.
 
     Raises:
-        CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: A line holds something else; the message names file and line.
+        CamtrainFileNotFoundError: There is no such file.
+        CamtrainValueError: A line is wrong; the message names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -274,7 +285,7 @@ def read_predictions(path: str | Path) -> Tensor:
 
 
 def _guesses(line: str) -> Tensor:
-    """The guesses of a line, (g, 5) float64; a ValueError says what is wrong with it."""
+    """The guesses of a line, (g, 5) float64; a ValueError says what is wrong with the line."""
     numbers = []
     for word in line.split():
         try:
@@ -282,7 +293,7 @@ def _guesses(line: str) -> Tensor:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"expected numbers parted by blanks, got {word!r}.")
+            raise ValueError(f"expected numbers separated by blanks, got {word!r}.")
         numbers.append(number)
     if len(numbers) % 5 or len(numbers) > 5 * MAX_GUESSES:
         raise ValueError(
@@ -293,33 +304,3 @@ def _guesses(line: str) -> Tensor:
         if label < 0 or not label.is_integer():
             raise ValueError(f"a label must be a whole number from 0, got {label:g}.")
     return torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5)
-
-
-def _check(
-    predictions: Tensor, labels: Tensor, boxes_xyxy: Sequence[Tensor], blacklisted: Tensor | None
-) -> Tensor:
-    """The blacklist, (n,) bool, of whatever was given; raise unless all shapes fit."""
-    if predictions.ndim != 3 or predictions.shape[1:] != (MAX_GUESSES, 5):
-        raise CamtrainValueError(
-            f"predictions must be (n, {MAX_GUESSES}, 5), got {tuple(predictions.shape)}."
-        )
-    count = len(predictions)
-    if labels.shape != (count,) or len(boxes_xyxy) != count:
-        raise CamtrainValueError(
-            f"predictions, labels and boxes_xyxy must hold the same pictures, got {count}, "
-            f"{tuple(labels.shape)} and {len(boxes_xyxy)}."
-        )
-    if blacklisted is None:
-        return torch.zeros(count, dtype=torch.bool)
-    if blacklisted.shape != (count,) or blacklisted.dtype != torch.bool:
-        raise CamtrainValueError(
-            f"blacklisted must be one bool per picture, ({count},), got "
-            f"{tuple(blacklisted.shape)} of {blacklisted.dtype}."
-        )
-    return blacklisted.cpu().clone()
-
-
-def _errors(right: Tensor) -> tuple[float, ...]:
-    """The error with the first 1, 2, ..., 5 guesses, of (n, 5) bool."""
-    number_right = right.cummax(dim=1).values.sum(dim=0)
-    return tuple((1 - number_right.double() / len(right)).tolist())

@@ -1,10 +1,10 @@
 """Every contour of every foreground of a score map, in a few calls of OpenCV.
 
-The WSOL benchmark asks OpenCV for the contours at one threshold after another. After quantization
-at most 255 foregrounds are distinct. We leave out those that provably have one contour, whose box
-is then that of the foreground, and stack the others into tall pictures, many foregrounds per call:
-a call costs as much as tracing a small contour, and two threads get in each other's way where
-calls are short. Held contour by contour, in OpenCV's order, against the plain loop.
+The WSOL benchmark asks OpenCV for the contours at each of 1,000 thresholds. After quantization at
+most 255 foregrounds differ. Foregrounds that provably have a single contour are not searched: their
+box is that of the foreground. The others are stacked into tall pictures, several per call, because
+a call costs as much as tracing a small contour, and because short calls of two threads slow each
+other down. The tests compare every contour, in OpenCV's order, with the plain loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 NUM_LEVELS = 256
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)  # (1000,), parts of a map's maximum
-_PER_CALL = 16  # foregrounds: fewer cost more calls, more leave the processor's cache
+_PER_CALL = 16  # foregrounds; with fewer there are more calls, more do not fit into the cache
 
 
 def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -26,27 +26,26 @@ def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def levels_of_thresholds(peak: int) -> NDArray[np.int64]:
-    """The integer level that each of the ``THRESHOLDS`` means for a map of this highest level.
+    """The level above which a map's foreground lies at each threshold, (1000,) int64.
 
-    Returns:
-        (1000,) int64. The foreground is strictly above the level.
+    ``peak`` is the map's highest level.
     """
     return (THRESHOLDS * peak).astype(np.int64)
 
 
 class Contours(NamedTuple):
-    """The boxes around all contours of all F distinct foregrounds of a quantized map.
+    """The boxes around all contours of all F different foregrounds of a quantized map.
 
     Attributes:
-        values: (F,) int64, ascending. Foreground f holds the pixels whose level is at least
+        values: (F,) int64, ascending. Foreground f is the pixels whose level is at least
             ``values[f]``. The last value, 256, stands for the empty foreground, whose one box is
             all zeros.
-        boxes_xyxy: (N, 4) int64, inclusive xyxy in pixels of the map, foreground by foreground,
-            in OpenCV's order. As in the benchmark a max edge is min + side, at most the last
-            pixel: one pixel too large for an inclusive box.
+        boxes_xyxy: (N, 4) int64, inclusive xyxy in pixels of the map, foreground by foreground, in
+            OpenCV's order. As in the benchmark a max edge is min + side, at most the last pixel:
+            one pixel too large for an inclusive box.
         starts: (F,) int64. The boxes of foreground f are ``boxes_xyxy[starts[f]:starts[f + 1]]``.
-        largest: (F,) int64. ``boxes_xyxy[largest[f]]`` surrounds the contour of the largest
-            polygon area; the first one wins a tie.
+        largest: (F,) int64. ``boxes_xyxy[largest[f]]`` is the box of the contour with the largest
+            polygon area; of equal areas the first contour.
     """
 
     values: NDArray[np.int64]
@@ -56,7 +55,7 @@ class Contours(NamedTuple):
 
 
 class _ContourBoxes(NamedTuple):
-    """Contours of some foregrounds: whose they are (n,), their boxes (n, 4), and areas (n,)."""
+    """The foreground, box and area of each of n contours."""
 
     foregrounds: NDArray[np.int64]
     boxes_xyxy: NDArray[np.int64]  # half-open
@@ -85,7 +84,7 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
     followers = _followers(scores, levels, values)
     searched, unsearched = np.flatnonzero(~followers), np.flatnonzero(followers)
     traced = _find_contours(levels, values, extents, searched)
-    # A follower follows the next higher foreground that was searched.
+    # A follower has one contour if the next higher foreground that was searched has one.
     leaders = searched[np.searchsorted(searched, unsearched)]
     is_single = np.bincount(traced.foregrounds, minlength=len(values))[leaders] == 1
     singles = unsearched[is_single]
@@ -114,18 +113,17 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
 def _followers(
     scores: NDArray[np.float64], levels: NDArray[np.uint8], values: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which foregrounds have one contour whenever the next higher one has one contour, (F,).
+    """Whether each foreground has one contour whenever the next higher one has one, (F,) bool.
 
-    A component of a foreground holds a local maximum of the scores. Where the next higher
-    foreground is one component and no local maximum has appeared since, there is still one. Then
-    the Euler number, components - holes, tells the holes: it is 1 where there is none, and the one
-    contour is that of the component.
+    Every component of a foreground holds a local maximum of the scores. If the next higher
+    foreground is one component, and no local maximum lies between the two levels, the foreground is
+    one component, too. If moreover its Euler number (components - holes) is 1, it has no hole, and
+    its only contour is that of the component.
 
-    The components of the background (4-connected, in a frame of zeros) are the outside and the
-    holes; the holes of the background are the components of the foreground (8-connected). So the
-    Euler number of the foreground is 1 - that of the background, and that is pixels - pairs of
-    neighbours + squares of four (Gray, IEEE Trans. Computers C-20, 1971), of which those lie in the
-    background whose highest pixel does.
+    The Euler number of a foreground (8-connected) is 1 - that of the background (4-connected, in a
+    frame of zeros), since the holes of one are components of the other. That of the background is
+    pixels - pairs of neighbours + squares of four (Gray, IEEE Trans. Computers C-20, 1971). A pair
+    or a square lies in the background if its highest pixel does.
     """
     framed = cv2.copyMakeBorder(levels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     across = np.maximum(framed[:, 1:], framed[:, :-1])
@@ -136,7 +134,7 @@ def _followers(
 
     is_peak = scores == cv2.dilate(scores, np.ones((3, 3), dtype=np.uint8))
     has_peak = np.bincount(levels[is_peak], minlength=NUM_LEVELS)[values] > 0
-    # Where the next higher Euler number is not 1, it is known not to have one contour.
+    # A foreground whose Euler number is not 1 has more than one contour.
     is_one = euler == 1
     followers: NDArray[np.bool_] = is_one & np.append(is_one[1:], False) & ~has_peak
     return followers
@@ -148,15 +146,14 @@ def _find_contours(
     extents: NDArray[np.int64],
     foregrounds: NDArray[np.int64],
 ) -> _ContourBoxes:
-    """The contours of some foregrounds (ascending), by OpenCV."""
+    """The contours of the given foregrounds (ascending numbers), by OpenCV."""
     contours: list[NDArray[Any]] = []
     calls = []
     for start in range(0, len(foregrounds), _PER_CALL):
         chosen = foregrounds[start : start + _PER_CALL]
         left, top, right, bottom = extents[chosen[0]].tolist()  # the first is the largest
-        # A row of background parts the foregrounds. OpenCV surrounds what it searches with
-        # background and scans row by row, so a foreground's contours and their order are those
-        # that it has alone.
+        # A row of background separates the foregrounds. OpenCV surrounds a picture with background
+        # and scans row by row, so each foreground gives the same contours as alone, in this order.
         stack = np.empty((len(chosen), bottom - top + 1, right - left), dtype=np.uint8)
         stack[:, -1] = 0
         at_least = values[chosen].astype(np.uint8)[:, None, None]
@@ -184,7 +181,7 @@ def _boxes_and_areas(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Half-open boxes (n, 4) and twice the polygon areas (n,) of contours of shape (points, 1, 2).
 
-    The numbers of ``cv2.boundingRect`` and ``cv2.contourArea``, without a call per contour.
+    ``cv2.boundingRect`` and ``cv2.contourArea`` give the same numbers, but need a call per contour.
     """
     sizes = np.fromiter(map(len, contours), np.int64, len(contours))
     ends = np.cumsum(sizes) - 1
@@ -212,6 +209,6 @@ def _extents(levels: NDArray[np.uint8], values: NDArray[np.int64]) -> NDArray[np
 
 
 def _histogram(levels: NDArray[Any]) -> NDArray[np.int64]:
-    """How many pixels there are of each 8-bit level, (256,)."""
+    """The number of pixels of each 8-bit level, (256,)."""
     counts = cv2.calcHist([levels], [0], None, [NUM_LEVELS], [0, NUM_LEVELS])
     return counts.ravel().astype(np.int64)  # (256,) or (256, 1) by the version of OpenCV

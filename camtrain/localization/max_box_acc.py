@@ -1,8 +1,8 @@
-"""MaxBoxAcc and MaxBoxAccV2, the WSOL benchmark's scores, and the baselines beside them.
+"""MaxBoxAcc and MaxBoxAccV2, the scores of the WSOL benchmark, and baselines for them.
 
-The protocol is that of Choe et al., arXiv 2007.04178, held box for box against the evaluator of its
-authors (github.com/clovaai/wsolevaluation, evaluation.py): everything happens at 224 x 224 with
-inclusive boxes, on score maps quantized to 8 bit.
+The protocol is that of Choe et al., arXiv 2007.04178, section 3.2. The tests compare every box with
+the evaluator of its authors (github.com/clovaai/wsolevaluation, evaluation.py). Everything happens
+at 224 x 224 with inclusive boxes, on score maps quantized to 8 bit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from camtrain.header import check_threshold
 from camtrain.localization.boxes import box_iou, box_iou_inclusive, inclusive_boxes
 from camtrain.localization.contours import THRESHOLDS, contour_boxes, levels_of_thresholds
 from camtrain.localization.metric import (
+    ClassMapMetric,
     PictureMetric,
-    check_batch,
+    SizeHW,
     check_iou_threshold,
     pictures_with_boxes,
 )
@@ -33,10 +34,10 @@ IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 def hits_at_thresholds(
     class_map: Tensor,
     boxes_xyxy: Tensor,
-    size_hw: tuple[int, int],
+    size_hw: SizeHW,
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
 ) -> Tensor:
-    """Whether boxes of a class map meet any truth box, at each of the benchmark's thresholds.
+    """Whether boxes of a class map hit any truth box, at each of the benchmark's thresholds.
 
     Args:
         class_map: (h, w), signed and unnormalized; it covers the whole picture.
@@ -60,14 +61,12 @@ def hits_at_thresholds(
     return torch.from_numpy(hits[..., np.searchsorted(contours.values, levels, side="right")])
 
 
-class _BoxHits(PictureMetric):
-    """Counts hits of both kinds of boxes; the public metrics differ in what they read from them."""
+class _BoxHits(ClassMapMetric):
+    """The hits of both kinds of boxes; the two public metrics differ in which they read."""
 
     _contours: int  # the row of ``hits`` to read, 0: the largest contour, 1: all contours
-    hits: Tensor
-    count: Tensor
 
-    def __init__(self, iou_threshold: float) -> None:
+    def __init__(self, iou_threshold: float = 0.5) -> None:
         super().__init__()
         self.iou_threshold = check_iou_threshold(iou_threshold)
         is_usual = iou_threshold in IOU_THRESHOLDS
@@ -76,70 +75,60 @@ class _BoxHits(PictureMetric):
         self.add_sums("hits", shape=shape, dtype=torch.int64)
         self.add_sums("count", dtype=torch.int64)
 
-    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
-        """Count a batch, as many pictures at a time as torch uses threads.
+    def _count(self, pictures: list[tuple[Tensor, Tensor, SizeHW]]) -> None:
+        """Count as many pictures at a time as torch uses threads."""
 
-        Args:
-            maps: (B, h, w), a class map per picture, signed and unnormalized; it covers the whole
-                picture. A map of 224 x 224 is not resized.
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        check_batch("maps", maps, "B h w", len(boxes_xyxy))
-        maps = maps.detach().cpu()
-
-        def hits_of(picture: tuple[int, Tensor, tuple[int, int]]) -> Tensor:
-            index, boxes, size_hw = picture
-            return hits_at_thresholds(maps[index], boxes, size_hw, self.iou_thresholds)
+        def hits_of(picture: tuple[Tensor, Tensor, SizeHW]) -> Tensor:
+            return hits_at_thresholds(*picture, self.iou_thresholds)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            hits = list(pool.map(hits_of, pictures_with_boxes(boxes_xyxy, sizes_hw)))
+            hits = list(pool.map(hits_of, pictures))
         if hits:
             self.hits += torch.stack(hits).sum(dim=0).to(self.hits.device)
             self.count += len(hits)
+
+    def _accuracies(self, iou_threshold: float | None = None) -> Tensor:
+        """The accuracy of this process at each threshold, (1000,) float64."""
+        if iou_threshold is None:
+            iou_threshold = self.iou_threshold
+        if iou_threshold not in self.iou_thresholds:
+            raise CamtrainValueError(
+                f"iou_threshold must be one of those counted, {self.iou_thresholds}, got "
+                f"{iou_threshold}."
+            )
+        column = self.iou_thresholds.index(iou_threshold)
+        return self.hits[self._contours, column].double() / self.count
 
     def curve(self, iou_threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """The accuracy at each threshold, over the pictures of all processes.
 
         Args:
             iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+                The same for the other methods.
 
         Returns:
-            The thresholds 0, 0.001, ..., 0.999 and the accuracies, each (1000,) float64; the
-            accuracies are NaN when nothing was counted.
+            The thresholds 0, 0.001, ..., 0.999, parts of a map's maximum after min-max, and the
+            accuracies, each (1000,) float64. Accuracies are NaN when nothing was counted.
         """
         with self.sync_context():
-            hits = self.hits[self._contours, self._column(iou_threshold)]
-            return torch.from_numpy(THRESHOLDS.copy()), (hits.double() / self.count).cpu()
+            return torch.from_numpy(THRESHOLDS.copy()), self._accuracies(iou_threshold).cpu()
 
     def best_threshold(self, iou_threshold: float | None = None) -> float:
-        """The oracle threshold: the first at which the counted pictures score best.
+        """The oracle threshold: the first with the best accuracy; NaN when nothing was counted.
 
-        The benchmark's convention. It is chosen on the very pictures that it is scored on; what is
-        carried over to other pictures is ``calibrated_threshold``.
-
-        Args:
-            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
-
-        Returns:
-            In [0, 1), a part of the map's maximum after min-max; NaN when nothing was counted.
+        This is the benchmark's convention: the threshold is chosen on the pictures that it is
+        scored on. For other pictures use ``calibrated_threshold``.
         """
         thresholds, accuracy = self.curve(iou_threshold)
         return float("nan") if accuracy.isnan().any() else float(thresholds[accuracy.argmax()])
 
     def calibrated_threshold(self, iou_threshold: float | None = None) -> float:
-        """The threshold to use on other pictures: the middle of the best ones.
+        """The threshold to use on other pictures: the middle of the best ones; NaN when none.
 
-        On a finite set the accuracy is a stair, and its best step, often hundredths wide, ends on
-        both sides where some picture is lost. The first of the best thresholds lies on such an
-        edge, so that other pictures are as likely to find it already over; the middle is farthest
-        from both. Of several best steps the widest is taken, of equally wide ones the first.
-
-        Args:
-            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
-
-        Returns:
-            In [0, 1), a part of the map's maximum after min-max; NaN when nothing was counted.
+        The accuracy changes in steps, and the best step is often hundredths wide. Its first
+        threshold lies on an edge, so that other pictures may need a slightly higher one; the
+        middle is farthest from both edges. Of several best steps the widest is taken, of equally
+        wide ones the first.
         """
         thresholds, accuracy = self.curve(iou_threshold)
         if accuracy.isnan().any():
@@ -150,8 +139,8 @@ class _BoxHits(PictureMetric):
         """The accuracy at a threshold that was fixed beforehand, such as 0.2 or a calibrated one.
 
         Args:
-            threshold: In [0, 1), a part of the map's maximum; the nearest thousandth counts.
-            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
+            threshold: In [0, 1); the nearest thousandth counts.
+            iou_threshold: See ``curve``.
 
         Returns:
             A float64 scalar; NaN when nothing was counted.
@@ -159,27 +148,21 @@ class _BoxHits(PictureMetric):
         nearest = int(np.abs(THRESHOLDS - check_threshold(threshold)).argmin())
         return self.curve(iou_threshold)[1][nearest]
 
-    def _column(self, iou_threshold: float | None) -> int:
-        if iou_threshold is None:
-            iou_threshold = self.iou_threshold
-        if iou_threshold not in self.iou_thresholds:
-            raise CamtrainValueError(
-                f"iou_threshold must be one of those counted, {self.iou_thresholds}, got "
-                f"{iou_threshold}."
-            )
-        return self.iou_thresholds.index(iou_threshold)
-
 
 class MaxBoxAcc(_BoxHits):
     """Part of the pictures whose one box is right, at the one threshold that is best for them all.
 
     max over 1,000 thresholds t of mean over pictures of [IoU(box at t, any truth box) >= the IoU
-    threshold], exactly as the benchmark computes it (Choe et al., arXiv 2007.04178, section 3.2;
-    at 224 x 224). The box surrounds the largest contour. Pictures without boxes
-    are not counted. Memory is constant.
+    threshold]. The box surrounds the largest contour above t x maximum. ``update(maps, boxes_xyxy,
+    sizes_hw)`` takes (B, h, w) or B maps (h, w), per picture boxes (n, 4), half-open xyxy in its
+    pixels, and (B, 2) of (H, W). A map of 224 x 224 is not resized. Pictures without boxes are not
+    counted. Memory is constant.
 
     At the IoU thresholds 0.3, 0.5 and 0.7 it counts what ``MaxBoxAccV2`` counts, so torchmetrics'
-    ``MetricCollection`` looks at each map once for both.
+    ``MetricCollection`` updates both in one pass over the maps.
+
+    Args:
+        iou_threshold: The least IoU of a hit, in (0, 1].
 
     Example:
         >>> class_map = torch.zeros(1, 14, 14)
@@ -195,25 +178,17 @@ class MaxBoxAcc(_BoxHits):
 
     _contours = 0
 
-    def __init__(self, iou_threshold: float = 0.5) -> None:
-        """Start with nothing counted.
-
-        Args:
-            iou_threshold: The least IoU of a hit, in (0, 1].
-        """
-        super().__init__(iou_threshold)
-
     def compute(self) -> Tensor:
         """The accuracy at the best threshold, a float64 scalar; NaN when nothing was counted."""
-        return self.hits[self._contours, self._column(None)].amax().double() / self.count
+        return self._accuracies().amax()
 
 
 class MaxBoxAccV2(_BoxHits):
     """MaxBoxAcc with all contours, at the mean over the IoU thresholds 0.3, 0.5 and 0.7.
 
-    A picture is right when the box around *any* contour, those of holes included, meets any truth
-    box; each IoU threshold has its own best threshold (Choe et al., arXiv 2007.04178, section 3.2).
-    Pictures without boxes are not counted. Memory is constant.
+    A picture is right when the box around *any* contour, including those of holes, has enough IoU
+    with any truth box; each IoU threshold has its own best threshold. ``update`` is that of
+    ``MaxBoxAcc``.
 
     Example:
         >>> class_map = torch.zeros(1, 14, 14)
@@ -230,8 +205,7 @@ class MaxBoxAccV2(_BoxHits):
     _contours = 1
 
     def __init__(self) -> None:
-        """Start with nothing counted."""
-        super().__init__(iou_threshold=0.5)
+        super().__init__()
 
     def compute(self) -> Tensor:
         """The mean of the three accuracies, a float64 scalar; NaN when nothing was counted."""
@@ -240,19 +214,24 @@ class MaxBoxAccV2(_BoxHits):
 
 def _middle_of_longest_run(is_best: NDArray[np.bool_]) -> int:
     """The middle index of the longest run of true values, the lower one of two."""
-    framed = np.concatenate(([False], is_best, [False]))
+    framed = np.pad(is_best, 1)
     starts, ends = np.flatnonzero(framed[1:] != framed[:-1]).reshape(-1, 2).T
     longest = (ends - starts).argmax()
     return int(starts[longest] + ends[longest] - 1) // 2
 
 
 class CentreBoxAcc(PictureMetric):
-    """Part of the pictures that a fixed box in the centre gets right: what localizers must beat.
+    """Part of the pictures for which a fixed box in the centre is right: the baseline to beat.
 
     With one IoU threshold it is the baseline of ``MaxBoxAcc`` and of the GT-known localization of
-    ``LocalizationAccuracy``; with several, of which the mean is taken, that of ``MaxBoxAccV2``:
+    ``LocalizationAccuracy``; with three that of ``MaxBoxAccV2``:
     ``CentreBoxAcc(iou_threshold=(0.3, 0.5, 0.7))``. Boxes are compared in pixels of the picture,
-    without the rounding to 224 x 224 of the WSOL protocol. Pictures without boxes are not counted.
+    without the rounding to 224 x 224 of the benchmark. Pictures without boxes are not counted.
+
+    Args:
+        side: Part of the picture's width and of its height that the box takes, in (0, 1].
+        iou_threshold: The least IoU with any truth box, in (0, 1]; of several thresholds, the mean
+            of the accuracies is computed.
 
     Example:
         >>> metric = CentreBoxAcc()
@@ -261,17 +240,7 @@ class CentreBoxAcc(PictureMetric):
         tensor(1., dtype=torch.float64)
     """
 
-    hits: Tensor
-    count: Tensor
-
     def __init__(self, side: float = 0.75, iou_threshold: float | Sequence[float] = 0.5) -> None:
-        """Start with nothing counted.
-
-        Args:
-            side: Part of the picture's width and of its height that the box takes, in (0, 1].
-            iou_threshold: The least IoU with any truth box, in (0, 1]; of several, the accuracies'
-                mean is computed.
-        """
         super().__init__()
         if not 0 < side <= 1:
             raise CamtrainValueError(f"side must lie in (0, 1], got {side}.")
@@ -304,13 +273,12 @@ class CentreBoxAcc(PictureMetric):
 
 
 def centre_map(height: int = 56, width: int = 56) -> Tensor:
-    """A Gaussian in the centre: as a class map of every picture, the baseline of metrics of maps.
+    """A Gaussian in the centre: as the class map of every picture it is a baseline for metrics.
 
-    The "center Gaussian" of the WSOL benchmark (Choe et al., arXiv 2007.04178, section 5). Scored
-    by ``PxAP``, ``MaxBoxAcc`` or ``MaxBoxAccV2`` in place of the class maps, with the metric's own
-    choice of the threshold, it tells what the place alone earns. Its width hardly matters, since
-    the metrics see only which pixels exceed a level. (A *constant* map earns in ``PxAP`` the share
-    of positive pixels.)
+    This is the "center Gaussian" of the WSOL benchmark (Choe et al., section 5). Its score in
+    ``PxAP``, ``MaxBoxAcc`` or ``MaxBoxAccV2``, at the best threshold, is what the place alone
+    gives. The width of the Gaussian hardly matters, since these metrics see only which pixels
+    exceed a level. (A *constant* map scores in ``PxAP`` the share of positive pixels.)
 
     Args:
         height: Of the map, at least 1.

@@ -1,4 +1,4 @@
-"""Mosaics of four pictures of four classes: a score that a bias to the centre cannot earn."""
+"""Mosaics of four pictures of four classes: a score that a bias to the centre cannot raise."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
+from torchvision.transforms.v2 import functional as TF
 
 from camtrain.errors import CamtrainValueError
 from camtrain.localization.metric import PictureMetric
 from camtrain.localization.pointing import energy_share, peak_of
-from camtrain.maps import upsampled
+from camtrain.maps import SIDE, upsampled
 
 CELLS = 4
-_SIZE_HW = (224, 224)
 
 
 def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
     """Which pictures of a set make up its mosaics: four of four different classes each.
 
-    Every picture is used at most once, and as many as can be: the classes with the most pictures
-    left go first. Depends on nothing but the labels and the seed.
+    Every picture is used at most once, and as many as possible are used: the classes with the most
+    pictures left go first. The plan depends only on the labels and the seed.
 
     Args:
         labels: (n,) int, the class of each picture.
-        seed: Of the choice among equals.
+        seed: Of the random choice among pictures of a class.
 
     Returns:
         (m, 4) int64, indices into ``labels``: top left, top right, bottom left, bottom right.
-        (0, 4) where the set has fewer than four classes: it has no such score, leave it out.
+        (0, 4) where the set has fewer than four classes; such a set has no mosaic score.
 
     Raises:
         CamtrainValueError: ``labels`` is not (n,).
@@ -49,7 +48,7 @@ def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
     pictures: dict[int, list[int]] = defaultdict(list)  # by class
     for index in torch.randperm(len(labels), generator=generator).tolist():
         pictures[int(labels[index])].append(index)
-    # The class with the most pictures left is on top; of equals, the first one that was met.
+    # The class with the most pictures left is on top; of equal classes, the first that was met.
     heap = [(-len(indices), rank, label) for rank, (label, indices) in enumerate(pictures.items())]
     heapq.heapify(heap)
     plan = []
@@ -68,9 +67,9 @@ def mosaic(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
 
     Args:
         images: (4, C, H, W), as they enter the network, in the order of ``mosaic_plan``.
-        size: (H, W) of the mosaic, at least 2 x 2, to which the pictures are shrunk (bilinear,
-            antialiased): for networks of fixed input size. Of an odd side the right or lower half
-            is the larger one. By default the pictures keep their size, so that the network meets
+        size: (H, W) of the mosaic, at least 2 x 2, for networks of fixed input size: the pictures
+            are resized to fit (bilinear, antialiased). Of an odd side the right or lower half is
+            the larger one. By default the pictures keep their size, so that the network meets
             objects of the scale that it knows.
 
     Returns:
@@ -88,27 +87,23 @@ def mosaic(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
     height, width = size or (2 * images.shape[2], 2 * images.shape[3])
     if min(height, width) < 2:
         raise CamtrainValueError(f"size must be at least (2, 2), got {(height, width)}.")
-    heights, widths = (height // 2, height - height // 2), (width // 2, width - width // 2)
-    rows = [
-        torch.cat(
-            [_resized(images[2 * row + column], heights[row], widths[column]) for column in (0, 1)],
-            dim=2,
-        )
-        for row in (0, 1)
-    ]
-    return torch.cat(rows, dim=1)
+    top, left = height // 2, width // 2
+    sizes = [[rows, columns] for rows in (top, height - top) for columns in (left, width - left)]
+    # ``resize`` does not resample an image that has the size already.
+    quarters = [TF.resize(image, hw) for image, hw in zip(images, sizes, strict=True)]
+    return torch.cat([torch.cat(quarters[:2], dim=2), torch.cat(quarters[2:], dim=2)], dim=1)
 
 
 class MosaicScore(PictureMetric):
     """Whether the map of each class of a mosaic keeps to that class's own quarter.
 
     ``peak``: part of the maps whose maximum lies in the quarter of their class. ``energy``: mean
-    share of a map's positive part that does. A map that knows no more than the place earns 25 % of
-    either. Maps are first upsampled bilinearly to 224 x 224, so that the middle of a map of odd
-    sides falls between pixels.
+    share of a map's positive part that lies there. A map that depends on the place alone gets 25 %
+    of either. Maps are first upsampled bilinearly to 224 x 224, so that the middle of a map with
+    odd sides falls between pixels.
 
-    A map that is constant, or holds NaN or infinity, has no peak; one without positive values, or
-    with such ones, has no energy: both count as 0. Sums are kept in float64.
+    A map that is constant, or holds NaN or infinity, scores 0 for ``peak``; a map without positive
+    values, or with NaN or infinity, scores 0 for ``energy``.
 
     Example:
         >>> maps = torch.full((1, 4, 2, 4), -1.0)
@@ -118,10 +113,6 @@ class MosaicScore(PictureMetric):
         >>> metric.compute()["peak"]
         tensor(0.7500, dtype=torch.float64)
     """
-
-    peak: Tensor
-    energy: Tensor
-    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,36 +125,21 @@ class MosaicScore(PictureMetric):
         Args:
             maps: (B, 4, h, w), the class maps of the four classes of each mosaic, in the order of
                 their quarters: top left, top right, bottom left, bottom right.
+
+        Raises:
+            CamtrainValueError: ``maps`` is not (B, 4, h, w).
         """
         if maps.ndim != 4 or maps.shape[1] != CELLS:
             raise CamtrainValueError(f"maps must be (B, 4, h, w), got {tuple(maps.shape)}.")
-        maps = maps.detach().cpu()
-        for quarter in range(CELLS):
-            mask = _quarter_mask(quarter)
-            for class_map in maps[:, quarter]:
-                peak = peak_of(class_map, _SIZE_HW)
-                self.peak += peak is not None and bool(mask[peak])
-                self.energy += energy_share(upsampled(class_map, _SIZE_HW), mask)
+        quarters = torch.eye(CELLS, dtype=torch.bool).reshape(CELLS, 2, 2)
+        quarters = quarters.repeat_interleave(SIDE // 2, 1).repeat_interleave(SIDE // 2, 2)
+        for maps_of_quarter, quarter in zip(maps.detach().cpu().unbind(1), quarters, strict=True):
+            for class_map in maps_of_quarter:
+                peak = peak_of(class_map, (SIDE, SIDE))
+                self.peak += peak is not None and bool(quarter[peak])
+                self.energy += energy_share(upsampled(class_map, (SIDE, SIDE)), quarter)
                 self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
         """The fraction of peaks and the mean share of energy, float64; NaN when none counted."""
         return {"peak": self.peak.double() / self.count, "energy": self.energy / self.count}
-
-
-def _quarter_mask(number: int) -> Tensor:
-    """The pixels of a quarter, bool."""
-    row, column = divmod(number, 2)
-    height, width = _SIZE_HW[0] // 2, _SIZE_HW[1] // 2
-    mask = torch.zeros(_SIZE_HW, dtype=torch.bool)
-    mask[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
-    return mask
-
-
-def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    """An image (C, H, W) at the size of its quarter; itself where it has that size."""
-    if image.shape[1:] == (height, width):
-        return image
-    return functional.interpolate(
-        image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
-    )[0]

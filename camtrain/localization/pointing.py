@@ -1,4 +1,4 @@
-"""The pointing game, the energy inside the box, and what maps look like as a whole."""
+"""The pointing game, the energy inside the boxes, and what class maps look like as a whole."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
-from camtrain.localization.metric import (
-    PictureMetric,
-    check_batch,
-    one_map_each,
-    pictures_with_boxes,
-)
+from camtrain.localization.metric import ClassMapMetric, PictureMetric, SizeHW, check_batch
 from camtrain.maps import has_range, upsampled
 
 STATISTICS = ("energy_in_box", "area", "entropy")
 BINS = 20  # of the histograms, equally wide from 0 to 1
 
 
-def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | None:
+def peak_of(class_map: Tensor, size_hw: SizeHW) -> tuple[int, int] | None:
     """Row and column of the maximum of a class map, upsampled bilinearly to its picture.
 
     Args:
@@ -45,12 +40,11 @@ def peak_of(class_map: Tensor, size_hw: tuple[int, int]) -> tuple[int, int] | No
     return row, column
 
 
-def box_mask(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The pixels of a picture that lie in any box, (H, W) bool.
+def box_mask(boxes_xyxy: Tensor, size_hw: SizeHW) -> Tensor:
+    """The pixels of a picture whose centre lies in any box, (H, W) bool.
 
     Args:
-        boxes_xyxy: (n, 4), half-open xyxy in pixels of the picture; a pixel lies in a box when its
-            centre does.
+        boxes_xyxy: (n, 4), half-open xyxy in pixels of the picture.
         size_hw: The picture's (H, W), in pixels.
 
     Example:
@@ -61,123 +55,6 @@ def box_mask(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
     x0, y0, x1, y1 = boxes_xyxy[:, :, None].unbind(1)  # each (n, 1)
     in_columns, in_rows = (x0 <= x) & (x < x1), (y0 <= y) & (y < y1)
     return (in_rows[:, :, None] & in_columns[:, None, :]).any(dim=0)
-
-
-class PointingGame(PictureMetric):
-    """Part of the pictures whose map has its maximum inside a truth box.
-
-    The game of Zhang et al. (arXiv 1608.00507, section 4.2). Theirs forgives a point that lies up
-    to 15 pixels outside of the object, ``tolerance=15``; by default none is forgiven. Beside the
-    result stands that of the picture's centre, under the same tolerance: what must be beaten.
-
-    A map that is constant or holds NaN or infinity points nowhere: a miss. Pictures without boxes
-    are not counted.
-
-    Example:
-        >>> maps = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
-        >>> metric = PointingGame()
-        >>> metric.update(maps, [torch.tensor([[40, 0, 60, 20]])], torch.tensor([[40, 60]]))
-        >>> {name: score.item() for name, score in metric.compute().items()}
-        {'pointing': 1.0, 'centre': 0.0}
-    """
-
-    hits: Tensor
-    centre_hits: Tensor
-    count: Tensor
-
-    def __init__(self, tolerance: float = 0.0) -> None:
-        """Start with nothing counted.
-
-        Args:
-            tolerance: The largest Euclidean distance, in pixels of the picture, between the point's
-                pixel and the nearest pixel of a box; 0 asks for a point inside.
-        """
-        super().__init__()
-        if not 0 <= tolerance < float("inf"):
-            raise CamtrainValueError(f"tolerance must be 0 pixels or more, got {tolerance}.")
-        self.tolerance = tolerance
-        self.add_sums("hits", "centre_hits", "count", dtype=torch.int64)
-
-    def update(
-        self, maps: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
-    ) -> None:
-        """Count a batch.
-
-        Args:
-            maps: (B, h, w), or B maps (h, w) of any sizes: the class map of each picture's true
-                class; it covers the whole picture.
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        maps = one_map_each(maps, len(boxes_xyxy))
-        for index, boxes, (height, width) in pictures_with_boxes(boxes_xyxy, sizes_hw):
-            peak = peak_of(maps[index], (height, width))
-            self.hits += peak is not None and self._is_hit(peak, boxes)
-            self.centre_hits += self._is_hit((height // 2, width // 2), boxes)
-            self.count += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """The fractions of the map and of the centre, float64 scalars; NaN when none counted."""
-        hits = {"pointing": self.hits, "centre": self.centre_hits}
-        return {name: number.double() / self.count for name, number in hits.items()}
-
-    def _is_hit(self, point: tuple[int, int], boxes_xyxy: Tensor) -> bool:
-        """Whether the pixel (row, column) is near enough to any box (n, 4)."""
-        pixel = torch.tensor([point[1], point[0]], dtype=torch.float64)
-        mins, last = boxes_xyxy[:, :2].double(), boxes_xyxy[:, 2:].double() - 1
-        outside = (mins - pixel).clamp_min(0) + (pixel - last).clamp_min(0)  # (n, 2)
-        return bool((outside.square().sum(dim=1) <= self.tolerance**2).any())
-
-
-class EnergyInBox(PictureMetric):
-    """Mean share of a map's positive energy that lies inside the truth boxes.
-
-    sum over the pixels of the boxes' union of max(m, 0) / sum over all pixels of max(m, 0), m being
-    the class map upsampled bilinearly to the picture: the energy-based pointing game of Wang et al.
-    (Score-CAM, arXiv 1910.01279, section 4.3). Beside it stands the boxes' share of the area, which
-    a constant map earns.
-
-    A map without positive energy, or with NaN or infinity, earns 0. Pictures without boxes are not
-    counted. Sums are kept in float64.
-
-    Example:
-        >>> metric = EnergyInBox()
-        >>> boxes_xyxy, sizes_hw = [torch.tensor([[0, 0, 20, 40]])], torch.tensor([[40, 80]])
-        >>> metric.update(torch.tensor([[[3.0, 1.0], [3.0, 1.0]]]), boxes_xyxy, sizes_hw)
-        >>> {name: round(score.item(), 4) for name, score in metric.compute().items()}
-        {'energy': 0.375, 'area': 0.25}
-    """
-
-    energy: Tensor
-    area: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_sums("energy", "area", dtype=torch.float64)
-        self.add_sums("count", dtype=torch.int64)
-
-    def update(
-        self, maps: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor
-    ) -> None:
-        """Count a batch.
-
-        Args:
-            maps: (B, h, w), or B maps (h, w) of any sizes: the class map of each picture's true
-                class; it covers the whole picture.
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        maps = one_map_each(maps, len(boxes_xyxy))
-        for index, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
-            inside = box_mask(boxes, size_hw)
-            self.energy += energy_share(upsampled(maps[index], size_hw), inside)
-            self.area += inside.sum().item() / inside.numel()
-            self.count += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """The mean shares of energy and of area, float64 scalars; NaN when nothing was counted."""
-        return {"energy": self.energy / self.count, "area": self.area / self.count}
 
 
 def energy_share(class_map: Tensor, inside: Tensor) -> float:
@@ -201,6 +78,93 @@ def energy_share(class_map: Tensor, inside: Tensor) -> float:
     return (energy * inside).sum(dtype=torch.float64).item() / total
 
 
+class PointingGame(ClassMapMetric):
+    """Part of the pictures whose class map has its maximum inside a truth box.
+
+    This is the game of Zhang et al. (arXiv 1608.00507, section 4.2). They also count a point up to
+    15 pixels outside of the object, ``tolerance=15``; the default counts no such point. The result
+    ``centre`` is the baseline: the centre of each picture as the point, with the same tolerance.
+
+    ``update(maps, boxes_xyxy, sizes_hw)`` takes (B, h, w) or B maps (h, w), per picture boxes
+    (n, 4), half-open xyxy in its pixels, and (B, 2) of (H, W). A map that is constant or holds NaN
+    or infinity is a miss. Pictures without boxes are not counted.
+
+    Args:
+        tolerance: The largest Euclidean distance, in pixels of the picture, between the point's
+            pixel and the nearest pixel of a box; with 0 the point must be inside.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+        >>> metric = PointingGame()
+        >>> metric.update(maps, [torch.tensor([[40, 0, 60, 20]])], torch.tensor([[40, 60]]))
+        >>> {name: score.item() for name, score in metric.compute().items()}
+        {'pointing': 1.0, 'centre': 0.0}
+    """
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= tolerance < float("inf"):
+            raise CamtrainValueError(f"tolerance must be 0 pixels or more, got {tolerance}.")
+        self.tolerance = tolerance
+        self.add_sums("hits", "centre_hits", "count", dtype=torch.int64)
+
+    def _count(self, pictures: list[tuple[Tensor, Tensor, SizeHW]]) -> None:
+        for class_map, boxes, (height, width) in pictures:
+            peak = peak_of(class_map, (height, width))
+            self.hits += peak is not None and self._is_hit(peak, boxes)
+            self.centre_hits += self._is_hit((height // 2, width // 2), boxes)
+            self.count += 1
+
+    def _is_hit(self, point: tuple[int, int], boxes_xyxy: Tensor) -> bool:
+        """Whether the pixel (row, column) is near enough to any box (n, 4)."""
+        pixel = torch.tensor([point[1], point[0]], dtype=torch.float64)
+        mins, last = boxes_xyxy[:, :2].double(), boxes_xyxy[:, 2:].double() - 1
+        outside = (mins - pixel).clamp_min(0) + (pixel - last).clamp_min(0)  # (n, 2)
+        return bool((outside.square().sum(dim=1) <= self.tolerance**2).any())
+
+    def compute(self) -> dict[str, Tensor]:
+        """The fractions of the map and of the centre, float64 scalars; NaN when none counted."""
+        hits = {"pointing": self.hits, "centre": self.centre_hits}
+        return {name: number.double() / self.count for name, number in hits.items()}
+
+
+class EnergyInBox(ClassMapMetric):
+    """Mean share of a class map's positive energy that lies inside the truth boxes.
+
+    sum over the pixels of the boxes' union of max(m, 0) / sum over all pixels of max(m, 0), m being
+    the class map upsampled bilinearly to the picture: the energy-based pointing game of Wang et al.
+    (Score-CAM, arXiv 1910.01279, section 4.3). The result ``area`` is the baseline: the boxes'
+    share of the area, which is the score of a constant positive map.
+
+    ``update(maps, boxes_xyxy, sizes_hw)`` takes (B, h, w) or B maps (h, w), per picture boxes
+    (n, 4), half-open xyxy in its pixels, and (B, 2) of (H, W). A map without positive energy, or
+    with NaN or infinity, scores 0. Pictures without boxes are not counted.
+
+    Example:
+        >>> metric = EnergyInBox()
+        >>> boxes_xyxy, sizes_hw = [torch.tensor([[0, 0, 20, 40]])], torch.tensor([[40, 80]])
+        >>> metric.update(torch.tensor([[[3.0, 1.0], [3.0, 1.0]]]), boxes_xyxy, sizes_hw)
+        >>> {name: round(score.item(), 4) for name, score in metric.compute().items()}
+        {'energy': 0.375, 'area': 0.25}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sums("energy", "area", dtype=torch.float64)
+        self.add_sums("count", dtype=torch.int64)
+
+    def _count(self, pictures: list[tuple[Tensor, Tensor, SizeHW]]) -> None:
+        for class_map, boxes, size_hw in pictures:
+            inside = box_mask(boxes, size_hw)
+            self.energy += energy_share(upsampled(class_map, size_hw), inside)
+            self.area += inside.sum().item() / inside.numel()
+            self.count += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean shares of energy and of area, float64 scalars; NaN when nothing was counted."""
+        return {"energy": self.energy / self.count, "area": self.area / self.count}
+
+
 class MapStatistics(PictureMetric):
     """Mean and histogram of three statistics of class maps, each in [0, 1].
 
@@ -208,12 +172,15 @@ class MapStatistics(PictureMetric):
       ``EnergyInBox``; only where a picture has boxes.
     * ``area``: the part of the map's cells above threshold x maximum after min-max, around which
       boxes are drawn. 0 for a constant map.
-    * ``entropy``: of the positive energy as a distribution over the cells, -sum p ln p / ln(h w). 0
-      where one cell has it all, 1 where all have the same or there is none.
+    * ``entropy``: of the positive energy as a distribution over the cells, -sum p ln p / ln(h w):
+      0 where one cell has all of it, 1 where all cells have the same or there is none.
 
-    A network that looks at nothing in particular drifts to entropy 1, one that has found a single
-    telling corner to area and entropy 0; in a min-max heatmap both can look the same. Maps of one
-    cell, and those with NaN or infinity, are not counted. Sums are kept in float64.
+    They show what a min-max heatmap hides: entropy near 1 means that the network looks at nothing
+    in particular, area and entropy near 0 that it looks at a single corner. Maps of one cell, and
+    those with NaN or infinity, are not counted.
+
+    Args:
+        threshold: Of ``area``, in [0, 1).
 
     Example:
         >>> maps = torch.tensor([[[0.0, 0.0, 4.0, 4.0]], [[-1.0, 0.0, 0.0, 8.0]]])  # (2, 1, 4)
@@ -227,22 +194,14 @@ class MapStatistics(PictureMetric):
 
     higher_is_better = None
 
-    sums: Tensor
-    counts: Tensor
-
     def __init__(self, threshold: float = DEFAULT_THRESHOLD) -> None:
-        """Start with nothing counted.
-
-        Args:
-            threshold: Of ``area``, in [0, 1).
-        """
         super().__init__()
         self.threshold = check_threshold(threshold)
         self.set_dtype(torch.float64)
         self.add_sums("sums", shape=(len(STATISTICS),), dtype=torch.float64)
         self.add_sums("counts", shape=(len(STATISTICS), BINS), dtype=torch.int64)
 
-    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], size_hw: tuple[int, int]) -> None:
+    def update(self, maps: Tensor, boxes_xyxy: Sequence[Tensor], size_hw: SizeHW) -> None:
         """Count a batch.
 
         Args:
@@ -255,23 +214,22 @@ class MapStatistics(PictureMetric):
         if maps.shape[1] * maps.shape[2] < 2:
             return
         maps = maps.detach().cpu()
-        is_counted = maps.isfinite().all((1, 2))
-        whole = maps[is_counted].double()
-        self._count("area", _areas(whole, self.threshold))
-        self._count("entropy", _entropies(whole))
+        is_counted = maps.isfinite().all(2).all(1)
         energies = [
             energy_share(upsampled(class_map, size_hw), box_mask(boxes.cpu(), size_hw))
-            for class_map, boxes in zip(maps, boxes_xyxy, strict=True)
-            if len(boxes) and class_map.isfinite().all()
+            for class_map, boxes, counted in zip(maps, boxes_xyxy, is_counted, strict=True)
+            if len(boxes) and counted
         ]
-        self._count("energy_in_box", torch.tensor(energies, dtype=torch.float64))
-
-    def _count(self, name: str, values: Tensor) -> None:
-        """Add values, (n,) float64 in [0, 1]."""
-        row = STATISTICS.index(name)
-        bins = (values * BINS).long().clamp(0, BINS - 1)  # rounding can leave [0, 1]
-        self.sums[row] += values.sum().to(self.sums.device)
-        self.counts[row] += torch.bincount(bins, minlength=BINS).to(self.counts.device)
+        maps = maps[is_counted].double()
+        values_of_statistics = (
+            torch.tensor(energies, dtype=torch.float64),
+            _areas(maps, self.threshold),
+            _entropies(maps),
+        )
+        for row, values in enumerate(values_of_statistics):  # (n,), in the order of STATISTICS
+            bins = (values * BINS).long().clamp(0, BINS - 1)  # rounding can leave [0, 1]
+            self.sums[row] += values.sum().to(self.sums.device)
+            self.counts[row] += torch.bincount(bins, minlength=BINS).to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
         """The means by name, float64 scalars; NaN where nothing was counted."""

@@ -1,4 +1,4 @@
-"""PxAP, the WSOL benchmark's score where there are masks: pixel average precision."""
+"""PxAP, the score of the WSOL benchmark for pictures with masks: pixel average precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from camtrain.localization.metric import PictureMetric, check_batch
 from camtrain.maps import SIDE, score_map
 
 IGNORED = 255
-# One bin per threshold, the last one for scores of exactly 1; the benchmark keeps one more, [2, 3].
+# The bins begin at the 1,000 thresholds, at 1 (for scores of exactly 1) and at 2 (always empty, but
+# the benchmark has it).
 _EDGES: NDArray[np.float64] = np.concatenate((THRESHOLDS, [1.0, 2.0, 3.0]))
 _NUM_BINS = len(_EDGES) - 1
 
@@ -25,36 +26,33 @@ _NUM_BINS = len(_EDGES) - 1
 def pixel_histograms(
     scores: NDArray[np.float64], mask: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many pixels of the object, and of the background, have a score in each bin.
+    """The number of pixels of the object, and of the background, in each bin of scores.
 
     Args:
         scores: (224, 224) in [0, 1].
         mask: (224, 224), 0 background, 1 object, 255 ignored.
 
     Returns:
-        Object and background, each (1002,) int64. The bins begin at the 1,000 thresholds and at 1
-        and 2.
+        Object and background, each (1002,) int64, one number per bin of ``_EDGES``.
     """
-    # One off where the product is rounded across an integer; the edges themselves decide.
+    # Where the product is rounded across an integer it is off by one, which the edges correct.
     bins = (scores * len(THRESHOLDS)).astype(np.int64)
     bins -= scores < _EDGES[bins]
     bins += scores >= _EDGES[bins + 1]
     # One histogram of both: the mask's value chooses the block of bins.
-    counts = np.bincount(
-        (bins + _NUM_BINS * mask.astype(np.int64)).ravel(), minlength=2 * _NUM_BINS
-    )
-    background, objects = counts[: 2 * _NUM_BINS].reshape(2, _NUM_BINS)
-    return objects, background
+    bins += _NUM_BINS * mask.astype(np.int64)
+    counts = np.bincount(bins.ravel(), minlength=2 * _NUM_BINS)
+    return counts[_NUM_BINS : 2 * _NUM_BINS], counts[:_NUM_BINS]
 
 
 class PxAP(PictureMetric):
     """Pixel average precision: the area under precision against recall of a set's pixels.
 
-    At each of 1,000 thresholds the pixels of all pictures whose score (the class map resized to
-    224 x 224 and min-max normalized) reaches it are held against the masks; then the sum of
-    precision x increase of recall (Choe et al., arXiv 2007.04178, section 3.2). Ignored pixels
-    (255) are dropped. Pictures without a mask are not counted. Memory is constant. The value is in
-    [0, 1]; the benchmark prints percent.
+    A pixel's score is the class map, resized to 224 x 224 and min-max normalized. At each of 1,000
+    thresholds the pixels of all pictures that reach it are compared with the masks. The value is
+    the sum of precision x increase of recall (Choe et al., arXiv 2007.04178, section 3.2), in
+    [0, 1]; the benchmark prints percent. Ignored pixels (255), and pictures without a mask, are not
+    counted. Memory is constant.
 
     Example:
         >>> class_map = torch.zeros(1, 224, 224)
@@ -67,11 +65,7 @@ class PxAP(PictureMetric):
         0.7165
     """
 
-    objects: Tensor
-    background: Tensor
-
     def __init__(self) -> None:
-        """Start with nothing counted."""
         super().__init__()
         self.add_sums("objects", "background", shape=(_NUM_BINS,), dtype=torch.int64)
 
@@ -85,8 +79,8 @@ class PxAP(PictureMetric):
                 224 x 224 by the nearest neighbour; None or empty where there is none.
 
         Raises:
-            CamtrainValueError: ``maps`` is not (B, h, w) for B entries of ``masks``.
-            CamtrainValueError: A mask is not (H, W), or holds other values.
+            CamtrainValueError: ``maps`` is not (B, h, w) for B entries of ``masks``, or a mask is
+                not (H, W) or holds other values.
         """
         check_batch("maps", maps, "B h w", len(masks), like="masks")
         for index, (class_map, mask) in enumerate(zip(maps.detach().cpu(), masks, strict=True)):
@@ -105,17 +99,15 @@ class PxAP(PictureMetric):
             CamtrainValueError: No pixel of an object was counted.
         """
         # Pixels whose score reaches the lower edge of each bin, the highest bin first.
-        objects, background = (
-            bins.flip(0).cumsum(0).double() for bins in (self.objects, self.background)
-        )
+        objects = self.objects.flip(0).cumsum(0).double()
+        counted = objects + self.background.flip(0).cumsum(0)
         if objects[-1] == 0:
             raise CamtrainValueError(
                 "PxAP needs at least one pixel of an object, and none was counted: check that the "
                 "masks hold 1 where the object is."
             )
         recall = objects / objects[-1]
-        counted = objects + background
-        # Where nothing is counted yet the recall does not increase either.
+        # Where nothing is counted yet, recall does not increase either.
         precision = objects / counted.clamp(min=1)
         return (precision[1:] * recall.diff()).sum()
 

@@ -125,7 +125,7 @@ def test_fewer_guesses_and_none_can_be_read(tmp_path: Path) -> None:
     [
         ("1 2 3 4", "got 4 numbers"),
         ("1 0 0 9 9 " * 6, "up to 5 groups of 5 numbers, label xmin ymin xmax ymax, got 30"),
-        ("cat 0 0 9 9", "numbers parted by blanks, got 'cat'"),
+        ("cat 0 0 9 9", "numbers separated by blanks, got 'cat'"),
         ("1 0 0 nan 9", "got 'nan'"),
         ("1,0,0,9,9", "got '1,0,0,9,9'"),
         ("1.5 0 0 9 9", "a label must be a whole number from 0, got 1.5"),
