@@ -42,6 +42,12 @@ VERBS = {
     "shards": Verb("camtrain.data.shards.write", "write a data set as WebDataset shards"),
 }
 
+# What other programs call these verbs.
+_SYNONYMS = {
+    **{"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate"},
+    **{"infer": "predict", "inference": "predict", "convert": "export", "serve": "demo"},
+}
+
 USAGE = """\
 camtrain VERB ... converts CNN classifiers into class activation mapping (CAM) networks.
 
@@ -69,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"camtrain {camtrain.__version__}")
         return 0
     if args[0] not in VERBS:
-        near = difflib.get_close_matches(args[0], VERBS, n=1)
+        meant = _SYNONYMS.get(args[0])
+        near = [meant] if meant else difflib.get_close_matches(args[0], VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return _complain(f"The verb must be one of {', '.join(VERBS)}, got {args[0]!r}{hint}")
     try:

@@ -13,7 +13,7 @@ MODULES = {path.relative_to(PACKAGE): path.read_text("utf-8") for path in PACKAG
 
 # A room imports rooms of lower floors and nothing above; `__init__` and `cli` only hand over.
 FLOORS = (
-    ("errors", "files", "lazy", "version"),
+    ("arguments", "errors", "files", "lazy", "version"),
     ("labels", "preprocessing"),
     ("maps", "header"),
     ("localization", "visualize"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from camtrain.arguments import metavar_of
 from camtrain.data.classes import with_classes
 from camtrain.data.digits import ClutteredDigits
 from camtrain.data.readers.csv_list import csv_listing
@@ -197,11 +198,12 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--source", default="folder", metavar="NAME", help=sources)
     for option in _OFFERED:
         default, text = option.default, option.metadata["help"]
+        kind = "PATH" if default is None else metavar_of(type(default))
         data.add_argument(
             f"--{option.name}",
             type=str if default is None else type(default),
             default=default,
-            metavar="PATH" if default is None else "VALUE",
+            metavar="0..1" if "fraction" in option.name else kind,
             help=text if default is None else f"{text} (default {default})",
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, needs_extra
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
@@ -84,7 +84,7 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
 
 def main(args: Sequence[str]) -> None:
     """``camtrain demo MODEL``."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain demo",
         description="A page on this machine: drop a picture, see the best classes, their heatmaps "
         "and the boxes at a threshold.",

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
@@ -248,7 +249,7 @@ def record(prediction: Prediction) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain predict",
         description="Classes, heatmaps and boxes of pictures, written to a folder: "
         "predictions.jsonl (a line per file, in order), overlays, and contact sheets. Exit status "

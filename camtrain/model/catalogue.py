@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import hashlib
 import json
@@ -22,6 +21,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.files import user_cache, write_text
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
@@ -169,7 +169,7 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
 
 def main(args: Sequence[str]) -> None:
     """``camtrain models [FILTER]``."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain models",
         description="What every network of torchvision and timm becomes when it is cut for CAM.",
         epilog="The first call looks at every network that it lists, without weights, and keeps "

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from camtrain.arguments import VerbParser
 from camtrain.data.boxes import listed_box_errors
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
@@ -151,7 +152,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain check-data",
         description="Read every picture of every split once, as training would, and list what is "
         "wrong. The exit status is 1 where something would break a training: pictures that "

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from camtrain.arguments import VerbParser
 from camtrain.data.exclude import folder_of, make_sources_without, name_in, read_exclude
 from camtrain.data.lists import PathList
 from camtrain.data.shards.read import Shard, ShardIndex, webdataset
@@ -201,7 +202,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain shards",
         description="Write a data set as WebDataset shards, to be trained on from this disk or "
         "from a URL. Pictures keep their bytes; labels, boxes and masks go with them.",

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from camtrain.arguments import VerbParser
 from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
 from camtrain.errors import (
     CamtrainError,
@@ -167,7 +168,7 @@ def _export_bundle(bundle: Bundle, output: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="camtrain export",
         description="Write a trained network as a file for inference, and check that it computes "
         "what the network computes.",

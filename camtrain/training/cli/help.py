@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
+
+from camtrain.arguments import exit_with, expected_value, metavar_of
 
 
 class Page(NamedTuple):
@@ -52,6 +53,19 @@ _TEXTS = {
 _CONTINUE = "last: continue the run of this name; or a checkpoint to start from."
 _MEASURE = "The checkpoint to measure, such as runs/NAME/checkpoints/best.ckpt."
 _WITHOUT_DEFAULT = {"config", "print_config", "ckpt_path"}
+# Values whose annotation says less than is known.
+_METAVARS = {
+    **dict.fromkeys(("config", "runs_dir"), "PATH"),
+    **dict.fromkeys(
+        ("data.val_fraction", "data.test_fraction", "data.crop_pct", "data.hide_and_seek"), "0..1"
+    ),
+    **dict.fromkeys(("model.dropout", "model.label_smoothing", "model.ema_decay"), "0..1"),
+    "trainer.devices": "N|[N, ...]|auto",
+    "trainer.max_time": "DD:HH:MM:SS",
+    "trainer.precision": "{32-true,bf16-mixed,16-mixed}",
+    "trainer.callbacks": "CLASS",
+    "seed_everything": "N",
+}
 
 
 def _names(prefix: str, names: str) -> list[str]:
@@ -165,9 +179,14 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         line = " ".join(message.split())
-        options = list(dict.fromkeys(_options(self)))
-        print(f"camtrain: error: {line}{_hint(line, options)}", file=sys.stderr)
-        sys.exit(2)
+        options = {action.dest: action for action in _options(self)}
+        refused = re.match(r'Parser key "([\w.]+)": .*?(?:Got value|Given value): (.*)', line)
+        if refused and refused[1] in options:
+            annotation = getattr(options[refused[1]], "_typehint", None)
+            line = f"--{refused[1]} must be {expected_value(annotation)}, got {refused[2]}."
+        else:
+            line = f"{line}{_hint(line, list(options))}"
+        exit_with(line)
 
 
 def _printed(action: argparse.Action, verb: str) -> argparse.Action:
@@ -182,7 +201,7 @@ def _printed(action: argparse.Action, verb: str) -> argparse.Action:
         option_strings=[f"--{action.dest}"],
         dest=action.dest,
         nargs=0 if action.dest == "print_config" else None,
-        metavar=action.metavar or "VALUE",
+        metavar=_METAVARS.get(action.dest) or metavar_of(getattr(action, "_typehint", None)),
         help=text.replace("%", "%%"),
     )
 
@@ -202,11 +221,11 @@ def _hint(message: str, options: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else "; camtrain VERB --help lists them"
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The names of the options of a parser and of its subcommands."""
+def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The options of a parser and of its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 yield from _options(inner)
         else:
-            yield action.dest
+            yield action

@@ -29,7 +29,8 @@ def test_it_says_what_the_verb_does_with_an_example(
     assert f"Example: camtrain {verb} " in text
     for noise in ("``", ":paramref:", "(type:", "Union[", "known subclasses", "None"):
         assert noise not in text
-    said_nothing = [line for line in lines if re.fullmatch(r"  --[\w.]+( \S+)?", line)]
+    assert "VALUE" not in text.removeprefix(lines[0])  # every value says of which type it is
+    said_nothing = [line for line in lines if re.fullmatch(r"  --[\w.]+( \S+)*", line)]
     for line in said_nothing:  # then it follows in the next line
         assert lines[lines.index(line) + 1].startswith("     ")
 
@@ -60,7 +61,7 @@ def test_defaults_are_those_of_the_signatures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = " ".join(help_of("fit", capsys, monkeypatch).split())
-    assert "--model.lr VALUE Learning rate after the warm-up. (default 0.001)" in text
+    assert "--model.lr X Learning rate after the warm-up. (default 0.001)" in text
     assert CAMModule.__init__.__kwdefaults__["lr"] == 0.001
     assert "--data.exif {true,false} Turn pictures upright" in text
     assert "(default true)" in text

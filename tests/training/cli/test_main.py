@@ -280,7 +280,7 @@ def test_weights_of_another_architecture_are_refused(
 TYPOS = {
     "in the config": (["--config", "typo.yaml"], "did you mean model.backbone"),
     "as an option": (["--model.bakbone", "vgg16"], "did you mean model.backbone"),
-    "a word for a number": (["--model.lr", "fast"], 'key "model.lr"'),
+    "a word for a number": (["--model.lr", "fast"], "--model.lr must be a number, got fast"),
     "no such config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 

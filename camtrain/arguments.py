@@ -1,0 +1,96 @@
+"""Options of the command line: the parser of a verb, and what kind of value an option takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the arguments, and exit."""
+        exit_with(f"{message}; {self.prog} --help lists the options.")
+
+
+def exit_with(message: str) -> NoReturn:
+    """Print an error of the command line and exit with status 2."""
+    print(f"camtrain: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+class _Kind(NamedTuple):
+    """How help names a value, and what a message says of it in the singular and the plural."""
+
+    metavar: str
+    singular: str
+    plural: str = ""
+    example: str = ""
+
+
+_KINDS: dict[Any, _Kind] = {
+    bool: _Kind("{true,false}", "true or false"),
+    int: _Kind("N", "an integer", "integers", "64"),
+    float: _Kind("X", "a number", "numbers", "0.5"),
+    Path: _Kind("PATH", "a path", "paths", "photos"),
+    str: _Kind("NAME", "a name", "names", "cat"),
+}
+
+
+def metavar_of(annotation: object) -> str:
+    """What stands for a value of an annotated option in its help, such as ``N`` or ``PATH``.
+
+    Example:
+        >>> metavar_of(int | None), metavar_of(Literal["avg", "max"]), metavar_of(list[float])
+        ('N', '{avg,max}', '[X, ...]')
+    """
+    return "|".join(kind.metavar for kind in _kinds(annotation) if kind.metavar) or "VALUE"
+
+
+def expected_value(annotation: object) -> str:
+    """What a value of an annotated option must be, as the end of a sentence.
+
+    Example:
+        >>> expected_value(Sequence[float] | None)
+        'a list of numbers such as [0.5, 0.5], or null'
+    """
+    choices = [kind.singular for kind in _kinds(annotation)]
+    if type(None) in _members(annotation):
+        choices.append("null")
+    return ", or ".join(dict.fromkeys(choices))
+
+
+def _members(annotation: object) -> list[Any]:
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return list(get_args(annotation)) if is_union else [annotation]
+
+
+def _kinds(annotation: object) -> Iterator[_Kind]:
+    """The kinds that a value may have, ``null`` left out."""
+    members = _members(annotation)
+    words = [word for m in members if get_origin(m) is Literal for word in get_args(m)]
+    if words:
+        names = list(dict.fromkeys(map(str, words)))
+        yield _Kind(f"{{{','.join(names)}}}", f"one of {', '.join(names)}")
+    for member in members:
+        origin, parts = get_origin(member), get_args(member)
+        if member is str and Path in members:
+            continue  # the text of a path
+        if member in _KINDS:
+            yield _KINDS[member]
+        elif origin is tuple:
+            item = _KINDS[parts[0]]
+            count = len(parts)
+            metavar = ", ".join([item.metavar] * count)
+            yield _Kind(f"[{metavar}]", f"a list of {count} {item.plural}")
+        elif isinstance(origin, type) and issubclass(origin, Mapping):
+            yield _Kind("{...}", 'a mapping such as {"name": 1}')
+        elif isinstance(origin, type) and issubclass(origin, Sequence) and parts[0] in _KINDS:
+            item = _KINDS[parts[0]]
+            example = f"[{item.example}, {item.example}]"
+            yield _Kind(f"[{item.metavar}, ...]", f"a list of {item.plural} such as {example}")
