@@ -72,5 +72,5 @@ def needs_extra(purpose: str, *, extra: str = "export") -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise CamtrainValueError(
             f"{purpose} needs the package {error.name}, which is not installed; run "
-            f"`pip install 'camtrain[{extra}]'`."
+            f"`pip install {error.name}`, or `pip install -e '.[{extra}]'` in camtrain's folder."
         ) from error

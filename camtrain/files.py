@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from camtrain.errors import CamtrainValueError
 
 
 @contextmanager
@@ -26,6 +29,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a file or folder can be made, before the work whose result it shall hold.
+
+    Args:
+        path: Of the file or folder; the folders above it may be missing too. Nothing is left there.
+        option: The option that named it, for the message.
+
+    Raises:
+        CamtrainValueError: Nothing can be written there.
+    """
+    parents = (parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=path if path.is_dir() else next(parents)):
+            pass
+    except OSError as error:
+        raise CamtrainValueError(
+            f"{option} must name a place where files can be written, got {path} "
+            f"({error.strerror}); choose another."
+        ) from error
 
 
 def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None:

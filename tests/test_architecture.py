@@ -13,8 +13,8 @@ MODULES = {path.relative_to(PACKAGE): path.read_text("utf-8") for path in PACKAG
 
 # A room imports rooms of lower floors and nothing above; `__init__` and `cli` only hand over.
 FLOORS = (
-    ("arguments", "errors", "files", "lazy", "version"),
-    ("labels", "preprocessing"),
+    ("arguments", "errors", "lazy", "version"),
+    ("files", "labels", "preprocessing"),
     ("maps", "header"),
     ("localization", "visualize"),
     ("data", "model"),

@@ -3,7 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from camtrain import files
+from camtrain.errors import CamtrainValueError
 
 
 def test_a_file_is_replaced_when_it_is_complete_and_nothing_is_left_of_one_that_is_not(
@@ -21,6 +24,22 @@ def test_a_file_is_replaced_when_it_is_complete_and_nothing_is_left_of_one_that_
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["new", "new/deep", ""])
+def test_a_place_is_writable_where_a_folder_can_be_made_and_nothing_is_left_there(
+    name: str, tmp_path: Path
+) -> None:
+    files.check_writable(tmp_path / name, "--output")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "/proc/x/y", "{file}/x"])
+def test_a_place_without_room_for_files_is_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = Path(path.format(file=tmp_path / "file"))
+    with pytest.raises(CamtrainValueError, match=f"--output must name a place .* got {place} "):
+        files.check_writable(place, "--output")
 
 
 def test_a_duplicate_follows_no_later_replacement_of_its_source(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.files import check_writable
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
 from camtrain.inference.prediction import Prediction
@@ -160,15 +161,11 @@ class PredictionFolder:
                     f"--overwrite replaces only an earlier prediction, and {self.path} holds none "
                     f"(no {_LINES}); choose another --output, or delete the folder yourself."
                 )
+        check_writable(self.path, "--output")
 
     def __enter__(self) -> Self:
         """Make the folder, and delete an earlier prediction."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CamtrainValueError(
-                f"The folder {self.path} cannot be made ({error}); choose another --output."
-            ) from error
+        self.path.mkdir(parents=True, exist_ok=True)
         for name in _FOLDERS:
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)

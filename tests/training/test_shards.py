@@ -18,7 +18,7 @@ from camtrain.training import CAMDataModule
 from tests.by_two import run_by_two
 from tests.training.conftest import quiet_trainer, small_module
 
-pytest.importorskip("webdataset", reason="needs the extra: pip install 'camtrain[shards]'")
+pytest.importorskip("webdataset", reason="needs the package webdataset")
 
 
 ASKED: Counter[str] = Counter()  # how often the server was asked for each path

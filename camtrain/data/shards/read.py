@@ -27,7 +27,13 @@ from torch import Tensor
 from camtrain.data.boxes import BoxTable
 from camtrain.data.lists import PathList
 from camtrain.data.source import Labels, Listing, Split, split_number
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainValueError,
+    needs_extra,
+    one_line,
+)
 from camtrain.files import user_cache, write_text
 
 INDEX = "index.json"
@@ -38,12 +44,8 @@ _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
 
 def webdataset(module: str) -> ModuleType:
     """A module of the webdataset library."""
-    try:
+    with needs_extra("Reading and writing shards", extra="shards"):
         return importlib.import_module(f"webdataset.{module}")
-    except ImportError as error:
-        raise CamtrainError(
-            "Shards need the webdataset library; run: pip install 'camtrain[shards]'"
-        ) from error
 
 
 def is_url(root: str | os.PathLike[str]) -> bool:

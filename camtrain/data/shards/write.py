@@ -25,6 +25,7 @@ from camtrain.data.shards.read import Shard, ShardIndex, webdataset
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainValueError
+from camtrain.files import check_writable
 from camtrain.labels import classes_of
 
 
@@ -108,6 +109,7 @@ def write_shards(
 def _emptied_on_error(folder: Path) -> Iterator[None]:
     """Make a folder; after an error it is empty again, or gone: half a data set is useless."""
     is_new = not folder.exists()
+    check_writable(folder, "--to")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield

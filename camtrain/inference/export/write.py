@@ -19,7 +19,7 @@ from camtrain.errors import (
     needs_extra,
     one_line,
 )
-from camtrain.files import replacing
+from camtrain.files import check_writable, replacing
 from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, check_threshold
 from camtrain.inference.export.check import (
     Agreement,
@@ -114,11 +114,12 @@ def export_network(
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that exists already, and a folder that does not exist."""
+    """Refuse a file that exists already, and a folder that does not exist or is read-only."""
     if not path.parent.is_dir():
         raise CamtrainFileNotFoundError(
             f"The folder of {path.absolute()} does not exist; create it first."
         )
+    check_writable(path, "--output")
     if path.exists() and not overwrite:
         raise CamtrainValueError(
             f"{path} exists already; give --overwrite to replace it, or another --output."
