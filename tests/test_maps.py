@@ -4,6 +4,7 @@ import doctest
 import math
 from typing import get_args
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from camtrain.maps import (
     pool_maps,
     project,
     project_classes,
+    score_map,
     whole_picture_maps,
 )
 from camtrain.preprocessing import Preprocessing, ResizeMode
@@ -335,3 +337,37 @@ def test_whole_picture_maps_are_lowest_where_the_crop_cut(mode: ResizeMode) -> N
         wide = whole_picture_maps(maps, preprocessing, (60, 90), (60, 90))
         assert wide[:, :, :15].eq(0).all()
         assert wide.min() == 0
+
+
+def test_a_score_map_is_the_bicubic_resize_min_max_normalized() -> None:
+    class_map = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = class_map.clone()
+    expected = cv2.resize(class_map.numpy(), (224, 224), interpolation=cv2.INTER_CUBIC)
+    expected = (expected - expected.min()) / (expected - expected.min()).max()
+    np.testing.assert_array_equal(score_map(class_map), expected)
+    np.testing.assert_array_equal(score_map(class_map.T), score_map(class_map.T.contiguous()))
+    assert torch.equal(class_map, before)
+
+
+def test_a_score_map_of_the_benchmark_s_size_is_not_resized() -> None:
+    class_map = torch.rand(224, 224, dtype=torch.float64)
+    class_map[3, 5], class_map[9, 2] = 0, 1
+    np.testing.assert_array_equal(score_map(class_map), class_map)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_maps_are_read_exactly(dtype: torch.dtype) -> None:
+    class_map = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    np.testing.assert_array_equal(score_map(class_map), score_map(class_map.double()))
+
+
+@pytest.mark.parametrize("value", [0.0, 1 / 3, -7.1, torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (300, 224)])
+def test_constant_and_non_finite_maps_are_zeros(value: float, shape: tuple[int, int]) -> None:
+    assert not score_map(torch.full(shape, value)).any()
+
+
+def test_one_bad_pixel_is_enough_to_be_non_finite() -> None:
+    class_map = torch.rand(300, 300)
+    class_map[150, 1] = torch.nan
+    assert not score_map(class_map).any()

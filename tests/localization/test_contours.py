@@ -131,6 +131,16 @@ def test_the_largest_polygon_is_not_the_largest_box() -> None:
     assert found.boxes_xyxy[found.largest[0]].tolist() == [20, 10, 23, 13]
 
 
+def test_scores_are_truncated_to_levels() -> None:
+    assert quantized(np.array([0, 0.9999, 1 / 255, 0.5, 1.0])).tolist() == [0, 254, 1, 127, 255]
+
+
+def test_thresholds_become_integer_levels_of_the_maximum() -> None:
+    levels = levels_of_thresholds(200)
+    assert levels.shape == (1000,)
+    assert levels[[0, 4, 5, 500, 999]].tolist() == [0, 0, 1, 100, 199]
+
+
 def test_contours_are_those_of_the_benchmark_at_every_threshold(shared: Path) -> None:
     folder = shared / "oracles" / "wsol_metrics"
     expected = np.load(folder / "expected.npz")
