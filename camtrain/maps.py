@@ -23,7 +23,6 @@ from camtrain.preprocessing import Preprocessing
 
 PoolName = Literal["avg", "max", "lse", "gmp"]
 HeatmapMethod = Literal["minmax", "max", "ivr"]
-
 LSE_SHARPNESS = 4.0
 IVR_PERCENTILE = 0.45
 SIDE = 224  # of the score maps of the WSOL benchmark, in pixels
@@ -32,7 +31,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class CAMOutput(NamedTuple):
-    """What a CAM network says and where it looks.
+    """Logits and class maps of a batch.
 
     Attributes:
         logits: (B, K), every class.
@@ -46,14 +45,9 @@ class CAMOutput(NamedTuple):
 
 
 def project(features: Tensor, weight: Tensor) -> Tensor:
-    """Class maps of every class: M_k(y, x) = sum_c w_kc f_c(y, x), equation 2 of the paper.
+    """Class maps (B, K, h, w) of features (B, C, h, w) and the weight (K, C) of the linear head.
 
-    Args:
-        features: (B, C, h, w).
-        weight: (K, C), of the linear head.
-
-    Returns:
-        (B, K, h, w).
+    M_k(y, x) = sum_c w_kc f_c(y, x), equation 2 of the paper.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]]]])  # (1, 2, 1, 3)
@@ -64,32 +58,20 @@ def project(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def project_classes(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
-    """Class maps of chosen classes only, which costs k / K of ``project``.
-
-    Args:
-        features: (B, C, h, w).
-        weight: (K, C), of the linear head.
-        classes: (B, k), int64.
-
-    Returns:
-        (B, k, h, w).
-    """
+    """Class maps (B, k, h, w) of ``classes`` (B, k) only; costs k / K of ``project``."""
     maps = weight[classes] @ features.flatten(2)  # (B, k, C) @ (B, C, h * w)
     return maps.reshape(*classes.shape, *features.shape[2:])
 
 
 def pool_maps(maps: Tensor, pool: PoolName) -> Tensor:
-    """One number per map: what the head's bias is added to.
+    """One number per map, (B, k); the logit is this plus the head's bias.
 
     Args:
-        maps: (B, k, h, w), class maps; features for ``gmp``, whose maximum the paper's GMP takes
-            before the head.
+        maps: (B, k, h, w), class maps; for ``gmp`` features, since the paper's GMP pools before the
+            head.
         pool: ``avg``, the mean (the paper's GAP); ``max`` and ``gmp``, the maximum; ``lse``,
             log(mean(exp(r m))) / r with r = 4 (Pinheiro and Collobert, arXiv 1411.6228, equation
             6).
-
-    Returns:
-        (B, k).
 
     Example:
         >>> maps = torch.tensor([[[[0.0, 1.0]]]])
@@ -110,7 +92,7 @@ def pool_maps(maps: Tensor, pool: PoolName) -> Tensor:
 
 
 def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "minmax") -> Tensor:
-    """Class maps as people look at them: upsampled to the picture, normalized to [0, 1] one by one.
+    """Heatmaps of class maps: upsampled to the picture, then each normalized to [0, 1].
 
     Args:
         maps: (B, k, h, w), class maps.
@@ -138,23 +120,22 @@ def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "mi
     heat = F.interpolate(
         torch.where(has_range(maps), maps, 0.0), size=size, mode="bilinear", align_corners=False
     )
-    # Few passes over the pixels: rounding is monotone, so the maximum needs no second look.
+    # Rounding is monotone, so peak - floor is the maximum of heat - floor: one pass less.
     peak = heat.amax((-2, -1), keepdim=True)
-    if method == "max":
-        heat = heat.clamp_min(0.0)
-    else:
+    if method != "max":
         is_ivr = method == "ivr"
         floor = _percentile(heat, IVR_PERCENTILE) if is_ivr else heat.amin((-2, -1), keepdim=True)
         heat, peak = heat - floor, peak - floor
-        heat = heat.clamp_min(0.0) if is_ivr else heat
+    if method != "minmax":
+        heat = heat.clamp_min(0.0)
     return heat / torch.where(peak > _rounding(maps), peak, torch.inf)
 
 
 def has_range(maps: Tensor) -> Tensor:
     """Whether maps (..., h, w) have a heatmap, (..., 1, 1) bool.
 
-    False where a map is constant to rounding, which must not be blown up to a heatmap, and where it
-    holds NaN or infinity.
+    False where a map is constant to rounding, which must not be stretched to a heatmap, and where
+    it holds NaN or infinity.
     """
     lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return highest - lowest > _rounding(maps)
@@ -165,7 +146,7 @@ def _rounding(maps: Tensor) -> Tensor:
 
 
 def _percentile(heat: Tensor, q: float) -> Tensor:
-    """The q-quantile of each map, (B, k, 1, 1); torch.quantile limits the size of its input."""
+    """The q-quantile of each map, (B, k, 1, 1); ``torch.quantile`` takes no large tensors."""
     ordered = heat.flatten(2).sort(dim=2).values
     place = q * (ordered.shape[2] - 1)
     lower, upper = ordered[:, :, math.floor(place)], ordered[:, :, math.ceil(place)]
@@ -175,12 +156,12 @@ def _percentile(heat: Tensor, q: float) -> Tensor:
 def whole_picture_maps(
     maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """``maps_on_picture`` of class maps whose smallest value is moved to 0, float32.
+    """``maps_on_picture`` of class maps after their minimum is subtracted, float32.
 
-    So a border that was cropped away, which the network did not see, is as low as the lowest place.
+    So a border that was cropped away, which gets 0, is as low as the lowest place.
     """
-    lowest = maps.flatten(1).min(1).values[:, None, None]
-    return maps_on_picture((maps - lowest).float(), preprocessing, image_hw, size)
+    moved = (maps - maps.amin((1, 2), keepdim=True)).float()
+    return maps_on_picture(moved, preprocessing, image_hw, size)
 
 
 def picture_heatmaps(
@@ -202,30 +183,24 @@ def picture_heatmaps(
         method: See ``camtrain.heatmaps``.
     """
     if preprocessing.resize_mode == "squash":
-        heat = torch.empty(len(maps), *image_hw, device=maps.device)
-        _normalize(maps, heat, method)
-        return heat
-    maps = maps.float()
-    # A constant map has to stay constant, without the rounding of the move; NaN must not spread.
-    maps = torch.where(has_range(maps), maps, 0.0)
-    ones = torch.ones_like(maps[:1])
-    is_inside = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
-    moved = maps_on_picture(maps, preprocessing, image_hw, image_hw)
-    inside = moved[:, _span(is_inside.any(1)), _span(is_inside.any(0))]  # a view
-    if inside.numel():  # less than a pixel may be left of a sliver
-        _normalize(inside, inside, method)
-    return moved
-
-
-def _normalize(maps: Tensor, heat: Tensor, method: HeatmapMethod) -> None:
-    """Fill (k, H, W) with heatmaps of (k, h, w), one by one, for the processor's cache."""
-    size = (heat.shape[1], heat.shape[2])
-    for class_map, heatmap in zip(maps, heat, strict=True):
-        heatmap.copy_(heatmaps(class_map[None, None], size=size, method=method)[0, 0])
+        heat = seen = torch.empty(len(maps), *image_hw, device=maps.device)
+    else:
+        # A constant map must stay constant, without rounding, and NaN must not spread.
+        maps = maps.float()
+        maps = torch.where(has_range(maps), maps, 0.0)
+        ones = torch.ones_like(maps[:1])
+        is_seen = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
+        heat = maps_on_picture(maps, preprocessing, image_hw, image_hw)
+        maps = seen = heat[:, _span(is_seen.any(1)), _span(is_seen.any(0))]  # a view
+    if seen.numel():  # less than a pixel may be left of a sliver
+        for class_map, heatmap in zip(maps, seen, strict=True):  # one by one fits into the cache
+            size = (seen.shape[1], seen.shape[2])
+            heatmap.copy_(heatmaps(class_map[None, None], size=size, method=method)[0, 0])
+    return heat
 
 
 def _span(flags: Tensor) -> slice:
-    """The one interval in which a row of flags, (n,) bool, is true."""
+    """The one interval in which flags, (n,) bool, are true."""
     first = int(flags.int().argmax())
     return slice(first, first + int(flags.sum()))
 
@@ -233,19 +208,16 @@ def _span(flags: Tensor) -> slice:
 def maps_on_picture(
     maps: Tensor, preprocessing: Preprocessing, image_hw: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Maps that cover the network's input, resampled (bilinear) to cover the whole picture.
+    """Maps of the network's input, resampled (bilinear) to cover the whole picture, (k, *size).
 
-    The part of the picture that ``crop`` cut away gets 0, since the network saw nothing of it; the
+    The part of the picture that ``crop`` cut away gets 0, since the network did not see it; the
     border that ``pad`` added is left out.
 
     Args:
         maps: (k, h, w) float.
-        preprocessing: How the picture came into the input.
+        preprocessing: How the picture became the input.
         image_hw: (H, W) of the original picture, in pixels.
         size: (H, W) of the result; ``image_hw`` for one value per pixel of the picture.
-
-    Returns:
-        (k, *size) of the type of ``maps``.
     """
     if preprocessing.resize_mode == "squash":
         return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -263,7 +235,7 @@ def maps_on_picture(
 def _resampling_weights(length: int, cells: int, scale: float, offset: float) -> Tensor:
     """The bilinear weight of each cell of a map in each pixel of the result, (length, cells).
 
-    ``scale`` is the length of the result, and ``offset`` its begin, in lengths of the input.
+    ``scale`` and ``offset`` are the length and the start of the result, in lengths of the input.
     """
     centres = (torch.arange(length, dtype=torch.float64) + 0.5) / length * scale + offset
     places = (centres * cells - 0.5).clamp(0, cells - 1)[:, None]
@@ -278,16 +250,14 @@ def upsampled(class_map: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def score_map(class_map: Tensor) -> NDArray[np.float64]:
-    """A class map as the WSOL benchmark scores it: resized (bicubic), min-max, in float64.
+    """A class map as the WSOL benchmark scores it: resized (bicubic), min-max, (224, 224) float64.
 
-    We differ from Choe et al. (arXiv 2007.04178) in one case: they judge whether a map is constant
-    after the resize, which leaves rounding noise, and then stretch the noise to [0, 1].
+    Zeros where the map is constant or not finite. It differs from Choe et al. (arXiv 2007.04178)
+    for constant maps: they test for a constant after the resize, which leaves rounding noise, and
+    then stretch the noise to [0, 1].
 
     Args:
         class_map: (h, w), of any numeric type, on any device; it covers the whole picture.
-
-    Returns:
-        (224, 224) in [0, 1]; zeros where the map is constant or not finite.
     """
     values = class_map.detach().cpu().double().numpy()
     if not np.isfinite(values).all() or values.min() == values.max():
@@ -299,7 +269,7 @@ def score_map(class_map: Tensor) -> NDArray[np.float64]:
 
 
 def parts_of_range(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Values as parts of the range from low to high; zeros where low and high are the same.
+    """(values - low) / (high - low); zeros where low and high are the same.
 
     Example:
         >>> parts_of_range(torch.tensor([-1.0, 0.0, 1.0]), -1.0, 1.0)
@@ -309,7 +279,7 @@ def parts_of_range(values: Tensor, low: Tensor | float, high: Tensor | float) ->
 
 
 def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
-    """Largest difference of each map, (B, k), in parts of the expected map's range.
+    """The largest difference of each map, (B, k), divided by the range of the expected map.
 
     Example:
         >>> expected = torch.tensor([[[[0.0, 4.0]]]])
@@ -318,17 +288,15 @@ def relative_difference(maps: Tensor, expected: Tensor) -> Tensor:
     """
     difference = (maps - expected).abs().amax((-2, -1))
     low, high = expected.amin((-2, -1)), expected.amax((-2, -1))
-    # A constant map has no range; rounding is then small against its own size.
+    # A constant map has no range; its absolute value takes the place of the range.
     scale = torch.where(high > low, high - low, expected.abs().amax((-2, -1)))
     return torch.where(difference == 0, 0.0, difference / scale)
 
 
 def check_classes(classes: Tensor, batch: int, num_classes: int) -> None:
-    """Refuse classes that are not (B,) or (B, k) integers in 0..K-1.
+    """Raise CamtrainTypeError unless ``classes`` is a tensor of integers.
 
-    Raises:
-        CamtrainTypeError: ``classes`` is not a tensor of integers.
-        CamtrainValueError: Its shape or its values do not fit.
+    Raise CamtrainValueError unless it is (B,) or (B, k) for a ``batch`` of B, in 0..K-1.
     """
     kind = classes.dtype if isinstance(classes, Tensor) else type(classes).__name__
     if kind not in _INTEGERS:

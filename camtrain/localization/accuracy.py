@@ -33,15 +33,10 @@ NO_GUESS = -1.0
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are guessed before the true class.
+    """How many classes are guessed before the true class: (B,) int64, of (B, K) and (B,).
 
-    Args:
-        logits: (B, K).
-        labels: (B,) int.
-
-    Returns:
-        (B,) int64 in [0, K]: 0 for the best guess. Of equal logits the lower class number is
-        guessed first. K where the label's logit is NaN.
+    0 is the best guess. Of equal logits the lower class number is guessed first. K where the
+    label's logit is NaN.
 
     Example:
         >>> ranks_of_labels(torch.tensor([[1.0, 3.0, 3.0]]), torch.tensor([2]))
@@ -255,9 +250,6 @@ def read_predictions(path: str | Path) -> Tensor:
     The file has one line per picture, in the order of the truth: up to five groups of five numbers,
     ``label xmin ymin xmax ymax``, best guess first, separated by blanks. An empty line is a picture
     without a guess. ILSVRC numbers its classes 1..1000 in its own order; labels are not changed.
-
-    Args:
-        path: The text file.
 
     Returns:
         (n, 5, 5) float64; guesses that are missing have the label -1 and a box of zeros.

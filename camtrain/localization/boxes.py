@@ -96,14 +96,9 @@ def _components(foreground: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union of half-open boxes, in float64: exactly one half is exactly 0.5.
+    """Intersection over union (n, m) of half-open xyxy boxes (n, 4) and (m, 4).
 
-    Args:
-        boxes_a: (n, 4) half-open xyxy.
-        boxes_b: (m, 4) half-open xyxy.
-
-    Returns:
-        (n, m) float64 in [0, 1].
+    It is computed in float64, so that exactly one half is exactly 0.5.
 
     Example:
         >>> box_iou(torch.tensor([[0, 0, 4, 2]]), torch.tensor([[0, 0, 2, 2]]))
@@ -114,17 +109,11 @@ def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def box_iou_inclusive(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union of boxes that include their max edges, as ILSVRC and WSOL count.
+    """Intersection over union (n, m) of inclusive xyxy boxes (n, 4) and (m, 4), in float64.
 
-    A side is max - min + 1 pixels long. A half-open box with integer edges covers the same pixels
-    as the inclusive box whose max edges are one less, so both notations give the same IoU.
-
-    Args:
-        boxes_a: (n, 4) inclusive xyxy.
-        boxes_b: (m, 4) inclusive xyxy.
-
-    Returns:
-        (n, m) float64 in [0, 1].
+    Inclusive boxes contain their max edges, as in ILSVRC and WSOL: a side is max - min + 1 pixels
+    long. A half-open box with integer edges covers the same pixels as the inclusive box whose max
+    edges are one less, so both notations give the same IoU.
 
     Example:
         >>> box_iou_inclusive(torch.tensor([[0, 0, 3, 1]]), torch.tensor([[0, 0, 1, 1]]))
@@ -135,11 +124,9 @@ def box_iou_inclusive(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def inclusive_boxes(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Boxes as the WSOL benchmark stores them: inclusive xyxy at 224 x 224, truncated, int64.
+    """Boxes as the WSOL benchmark stores them, (n, 4) int64: inclusive xyxy at 224 x 224.
 
-    Args:
-        boxes_xyxy: (n, 4) half-open xyxy in pixels of the picture.
-        size_hw: The picture's (H, W), in pixels.
+    ``boxes_xyxy`` is (n, 4), half-open xyxy in pixels of a picture of the size (H, W).
 
     Example:
         >>> inclusive_boxes(torch.tensor([[50, 0, 100, 80]]), size_hw=(80, 100)).tolist()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 NUM_LEVELS = 256
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)  # (1000,), parts of a map's maximum
-_PER_CALL = 16  # foregrounds; with fewer there are more calls, more do not fit into the cache
+_PER_CALL = 16  # foregrounds; fewer would need more calls, more would not fit into the cache
 
 
 def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -63,10 +63,7 @@ class _ContourBoxes(NamedTuple):
 
 
 def contour_boxes(scores: NDArray[np.float64]) -> Contours:
-    """All contours of a score map at all thresholds; borders of holes are contours too.
-
-    Args:
-        scores: (H, W) in [0, 1].
+    """All contours of a score map (H, W) in [0, 1] at all thresholds, those of holes included.
 
     Example:
         >>> scores = np.zeros((224, 224))
@@ -116,9 +113,9 @@ def _followers(
     """Whether each foreground has one contour whenever the next higher one has one, (F,) bool.
 
     Every component of a foreground holds a local maximum of the scores. If the next higher
-    foreground is one component, and no local maximum lies between the two levels, the foreground is
-    one component, too. If moreover its Euler number (components - holes) is 1, it has no hole, and
-    its only contour is that of the component.
+    foreground is one component, and none of the pixels added to it is a local maximum, there is
+    still one component. If its Euler number (components - holes) is then 1, it has no hole, and its
+    only contour is that of the component.
 
     The Euler number of a foreground (8-connected) is 1 - that of the background (4-connected, in a
     frame of zeros), since the holes of one are components of the other. That of the background is

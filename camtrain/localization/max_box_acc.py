@@ -39,11 +39,7 @@ def hits_at_thresholds(
 ) -> Tensor:
     """Whether boxes of a class map hit any truth box, at each of the benchmark's thresholds.
 
-    Args:
-        class_map: (h, w), signed and unnormalized; it covers the whole picture.
-        boxes_xyxy: (n, 4), n > 0, half-open xyxy in pixels of the picture, on the CPU.
-        size_hw: The picture's (H, W), in pixels.
-        iou_thresholds: The least IoUs of a hit, on inclusive pixels at 224 x 224.
+    The arguments are those of ``MaxBoxAcc.update``, for one picture with boxes on the CPU.
 
     Returns:
         (2, len(iou_thresholds), 1000) bool. First the hits of the one box around the largest
@@ -62,7 +58,7 @@ def hits_at_thresholds(
 
 
 class _BoxHits(ClassMapMetric):
-    """The hits of both kinds of boxes; the two public metrics differ in which they read."""
+    """Counts hits of both kinds of boxes; each of the two public metrics reads one kind."""
 
     _contours: int  # the row of ``hits`` to read, 0: the largest contour, 1: all contours
 
@@ -88,7 +84,7 @@ class _BoxHits(ClassMapMetric):
             self.count += len(hits)
 
     def _accuracies(self, iou_threshold: float | None = None) -> Tensor:
-        """The accuracy of this process at each threshold, (1000,) float64."""
+        """The accuracy at each threshold, (1000,) float64, from the counts of this process."""
         if iou_threshold is None:
             iou_threshold = self.iou_threshold
         if iou_threshold not in self.iou_thresholds:
@@ -103,8 +99,8 @@ class _BoxHits(ClassMapMetric):
         """The accuracy at each threshold, over the pictures of all processes.
 
         Args:
-            iou_threshold: One of ``iou_thresholds``; by default ``iou_threshold`` of the metric.
-                The same for the other methods.
+            iou_threshold: One of ``iou_thresholds``, by default that of the metric; the same for
+                the other methods.
 
         Returns:
             The thresholds 0, 0.001, ..., 0.999, parts of a map's maximum after min-max, and the
@@ -123,12 +119,11 @@ class _BoxHits(ClassMapMetric):
         return float("nan") if accuracy.isnan().any() else float(thresholds[accuracy.argmax()])
 
     def calibrated_threshold(self, iou_threshold: float | None = None) -> float:
-        """The threshold to use on other pictures: the middle of the best ones; NaN when none.
+        """The threshold to use on other pictures: the middle of the best ones.
 
-        The accuracy changes in steps, and the best step is often hundredths wide. Its first
-        threshold lies on an edge, so that other pictures may need a slightly higher one; the
-        middle is farthest from both edges. Of several best steps the widest is taken, of equally
-        wide ones the first.
+        The best accuracy is often reached in a whole range of thresholds. On other pictures the
+        range shifts a little, and its middle is the most likely to stay in it. Of several ranges
+        the widest is taken, of equally wide ones the first. NaN when nothing was counted.
         """
         thresholds, accuracy = self.curve(iou_threshold)
         if accuracy.isnan().any():
@@ -136,14 +131,9 @@ class _BoxHits(ClassMapMetric):
         return float(thresholds[_middle_of_longest_run((accuracy == accuracy.max()).numpy())])
 
     def accuracy_at(self, threshold: float, iou_threshold: float | None = None) -> Tensor:
-        """The accuracy at a threshold that was fixed beforehand, such as 0.2 or a calibrated one.
+        """The accuracy at a fixed threshold in [0, 1), such as 0.2 or a calibrated one.
 
-        Args:
-            threshold: In [0, 1); the nearest thousandth counts.
-            iou_threshold: See ``curve``.
-
-        Returns:
-            A float64 scalar; NaN when nothing was counted.
+        The threshold is rounded to thousandths. A float64 scalar; NaN when nothing was counted.
         """
         nearest = int(np.abs(THRESHOLDS - check_threshold(threshold)).argmin())
         return self.curve(iou_threshold)[1][nearest]
@@ -204,7 +194,7 @@ class MaxBoxAccV2(_BoxHits):
 
     _contours = 1
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # the IoU thresholds are fixed
         super().__init__()
 
     def compute(self) -> Tensor:
@@ -280,12 +270,11 @@ def centre_map(height: int = 56, width: int = 56) -> Tensor:
     gives. The width of the Gaussian hardly matters, since these metrics see only which pixels
     exceed a level. (A *constant* map scores in ``PxAP`` the share of positive pixels.)
 
-    Args:
-        height: Of the map, at least 1.
-        width: Of the map, at least 1.
-
     Returns:
         (height, width) float32: exp(-(u^2 + v^2) / 2), u and v from -1 to 1 at the edges.
+
+    Raises:
+        CamtrainValueError: ``height`` or ``width`` is less than 1.
 
     Example:
         >>> centre_map(1, 3)

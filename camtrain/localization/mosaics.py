@@ -141,5 +141,5 @@ class MosaicScore(PictureMetric):
                 self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """The fraction of peaks and the mean share of energy, float64; NaN when none counted."""
+        """The scores by name, float64 scalars; NaN when nothing was counted."""
         return {"peak": self.peak.double() / self.count, "energy": self.energy / self.count}

@@ -18,15 +18,9 @@ BINS = 20  # of the histograms, equally wide from 0 to 1
 
 
 def peak_of(class_map: Tensor, size_hw: SizeHW) -> tuple[int, int] | None:
-    """Row and column of the maximum of a class map, upsampled bilinearly to its picture.
+    """Row and column of the maximum of a class map (h, w), upsampled bilinearly to its picture.
 
-    Args:
-        class_map: (h, w), signed; it covers the whole picture.
-        size_hw: The picture's (H, W), in pixels.
-
-    Returns:
-        The first maximum in row-major order; None where the map is constant or holds NaN or
-        infinity.
+    The first maximum in row-major order; None where the map is constant or holds NaN or infinity.
 
     Example:
         >>> peak_of(torch.tensor([[0.0, 1.0, 0.0]]), size_hw=(2, 9))
@@ -41,11 +35,7 @@ def peak_of(class_map: Tensor, size_hw: SizeHW) -> tuple[int, int] | None:
 
 
 def box_mask(boxes_xyxy: Tensor, size_hw: SizeHW) -> Tensor:
-    """The pixels of a picture whose centre lies in any box, (H, W) bool.
-
-    Args:
-        boxes_xyxy: (n, 4), half-open xyxy in pixels of the picture.
-        size_hw: The picture's (H, W), in pixels.
+    """The pixels of a picture whose centre lies in any box (n, 4), half-open xyxy: (H, W) bool.
 
     Example:
         >>> box_mask(torch.tensor([[1, 0, 3, 1]]), size_hw=(2, 4)).int().tolist()
@@ -58,14 +48,9 @@ def box_mask(boxes_xyxy: Tensor, size_hw: SizeHW) -> Tensor:
 
 
 def energy_share(class_map: Tensor, inside: Tensor) -> float:
-    """The share of a map's positive part inside a mask, summed in float64.
+    """The share of a signed map's positive part (H, W) inside a mask (H, W), summed in float64.
 
-    Args:
-        class_map: (H, W), signed.
-        inside: (H, W) bool.
-
-    Returns:
-        In [0, 1]; 0 where the map has no positive value, or holds NaN or infinity.
+    0 where the map has no positive value, or holds NaN or infinity.
 
     Example:
         >>> energy_share(torch.tensor([[-5.0, 1.0, 3.0]]), torch.tensor([[True, True, False]]))
@@ -123,7 +108,7 @@ class PointingGame(ClassMapMetric):
         return bool((outside.square().sum(dim=1) <= self.tolerance**2).any())
 
     def compute(self) -> dict[str, Tensor]:
-        """The fractions of the map and of the centre, float64 scalars; NaN when none counted."""
+        """The fractions of hits by name, float64 scalars; NaN when nothing was counted."""
         hits = {"pointing": self.hits, "centre": self.centre_hits}
         return {name: number.double() / self.count for name, number in hits.items()}
 
@@ -250,8 +235,7 @@ def _areas(maps: Tensor, threshold: float) -> Tensor:
 def _entropies(maps: Tensor) -> Tensor:
     """Entropy of the positive energy in units of its maximum, (B,), of maps (B, h, w)."""
     energy = maps.clamp_min(0).flatten(1)
-    total = energy.sum(1, keepdim=True)
-    p = torch.where(total > 0, energy / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
-    p = p / p.sum(1, keepdim=True)  # uniform where there was none
+    energy[energy.sum(1) <= 0] = 1.0  # no energy counts as evenly distributed
+    p = energy / energy.sum(1, keepdim=True)
     entropies: Tensor = torch.special.entr(p).sum(1)
     return entropies / math.log(p.shape[1])

@@ -26,14 +26,9 @@ _NUM_BINS = len(_EDGES) - 1
 def pixel_histograms(
     scores: NDArray[np.float64], mask: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The number of pixels of the object, and of the background, in each bin of scores.
+    """The number of pixels of the object, and of the background, per bin of scores, (1002,) each.
 
-    Args:
-        scores: (224, 224) in [0, 1].
-        mask: (224, 224), 0 background, 1 object, 255 ignored.
-
-    Returns:
-        Object and background, each (1002,) int64, one number per bin of ``_EDGES``.
+    ``scores`` lie in [0, 1]; ``mask`` is 0 background, 1 object, 255 ignored.
     """
     # Where the product is rounded across an integer it is off by one, which the edges correct.
     bins = (scores * len(THRESHOLDS)).astype(np.int64)
