@@ -1,4 +1,4 @@
-"""Options of the command line: the parser of a verb, and what kind of value an option takes."""
+"""What the verbs share: a parser, words for the kinds of values, a line about what takes long."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import argparse
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+
+_PATIENCE = 0.5  # seconds
+
+
+@contextmanager
+def announce(work: str) -> Iterator[None]:
+    """Name the work on the terminal if it takes longer than half a second."""
+    timer = Timer(_PATIENCE, print, [f"{work} ..."], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class VerbParser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from camtrain.arguments import announce
 from camtrain.errors import CamtrainError
 
 
@@ -80,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         return _complain(f"The verb must be one of {', '.join(VERBS)}, got {args[0]!r}{hint}")
     try:
-        status: int | None = importlib.import_module(VERBS[args[0]].module).main(args)
+        with announce("Loading torch and what the verb needs"):
+            module = importlib.import_module(VERBS[args[0]].module)
+        status: int | None = module.main(args)
     except CamtrainError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
