@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 _MOST_CHARACTERS = 300
@@ -58,6 +58,17 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise CamtrainValueError unless the value of an option is one of the choices."""
     if value not in choices:
         raise CamtrainValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def join_first(texts: Sequence[str], most: int = 10, *, separator: str = ", ") -> str:
+    """The first of several texts for a message, and how many more there are.
+
+    Example:
+        >>> join_first(["ant", "bee", "cat"], 2), join_first(["ant", "bee"], 1, separator="; ")
+        ('ant, bee and 1 more', 'ant; and 1 more')
+    """
+    more = f"{separator.strip(' ,')} and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, join_first
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     if not names or not all(name.isdecimal() for name in names):
         return tuple(names)
     ordered = tuple(sorted(names, key=lambda name: (int(name), name)))
-    _notice(f"The class names are numbers and sorted as such: {text_of(ordered)}.")
+    _notice(f"The class names are numbers and sorted as such: {join_first(ordered)}.")
     return ordered
 
 
@@ -38,12 +38,6 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 def _notice(text: str) -> None:
     """Print a line on the terminal, once for each text."""
     _logger.warning(text)
-
-
-def text_of(names: Sequence[str]) -> str:
-    """The names; of more than ten the first ten and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
@@ -68,9 +62,9 @@ def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
         unknown = [n for n in _with(listing.class_names, listing.counts(places)) if n not in known]
         if unknown:
             raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {text_of(unknown)}, unknown to "
-                f"class_names, which has {text_of(given)}; rename or remove the pictures, or give "
-                "another --data.class_names."
+                f"The {split} split of {listing.root} has the class {join_first(unknown)}, "
+                f"unknown to class_names, which has {join_first(given)}; rename or remove the "
+                "pictures, or give another --data.class_names."
             )
     return _renamed(listing, tuple(given))
 
@@ -93,16 +87,16 @@ def _check_own_classes(listing: Listing, rows: _Rows) -> None:
         unknown = [n for n in _with(names, listing.counts(rows[split])) if n not in of_first]
         if unknown:
             raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {text_of(unknown)}, unknown to "
-                f"{first}, which has {text_of(known)}; rename or remove the pictures, or add the "
-                f"class to {first}."
+                f"The {split} split of {listing.root} has the class {join_first(unknown)}, "
+                f"unknown to {first}, which has {join_first(known)}; rename or remove the "
+                f"pictures, or add the class to {first}."
             )
     left_out = _with(names, listing.counts(np.flatnonzero(listing.splits == UNDECIDED)))
     known_or_undecided = of_first | set(left_out)
     empty = [name for name in names if name not in known_or_undecided]
     if empty and first == "train":
         raise CamtrainValueError(
-            f"The class {text_of(empty)} has no image in the train split of {listing.root}; "
+            f"The class {join_first(empty)} has no image in the train split of {listing.root}; "
             "add images or remove the folder."
         )
     if len(known) < 2 and listing.labels.ndim == 1:
@@ -119,7 +113,7 @@ def _warn_of_missing(listing: Listing, rows: _Rows) -> Listing:
         if missing:
             warnings.warn(
                 f"The {split} split of {listing.root} has no image of the class "
-                f"{text_of(missing)}.",
+                f"{join_first(missing)}.",
                 stacklevel=4,
             )
     return listing

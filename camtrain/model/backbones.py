@@ -38,23 +38,21 @@ def full_name(name: str) -> str:
     """``library/model`` of a name with or without its library; torchvision wins where both have it.
 
     Raises:
-        CamtrainValueError: No library has it; names the nearest.
+        CamtrainValueError: No library has it; the message names the nearest.
     """
     library, _, model = name.rpartition("/")
-    known = {"camtrain": BUILT_IN, "torchvision": tuple(tv.list_models(module=tv))}
-    for candidate in ("camtrain", "torchvision"):
-        if library in ("", candidate) and model in known[candidate]:
+    for candidate, models in (("camtrain", BUILT_IN), ("torchvision", tv.list_models(module=tv))):
+        if library in ("", candidate) and model in models:
             return f"{candidate}/{model}"
     import timm  # late: it takes a second and imports wandb
 
     if library in ("", "timm") and timm.is_model(model):
         return f"timm/{model}"
-    known["timm"] = tuple(timm.list_models())
-    every = [f"{lib}/{m}" if library else m for lib, models in known.items() for m in models]
-    near = difflib.get_close_matches(name, sorted(set(every)), n=5, cutoff=0.3)
+    names = {full if library else full.partition("/")[2] for full in every_name()}
+    suggestions = difflib.get_close_matches(name, sorted(names), n=5, cutoff=0.3)
     raise CamtrainValueError(
         f"backbone must be the name of a network in torchvision, timm or camtrain, got {name!r}; "
-        f"the nearest are {', '.join(near)}."
+        f"the nearest are {', '.join(suggestions)}."
     )
 
 
@@ -62,9 +60,9 @@ def every_name() -> list[str]:
     """``library/model`` of every network there is."""
     import timm
 
-    known = {"camtrain": BUILT_IN, "torchvision": tv.list_models(module=tv)}
-    known["timm"] = timm.list_models()
-    return [f"{library}/{model}" for library, models in known.items() for model in models]
+    libraries = {"camtrain": BUILT_IN, "torchvision": tv.list_models(module=tv)}
+    libraries["timm"] = timm.list_models()
+    return [f"{library}/{model}" for library, models in libraries.items() for model in models]
 
 
 def build_classifier(
@@ -72,15 +70,11 @@ def build_classifier(
 ) -> nn.Module:
     """The library's own classifier with random weights; the trunk for ``camtrain/...``.
 
-    Args:
-        name: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
-        num_classes: None for the library's default, usually the 1,000 of ImageNet.
-        in_chans: Channels of the images.
-        backbone_args: Further arguments of the library's builder.
+    ``num_classes`` of None is the library's default, usually the 1,000 of ImageNet.
 
     Raises:
-        CamtrainValueError: ``backbone_args`` do not fit, or would load weights: a bundle, which
-            carries them, must reach for nothing beyond itself.
+        CamtrainValueError: ``backbone_args`` do not fit, or would load weights. A bundle holds
+            these arguments, and reading it must fetch nothing else.
     """
     loading = [a for a in backbone_args if a.startswith(("pretrained", "checkpoint", "weights"))]
     if loading:
@@ -127,30 +121,25 @@ def _torchvision_network(model: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def backbone_args_for(
-    name: str, weights: str | Path | None, in_chans: int, given: dict[str, Any]
+    name: str, weights: str | Path | None, in_chans: int, backbone_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """``given``, and what the published weights of a network need beside it."""
-    needed: dict[str, Any] = {}
+    """``backbone_args`` and what the builder needs beside them for its published weights."""
+    additions: dict[str, Any] = {}
     if name in _RENORMALIZED and weights is not None and in_chans == 3:
-        needed["transform_input"] = True
+        additions["transform_input"] = True
     model = name.removeprefix("torchvision/")
     if model.startswith("vit_") and weights is not None:
-        published = {entry.name: entry for entry in tv.get_model_weights(model)}
-        published["DEFAULT"] = tv.get_model_weights(model).DEFAULT
-        if str(weights) in published:
-            needed["image_size"] = published[str(weights)].transforms().crop_size[0]
-    return {**needed, **given}
+        entries = tv.get_model_weights(model)
+        by_name = {"DEFAULT": entries.DEFAULT, **{entry.name: entry for entry in entries}}
+        if str(weights) in by_name:
+            additions["image_size"] = by_name[str(weights)].transforms().crop_size[0]
+    return {**additions, **backbone_args}
 
 
 def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any]) -> Preprocessing:
-    """What the library does to the pictures of this network.
+    """What the library does to the pictures of a network, whose arguments may hold another size.
 
     Pictures of other than three channels are normalized by the average of its means and deviations.
-
-    Args:
-        name: ``library/model``.
-        in_chans: Channels of the images.
-        backbone_args: May hold another size.
     """
     if name in PAPER_NETWORKS:
         return paper_preprocessing(name, in_chans)
@@ -158,15 +147,15 @@ def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any])
     if library == "camtrain":
         gray = (0.5,) * in_chans
         return Preprocessing(size=(28, 28) if model == "mnist" else (64, 64), mean=gray, std=gray)
-    usual = _timm_preprocessing(model) if library == "timm" else _torchvision_preprocessing(model)
+    default = _timm_preprocessing(model) if library == "timm" else _torchvision_preprocessing(model)
     side = backbone_args.get("img_size", backbone_args.get("image_size"))
     if side is not None:
-        usual = replace(usual, size=(side, side) if isinstance(side, int) else tuple(side))
+        default = replace(default, size=(side, side) if isinstance(side, int) else tuple(side))
     if in_chans == 3:
-        return usual
-    # Pixels of -1 to 1 are what the networks see that renormalize their input.
-    mean, std = (0.5, 0.5) if name in _RENORMALIZED else (fmean(usual.mean), fmean(usual.std))
-    return replace(usual, mean=(mean,) * in_chans, std=(std,) * in_chans)
+        return default
+    # Networks that renormalize their input see pixels of -1 to 1.
+    mean, std = (0.5, 0.5) if name in _RENORMALIZED else (fmean(default.mean), fmean(default.std))
+    return replace(default, mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
 def _timm_preprocessing(model: str) -> Preprocessing:
@@ -185,7 +174,6 @@ def _timm_preprocessing(model: str) -> Preprocessing:
 
 def _torchvision_preprocessing(model: str) -> Preprocessing:
     preset = tv.get_model_weights(model).DEFAULT.transforms()
-    crop_pct = min(1.0, preset.crop_size[0] / preset.resize_size[0])
     # A ViT is built for 224 whatever size its best weights are for, see `backbone_args_for`.
     side = 224 if model.startswith("vit_") else preset.crop_size[0]
     return Preprocessing(
@@ -194,16 +182,14 @@ def _torchvision_preprocessing(model: str) -> Preprocessing:
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
         resize_mode="crop",
-        crop_pct=crop_pct,
+        crop_pct=min(1.0, preset.crop_size[0] / preset.resize_size[0]),
     )
 
 
 def first_conv(network: nn.Module) -> str:
     """The name of the convolution that takes the pictures."""
-    names: list[str] = [
-        name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
-    ]
-    return names[0]
+    modules = network.named_modules()
+    return str(next(name for name, module in modules if isinstance(module, nn.Conv2d)))
 
 
 def _change_in_chans(network: nn.Module, in_chans: int) -> None:

@@ -17,15 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, join_first
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # kinds of fields
+_VARINT, _BYTES = 0, 2  # kinds of fields
+_FIXED_LENGTHS = {1: 8, 5: 4}  # in bytes, of further kinds
 _LONGEST_VARINT = 10
 _MOST_AXES = 32  # as in Caffe
-# Each becomes an object of some hundred bytes, which a small blob in the file does not have.
-_MOST_BLOBS = 10_000
-_SHOWN = 4
-
+_MOST_BLOBS = 10_000  # of a few bytes each, they would take some hundred bytes each in memory
 
 # The field of a layer, of its name and of its blobs, in both serializations (V1 layers, V2 layer).
 _NAME_FIELDS = {2: 4, 100: 1}
@@ -35,16 +33,13 @@ _FLOATS, _SHAPE, _DOUBLES = 5, 7, 8
 
 
 class _DamageError(Exception):
-    """What is wrong with a file, for the one sentence that refuses it."""
+    """What is wrong with a file."""
 
 
 def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> dict[str, Tensor]:
     """The weights of a ``.caffemodel`` by our parameter names.
 
-    Args:
-        path: The file.
-        layers: For each layer of the network that has weights, its Caffe name and our module's.
-        network: Its name, for the error.
+    ``layers`` holds our names of the network's modules with weights, by their Caffe names.
 
     Raises:
         CamtrainValueError: The file is damaged, or its layers are not those of the network.
@@ -58,24 +53,23 @@ def caffe_weights(path: str | Path, layers: Mapping[str, str], network: str) -> 
         if len(arrays.get(name, "wb")) != 2
     ]
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CamtrainValueError(
             f"{path} holds the weights of another network than {network}: "
-            f"{'; '.join(problems[:_SHOWN])}{more}."
+            f"{join_first(problems, 4, separator='; ')}."
         )
     tensors = {}
     for name, module in layers.items():
         weight, bias = arrays[name]
-        tensors[f"{module}.weight"] = _squeezed(weight, 2 if module == "head" else 4)
-        tensors[f"{module}.bias"] = _squeezed(bias, 1)
+        tensors[f"{module}.weight"] = _without_unit_axes(weight, 2 if module == "head" else 4)
+        tensors[f"{module}.bias"] = _without_unit_axes(bias, 1)
     return tensors
 
 
 def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
     """The arrays of a ``.caffemodel``, of either serialization, float32, by layer name.
 
-    In the old serialization all have four axes, ``(1, 1, 1, n)`` for a bias. Of layers with the
-    same name the last counts, as in Caffe.
+    In the old serialization all arrays have four axes, ``(1, 1, 1, n)`` for a bias. The last of
+    several layers with the same name counts, as in Caffe.
 
     Raises:
         CamtrainValueError: The file is damaged, or no Caffe weights.
@@ -97,26 +91,28 @@ def read_caffemodel(path: str | Path) -> dict[str, list[Tensor]]:
 
 
 def _layers(content: memoryview) -> dict[str, list[Tensor]]:
+    """The arrays of each layer in a whole file, a NetParameter."""
     layers: dict[str, list[Tensor]] = {}
     count = 0
     for field, value in _fields(content):
         if field not in _NAME_FIELDS or not isinstance(value, memoryview):
             continue
         name, blobs = "", []
-        for inner, inside in _fields(value):
-            if inner == _NAME_FIELDS[field] and isinstance(inside, memoryview):
-                name = bytes(inside).decode(errors="replace")
-            elif inner == _BLOBS_FIELDS[field] and isinstance(inside, memoryview):
+        for layer_field, layer_value in _fields(value):
+            if layer_field == _NAME_FIELDS[field] and isinstance(layer_value, memoryview):
+                name = bytes(layer_value).decode(errors="replace")
+            elif layer_field == _BLOBS_FIELDS[field] and isinstance(layer_value, memoryview):
                 count += 1
                 if count > _MOST_BLOBS:
                     raise _DamageError(f"it has more than {_MOST_BLOBS} arrays")
-                blobs.append(_blob(inside, name))
+                blobs.append(_blob(layer_value, name))
         if blobs:
             layers[name] = blobs
     return layers
 
 
 def _blob(content: memoryview, layer: str) -> Tensor:
+    """The array of a BlobProto."""
     floats, doubles = bytearray(), bytearray()
     shape: list[int] = []
     legacy: dict[int, int] = {}
@@ -131,12 +127,12 @@ def _blob(content: memoryview, layer: str) -> Tensor:
     if legacy and not shape:
         shape = [legacy.get(axis, 1) for axis in _LEGACY_AXES]
     data, kind = (floats, torch.float32) if floats else (doubles, torch.float64)
-    count, rest = divmod(len(data), kind.itemsize)
+    count, surplus = divmod(len(data), kind.itemsize)
     shape = shape or [count]
-    if rest or not count or count != math.prod(shape):
+    if surplus or not count or count != math.prod(shape):
         raise _DamageError(
             f"layer {_shown(layer)} has {len(data)} bytes of numbers for an array of the shape "
-            f"{tuple(shape[:_SHOWN])}"
+            f"{tuple(shape[:4])}"
         )
     return torch.frombuffer(data, dtype=kind).float().reshape(shape)
 
@@ -159,9 +155,9 @@ def _shape(content: memoryview) -> list[int]:
     return axes
 
 
-def _squeezed(tensor: Tensor, axes: int) -> Tensor:
-    """Without the leading axes of length 1 that the old serialization fills up with."""
-    while tensor.ndim > axes and tensor.shape[0] == 1:
+def _without_unit_axes(tensor: Tensor, axes: int) -> Tensor:
+    """The tensor without the leading axes of length 1 that the old serialization adds."""
+    while tensor.ndim > axes and len(tensor) == 1:
         tensor = tensor[0]
     return tensor
 
@@ -183,8 +179,8 @@ def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             continue
         if kind == _BYTES:
             length, at = _varint(content, at)
-        elif kind in (_FOUR_BYTES, _EIGHT_BYTES):
-            length = 4 if kind == _FOUR_BYTES else 8
+        elif kind in _FIXED_LENGTHS:
+            length = _FIXED_LENGTHS[kind]
         else:
             raise _DamageError(f"it has a field of the unknown kind {kind}")
         if length > len(content) - at:

@@ -13,14 +13,7 @@ from torch.nn import functional as F
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import Description
 from camtrain.labels import Task, check_task, class_scores
-from camtrain.maps import (
-    CAMOutput,
-    PoolName,
-    check_classes,
-    pool_maps,
-    project,
-    project_classes,
-)
+from camtrain.maps import CAMOutput, PoolName, check_classes, pool_maps, project, project_classes
 from camtrain.model.refine import (
     BackboneOutput,
     Refine,
@@ -33,28 +26,22 @@ from camtrain.model.refine import (
 from camtrain.model.stages import Stages, find_stages, run_with_stages
 from camtrain.preprocessing import Preprocessing
 
-_USUAL_HW = (224, 224)
-
 
 class CAMNet(nn.Module):
     """A classifier whose linear head, applied before the pooling, gives a map per class.
 
-    ``pool(maps) + head.bias == logits`` for every class, whatever the size of the images (with
-    ``pool="gmp"`` the features are pooled before the head, as in the paper's GMP, and the law does
-    not hold).
+    ``pool(maps) + head.bias == logits`` for every class, whatever the size of the images. The one
+    exception is ``pool="gmp"``, which pools features before the head, as the paper's GMP does.
 
     Attributes:
         backbone: (B, in_chans, H, W) to a feature map, the trunk of a known network up to its cut.
         neck: The convolutions that the conversion adds; identity without any.
         head: The linear classifier, weight (K, C), bias (K).
         pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
-        task: ``multiclass``, one class per picture (softmax), or ``multilabel``, any number of them
-            (sigmoid).
+        task: ``multiclass``: one class per picture, softmax; ``multilabel``: any number, sigmoid.
         class_names: K names, or None.
-        preprocessing: What the network expects to be done to its pictures, or None where nobody has
-            said it.
-        recipe: The arguments that build this architecture again, or None for a network that
-            camtrain cannot name.
+        preprocessing: What must be done to pictures before the network sees them; None if unknown.
+        recipe: The arguments that build this architecture again, or None if there are none.
         refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, the refined maps.
         stages: The layers by which refinement compares places; None where nothing is refined.
     """
@@ -133,14 +120,13 @@ class CAMNet(nn.Module):
     def set_refine(self, refine: Refine, layers: Sequence[str] | None = None) -> CAMNet:
         """Choose what heatmaps are made of: class maps, or class maps refined by affinity.
 
-        Weights, logits and class maps stay as they are; but what measures, shows, ships or exports
-        this network does so with refined maps.
+        Weights, logits and class maps stay as they are. Scores, pictures, bundles and exported
+        files of this network use the refined maps.
 
         Args:
             refine: ``none`` or ``affinity``, see ``camtrain.model.refine``.
-            layers: Of the backbone, named as ``cut`` is, by whose features places are compared;
-                None: three blocks that end near 5/8, 6/8 and 7/8 of the way, see
-                ``camtrain.model.stages``.
+            layers: Layers of the backbone, named as ``cut`` is, by whose features places are
+                compared; None for three blocks that end near 5/8, 6/8 and 7/8 of the way.
 
         Returns:
             The network itself.
@@ -159,11 +145,9 @@ class CAMNet(nn.Module):
             return self
         if isinstance(layers, str):
             raise CamtrainTypeError(f"refine_layers must be a list of names, got {layers!r}.")
-        preprocessing = self.preprocessing
-        size_hw = preprocessing.size if preprocessing else _USUAL_HW
-        size_hw = getattr(self.backbone, "size_hw", None) or size_hw
-        in_chans = len(preprocessing.mean) if preprocessing else 3
-        in_chans = self.recipe["in_chans"] if self.recipe else in_chans
+        preprocessing = self.preprocessing or Preprocessing()  # 224x224, three channels
+        size_hw = getattr(self.backbone, "size_hw", None) or preprocessing.size
+        in_chans = self.recipe["in_chans"] if self.recipe else len(preprocessing.mean)
         self.stages = find_stages(self.backbone, in_chans, size_hw, layers)
         self.refine = refine
         return self
@@ -174,14 +158,14 @@ class CAMNet(nn.Module):
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
-        """Features of the backbone, and vectors of its stages if this network refines its maps."""
+        """Features of the backbone, and vectors of its stages if the network refines its maps."""
         if self.stages is None:
             features: Tensor = self.backbone(images)
             return BackboneOutput(features, features[:, :0])
         features, stages = run_with_stages(self.backbone, self.stages, images)
-        size = (features.shape[2], features.shape[3])
         with _without_autocast(features):
-            return BackboneOutput(features, stage_vectors(stages, size))
+            vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
+        return BackboneOutput(features, vectors)
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
         """The backbone's output after the neck, for ``display_maps``."""
@@ -190,8 +174,7 @@ class CAMNet(nn.Module):
     @property
     def vector_channels(self) -> int:
         """The number of channels S of the vectors of ``backbone_output``."""
-        channels = () if self.stages is None else self.stages.channels
-        return sum(map(hashed_channels, channels))
+        return sum(map(hashed_channels, self.stages.channels)) if self.stages else 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K), float32, of images (B, in_chans, H, W)."""
@@ -251,7 +234,7 @@ class CAMNet(nn.Module):
             self._check_request(images.shape[0], top, classes)
             images = self.apply_neck(self.backbone_output(images))
         output = self.maps_of(images.features, top=top, classes=classes)
-        return output if self.stages is None else self._refined(output, images)
+        return output if self.stages is None else self._refine_output(output, images)
 
     def refined_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -268,13 +251,13 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(
                 "This network has no refined maps; call net.set_refine('affinity') first."
             )
-        backbone_output = self.apply_neck(self.backbone_output(images))
-        output = self.maps_of(backbone_output.features, top=top, classes=classes)
-        return RefinedOutput(*output, self._refined(output, backbone_output).maps)
+        neck_output = self.apply_neck(self.backbone_output(images))
+        output = self.maps_of(neck_output.features, top=top, classes=classes)
+        return RefinedOutput(*output, self._refine_output(output, neck_output).maps)
 
-    def _refined(self, output: CAMOutput, backbone_output: BackboneOutput) -> CAMOutput:
+    def _refine_output(self, output: CAMOutput, neck_output: BackboneOutput) -> CAMOutput:
         with _without_autocast(output.maps):
-            return output._replace(maps=refine_maps(output.maps, backbone_output.vectors))
+            return output._replace(maps=refine_maps(output.maps, neck_output.vectors))
 
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -284,8 +267,8 @@ class CAMNet(nn.Module):
         with _without_autocast(features):
             features, weight = features.float(), self.head.weight.float()
             if top is None and classes is None:
-                every = torch.arange(self.head.out_features, device=features.device)
-                return CAMOutput(logits, project(features, weight), every.expand_as(logits))
+                all_classes = torch.arange(self.head.out_features, device=features.device)
+                return CAMOutput(logits, project(features, weight), all_classes.expand_as(logits))
             if classes is None:
                 assert top is not None
                 classes = logits.topk(min(top, self.head.out_features)).indices
@@ -303,10 +286,7 @@ class CAMNet(nn.Module):
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off on the device of a tensor.
-
-    The meta device knows no autocast, and neither does an exported graph.
-    """
+    """Autocast off on the device of a tensor, except on meta and in export, which have none."""
     if tensor.is_meta or torch.compiler.is_exporting():
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,31 +43,18 @@ _MOST_IN_THIS_PROCESS = 40  # starting a process costs as much as describing som
 
 @dataclass(frozen=True)
 class Entry:
-    """A network as ``create_model`` cuts it, with its usual arguments.
+    """A network as ``create_model`` cuts it, with its usual arguments."""
 
-    Attributes:
-        name: ``library/model``.
-        cut: The layer it ends after.
-        channels: Of its feature map.
-        stride: Pixels of the image per pixel of the map, about.
-        map_hw: (h, w) of the map for an image of ``size_hw``.
-        size_hw: (H, W) of the images it was made for.
-        is_fixed: Whether it takes images of no other size.
-        is_cam_ready: Whether its original head gives the maps, without training.
-        parameters: Of the backbone, up to the cut.
-        reason: Why it does not convert; None for a network that does.
-    """
-
-    name: str
-    cut: str = ""
-    channels: int = 0
-    stride: int = 0
-    map_hw: tuple[int, int] = (0, 0)
-    size_hw: tuple[int, int] = (0, 0)
-    is_fixed: bool = False
-    is_cam_ready: bool = False
-    parameters: int = 0
-    reason: str | None = None
+    name: str  # library/model
+    cut: str = ""  # the layer it ends after
+    channels: int = 0  # of its feature map
+    stride: int = 0  # pixels of the image per pixel of the map, about
+    map_hw: tuple[int, int] = (0, 0)  # (h, w) of the map for an image of `size_hw`
+    size_hw: tuple[int, int] = (0, 0)  # (H, W) of the images it was made for
+    is_fixed: bool = False  # whether it takes images of no other size
+    is_cam_ready: bool = False  # whether its original head gives the maps, without training
+    parameters: int = 0  # the number of those of the backbone, up to the cut
+    reason: str | None = None  # why it does not convert; None for a network that does
 
 
 def describe(name: str) -> Entry:
@@ -74,31 +62,30 @@ def describe(name: str) -> Entry:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries warn about their old networks
-            return _described(name)
+            return _describe_network(name)
     except Exception as error:  # each network fails in its own way, and is reported
         return Entry(name, reason=f"{type(error).__name__}: {first_line(error)}")
 
 
-def _described(name: str) -> Entry:
+def _describe_network(name: str) -> Entry:
     preprocessing = usual_preprocessing(name, 3, {})
     height, width = preprocessing.size
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _SkipFilling():
         network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
-    is_cam_ready = True
-    try:
+    is_cam_ready = False
+    with suppress(CamtrainValueError):
         find_maps(network)
-    except CamtrainValueError:
-        is_cam_ready = False
-    backbone, probed = trunk_of(Classifier(network, name, 3, preprocessing), None)
-    last_layer = probed.layers[-1].name.removeprefix("trunk.")
-    of_twice_the_height = probe_or_none(backbone, 3, (2 * height, width))
-    taller = None if of_twice_the_height is None else of_twice_the_height.shape[2]
+        is_cam_ready = True
+    backbone, record = trunk_of(Classifier(network, name, 3, preprocessing), None)
+    is_graph = isinstance(backbone, GraphBackbone)
+    last_layer = record.layers[-1].name.removeprefix("trunk.")
+    taller = probe_or_none(backbone, 3, (2 * height, width))
     return Entry(
         name,
-        cut=backbone.cut if isinstance(backbone, GraphBackbone) else block_of(last_layer),
-        channels=probed.shape[1],
-        stride=_stride(height, probed.shape[2], taller),
-        map_hw=(probed.shape[2], probed.shape[3]),
+        cut=str(backbone.cut) if is_graph else block_of(last_layer),
+        channels=record.shape[1],
+        stride=_stride(height, record.shape[2], None if taller is None else taller.shape[2]),
+        map_hw=(record.shape[2], record.shape[3]),
         size_hw=(height, width),
         is_fixed=taller is None,
         is_cam_ready=is_cam_ready,
@@ -106,17 +93,11 @@ def _described(name: str) -> Entry:
     )
 
 
-class _Unfilled(TorchFunctionMode):
+class _SkipFilling(TorchFunctionMode):
     """Skips the functions that fill weights, which have no numbers on the meta device."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """The result, or the tensor that would have been filled."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """The tensor itself in place of what would fill it, else the result."""
         if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}))
@@ -124,17 +105,17 @@ class _Unfilled(TorchFunctionMode):
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
     """The entries of these networks; those that the cache file lacks are found and added to it."""
-    known = _read(cache)
-    missing = [name for name in names if name not in known]
-    if not missing:
-        return [known[name] for name in names]
-    text = f"Looking at {len(missing)} networks, once"
-    try:
-        for entry in track(_described_all(missing), text, total=len(missing)):
-            known[entry.name] = entry
-    finally:  # Ctrl-C loses nothing
-        _write(cache, known)
-    return [known[name] for name in names]
+    entries = _read(cache)
+    missing = [name for name in names if name not in entries]
+    if missing:
+        text = f"Looking at {len(missing)} networks, once"
+        try:
+            for entry in track(_describe_all(missing), text, total=len(missing)):
+                entries[entry.name] = entry
+        finally:  # Ctrl-C loses nothing
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_text(cache, json.dumps([asdict(entry) for entry in entries.values()]))
+    return [entries[name] for name in names]
 
 
 def cache_file() -> Path:
@@ -156,8 +137,7 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
     matches = [
         name
         for name in names
-        if fnmatch.fnmatchcase(name, pattern)
-        or fnmatch.fnmatchcase(name.partition("/")[2], pattern)
+        if fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)
     ]
     if not matches:
         raise CamtrainValueError(
@@ -187,8 +167,8 @@ def main(args: Sequence[str]) -> None:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """One line per network, then what does not convert, and how many do."""
-    converted = [entry for entry in entries if entry.reason is None]
+    """A line for each network that converts, one for each that does not, and the counts."""
+    convertible = [entry for entry in entries if entry.reason is None]
     rows = [("name", "cut", "channels", "stride", "map", "input", "cam-ready", "parameters")]
     rows += [
         (
@@ -201,7 +181,7 @@ def table(entries: Sequence[Entry]) -> str:
             "yes" if entry.is_cam_ready else "no",
             f"{entry.parameters / 1e6:.1f} M",
         )
-        for entry in converted
+        for entry in convertible
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -209,12 +189,12 @@ def table(entries: Sequence[Entry]) -> str:
         for row in rows
     ]
     lines += [f"{entry.name}: {entry.reason}" for entry in entries if entry.reason is not None]
-    ready = sum(entry.is_cam_ready for entry in converted)
-    lines.append(f"{len(converted)} of {len(entries)} convert, {ready} of them are cam-ready.")
+    ready = sum(entry.is_cam_ready for entry in convertible)
+    lines.append(f"{len(convertible)} of {len(entries)} convert, {ready} of them are cam-ready.")
     return "\n".join(lines)
 
 
-def _described_all(names: Sequence[str]) -> Iterator[Entry]:
+def _describe_all(names: Sequence[str]) -> Iterator[Entry]:
     if len(names) <= _MOST_IN_THIS_PROCESS:
         yield from map(describe, names)
         return
@@ -225,13 +205,14 @@ def _described_all(names: Sequence[str]) -> Iterator[Entry]:
         yield from processes.map(describe, names, chunksize=4)
 
 
-def _stride(height: int, rows: int, taller: int | None) -> int:
-    """Pixels per row of the map, by the rows that twice the height adds, where it is taken.
+def _stride(height: int, rows: int, taller_rows: int | None) -> int:
+    """Pixels per row of the map: those of the rows that an image of twice the height adds.
 
-    The borders of unpadded layers and of sizes that do not divide are not counted that way.
+    This leaves out the borders of unpadded layers and of sizes that do not divide. Networks of one
+    size, or that resize their map to one, give the ratio of both heights.
     """
-    # Some networks resize their map to one size.
-    pixels = height / rows if taller in (None, rows) else height / (taller - rows)
+    added_rows = (taller_rows or rows) - rows
+    pixels = height / (added_rows or rows)
     power = 2 ** round(math.log2(pixels))
     return power if abs(pixels / power - 1) < 0.1 else round(pixels)
 
@@ -244,8 +225,3 @@ def _read(cache: Path) -> dict[str, Entry]:
         values |= {key: tuple(values[key]) for key in ("map_hw", "size_hw")}
         entries[values["name"]] = Entry(**values)
     return entries
-
-
-def _write(cache: Path, entries: dict[str, Entry]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cache, json.dumps([asdict(entry) for entry in entries.values()]))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchvision.models as tv
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
 from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
-from camtrain.model.cut import TracedGraph, trace
+from camtrain.model.cut import Operations, trace
 from camtrain.model.probe import drop_unused, probe, takes
-from camtrain.model.readout import NormKind, Readout, find_readout
+from camtrain.model.readout import NormKind, Readout, as_linear, find_readout
 from camtrain.model.stride import PROBE_HW, set_stride
 from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone
 from camtrain.preprocessing import Preprocessing
@@ -26,11 +26,11 @@ class NotCamReadyError(CamtrainValueError):
 
 
 class PooledNorm(nn.Module):
-    """Features normalized by the mean and the variance of their own average over space.
+    """Normalizes features by the mean and the variance of their own average over space.
 
     Heads with a norm after the pooling (ConvNeXt and Swin in timm) normalize the pooled vector over
     its channels. For one image that is an affine map with constants, so it may be applied to every
-    pixel before the average: the class maps of its result average to the logits exactly. Gain and
+    pixel before the average: the class maps of the result average to the logits exactly. Gain and
     bias of the norm are folded into the head.
 
     Args:
@@ -52,11 +52,11 @@ class PooledNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, h, w), float32."""
         features = features.float()
-        pooled = features.mean((-2, -1), keepdim=True)  # (B, C, 1, 1)
+        average = features.mean((-2, -1), keepdim=True)  # (B, C, 1, 1)
         if self.kind == "layer":
-            mean = pooled.mean(1, keepdim=True)
-            features, pooled = features - mean, pooled - mean
-        return features * torch.rsqrt(pooled.square().mean(1, keepdim=True) + self.eps)
+            mean = average.mean(1, keepdim=True)
+            features, average = features - mean, average - mean
+        return features * torch.rsqrt(average.square().mean(1, keepdim=True) + self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print``."""
@@ -70,7 +70,7 @@ def convert(
     class_names: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> CAMNet:
-    """The CAM network that a classifier ending in global average pooling and a linear layer is.
+    """Make a CAM network of a classifier that ends in global average pooling and a linear layer.
 
     The logits stay as they were, to float32 rounding, at the classifier's own stride; nothing is
     retrained. Between the average and the logits there may be
@@ -120,7 +120,7 @@ def convert(
 def with_original_head(
     network: nn.Module, in_chans: int, readout: Readout, *, stride: int | None
 ) -> CAMNet:
-    """The CAM network of a classifier, which it takes apart, and its readout, see ``find_maps``."""
+    """The CAM network of a classifier, which is taken apart, by the results of ``find_maps``."""
     modes = {id(module): module.training for module in network.modules()}
     backbone: Backbone
     if readout.cut is None:
@@ -134,7 +134,7 @@ def with_original_head(
         set_stride(backbone, stride, in_chans)
     net = CAMNet(
         backbone,
-        readout.head or _identity_head(probe(backbone, in_chans, PROBE_HW).shape[1]),
+        readout.head or as_linear(torch.eye(probe(backbone, in_chans, PROBE_HW).shape[1]), None),
         neck=None if readout.norm is None else PooledNorm(*readout.norm),
         dropout=readout.dropout or float(getattr(network, "drop_rate", 0.0)),
     )
@@ -145,9 +145,9 @@ def with_original_head(
 
 
 def find_maps(network: nn.Module) -> tuple[int, Readout]:
-    """Channels of the images, and how the logits are read off the feature map.
+    """The channels of the images, and the readout of a classifier.
 
-    The cut is None where the feature map is the result of ``forward_features`` of a timm network.
+    Its cut is None where the feature map is the result of ``forward_features`` of a timm network.
 
     Raises:
         NotCamReadyError: The logits are no linear function of an average; says what they are.
@@ -157,10 +157,10 @@ def find_maps(network: nn.Module) -> tuple[int, Readout]:
         raise _not_cam_ready(network, "it has no classifier")
     # The `forward` of a class derived from timm's may do more.
     is_timm = type(network).__module__.startswith("timm.") and hasattr(network, "forward_head")
-    traced = trace(_TimmHead(network) if is_timm else network)
-    readout = find_readout(traced, may_be_input=is_timm)
+    operations = trace(_TimmHead(network) if is_timm else network)
+    readout = find_readout(operations, may_be_input=is_timm)
     if readout is None or (is_timm and readout.cut is not None):
-        raise _not_cam_ready(network, _last_operation(traced))
+        raise _not_cam_ready(network, _last_operation(operations))
     return in_chans, readout
 
 
@@ -200,36 +200,28 @@ def _size_hw(network: nn.Module) -> tuple[int, int]:
 class _TimmHead(nn.Module):
     """The head of a timm network alone, which can be traced also where the trunk cannot."""
 
+    network: Any
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits."""
-        run = cast("Callable[[Tensor], Tensor]", self.network.forward_head)
-        return run(features)
+        logits: Tensor = self.network.forward_head(features)
+        return logits
 
 
-def _identity_head(classes: int) -> nn.Linear:
-    head = nn.Linear(classes, classes, device="meta")  # which draws no random numbers
-    head.weight = nn.Parameter(torch.eye(classes))
-    head.bias = nn.Parameter(torch.zeros(classes))
-    return head
-
-
-def _last_operation(traced: TracedGraph) -> str:
+def _last_operation(operations: Operations) -> str:
     """Why a classifier is not cam-ready, by its last layers."""
-    node = traced.skip_reshapes(traced.output())
-    if not isinstance(traced.module(node), (nn.Linear, nn.Conv2d)):
-        return f"its last operation is {_name(traced, node)}, not a torch.nn.Linear"
-    before = traced.skip_reshapes(traced.before(node))
-    if traced.is_class_token(before):
+    names = {node: name.removeprefix("network.") for node, name in operations.names.items()}
+    node = operations.skip_reshapes(operations.output())
+    if not isinstance(operations.module(node), (nn.Linear, nn.Conv2d)):
+        return f"its last operation is {names[node]}, not a torch.nn.Linear"
+    earlier_node = operations.skip_reshapes(operations.before(node))
+    if operations.is_class_token(earlier_node):
         return "its linear layer reads the class token"
-    return f"its linear layer follows {_name(traced, before)}, not a global average pooling"
-
-
-def _name(traced: TracedGraph, node: fx.Node) -> str:
-    return traced.names[node].removeprefix("network.")
+    return f"its linear layer follows {names[earlier_node]}, not a global average pooling"
 
 
 def _not_cam_ready(network: nn.Module, reason: str) -> NotCamReadyError:
@@ -237,19 +229,19 @@ def _not_cam_ready(network: nn.Module, reason: str) -> NotCamReadyError:
 
 
 def _library_name(network: nn.Module) -> str:
-    """The name that ``create_model`` knows a network by, found by the shapes of its weights."""
+    """The name of a network for ``create_model``, found by the shapes of its weights."""
     config: Any = getattr(network, "pretrained_cfg", None)
     if config:
         return f"timm/{config['architecture']}"
     home, shapes = type(network).__module__, _shapes(network)
-    for name in tv.list_models(module=tv):
-        if tv.get_model_builder(name).__module__ == home:
-            with torch.device("meta"):
-                candidate = build_classifier(
-                    f"torchvision/{name}", num_classes=None, in_chans=3, backbone_args={}
-                )
-            if _shapes(candidate) == shapes:
-                return f"torchvision/{name}"
+    for model in tv.list_models(module=tv):
+        if tv.get_model_builder(model).__module__ != home:
+            continue
+        name = f"torchvision/{model}"
+        with torch.device("meta"):
+            candidate = build_classifier(name, num_classes=None, in_chans=3, backbone_args={})
+        if _shapes(candidate) == shapes:
+            return name
     return "LIBRARY/NAME"
 
 

@@ -9,11 +9,9 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.layout import map_hw_of
-from camtrain.model.probe import evaluating, is_leaf, probe
+from camtrain.model.probe import evaluating, is_leaf, map_hw_of, probe
 
-# Where the paper's cut and the rule of `default_cut` differ, or where the library ends in class
-# scores.
+# The cut where it is not what `default_cut` finds: the paper's, or before a layer of class scores.
 CUTS = {
     "torchvision/googlenet": "inception4e",
     "torchvision/squeezenet1_0": "features",
@@ -32,8 +30,8 @@ class NoGraphError(CamtrainValueError):
     """The forward pass of a network branches on the values of its input."""
 
 
-class TracedGraph(NamedTuple):
-    """The operations of a network in evaluation mode, and the layer each one belongs to."""
+class Operations(NamedTuple):
+    """The operations of a network in evaluation mode, and the name of each one's layer."""
 
     network: nn.Module
     graph: fx.Graph
@@ -83,12 +81,8 @@ class TracedGraph(NamedTuple):
         return _calls(node, "getitem") and node.args[1] == (slice(None), 0)
 
 
-def trace(network: nn.Module) -> TracedGraph:
-    """The graph of a network in evaluation mode.
-
-    Raises:
-        NoGraphError: The forward pass branches on the values of its input.
-    """
+def trace(network: nn.Module) -> Operations:
+    """The graph of a network in evaluation mode; raises NoGraphError where there is none."""
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
     with evaluating(network):
         try:
@@ -98,52 +92,49 @@ def trace(network: nn.Module) -> TracedGraph:
                 f"The forward pass of {type(network).__name__} cannot be read as a graph "
                 f"({error}); build the network with camtrain.create_model and its default cut."
             ) from error
-    return TracedGraph(network, graph, dict(tracer.node_to_qualname))
+    return Operations(network, graph, dict(tracer.node_to_qualname))
 
 
 def default_cut(network: nn.Module) -> str:
-    """The layer that gives the last features: those that the network averages.
+    """The name of the layer whose result the network averages, without a max pooling between.
 
-    A max pooling before the average is left out. In a transformer that reads its class token the
-    features are all tokens.
+    In a transformer that reads its class token, it is the layer that gives all tokens.
     """
-    traced = trace(network)
-    node = traced.output()
-    while node.all_input_nodes and not (traced.is_average(node) or traced.is_class_token(node)):
-        node = traced.before(node)
+    operations = trace(network)
+    node = operations.output()
+    while node.all_input_nodes and not (
+        operations.is_average(node) or operations.is_class_token(node)
+    ):
+        node = operations.before(node)
     if not node.all_input_nodes:
         raise CamtrainValueError(
             f"{type(network).__name__} does not average a feature map; name the layer to "
             "cut after with cut=."
         )
-    node = traced.before(node)
-    while traced.is_layer(node, nn.MaxPool2d):
-        node = traced.before(node)
-    return traced.names[node]
+    node = operations.before(node)
+    while operations.is_layer(node, nn.MaxPool2d):
+        node = operations.before(node)
+    return operations.names[node]
 
 
 def check_cut(network: nn.Module, cut: str, in_chans: int, size_hw: tuple[int, int]) -> None:
-    """Refuse a cut that the network does not have, and list its blocks.
-
-    Raises:
-        CamtrainValueError: No layer has this name.
-    """
+    """Raise CamtrainValueError with a list of the blocks where no layer has the name ``cut``."""
     if any(is_inside(name, cut) for name in trace(network).names.values()):
         return
     layers = probe(network, in_chans, size_hw).layers
     maps = [(layer.name, map_hw_of(layer.out_shape, size_hw)) for layer in layers]
     blocks = {block_of(name): size_hw[0] // hw[0] for name, hw in maps if hw is not None}
-    listed = ", ".join(f"{name} (stride {stride})" for name, stride in blocks.items())
-    near = difflib.get_close_matches(cut, [layer.name for layer in layers], n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    block_list = ", ".join(f"{name} (stride {stride})" for name, stride in blocks.items())
+    suggestions = difflib.get_close_matches(cut, [layer.name for layer in layers], n=3)
+    hint = f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
     raise CamtrainValueError(
         f"cut must name a layer of {type(network).__name__}, got {cut!r}.{hint} Its blocks are: "
-        f"{listed}."
+        f"{block_list}."
     )
 
 
 def leaf_types(network: nn.Module) -> list[type[nn.Module]]:
-    """The types of layers whose inside is no part of the graph."""
+    """The types of layers that are one operation of the graph."""
     # torchvision's extractor never looks into torchvision.ops, so neither may `trace`. An empty
     # nn.Sequential (the usual identity shortcut) must not make leaves of those with layers.
     return list(
@@ -174,6 +165,7 @@ def block_of(layer_name: str) -> str:
 
 
 def _calls(node: fx.Node, *names: str) -> bool:
+    """Whether an operation calls one of these functions or methods."""
     if node.op == "call_method":
         return node.target in names
     return node.op == "call_function" and getattr(node.target, "__name__", "") in names

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -29,9 +27,8 @@ def gradcam(
 
     * Grad-CAM is ReLU(sum_c a_c A_c), where a_c is the mean of dy/dA_c over space (Selvaraju et
       al., ICCV 2017, arXiv 1610.02391, equations 1 and 2);
-    * the element-wise variant is HiResCAM, ReLU(sum_c dy/dA_c * A_c), which leaves the gradient
-      where it is (Draelos and Carin, arXiv 2011.08891, section 3; the ReLU is Grad-CAM's, so that
-      both can be compared).
+    * the element-wise variant is HiResCAM, ReLU(sum_c dy/dA_c * A_c), which takes no mean (Draelos
+      and Carin, arXiv 2011.08891, section 3; they have no ReLU).
 
     At the features of a CAM network with ``avg`` pooling both are ReLU(class map) / (h w).
 
@@ -98,8 +95,7 @@ def gradcam(
 
 def _find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     """The name of the layer, and the layer."""
-    modules = dict(model.named_modules())
-    kind = type(model).__name__
+    modules, kind = dict(model.named_modules()), type(model).__name__
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
             if module is layer:
@@ -114,9 +110,10 @@ def _find_layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Modul
         )
     if layer not in modules:
         convs = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-        near = difflib.get_close_matches(layer, modules, n=3) or convs[-3:]
+        suggestions = difflib.get_close_matches(layer, modules, n=3) or convs[-3:]
         raise CamtrainValueError(
-            f"layer must name a module of {kind}, got {layer!r}; near it are {', '.join(near)}."
+            f"layer must name a module of {kind}, got {layer!r}; near it are "
+            f"{', '.join(suggestions)}."
         )
     return layer, modules[layer]
 
@@ -128,66 +125,60 @@ def _forward(
 
     The layers before it compute without gradients and store nothing for a backward pass.
     """
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    state = {name: _plain(tensor) for name, tensor in tensors}
-    with evaluating(model), _leaf_at(name, module) as leaves:
-        try:
-            logits = torch.func.functional_call(model, state, (_plain(images),))
-        except RuntimeError as error:  # what torch raises where shapes or devices do not fit
-            raise CamtrainValueError(
-                f"{type(model).__name__} cannot classify images of the shape "
-                f"{tuple(images.shape)} on {images.device} ({first_line(error)})."
-            ) from error
-    if not leaves:
-        inside = [part for part, _ in module.named_modules(prefix=name)][1:]
-        similar = difflib.get_close_matches(name, dict(model.named_modules()), n=4)
-        near = inside[-3:] or [layer for layer in similar if layer != name]
-        raise CamtrainValueError(
-            f"layer {name!r} is not reached by the forward pass of {type(model).__name__}; choose "
-            f"another; layers near it are {', '.join(near)}."
-        )
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise CamtrainValueError(
-            f"model must give logits (B, K), {type(model).__name__} gives {got}; wrap it in a "
-            "module that returns them alone."
-        )
-    return logits, leaves[0]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor without gradient, outside inference mode, at least float32; a view if possible."""
-    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
-    is_half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.float() if is_half else tensor
-
-
-@contextmanager
-def _leaf_at(name: str, module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that a forward pass fills with the layer's output, where gradients begin."""
     leaves: list[Tensor] = []
 
-    def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
+    def make_leaf(_module: nn.Module, _inputs: object, output: object) -> Tensor:
         if leaves:
             raise CamtrainValueError(
                 f"layer {name!r} runs more than once in a forward pass, so it has no one "
                 "activation; choose the block around it, or a layer that runs once."
             )
         if not isinstance(output, Tensor) or output.ndim != 4:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise CamtrainValueError(
-                f"layer must give a feature map (B, C, h, w), {name!r} gives {got}; choose an "
-                "earlier layer."
+                f"layer must give a feature map (B, C, h, w), {name!r} gives "
+                f"{_shape_or_type(output)}; choose an earlier layer."
             )
         # Copied twice, since what comes before and after may change its own in place (ReLU).
         leaves.append(output.detach().clone().requires_grad_())
         return leaves[0].clone()
 
-    handle = module.register_forward_hook(hook)
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    state, kind = {name: _plain(tensor) for name, tensor in tensors}, type(model).__name__
+    handle = module.register_forward_hook(make_leaf)
     try:
-        yield leaves
+        with evaluating(model):
+            logits = torch.func.functional_call(model, state, (_plain(images),))
+    except RuntimeError as error:  # what torch raises where shapes or devices do not fit
+        raise CamtrainValueError(
+            f"{kind} cannot classify images of the shape {tuple(images.shape)} on {images.device} "
+            f"({first_line(error)})."
+        ) from error
     finally:
         handle.remove()
+    if not leaves:
+        inside = [part for part, _ in module.named_modules(prefix=name)][1:]
+        similar = difflib.get_close_matches(name, dict(model.named_modules()), n=4)
+        suggestions = inside[-3:] or [layer for layer in similar if layer != name]
+        raise CamtrainValueError(
+            f"layer {name!r} is not reached by the forward pass of {kind}; choose another; layers "
+            f"near it are {', '.join(suggestions)}."
+        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        raise CamtrainValueError(
+            f"model must give logits (B, K), {kind} gives {_shape_or_type(logits)}; wrap it in a "
+            "module that returns them alone."
+        )
+    return logits, leaves[0]
+
+
+def _shape_or_type(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor without gradient, outside inference mode, at least float32; a view if possible."""
+    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _gradient(total: Tensor, activation: Tensor, name: str) -> Tensor:

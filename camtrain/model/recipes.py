@@ -22,42 +22,32 @@ from camtrain.model.builtin import (
     caffe_name,
     fill,
     googlenet_trunk,
-    scaled,
+    scale_channels,
     vgg16_trunk,
 )
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 
-_STRIDE = 16  # of all three
+# The default neck of `create_model`.
+USUAL_NECK = {"neck": [1024], "neck_kernel": 3, "neck_groups": 1, "neck_norm": None}
+_STRIDE = 16  # of all three networks
 _MEAN_BGR = (104.0, 117.0, 123.0)  # of pixels 0..255
-_RESIZED = 256  # the short side, of which the middle is cut out
+_RESIZED = 256  # the short side in pixels, before the middle is cut out
 
 
 @dataclass(frozen=True)
 class PaperNetwork:
-    """One of the paper's networks, at full width.
+    """One of the paper's networks, at full width."""
 
-    Attributes:
-        trunk: Builds the layers before the CAM convolutions, from ``in_chans`` and ``width``.
-        neck: Outputs of the CAM convolutions: 3x3, 2 groups, each with ReLU.
-        neck_layers: Their Caffe names.
-        neck_bias: First value of their biases; their first weights are gaussian, 0.01.
-        head_layer: The Caffe name of the linear classifier.
-        head_std: Of its first weights, gaussian; None for Caffe's "xavier".
-        side: Height and width of the input, in pixels.
-        dropout: Before the head.
-        no_dropout_for: A number of classes for which the authors' network has none.
-    """
-
-    trunk: Callable[..., nn.Sequential]
-    neck: tuple[int, ...] = (1024,)
-    neck_layers: tuple[str, ...] = ("CAM_conv",)
-    neck_bias: float = 1.0
-    head_layer: str = "CAM_fc"
-    head_std: float | None = 0.01
-    side: int = 224
-    dropout: float = 0.5
-    no_dropout_for: int | None = None
+    trunk: Callable[..., nn.Sequential]  # builds the layers before the CAM convolutions
+    neck: tuple[int, ...] = (1024,)  # outputs of the CAM convolutions: 3x3, 2 groups, with ReLU
+    neck_layers: tuple[str, ...] = ("CAM_conv",)  # their Caffe names
+    neck_bias: float = 1.0  # first value of their biases; their first weights are gaussian, 0.01
+    head_layer: str = "CAM_fc"  # the Caffe name of the linear classifier
+    head_std: float | None = 0.01  # of its first weights, gaussian; None for Caffe's "xavier"
+    side: int = 224  # height and width of the input, in pixels
+    dropout: float = 0.5  # before the head
+    no_dropout_for: int | None = None  # a number of classes for which the authors have none
 
 
 PAPER_NETWORKS = {
@@ -74,23 +64,25 @@ PAPER_NETWORKS = {
 }
 
 
-def with_paper_defaults(recipe: dict[str, Any], *, has_usual_neck: bool) -> dict[str, Any]:
+def with_paper_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe in which the paper's neck and dropout replace the usual ones.
 
-    Only for the paper's networks. Neck arguments that are all ``create_model``'s defaults mean the
-    CAM convolutions of the paper, a dropout of 0 the authors' dropout; other values stay.
+    This concerns only the paper's networks: a usual neck becomes the paper's CAM convolutions, and
+    a dropout of 0 the authors' dropout. Other values stay.
     """
     paper = PAPER_NETWORKS.get(recipe["backbone"])
     if paper is None:
         return recipe
-    completed = {**recipe, **(_paper_neck(paper, recipe) if has_usual_neck else {})}
+    new_recipe = dict(recipe)
+    if all(recipe[name] == value for name, value in USUAL_NECK.items()):
+        new_recipe |= _paper_neck(paper, recipe)
     if recipe["dropout"] == 0 and recipe["num_classes"] != paper.no_dropout_for:
-        completed["dropout"] = paper.dropout
-    return completed
+        new_recipe["dropout"] = paper.dropout
+    return new_recipe
 
 
 def has_paper_neck(recipe: dict[str, Any]) -> bool:
-    """Whether a recipe is a network of the paper as a whole, at any width: trunk and neck."""
+    """Whether a recipe has both trunk and neck of a network of the paper, at any width."""
     paper = PAPER_NETWORKS.get(recipe["backbone"])
     if paper is None or recipe["cut"] is not None:
         return False
@@ -98,32 +90,27 @@ def has_paper_neck(recipe: dict[str, Any]) -> bool:
 
 
 def _paper_neck(paper: PaperNetwork, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The neck arguments of the paper's CAM convolutions, at the width of a recipe."""
     width = recipe["backbone_args"].get("width", 1.0)
-    neck = [scaled(channels, width) for channels in paper.neck]
+    neck = [scale_channels(channels, width) for channels in paper.neck]
     return {"neck": neck, "neck_kernel": 3, "neck_groups": 2, "neck_norm": None}
 
 
 def set_paper_values(net: CAMNet) -> None:
-    """Give neck and head the paper's first values, and the neck its dilation, in place.
-
-    ``net.recipe`` has the paper's neck.
-    """
+    """Give a network with the paper's neck its first values and the neck its dilation, in place."""
     assert net.recipe is not None
     paper = PAPER_NETWORKS[net.recipe["backbone"]]
     for conv in net.neck.children():
         if isinstance(conv, nn.Conv2d):
             fill(conv, bias=paper.neck_bias, std=0.01)
-            # The CAM convolutions are trained layers too: at a smaller stride they look at the
-            # pixels they were trained for, as the trunk's layers do.
+            # At a smaller stride these trained layers, too, see the pixels they were trained for.
             spread = _STRIDE // (net.recipe["stride"] or _STRIDE)
             conv.dilation = conv.padding = (spread, spread)
     fill(net.head, bias=0.0, std=paper.head_std)
 
 
 def caffe_layers(name: str) -> dict[str, str]:
-    """The layers of a network of the paper that have weights: Caffe's name, and ours.
-
-    Our names are those of ``CAMNet`` without ``backbone.trunk.``.
+    """Our names of the layers with weights, without ``backbone.trunk.``, by their Caffe names.
 
     Raises:
         CamtrainValueError: ``name`` is none of the paper's networks.

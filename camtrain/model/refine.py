@@ -24,25 +24,20 @@ from camtrain.errors import check_choice
 
 Refine = Literal["none", "affinity"]
 
-# Chosen once for two networks on three sets of photographs; around them little changes.
+# Chosen once for two networks on three sets of photographs; other values near these do as well.
 STEPS = 4
 RESTART = 0.02
 FLOOR = 0.75
 _SMALLEST = 1e-12
-_MOST_PAIRS = 2**25  # pairs of places compared at once: 128 MB each time they are written down
-MOST_CHANNELS = 160  # of a stage; more are hashed to so few
+_MOST_PAIRS = 2**25  # pairs of places compared at once: 128 MB for each tensor of similarities
+MOST_CHANNELS = 160  # of a stage; a stage with more is hashed
 
 
 class BackboneOutput(NamedTuple):
-    """Features and, where the network refines its maps, vectors by which places are compared.
+    """Features and, where the network refines its maps, vectors by which places are compared."""
 
-    Attributes:
-        features: (B, C, h, w), of the backbone or of the neck.
-        vectors: (B, S, h, w), of ``stage_vectors``; S is 0 where nothing is refined.
-    """
-
-    features: Tensor
-    vectors: Tensor
+    features: Tensor  # (B, C, h, w), of the backbone or of the neck
+    vectors: Tensor  # (B, S, h, w), of `stage_vectors`; S is 0 where nothing is refined
 
     def packed(self) -> Tensor:
         """Both in one tensor, (B, C + S, h, w), float32 where there are vectors."""
@@ -52,25 +47,16 @@ class BackboneOutput(NamedTuple):
 
     @classmethod
     def unpacked(cls, packed: Tensor, channels: int) -> BackboneOutput:
-        """The inverse of ``packed``.
-
-        Args:
-            packed: (B, C + S, h, w).
-            channels: S.
-        """
+        """The inverse of ``packed``, where the last ``channels`` (S) are those of the vectors."""
         split = packed.shape[1] - channels
         return cls(packed[:, :split], packed[:, split:])
 
 
 class RefinedOutput(NamedTuple):
-    """Logits, class maps and refined maps of a batch.
+    """Logits, class maps and refined maps of a batch, see ``CAMOutput``.
 
-    Attributes:
-        logits: (B, K), every class.
-        maps: (B, k, h, w), the class maps of ``classes``: signed, unnormalized, without the bias.
-        classes: (B, k), int64.
-        refined_maps: (B, k, h, w), not negative, without a unit, for boxes and heatmaps. Their mean
-            says nothing about the logit.
+    The refined maps are (B, k, h, w), not negative, without a unit, for boxes and heatmaps. Their
+    mean says nothing about the logit.
     """
 
     logits: Tensor
@@ -89,8 +75,8 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         size: (h, w) of the class maps; stages of another size are resized bilinearly.
 
     Returns:
-        (B, S, h, w), float32. The dot product of two places is the mean of the stages' cosine
-        similarities (but for resizing and hashing).
+        (B, S, h, w), float32. Apart from resizing and hashing, the dot product of two places is the
+        mean of the stages' cosine similarities.
 
     Example:
         >>> stages = [torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]), torch.ones(1, 1, 1, 2)]
@@ -100,7 +86,7 @@ def stage_vectors(stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """
     parts, root = [], len(stages) ** 0.5
     for stage in stages:
-        features = _hashed(stage.float())
+        features = _hash_channels(stage.float())
         # In an exported graph sizes are symbols; to resize to the same size changes nothing.
         if torch.compiler.is_compiling() or tuple(features.shape[2:]) != size:
             features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
@@ -119,17 +105,16 @@ def hashed_channels(channels: int) -> int:
     return math.ceil(channels / math.ceil(channels / MOST_CHANNELS))
 
 
-def _hashed(stage: Tensor) -> Tensor:
-    """A stage (B, C, h, w) with at most ``MOST_CHANNELS`` channels; far ones are summed."""
+def _hash_channels(stage: Tensor) -> Tensor:
+    """A stage (B, C, h, w) whose channels ``count`` apart are summed, with random signs."""
     channels = stage.shape[1]
     count = hashed_channels(channels)
     if count == channels:
         return stage
     signs = torch.from_numpy(_signs(channels)).to(stage.device)[:, None, None]
     # Slices are added as they lie in memory; a sum over an axis of groups takes six times as long.
-    slices: Sequence[Tensor] = torch.split(stage * signs, count, dim=1)
-    total = slices[0]
-    for part in slices[1:]:
+    total, *slices = torch.split(stage * signs, count, dim=1)
+    for part in slices:
         missing = count - part.shape[1]
         total = total + (F.pad(part, (0, 0, 0, 0, 0, missing)) if missing else part)
     return total
@@ -146,19 +131,18 @@ def _signs(channels: int) -> NDArray[np.float32]:
 def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
     """Class maps spread along the affinities of their places.
 
-    With the similarities s_ij of two places, a_ij = max(s_ij, 0)^3, A_ij = a_ij / sum_j a_ij, and
-    m_0 the positive part of a class map (where its mean is negative, what lies above the mean),
-    m <- 0.98 A m + 0.02 m_0 is done 4 times, beginning with m_0. From the result three quarters of
-    what its mean is above its minimum are taken away, since what every place has is background:
-    max(m - min - 0.75 (mean - min), 0).
+    Let s_ij be the similarity of two places, a_ij = max(s_ij, 0)^3, A_ij = a_ij / sum_j a_ij, and
+    m_0 the positive part of a class map, or what lies above its mean if that is negative. Four
+    times, beginning with m_0, m becomes 0.98 A m + 0.02 m_0. What every place has is background and
+    is taken away: the result is max(m - min - 0.75 (mean - min), 0).
 
     Args:
         maps: (B, k, h, w), class maps.
         vectors: (B, S, h, w), of ``stage_vectors``.
 
     Returns:
-        (B, k, h, w), float32, not negative; a constant map becomes zeros, and twice a map becomes
-        twice the result, both to float32 rounding.
+        (B, k, h, w), float32, not negative. To float32 rounding, a constant map becomes zeros, and
+        twice a map becomes twice the result.
 
     Example:
         >>> vectors = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]])  # two alike, one not
@@ -173,7 +157,7 @@ def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
     flat = vectors.float().flatten(2)
     similarity = (flat.mT @ flat).clamp_min(0.0)  # (B, N, N) with N = h * w, symmetric
     affinity = similarity * similarity * similarity
-    # Symmetric, so that the sums of rows are those of columns, which divide what goes to a place.
+    # Affinity is symmetric, so its columns have the sums of its rows.
     walk = affinity * ((1 - RESTART) / affinity.sum(1, keepdim=True).clamp_min(_SMALLEST))
     class_maps = maps.float().flatten(2)  # (B, k, N)
     floor = class_maps.mean(2, keepdim=True).clamp_max(0.0)

@@ -2,7 +2,7 @@
 
 They are found in the graph of the trunk, not by names: at five, six and seven eighths of the way,
 counted in convolutions and linear layers, at the ends of blocks through which all later results
-pass. Earlier ones tell colours and textures apart and not things, later ones are too alike.
+pass. Earlier layers tell colours and textures apart and not things; later ones are too alike.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.cut import block_of, is_inside, leaf_types
-from camtrain.model.layout import Layout, find_layout, last_of
-from camtrain.model.probe import evaluating
-from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone, TimmBlocks
+from camtrain.model.probe import Layout, evaluating, find_layout, last_of
+from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone, TimmBlocks, listed_blocks
 
 _PARTS = (5 / 8, 6 / 8, 7 / 8)
-_MOST_EARLIER = 1 / 8  # than the first of them
+_EARLIEST = 4 / 8
 _LARGEST_BLOCK = 1 / 4
 
-# A function of trunk and images that gives the features and the results of chosen layers.
-Run = Callable[[nn.Module, Tensor], tuple[object, Sequence[object]]]
+# A function from trunk and images to the features and the results of chosen layers.
+Run = Callable[[Any, Tensor], tuple[object, Sequence[object]]]
+# A run is made from the trunk's graph when it is first needed; it is no part of the trunk's state.
+_RUNS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Run]] = WeakKeyDictionary()
 
 
 class Stages(NamedTuple):
@@ -39,28 +40,24 @@ class Stages(NamedTuple):
     channels: tuple[int, ...]
 
 
-# A run is made from the trunk's graph when it is first needed; it is no part of the trunk's state.
-_RUNS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Run]] = WeakKeyDictionary()
-
-
 def find_stages(
     backbone: nn.Module, in_chans: int, size_hw: tuple[int, int], layers: Sequence[str] | None
 ) -> Stages:
-    """The stages of a backbone, as this module chooses them or by name.
+    """The stages of a backbone that is built for images (B, in_chans, H, W).
 
-    Args:
-        backbone: Of a ``CAMNet``.
-        in_chans: Channels of the images.
-        size_hw: (H, W) of the images it is built for.
-        layers: Their names as ``cut`` takes them; None for the usual ones.
+    ``layers`` are their names, as ``cut`` takes them; None stands for the usual ones.
 
     Raises:
         CamtrainValueError: It has no such layer, or one gives no feature map.
     """
     reader = _reader_of(backbone)
     if layers is not None:
-        reader.check(layers)
-        maps = _maps_of(backbone, reader, layers, in_chans, size_hw)
+        if not layers or not all(map(reader.has, layers)):
+            raise CamtrainValueError(
+                f"refine_layers must name {reader.choice}, got {list(layers)}; the blocks are: "
+                f"{', '.join(reader.blocks)}."
+            )
+        maps = _find_maps(backbone, reader, layers, in_chans, size_hw)
         without_map = [name for name in layers if name not in maps]
         if without_map:
             raise CamtrainValueError(
@@ -69,15 +66,15 @@ def find_stages(
             )
     else:
         ends = reader.ends()
-        maps = _maps_of(backbone, reader, list(ends), in_chans, size_hw)
-        usable = [n for n in ends if n in maps and _PARTS[0] - _MOST_EARLIER <= ends[n]]
-        nearest = [min(usable, key=lambda n: abs(ends[n] - part), default="") for part in _PARTS]
-        maps = {name: maps[name] for name in dict.fromkeys(nearest) if name}
-        if not maps:
+        maps = _find_maps(backbone, reader, list(ends), in_chans, size_hw)
+        usable = [name for name in ends if name in maps and ends[name] >= _EARLIEST]
+        if not usable:
             raise CamtrainValueError(
                 f"{type(_trunk(backbone)).__name__} has no stage by which refinement could compare "
                 "places; name layers that give feature maps with refine_layers=."
             )
+        nearest = (min(usable, key=lambda name: abs(ends[name] - part)) for part in _PARTS)
+        maps = {name: maps[name] for name in nearest}
     layouts, channels = zip(*maps.values(), strict=True)
     return Stages(tuple(maps), layouts, channels)
 
@@ -93,13 +90,8 @@ def run_with_stages(
 ) -> tuple[Tensor, list[Tensor]]:
     """The features of a backbone and the results of its stages, from one forward pass.
 
-    Args:
-        backbone: In evaluation mode.
-        stages: Of ``find_stages``.
-        images: (B, in_chans, H, W).
-
-    Returns:
-        Features (B, C, h, w), equal to ``backbone(images)``, and the stages (B, C_i, h_i, w_i).
+    The features (B, C, h, w) are equal to ``backbone(images)`` in evaluation mode. The results are
+    feature maps (B, C_i, h_i, w_i).
     """
     layers, run = _RUNS.get(backbone, (None, None))
     if run is None or layers != stages.layers:
@@ -107,15 +99,15 @@ def run_with_stages(
         _RUNS[backbone] = stages.layers, run
     results: list[object] = []
 
-    def features_of(images: Tensor) -> object:
-        features, of_layers = run(_trunk(backbone), images)
-        results.extend(of_layers)
+    def run_features(images: Tensor) -> object:
+        features, stage_results = run(_trunk(backbone), images)
+        results.extend(stage_results)
         return features
 
     if isinstance(backbone, Backbone):
-        features = backbone.features_by(features_of, images)
+        features = backbone.features_by(run_features, images)
     else:
-        features = last_of(features_of(images))
+        features = last_of(run_features(images))
     image_hw = (images.shape[2], images.shape[3])
     pairs = zip(stages.layouts, results, strict=True)
     return features, [layout.to_map(result, image_hw) for layout, result in pairs]
@@ -124,87 +116,80 @@ def run_with_stages(
 class _GraphReader:
     """Finds and runs the layers of a trunk whose forward pass is a graph."""
 
+    choice = "layers before the cut"
+
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        self.network, self.graph = network, graph
-        self.nodes = list(graph.nodes)
-        self._paths = [str(n.target) if n.op == "call_module" else "" for n in self.nodes]
-        layers = [network.get_submodule(path) if path else None for path in self._paths]
+        self.graph, self.nodes = graph, list(graph.nodes)
+        self.paths = [str(n.target) if n.op == "call_module" else "" for n in self.nodes]
+        self.blocks = list(dict.fromkeys(block_of(path) for path in self.paths if path))
+        self.layers = [network.get_submodule(path) if path else None for path in self.paths]
         # Convolutions and matrices up to each operation.
-        self._counts = list(
+        self.counts = list(
             accumulate(
-                sum(p.ndim > 1 for p in layer.parameters()) if layer else 0 for layer in layers
+                sum(p.ndim > 1 for p in layer.parameters()) if layer else 0 for layer in self.layers
             )
         )
-        self._bottlenecks = self._find_bottlenecks()
+        self.bottlenecks = self._find_bottlenecks()
+
+    def has(self, name: str) -> bool:
+        """Whether the trunk has a layer of this name."""
+        return any(is_inside(path, name) for path in self.paths)
 
     def ends(self) -> dict[str, float]:
-        """How far along the trunk its blocks end, in (0, 1), those that all later results use."""
-        total = self._counts[-1]
+        """Where each block ends, as a part in (0, 1) of the trunk, if all later results use it."""
+        total = self.counts[-1]
         names: dict[int, str] = {}
-        for name in self._blocks():
+        for name in dict.fromkeys(self._block_around(path) for path in self.paths if path):
             end = self._end(name)
-            if end in self._bottlenecks and 0 < self._counts[end] < total:
-                names[self._counts[end]] = name  # of several with the same count the last
+            if end in self.bottlenecks and 0 < self.counts[end] < total:
+                names[self.counts[end]] = name  # of several with the same count the last
         return {name: count / total for count, name in names.items()}
 
-    def check(self, names: Sequence[str]) -> None:
-        missing = [n for n in names if not any(is_inside(path, n) for path in self._paths)]
-        if missing or not names:
-            blocks = ", ".join(dict.fromkeys(block_of(path) for path in self._paths if path))
-            raise CamtrainValueError(
-                f"refine_layers must name layers before the cut, got {list(names)}; the blocks "
-                f"are: {blocks}."
-            )
-
     def run(self, names: Sequence[str]) -> Run:
+        """A function that computes the features and the results of these layers."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copies)
         features = fx.node.map_arg(self.nodes[-1].args[0], copies.__getitem__)
         features = features["features"] if isinstance(features, dict) else features
-        results = [self._unchanged(graph, self.nodes[self._end(name)], copies) for name in names]
+        layer_of = dict(zip(self.nodes, self.layers, strict=True))
+        results = []
+        for node in (self.nodes[self._end(name)] for name in names):
+            results.append(copies[node])
+            if any(getattr(layer_of[user], "inplace", False) for user in node.users):
+                with graph.inserting_after(copies[node]):
+                    results[-1] = graph.call_method("clone", (copies[node],))
         graph.output((features, results))
         code = graph.python_code("self")
         scope: dict[str, Any] = dict(code.globals)
         exec(code.src, scope)
         return cast("Run", scope["forward"])
 
-    def _unchanged(self, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-        """The result of an operation before the next layer changes it in place."""
-        paths = [str(user.target) for user in node.users if user.op == "call_module"]
-        if not any(getattr(self.network.get_submodule(path), "inplace", False) for path in paths):
-            return copies[node]
-        with graph.inserting_after(copies[node]):
-            return graph.call_method("clone", (copies[node],))
-
-    def _blocks(self) -> list[str]:
-        """The largest modules with at most a quarter of the layers, in the order of their ends."""
-        total, names = self._counts[-1], dict[str, None]()
-        for path in filter(None, self._paths):
-            parts = path.split(".")
-            prefixes = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-            name = next((p for p in prefixes if self._size(p) <= _LARGEST_BLOCK * total), path)
-            names[name] = None
-        return list(names)
+    def _block_around(self, path: str) -> str:
+        """The largest module with this layer in it and with at most a quarter of all layers."""
+        most = _LARGEST_BLOCK * self.counts[-1]
+        modules = accumulate(path.split("."), "{}.{}".format)
+        return next((name for name in modules if self._size(name) <= most), path)
 
     def _size(self, name: str) -> int:
+        """The number of convolutions and matrices from the first to the last layer of a module."""
         inside = self._indices(name)
-        before = self._counts[inside[0] - 1] if inside[0] else 0
-        return int(self._counts[inside[-1]] - before)
+        return self.counts[inside[-1]] - (self.counts[inside[0] - 1] if inside[0] else 0)
 
     def _indices(self, name: str) -> list[int]:
-        return [i for i, path in enumerate(self._paths) if is_inside(path, name)]
+        """The places of a module's layers among the operations."""
+        return [i for i, path in enumerate(self.paths) if is_inside(path, name)]
 
     def _end(self, name: str) -> int:
-        """The operation that gives the result of a module, such as a sum after its last layer."""
+        """The place of a module's last operation, such as a sum after its last layer."""
         last = end = self._indices(name)[-1]
         while self.nodes[end + 1].op in ("call_function", "call_method", "get_attr"):
             end += 1
         # The first bottleneck: a later one may belong to the next module.
-        return min((i for i in range(last, end + 1) if i in self._bottlenecks), default=last)
+        return min((i for i in range(last, end + 1) if i in self.bottlenecks), default=last)
 
     def _find_bottlenecks(self) -> set[int]:
-        """The operations whose result is the only one that later operations use."""
+        """The places of the operations whose result is all that later operations use."""
         place = {node: index for index, node in enumerate(self.nodes)}
         last_use = {n: max((place[user] for user in n.users), default=0) for n in self.nodes}
         bottlenecks, reach, sizes = set[int](), 0, set[fx.Node]()
@@ -226,46 +211,43 @@ class _BlockReader:
     """Runs the blocks that a timm trunk lists, where its forward pass is no graph."""
 
     def __init__(self, network: nn.Module, cut: int | None) -> None:
-        listed: Any = getattr(network, "feature_info", ())
-        self.kind, self.cut = type(network).__name__, cut
-        self.names = [str(info["module"]) for info in listed][: None if cut is None else cut + 1]
+        self.cut = cut
+        self.blocks = list(listed_blocks(network))[: None if cut is None else cut + 1]
+        kind = type(network).__name__
+        self.choice = f"blocks of {kind}, whose forward pass cannot be read as a graph"
+
+    def has(self, name: str) -> bool:
+        """Whether the trunk lists a block of this name."""
+        return name in self.blocks
 
     def ends(self) -> dict[str, float]:
-        """How far along the trunk its blocks end, in (0, 1)."""
-        total = len(self.names)
-        return {name: place / total for place, name in enumerate(self.names[:-1], start=1)}
-
-    def check(self, names: Sequence[str]) -> None:
-        if not names or not set(names) <= set(self.names):
-            raise CamtrainValueError(
-                f"refine_layers must name blocks of {self.kind}, whose forward pass "
-                f"cannot be read as a graph, got {list(names)}; its blocks are: "
-                f"{', '.join(self.names)}."
-            )
+        """Where each block ends, as a part in (0, 1) of the trunk."""
+        total = len(self.blocks)
+        return {name: place / total for place, name in enumerate(self.blocks[:-1], start=1)}
 
     def run(self, names: Sequence[str]) -> Run:
-        indices, cut = [self.names.index(name) for name in names], self.cut
-        every = sorted({*indices, *(() if cut is None else (cut,))})
+        """A function that computes the features and the results of these blocks."""
+        blocks, cut = [self.blocks.index(name) for name in names], self.cut
+        indices = sorted({*blocks} if cut is None else {*blocks, cut})
 
-        def run(trunk: nn.Module, images: Tensor) -> tuple[object, Sequence[object]]:
-            intermediates = cast("Callable[..., Any]", trunk.forward_intermediates)
+        def run(trunk: Any, images: Tensor) -> tuple[object, Sequence[object]]:  # noqa: ANN401
             if cut is None:
-                features, results = intermediates(images, indices=every)
+                features, results = trunk.forward_intermediates(images, indices=indices)
             else:
-                results = intermediates(
-                    images, indices=every, intermediates_only=True, stop_early=True
+                results = trunk.forward_intermediates(
+                    images, indices=indices, intermediates_only=True, stop_early=True
                 )
                 features = results[-1]
-            by_index = dict(zip(every, results, strict=True))
-            return features, [by_index[index] for index in indices]
+            return features, [results[indices.index(block)] for block in blocks]
 
         return run
 
 
 def _reader_of(backbone: nn.Module) -> _GraphReader | _BlockReader:
-    if isinstance(backbone, GraphBackbone):
-        return _GraphReader(backbone.trunk, cast("fx.Graph", backbone.trunk.eval_graph))
+    """A reader of the graph of the trunk, or else of the blocks that it lists."""
     network = _trunk(backbone)
+    if isinstance(backbone, GraphBackbone):
+        return _GraphReader(network, backbone.trunk.eval_graph)
     if isinstance(backbone, TimmBlocks):
         return _BlockReader(network, backbone.index)
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
@@ -297,17 +279,19 @@ def _refuse_constants(network: nn.Module, graph: fx.Graph) -> None:
 
 
 def _trunk(backbone: nn.Module) -> nn.Module:
-    return backbone.trunk if isinstance(backbone, Backbone) else backbone
+    """The module that the names of layers begin at."""
+    trunk: nn.Module = backbone.trunk if isinstance(backbone, Backbone) else backbone
+    return trunk
 
 
-def _maps_of(
+def _find_maps(
     backbone: nn.Module,
     reader: _GraphReader | _BlockReader,
     names: Sequence[str],
     in_chans: int,
     size_hw: tuple[int, int],
 ) -> dict[str, tuple[Layout, int]]:
-    """Layout and channels of the results that are maps, by layer."""
+    """Layout and channels of the layers' results, by layer, without those that are no maps."""
     run, network = reader.run(names), _trunk(backbone)
     weight = next(network.parameters(), torch.zeros(0))
     images = torch.zeros(1, in_chans, *size_hw, dtype=weight.dtype, device=weight.device)

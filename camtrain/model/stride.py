@@ -11,22 +11,21 @@ from torch.nn import functional as F
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.model.probe import Layer, probe, probe_or_none
 
-# Large enough that unpadded layers do not disturb the ratio of sizes; the meta device computes
-# nothing.
+# Large enough that unpadded layers do not disturb the ratio of sizes.
 PROBE_HW = (512, 512)
 
 
 class DilatedAvgPool2d(nn.Module):
     """The averages of an ``nn.AvgPool2d`` at every pixel, over pixels ``spread`` apart.
 
-    The result has the size of the input: windows that reach over the far border, which the pooling
-    with its stride leaves out or cuts short, average the pixels inside.
+    The result has the size of the input: windows that reach over the far border, which the
+    ``nn.AvgPool2d`` leaves out or cuts short, average the pixels inside.
     """
 
     def __init__(self, pool: nn.AvgPool2d, spread: int) -> None:
         super().__init__()
         self.kernel = pair(pool.kernel_size)
-        self.padding = _times(pair(pool.padding), spread)
+        self.padding = _scale_pair(pair(pool.padding), spread)
         self.spread = spread
         self.counts_padding = pool.count_include_pad
 
@@ -51,7 +50,7 @@ class DilatedAvgPool2d(nn.Module):
 
 def stride_of(backbone: nn.Module, in_chans: int) -> int:
     """Pixels of the image per pixel of the feature map."""
-    return _ratio(probe(backbone, in_chans, PROBE_HW).shape[-1])
+    return _stride_at(probe(backbone, in_chans, PROBE_HW).shape[-1])
 
 
 def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
@@ -64,56 +63,50 @@ def set_stride(backbone: nn.Module, stride: int, in_chans: int) -> None:
         CamtrainValueError: ``stride`` is not 1, 2, 4, ... up to the backbone's own, or a layer
             cannot be dilated.
     """
-    probed = probe_or_none(backbone, in_chans, PROBE_HW)
-    if probed is None:
+    record = probe_or_none(backbone, in_chans, PROBE_HW)
+    if record is None:
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the backbone takes images of one size, so that it has "
             "one stride; leave stride out, or choose another backbone (see `camtrain models`)."
         )
-    usual = _ratio(probed.shape[-1])
-    possible = [2**i for i in range(int(math.log2(usual)) + 1)]
+    own_stride = _stride_at(record.shape[-1])
+    possible = [2**i for i in range(int(math.log2(own_stride)) + 1)]
     if stride not in possible:
         raise CamtrainValueError(
             f"stride must be one of {', '.join(map(str, possible))} (the backbone's own is "
-            f"{usual}), got {stride}."
+            f"{own_stride}), got {stride}."
         )
-    calls = Counter(layer.name for layer in probed.layers)
-    for layer in probed.layers:
-        if _needs_change(layer, stride):
+    calls = Counter(layer.name for layer in record.layers)
+    for layer in record.layers:
+        steps, spread = _steps_and_spread(layer, stride)
+        has_window = isinstance(layer.module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
+        if layer.out_hw != (1, 1) and (steps or (spread > 1 and has_window)):
             if calls[layer.name] > 1:
                 raise _refusal(stride, layer, "is used more than once, at different strides")
-            _slow_down(backbone, layer, stride)
+            _remove_steps(backbone, layer, stride)
     try:
-        reached = stride_of(backbone, in_chans)
+        new_stride = stride_of(backbone, in_chans)
     except RuntimeError as error:  # the sizes of branches that are added or joined differ
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the branches of the backbone no longer fit together "
-            f"({first_line(error)}); choose stride {usual} or an earlier cut."
+            f"({first_line(error)}); choose stride {own_stride} or an earlier cut."
         ) from error
-    if reached != stride:
+    if new_stride != stride:
         raise CamtrainValueError(
             f"stride {stride} cannot be had: the backbone steps inside an operation that is not a "
-            f"layer, so {reached} is what remains; choose stride {usual} or an earlier cut."
+            f"layer, so {new_stride} is what remains; choose stride {own_stride} or an earlier cut."
         )
 
 
-def _needs_change(layer: Layer, stride: int) -> bool:
-    """Whether a layer steps too far, or looks at more than one pixel after one that did."""
-    steps, spread = _plan(layer, stride)
-    if layer.out_hw == (1, 1):
-        return False
-    has_window = isinstance(layer.module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
-    return steps or (spread > 1 and has_window)
-
-
-def _slow_down(backbone: nn.Module, layer: Layer, stride: int) -> None:
-    module, (steps, spread) = layer.module, _plan(layer, stride)
+def _remove_steps(backbone: nn.Module, layer: Layer, stride: int) -> None:
+    """Change a layer in place: it steps by one, and looks at pixels that are further apart."""
+    module, (steps, spread) = layer.module, _steps_and_spread(layer, stride)
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
         if steps:
             module.stride = (1, 1)
-        module.dilation = _times(module.dilation, spread)
+        module.dilation = _scale_pair(module.dilation, spread)
         if not isinstance(module.padding, str):
-            module.padding = _times(module.padding, spread)
+            module.padding = _scale_pair(module.padding, spread)
     elif type(module) is nn.MaxPool2d:  # timm's heirs pad by themselves
         backbone.set_submodule(layer.name, _dilated_max_pool(module, spread))
     elif type(module) is nn.AvgPool2d:
@@ -129,7 +122,7 @@ def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
     that no window starts in them.
     """
     kernel, padding, steps = pair(pool.kernel_size), pair(pool.padding), pair(pool.stride)
-    dilation = _times(pair(pool.dilation), spread)
+    dilation = _scale_pair(pair(pool.dilation), spread)
     sides: list[int] = []  # left, right, top, bottom
     for axis in (1, 0):
         near = far = spread * padding[axis]
@@ -143,9 +136,9 @@ def _dilated_max_pool(pool: nn.MaxPool2d, spread: int) -> nn.Sequential:
     )
 
 
-def _plan(layer: Layer, stride: int) -> tuple[bool, int]:
-    """Whether a layer steps beyond ``stride``, and how far apart its pixels lie then."""
-    before, after = _ratio(layer.in_hw[1]), _ratio(layer.out_hw[1])
+def _steps_and_spread(layer: Layer, stride: int) -> tuple[bool, int]:
+    """Whether a layer steps beyond ``stride``, and how far apart the pixels it sees then lie."""
+    before, after = _stride_at(layer.in_hw[1]), _stride_at(layer.out_hw[1])
     # Where only the last axis changes, it holds channels.
     has_stepped = after > before and layer.out_hw[0] < layer.in_hw[0]
     return has_stepped and after > stride, max(1, before // stride)
@@ -158,8 +151,9 @@ def _refusal(stride: int, layer: Layer, reason: str) -> CamtrainValueError:
     )
 
 
-def _ratio(side: int) -> int:
-    return int(2 ** round(math.log2(PROBE_HW[1] / side)))
+def _stride_at(width: int) -> int:
+    """The power of two nearest to the stride of a map with this width, of images of PROBE_HW."""
+    return int(2 ** round(math.log2(PROBE_HW[1] / width)))
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -167,5 +161,5 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _times(value: tuple[int, ...], factor: int) -> tuple[int, int]:
+def _scale_pair(value: tuple[int, ...], factor: int) -> tuple[int, int]:
     return factor * value[0], factor * value[1]

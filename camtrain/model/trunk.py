@@ -5,44 +5,31 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.model.cut import CUTS, NoGraphError, check_cut, default_cut, leaf_types
-from camtrain.model.layout import Layout, find_layout
-from camtrain.model.probe import Probe, drop_unused, probe, takes
+from camtrain.model.probe import Layout, Probe, drop_unused, find_layout, probe, takes
 from camtrain.preprocessing import Preprocessing
 
 
 class Classifier(NamedTuple):
-    """A network before it is cut, and what its source knows of it.
+    """A network before it is cut, and what its source knows of it."""
 
-    Attributes:
-        network: As its library builds it; the trunk for ``camtrain/...``.
-        name: ``library/model``.
-        in_chans: Channels of the images.
-        preprocessing: The library's, with the size of images that the network is built for.
-    """
-
-    network: nn.Module
-    name: str
+    network: nn.Module  # as its library builds it; the trunk for `camtrain/...`
+    name: str  # library/model
     in_chans: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing  # with the size of images that the network is built for
 
 
 def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]:
-    """The backbone that a classifier becomes, which takes its network apart.
+    """The backbone of a classifier, which is taken apart, and the record of a forward pass.
 
-    Args:
-        classifier: Any.
-        cut: The layer after which it is cut off; None for the usual one.
-
-    Returns:
-        The backbone, and the record of a forward pass on images of the classifier's size.
+    It ends after the layer ``cut``, or after the usual one with None.
 
     Raises:
         CamtrainValueError: There is no such layer, or no feature map there.
@@ -53,23 +40,24 @@ def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]
         trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
         return trunk, probe(trunk, in_chans, size_hw)
     backbone = _backbone_of(classifier, cut)
-    probed = probe(backbone, in_chans, size_hw)
-    last = probed.layers[-1]
+    record = probe(backbone, in_chans, size_hw)
+    last = record.layers[-1]
     is_timm = isinstance(backbone, TimmBackbone)
     if is_timm and isinstance(last.module, nn.MaxPool2d):
         backbone.set_submodule(last.name, nn.Identity())
-        probed = probe(backbone, in_chans, size_hw)
+        record = probe(backbone, in_chans, size_hw)
     channels = getattr(network, "num_features", None)
     prefix = getattr(network, "num_prefix_tokens", None)
-    backbone.layout = find_layout(probed.shape, size_hw, channels=channels, prefix=prefix)
+    backbone.layout = find_layout(record.shape, size_hw, channels=channels, prefix=prefix)
     backbone.size_hw = size_hw
     if is_timm:  # a graph holds only the layers that it uses
-        drop_unused(backbone, probed)
-    features = backbone.layout.to_map(torch.empty(probed.shape, device="meta"), size_hw)
-    return backbone, probed._replace(shape=tuple(features.shape))
+        drop_unused(backbone, record)
+    features = backbone.layout.to_map(torch.empty(record.shape, device="meta"), size_hw)
+    return backbone, record._replace(shape=tuple(features.shape))
 
 
 def _backbone_of(classifier: Classifier, cut: str | None) -> Backbone:
+    """The backbone by a graph, by timm's ``forward_features``, or by its listed blocks."""
     network, name, in_chans, preprocessing = classifier
     is_timm = name.startswith("timm/")
     if cut is None:
@@ -86,23 +74,17 @@ def _backbone_of(classifier: Classifier, cut: str | None) -> Backbone:
 
 
 class Backbone(nn.Module):
-    """A network up to its cut; its names are kept under ``trunk.``.
+    """A network up to its cut; its names are kept under ``trunk.``."""
 
-    Attributes:
-        trunk: The module that computes the features.
-        cut: The layer it ends after.
-        layout: How the features are stored.
-        size_hw: (H, W) of the images it was built for, in pixels; some networks take no others.
-        map_hw: The only (h, w) of the map that the classifier averages; None for any.
-    """
-
-    trunk: nn.Module
+    trunk: Any  # the module that computes the features
 
     def __init__(self, cut: str) -> None:
         super().__init__()
-        self.cut = cut
-        self.layout = Layout()
+        self.cut = cut  # the layer it ends after
+        self.layout = Layout()  # how the features are stored
+        # (H, W) in pixels of the images it was built for; some networks take no others.
         self.size_hw: tuple[int, int] | None = None
+        # The only (h, w) of the map that the classifier averages; None for any.
         self.map_hw: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -128,22 +110,25 @@ class Backbone(nn.Module):
                 raise
             raise self._wrong_size(image_hw, first_line(error)) from error
         if self.map_hw not in (None, tuple(features.shape[2:])) and not images.is_meta:
-            reason = f"its head averages a window of {_x(self.map_hw)} pixels of the map"
-            raise self._wrong_size(image_hw, f"{reason}, got {_x(features.shape[2:])}")
+            reason = f"its head averages a window of {_as_text(self.map_hw)} pixels of the map"
+            raise self._wrong_size(image_hw, f"{reason}, got {_as_text(features.shape[2:])}")
         return features
 
     def _fails_by_size(self, images: Tensor) -> bool:
-        """Whether the size is the cause of a failure: images of the size it is built for work."""
+        """Whether images fail that would not at the size the network is built for."""
         channels, image_hw = images.shape[1], (images.shape[2], images.shape[3])
-        if images.is_meta or self.size_hw in (None, image_hw):
+        if images.is_meta or self.size_hw is None or self.size_hw == image_hw:
             return False
-        assert self.size_hw is not None
         return takes(self, channels, self.size_hw) and not takes(self, channels, image_hw)
 
     def _wrong_size(self, image_hw: tuple[int, int], reason: str) -> CamtrainValueError:
-        right = f"images of {_x(self.size_hw)} pixels" if self.size_hw else "images of another size"
+        right = (
+            f"images of {_as_text(self.size_hw)} pixels"
+            if self.size_hw
+            else "images of another size"
+        )
         return CamtrainValueError(
-            f"The network takes {right}, got {_x(image_hw)} ({reason}); set size accordingly."
+            f"The network takes {right}, got {_as_text(image_hw)} ({reason}); set size accordingly."
         )
 
     def run(self, images: Tensor) -> object:
@@ -162,11 +147,10 @@ class GraphBackbone(Backbone):
             tracer_kwargs={"leaf_modules": leaf_types(network)},
             suppress_diff_warning=True,
         )
-        graphs = cast("tuple[fx.Graph, ...]", (self.trunk.train_graph, self.trunk.eval_graph))
         in_training, in_evaluation = (
             # Constants are numbered in the order of tracing.
             [(node.op, node.op == "get_attr" or str(node.target)) for node in graph.nodes]
-            for graph in graphs
+            for graph in (self.trunk.train_graph, self.trunk.eval_graph)
         )
         if in_training != in_evaluation:
             raise NoGraphError(
@@ -181,18 +165,17 @@ class GraphBackbone(Backbone):
         graph = self.trunk.train_graph if self.trunk.training else self.trunk.eval_graph
         if not torch.compiler.is_compiling() and self.trunk.graph is not graph:
             self.trunk.graph = graph
-        features: object = self.trunk(images)["features"]
-        return features
+        return self.trunk(images)["features"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphBackbone:
         """A copy in the same modes: alone, the trunk would copy itself into training mode."""
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        copies = dict(copied.named_modules())
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copies = dict(clone.named_modules())
         for name, module in self.named_modules():
             copies[name].training = module.training
-        return copied
+        return clone
 
 
 class TimmBackbone(Backbone):
@@ -204,22 +187,16 @@ class TimmBackbone(Backbone):
 
     def run(self, images: Tensor) -> object:
         """The result of ``forward_features``."""
-        run = cast("Callable[[Tensor], object]", self.trunk.forward_features)
-        return run(images)
+        return self.trunk.forward_features(images)
 
 
 class TimmBlocks(TimmBackbone):
     """A timm network up to one of the blocks that it lists, for those that cannot be traced."""
 
     def __init__(self, network: nn.Module, cut: str) -> None:
-        """Find the block.
-
-        Raises:
-            CamtrainValueError: The network lists no such block; names those it lists.
-        """
+        """Find the block; raise CamtrainValueError with those listed if there is none."""
         super().__init__(network)
-        listed: Any = getattr(network, "feature_info", ())
-        self.blocks = {str(info["module"]): info for info in listed}
+        self.blocks = listed_blocks(network)
         if cut not in self.blocks or not hasattr(network, "forward_intermediates"):
             blocks = ", ".join(
                 f"{name} (stride {info['reduction']})" for name, info in self.blocks.items()
@@ -233,16 +210,23 @@ class TimmBlocks(TimmBackbone):
 
     def run(self, images: Tensor) -> object:
         """The result of the block, as a map."""
-        run = cast("Callable[..., list[Tensor]]", self.trunk.forward_intermediates)
-        features = run(images, indices=[self.index], intermediates_only=True, stop_early=True)[0]
-        listed = self.blocks[self.cut]["num_chs"]
-        if features.shape[1] != listed:
+        [features] = self.trunk.forward_intermediates(
+            images, indices=[self.index], intermediates_only=True, stop_early=True
+        )
+        expected = self.blocks[self.cut]["num_chs"]
+        if features.shape[1] != expected:
             raise CamtrainValueError(
-                f"cut {self.cut} of {type(self.trunk).__name__} should give {listed} channels, got "
-                f"{features.shape[1]}; choose another block, or leave cut out."
+                f"cut {self.cut} of {type(self.trunk).__name__} should give {expected} channels, "
+                f"got {features.shape[1]}; choose another block, or leave cut out."
             )
         return features
 
 
-def _x(size_hw: Sequence[int] | None) -> str:
+def listed_blocks(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """The blocks that a timm network lists, with channels ``num_chs`` and stride ``reduction``."""
+    infos: Any = getattr(network, "feature_info", ())
+    return {str(info["module"]): info for info in infos}
+
+
+def _as_text(size_hw: Sequence[int] | None) -> str:
     return "x".join(map(str, size_hw or ()))

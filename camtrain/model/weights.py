@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line, join_first
 from camtrain.header import Description, read_safetensors_description
 from camtrain.model.backbones import first_conv
 from camtrain.model.caffemodel import caffe_weights
@@ -22,32 +23,22 @@ from camtrain.model.recipes import caffe_layers
 
 Entry = TypeVar("Entry")
 
-# No connection, a broken one, and a file whose hash or content is wrong.
-_DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "net.", "backbone.trunk.")
 # torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 # Where only a part was trained in parallel, as in Places365's AlexNet: `features.module.0.bias`.
 _PARALLEL_PART = re.compile(r"^([^.]+)\.module\.")
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights and what their source says about them.
+    """Weights and what their source says about them."""
 
-    Attributes:
-        tensors: By the names of the original classifier.
-        source: A weight name or a path, for messages.
-        class_names: K names, or None where the source gives none.
-        description: Of a bundle, whose names the tensors then have; None for other weights.
-    """
-
-    tensors: dict[str, Tensor]
-    source: str
-    class_names: tuple[str, ...] | None = None
-    description: Description | None = None
+    tensors: dict[str, Tensor]  # by the names of the original classifier, or those of the bundle
+    source: str  # a weight name or a path, for messages
+    class_names: tuple[str, ...] | None = None  # None where the source gives none
+    description: Description | None = None  # of a bundle; None for other weights
 
     def load_into(self, network: nn.Module, in_chans: int) -> None:
         """Copy the weights into a classifier or its trunk, see ``load_weights``.
@@ -56,7 +47,7 @@ class Weights:
         """
         tensors = self.tensors
         if in_chans != 3:
-            tensors = renamed(tensors, network.state_dict())
+            tensors = rename_weights(tensors, network.state_dict())
             layer = f"{first_conv(network)}.weight"
             if layer in tensors and tensors[layer].shape[1] != in_chans:
                 from timm.models import adapt_input_conv
@@ -64,19 +55,22 @@ class Weights:
                 tensors = {**tensors, layer: adapt_input_conv(in_chans, tensors[layer])}
         load_weights(network, tensors, source=self.source)
 
+    def load_part(self, network: nn.Module, part: str) -> None:
+        """Copy the weights of one part of a network into it; their names are those of the whole."""
+        tensors = _with_prefix(f"{part}.", self.tensors)
+        load_weights(network.get_submodule(part), tensors, source=f"The {part} of {self.source}")
+
 
 def find_weights(name: str, weights: str | Path | None) -> Weights | None:
-    """Weights by name or from a file; a value with a suffix or a folder in it is a file.
+    """Weights of the network ``library/model``, by their name or from a file.
 
-    Args:
-        name: ``library/model``.
-        weights: See ``create_model``; ``DEFAULT`` is the library's recommendation.
+    A value with a suffix or a folder in it is a file. ``DEFAULT`` is the library's recommendation.
 
     Raises:
-        CamtrainValueError: The library has no such weights for this network; lists those it has. Or
-            the file is damaged, or not of this network.
-        CamtrainFileNotFoundError: There is no such file; or the download failed, then it names the
-            file and where to put it.
+        CamtrainValueError: The library has no such weights for this network; the message lists
+            those it has. Or the file is damaged, or not of this network.
+        CamtrainFileNotFoundError: There is no such file. Or the download failed; then the message
+            names the file and where to put it.
     """
     library, model = name.split("/")
     if weights is None or (library == "camtrain" and weights == "DEFAULT"):
@@ -107,8 +101,7 @@ def _file_weights(name: str, path: Path) -> Weights:
         raise CamtrainValueError(
             f"{path} does not say how its network is built; give the state_dict of its backbone."
         )
-    tensors = safetensors.torch.load_file(path)
-    return Weights(tensors, str(path), description.class_names, description)
+    return Weights(safetensors.torch.load_file(path), str(path), description=description)
 
 
 def _torchvision_weights(model: str, weights: str) -> Weights:
@@ -116,10 +109,8 @@ def _torchvision_weights(model: str, weights: str) -> Weights:
     entries = {"DEFAULT": published.DEFAULT, **{entry.name: entry for entry in published}}
     entry = _entry(name, weights, entries)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
+    with _naming_file(name, f"{entry.url} and put it into {folder}, or"):
         tensors = entry.get_state_dict(progress=True, check_hash=True)
-    except _DOWNLOAD_ERRORS as error:
-        raise _not_loaded(name, error, f"{entry.url} and put it into {folder}, or") from error
     return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
 
 
@@ -132,28 +123,33 @@ def _timm_weights(model: str, weights: str) -> Weights:
     tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{model}.*")]
     configs: dict[str, Any] = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
     config = _entry(name, weights, {"DEFAULT": default, **configs})
-    try:
+    file = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
+    with _naming_file(name, f"{file} and"):
         network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
-    except _DOWNLOAD_ERRORS as error:
-        where = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
-        raise _not_loaded(name, error, f"{where} and") from error
     return Weights(network.state_dict(), f"{name} {weights}")
 
 
-def _entry(name: str, weights: str, offered: dict[str, Entry]) -> Entry:
-    if weights not in offered:
+def _entry(name: str, weights: str, entries: dict[str, Entry]) -> Entry:
+    """The entry of these weights; raises CamtrainValueError with all names if there is none."""
+    if weights not in entries:
         raise CamtrainValueError(
-            f"weights of {name} must be one of {', '.join(offered)}, None, or a file, got "
+            f"weights of {name} must be one of {', '.join(entries)}, None, or a file, got "
             f"{weights!r}."
         )
-    return offered[weights]
+    return entries[weights]
 
 
-def _not_loaded(name: str, error: Exception, fetch: str) -> CamtrainFileNotFoundError:
-    return CamtrainFileNotFoundError(
-        f"The weights of {name} could not be loaded ({first_line(error)}); fetch {fetch} pass the "
-        "file with weights=."
-    )
+@contextmanager
+def _naming_file(name: str, file: str) -> Iterator[None]:
+    """Raise CamtrainFileNotFoundError with the file to fetch where a download fails."""
+    try:
+        yield
+    # No connection, a broken one, and a file whose hash or content is wrong.
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise CamtrainFileNotFoundError(
+            f"The weights of {name} could not be loaded ({first_line(error)}); fetch {file} pass "
+            "the file with weights=."
+        ) from error
 
 
 def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
@@ -166,9 +162,9 @@ def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, by parameter name; no code from it is run.
 
-    Reads ``.safetensors`` (also a camtrain bundle) and everything ``torch.load(weights_only=True)``
-    reads. A wrapping ``state_dict``, ``model_state_dict`` or ``model`` and prefixes that all keys
-    share are taken off.
+    It may be a ``.safetensors`` file or whatever ``torch.load(weights_only=True)`` reads. A
+    wrapping ``state_dict``, ``model_state_dict`` or ``model`` and prefixes that all keys share are
+    taken off.
 
     Raises:
         CamtrainValueError: The file is no weights file, or holds more than plain tensors.
@@ -193,6 +189,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(content: object) -> dict[str, Tensor]:
+    """The tensors in what a file holds, without dictionaries and prefixes around them."""
     if not isinstance(content, dict):
         return {}
     for key in _WRAPPERS:
@@ -200,68 +197,48 @@ def _unwrap(content: object) -> dict[str, Tensor]:
             return _unwrap(content[key])
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES:
-        inside = _below(prefix, tensors)
-        # A CAM network also has a neck and a head beside its backbone; other prefixes are shared by
-        # all.
-        if inside and (len(inside) == len(tensors) or prefix == "backbone.trunk."):
-            tensors = inside
+        inner = _with_prefix(prefix, tensors)
+        # A CAM network has a neck and a head beside its trunk.
+        if inner and (len(inner) == len(tensors) or prefix == "backbone.trunk."):
+            tensors = inner
     return tensors
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by their names without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def renamed(weights: dict[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
-    """Weights by a network's own names, where the way they were saved changed the names.
-
-    Args:
-        weights: By the names in the file.
-        wanted: The network's names; a name that it has, or that no rule leads to, stays.
-    """
-    named = {}
+def rename_weights(weights: dict[str, Tensor], names: Container[str]) -> dict[str, Tensor]:
+    """Weights by a network's ``names``, where a file holds them by older or longer ones."""
+    by_name = {}
     for name, tensor in weights.items():
         plain = _PARALLEL_PART.sub(r"\1.", _OLD_DENSENET.sub(r"\1", name))
-        named[plain if name not in wanted and plain in wanted else name] = tensor
-    return named
-
-
-def load_part(network: nn.Module, part: str, weights: dict[str, Tensor], *, source: str) -> None:
-    """``load_weights`` for one part of a network, from weights by the names of the whole."""
-    inside = _below(f"{part}.", weights)
-    load_weights(network.get_submodule(part), inside, source=f"The {part} of {source}")
+        by_name[plain if name not in names and plain in names else name] = tensor
+    return by_name
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
     """Copy weights into a network in place; keys that the network does not have are ignored.
 
-    Args:
-        network: Every one of its parameters and buffers must be among ``weights``, in the same
-            shape.
-        weights: By the network's names.
-        source: Where the weights come from, for the error.
-
     Raises:
-        CamtrainValueError: Keys are missing or have other shapes; names them.
+        CamtrainValueError: Parameters or buffers of the network are missing or have other shapes;
+            names them, and the source of the weights.
     """
-    wanted = network.state_dict()
-    weights = renamed(weights, wanted)
+    state = network.state_dict()
+    weights = rename_weights(weights, state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [
-        f"{name} is missing, {tuple(tensor.shape)} expected"
-        for name, tensor in wanted.items()
+        f"{name} is {shapes.get(name, 'missing')}, {tuple(tensor.shape)} expected"
+        for name, tensor in state.items()
         # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
-        if name not in weights and not name.endswith("num_batches_tracked")
-    ]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, {tuple(tensor.shape)} expected"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if shapes.get(name) != tensor.shape
+        and (name in weights or not name.endswith("num_batches_tracked"))
     ]
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CamtrainValueError(
-            f"{source} holds weights of another architecture: {len(problems)} of {len(wanted)} "
-            f"tensors do not fit: {'; '.join(problems[:_SHOWN])}{more}. Its own keys begin with "
-            f"{', '.join(list(weights)[:2])}."
+            f"{source} holds weights of another architecture: {len(problems)} of {len(state)} "
+            f"tensors do not fit: {join_first(problems, 4, separator='; ')}. Its own keys begin "
+            f"with {', '.join(list(weights)[:2])}."
         )
-    network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)
+    network.load_state_dict({n: weights[n] for n in state if n in weights}, strict=False)

@@ -166,7 +166,7 @@ def test_a_trunk_that_is_no_graph_gives_the_blocks_that_it_lists() -> None:
     with torch.no_grad():
         output = net.refined_maps(images)
         assert torch.equal(output.maps, net.class_maps(images).maps)
-    with pytest.raises(CamtrainValueError, match=r"got \['layer9'\]; its blocks are: .*layer3"):
+    with pytest.raises(CamtrainValueError, match=r"got \['layer9'\]; the blocks are: .*layer3"):
         net.set_refine("affinity", ["layer9"])
 
 

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
-from camtrain.data.classes import text_of
 from camtrain.data.lists import Line, csv_reader, lines_of
 from camtrain.data.source import Listing, Split, no_boxes, split_number
 from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders, top_of
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, join_first, one_line
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -73,8 +72,8 @@ def imagenet_listing(root: Path) -> Listing:
     unknown = sorted(set(classes) - set(number))
     if unknown:
         raise CamtrainValueError(
-            f"{root} has pictures of the class {text_of(unknown)}, which its list of {len(wnids)} "
-            "classes lacks; correct the list, or remove the pictures."
+            f"{root} has pictures of the class {join_first(unknown)}, which its list of "
+            f"{len(wnids)} classes lacks; correct the list, or remove the pictures."
         )
     labels = np.array([number[wnid] for wnid in classes], np.int64)
     splits = np.array([tops[top_of(folder, tops)] for folder in tree.folders], np.int8)

@@ -13,8 +13,7 @@ from camtrain.inference.export.layers import with_exportable_layers
 from camtrain.inference.exported import ExportOptions, quiet_exporter
 from camtrain.maps import heatmaps
 from camtrain.model.camnet import CAMNet
-from camtrain.model.layout import Layout
-from camtrain.model.probe import takes
+from camtrain.model.probe import Layout, takes
 
 _BATCH = 2  # of the images that the graph is traced with; 1 would become a constant
 
