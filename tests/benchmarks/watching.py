@@ -25,7 +25,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.evaluate.scores import Evaluation
 from camtrain.training.run.fit import best_precision
-from camtrain.training.run.wandb import NeverStoppingWandbLogger, start_run
+from camtrain.training.run.loggers import NeverStoppingWandbLogger, start_wandb
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -96,7 +96,7 @@ def main(what: str, epochs: int) -> None:
                 timed(CAMLogger, name)
         timed(Evaluation, "update_statistics")
         timed(NeverStoppingWandbLogger, "log_metrics")
-        clock, logger = Clock(), start_run(folder / "run", "benchmark", continues=False)
+        clock, logger = Clock(), start_wandb(folder / "run", "benchmark")
         trainer = Trainer(
             accelerator="cpu",
             precision=best_precision(),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any, Literal
 
 import torch
@@ -32,13 +29,12 @@ from camtrain.training.run.loggers import (
     make_loggers,
     upload_bundle,
 )
-from camtrain.training.run.results import write_scores
+from camtrain.training.run.results import print_header, print_written, write_scores
 from camtrain.training.run.resume import as_plain, check_same_settings, check_start, split_beside
-from camtrain.training.run.signals import StopSignals
-from camtrain.training.run.summary import print_header, print_written
+from camtrain.training.run.signals import StopSignals, ending_cleanly
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
-from camtrain.training.watch.batch_picture import BatchPicture
+from camtrain.training.watch.callback import BatchPicture
 
 TRAINER_DEFAULTS = {
     "max_epochs": 20,
@@ -53,16 +49,15 @@ _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training leaves behind.
+    """What a training leaves behind; files are None where there are none.
 
     Attributes:
-        folder: Of the run.
+        folder: Folder of the run.
         best_epoch: Number of the best epoch, from 1; None if no epoch was validated.
-        scores: Of the best epoch on the training and validation splits, and of its test, by their
-            logged names.
-        bundle: The network of the best epoch; None if there is none, as after ``fast_dev_run``.
-        best_checkpoint: Likewise.
-        last_checkpoint: The checkpoint that ``ckpt_path="last"`` continues from, or None.
+        scores: Scores of the best epoch on all splits, by their logged names.
+        bundle: The network of the best epoch; there is none after ``fast_dev_run``.
+        best_checkpoint: The checkpoint of the best epoch.
+        last_checkpoint: The checkpoint that ``ckpt_path="last"`` continues from.
     """
 
     folder: Path
@@ -112,7 +107,7 @@ def fit(
     Args:
         module: The network and its training.
         data: Any data module with a validation split. Without a test split nothing is tested.
-        folder: Of the run, such as ``runs/NAME``; a new run needs an empty or missing one.
+        folder: Folder of the run, such as ``runs/NAME``; for a new run it is empty or missing.
         ckpt_path: ``last`` continues the run in the folder; a path starts from that checkpoint.
         overwrite: Replace an earlier run in the folder.
         monitor: Score of the best epoch, a loss is minimized; None means val/acc1, or val/map.
@@ -125,7 +120,7 @@ def fit(
             ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
             own replaces the argument above.
         weights_only: Of Lightning's ``Trainer.fit``.
-        config: Content of the folder's ``config.yaml``; None: made from the settings.
+        config: Content of the folder's ``config.yaml``; None: it is made from the settings.
 
     Raises:
         CamtrainValueError: The folder is in use, a setting does not fit the data or the network,
@@ -134,9 +129,8 @@ def fit(
     """
     options = {**TRAINER_DEFAULTS, **(trainer or {})}
     signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
-    cams = cams or CAMLogger()
-    writer = None
     makes_loggers = options.get("logger") in (None, True)
+    writer = None
     if not options.get("fast_dev_run"):
         run, monitor = RunFolder(folder), monitor or default_monitor(module)
         _check_monitor(monitor, module, data)
@@ -151,11 +145,13 @@ def fit(
             config=config or _as_config(module, data, run, trainer or {}, settings),
             every_minutes=save_every_minutes,
         )
-    lightning = _make_trainer(options, writer, cams, makes_loggers=makes_loggers)
+    lightning = _make_trainer(options, writer, cams or CAMLogger(), makes_loggers=makes_loggers)
     if writer is not None:
-        ckpt_path, logged = open_run(writer, lightning, module, data, ckpt_path, overwrite)
-        if makes_loggers:
-            _start_loggers(lightning, logger, writer.folder, project, logged)
+        ckpt_path, so_far = open_run(writer, lightning, module, data, ckpt_path, overwrite)
+        if makes_loggers and lightning.is_global_zero:
+            lightning.loggers = make_loggers(logger, writer.folder.path, project, so_far=so_far)
+        elif makes_loggers and logger != "none":
+            lightning.loggers = [DummyLogger()]  # one run, however many processes
     print_header(module, data, lightning)
     with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
         more = {} if weights_only is None else {"weights_only": weights_only}
@@ -174,12 +170,12 @@ def _check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -
     if not _has_split(data, "val"):
         raise CamtrainValueError(
             "fit chooses the best epoch on a val split, and the data has none; add the folder "
-            "val/CLASS, or give --data.val_fraction above 0."
+            "val/CLASS, or give data.val_fraction above 0."
         )
     names = score_names(module.net.head.out_features, module.net.task)
     logged = ["train/loss", *(f"val/{name}" for name in names)]
     if monitor not in logged:
-        raise CamtrainValueError(f"--monitor must be one of {', '.join(logged)}, got {monitor!r}.")
+        raise CamtrainValueError(f"monitor must be one of {', '.join(logged)}, got {monitor!r}.")
 
 
 def _has_split(data: LightningDataModule, split: Split) -> bool:
@@ -216,21 +212,22 @@ def _make_trainer(
 ) -> Trainer:
     """The trainer of a run, or of a ``fast_dev_run``, which has no writer; writes nothing yet."""
     changes: dict[str, Any] = {"precision": options.get("precision") or best_precision()}
-    callbacks = _as_list(options.get("callbacks"))
+    callbacks = as_list(options.get("callbacks"))
     if writer is not None:
         run = writer.folder
         cams.dirpath = cams.dirpath or run.cams
         cams.report = cams.report or run.report
         # The writer comes first, so that a user's own checkpoints are not taken for the run's.
-        callbacks = [writer, BatchPicture(run.path / "train_batch.jpg"), *callbacks]
+        callbacks = [writer, BatchPicture(run.train_batch), *callbacks]
         changes["default_root_dir"] = run.path
-        changes["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
+        changes["plugins"] = [*as_list(options.get("plugins")), AtomicCheckpointIO()]
     if writer is None or makes_loggers:  # the loggers are made once the run is open
         changes["logger"] = False
     return Trainer(**{**options, **changes, "callbacks": [*callbacks, cams]})
 
 
-def _as_list(value: object) -> list[Any]:
+def as_list(value: object) -> list[Any]:
+    """Callbacks or plugins as a list; Lightning's ``Trainer`` also takes one or None."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
@@ -284,40 +281,6 @@ def open_run(
         max_epochs=trainer.max_epochs,
     )
     return str(run.last), LoggedSoFar.of(checkpoint)
-
-
-def _start_loggers(
-    trainer: Trainer, kind: LoggerName, run: RunFolder, project: str, logged: LoggedSoFar | None
-) -> None:
-    if trainer.is_global_zero:
-        trainer.loggers = make_loggers(kind, run.path, project, so_far=logged)
-    elif kind != "none":
-        trainer.loggers = [DummyLogger()]  # one run, however many processes
-
-
-@contextmanager
-def ending_cleanly(
-    trainer: Trainer, signals: StopSignals, run: RunFolder | None = None
-) -> Iterator[None]:
-    """Finish the loggers when a training ends early; after a signal, also say what was written.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, where Lightning exits with status 1.
-        SystemExit: After SIGTERM, with status 143.
-    """
-    try:
-        yield
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        print_written(run, trainer)
-        finish_loggers(trainer.loggers)
-        if signals.received == SIGTERM:
-            sys.exit(128 + SIGTERM)
-        raise KeyboardInterrupt from None
-    except Exception:
-        finish_loggers(trainer.loggers)  # what has been logged is not lost
-        raise
 
 
 def _conclude_run(

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and how its checkpoints are written."""
+"""The folder of a run: where its files lie, and how its checkpoints are written."""
 
 from __future__ import annotations
 
@@ -16,35 +16,21 @@ SPLIT_NAME = "split.csv"
 
 
 class RunFolder:
-    """The paths of ``runs/NAME/``.
-
-    Attributes:
-        path: Of the folder.
-        checkpoints: Folder of the Lightning checkpoints.
-        last: The checkpoint that a run is continued from.
-        best: The checkpoint of the best epoch.
-        bundle: The network of the best epoch, for inference.
-        config: Every setting of the run.
-        metrics: A table with one row per epoch.
-        split: Which picture is in which split, where the run has decided that.
-        cams: Folder of the heatmap sheets.
-        report: The page that shows the training.
-        over_epochs: Some heatmaps over the epochs, beside the report.
-    """
+    """The paths of ``runs/NAME/``. Nothing is created."""
 
     def __init__(self, path: str | Path) -> None:
-        """Nothing is created."""
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.best = self.checkpoints / "best.ckpt"
-        self.bundle = self.path / "model.safetensors"
-        self.config = self.path / "config.yaml"
-        self.metrics = self.path / "metrics.csv"
-        self.split = self.path / SPLIT_NAME
-        self.cams = self.path / "cams"
+        self.last = self.checkpoints / "last.ckpt"  # a run is continued from it
+        self.best = self.checkpoints / "best.ckpt"  # of the best epoch
+        self.bundle = self.path / "model.safetensors"  # the network of the best epoch
+        self.config = self.path / "config.yaml"  # every setting
+        self.metrics = self.path / "metrics.csv"  # a row per epoch
+        self.split = self.path / SPLIT_NAME  # the split of each picture, where the run divides them
+        self.cams = self.path / "cams"  # the heatmap sheets
         self.report = self.path / "report.html"
-        self.over_epochs = self.path / "over_epochs.png"
+        self.over_epochs = self.path / "over_epochs.png"  # heatmaps over the epochs
+        self.train_batch = self.path / "train_batch.jpg"
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: scores, accuracy by threshold, maps for the WSOL benchmark."""
+"""What a run prints, and the files of an evaluation: scores, and maps for the WSOL benchmark."""
 
 from __future__ import annotations
 
@@ -11,19 +11,72 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
 from camtrain.files import write_text
 from camtrain.maps import score_map
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluate.scores import SCORES
 from camtrain.training.module import CAMModule
-from camtrain.training.run.summary import print_scores
+from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.loggers import place_of
 from camtrain.visualize import threshold_chart
 
 # Files of the benchmark's metadata folder, with one line per picture or per box.
 _LISTS = ("image_ids", "class_labels", "image_sizes", "localization")
+
+
+def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer) -> None:
+    """Print one line about the network, its classes, the pictures and the precision."""
+    if not trainer.is_global_zero:
+        return
+    sizes = [(p.numel(), p.requires_grad) for p in module.net.parameters()]
+    total, trained = (
+        sum(size for size, _ in sizes),
+        sum(size for size, is_trained in sizes if is_trained),
+    )
+    sources = data.sources if isinstance(data, CAMDataModule) else {}
+    pictures = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
+    Console(soft_wrap=True, highlight=False).print(
+        f"{module.hparams['backbone']}: {total:,} parameters, {trained:,} of them trained; "
+        f"{module.net.head.out_features} classes; "
+        f"{f'pictures: {pictures}; ' if pictures else ''}{trainer.precision}"
+    )
+
+
+def print_written(folder: RunFolder, trainer: Trainer) -> None:
+    """Print where everything was written, and how to continue a run that was stopped."""
+    if not trainer.is_global_zero:
+        return
+    paths = {
+        "bundle, for inference": folder.bundle,
+        "checkpoints": folder.checkpoints,
+        "report, for a browser": folder.report,
+        "heatmaps by epoch": folder.cams,
+        "heatmaps over the epochs": folder.over_epochs,
+        "scores by epoch": folder.metrics,
+        "localization, test": folder.path / "test" / "localization.json",
+        "splits of the pictures": folder.split,
+        "settings": folder.config,
+    }
+    rows = {what: str(path) for what, path in paths.items() if path.exists()}
+    if curves := place_of(trainer.loggers):
+        rows["curves"] = curves
+    if not rows:  # the run was stopped before anything was written
+        return
+    if trainer.interrupted and folder.last.is_file():
+        rows["continue"] = (
+            'the same command with --ckpt_path last; in a script: fit(..., ckpt_path="last")'
+        )
+    width = max(map(len, rows))
+    # Plain lines, unlike a table, keep a long path whole, so that it can be copied.
+    print("\n".join(["Written:", *(f"  {what:{width}}  {where}" for what, where in rows.items())]))
 
 
 def write_scores(
@@ -35,13 +88,14 @@ def write_scores(
 ) -> bool:
     """Print the scores of a split and write what was measured.
 
-    Without boxes there is no picture, and with ``fast_dev_run`` nothing is written.
+    ``localization.json`` gets all of it, ``localization.png`` the accuracy by threshold. Without
+    boxes there is no picture, and with ``fast_dev_run`` nothing is written.
 
     Args:
         split: ``val`` or ``test``.
-        folder: Gets ``localization.json`` and the accuracy by threshold, ``localization.png``.
-        module: Has measured.
-        trainer: Has logged the scores.
+        folder: Folder of the two files.
+        module: The module that has measured.
+        trainer: The trainer that has logged the scores.
         sources: The checkpoint and the data, as ``localization.json`` names them.
 
     Returns:
@@ -49,16 +103,16 @@ def write_scores(
     """
     if not trainer.is_global_zero:
         return False
-    print_scores(split, trainer)
-    report = module.reports.get(split)
-    if report is None or getattr(trainer, "fast_dev_run", False):
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
     scores = {
         name.removeprefix(f"{split}/"): value.item()
         for name, value in trainer.callback_metrics.items()
         if name.startswith(f"{split}/")
     }
+    _print_scores(split, scores)
+    report = module.reports.get(split)
+    if report is None or getattr(trainer, "fast_dev_run", False):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"split": split, **sources, "scores": scores, **report}
     write_text(folder / "localization.json", json.dumps(content, indent=1) + "\n")
     picture = folder / "localization.png"
@@ -78,6 +132,16 @@ def write_scores(
     return True
 
 
+def _print_scores(split: str, scores: Mapping[str, float]) -> None:
+    table = Table("score", "", f"{split} split", box=box.SIMPLE_HEAD)
+    table.columns[2].justify = "right"
+    for name, text in SCORES.items():
+        if name in scores:
+            number = f"{scores[name]:.4f}" if name == "loss" else f"{100 * scores[name]:.2f} %"
+            table.add_row(f"{split}/{name}", text, number)
+    Console().print(table)
+
+
 class MapWriter(Callback):
     """Writes the map of every picture's true class as the WSOL benchmark's program reads it.
 
@@ -90,7 +154,7 @@ class MapWriter(Callback):
         """Nothing is written before the evaluation begins.
 
         Args:
-            folder: To write to; an earlier evaluation in it is deleted.
+            folder: The folder to write; an earlier evaluation in it is deleted.
             root: The data folder, or None where the pictures have no files.
         """
         self.folder = folder
@@ -124,8 +188,7 @@ class MapWriter(Callback):
     def _write(self, batch: Batch, maps: Tensor) -> None:
         lines: dict[str, list[str]] = {name: [] for name in _LISTS}
         for index, path in enumerate(batch.paths):
-            name = path if self.root is None else os.path.relpath(path, self.root)
-            name = Path(name).as_posix()
+            name = Path(path if self.root is None else os.path.relpath(path, self.root)).as_posix()
             if not len(batch.boxes_xyxy[index]):
                 continue
             if "," in name:

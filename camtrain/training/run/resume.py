@@ -32,11 +32,6 @@ MAY_CHANGE = frozenset(
 def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) -> None:
     """Make sure that a run can begin in its folder and loses nothing; nothing is changed.
 
-    Args:
-        folder: Of the run.
-        ckpt_path: ``last`` continues the run; a path starts from that checkpoint.
-        overwrite: Whether an earlier run in the folder may be deleted.
-
     Raises:
         CamtrainValueError: The folder is not empty, and the run is neither continued nor replaced.
         CamtrainFileNotFoundError: The checkpoint does not exist.
@@ -44,9 +39,9 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
     if ckpt_path == "last":
         if not folder.last.is_file() and not folder.config.is_file():
             raise CamtrainFileNotFoundError(
-                f"--ckpt_path last continues a run, but {folder.path} holds none (no "
-                "checkpoints/last.ckpt); give the run's --name and --runs_dir, or leave "
-                "--ckpt_path out to start anew."
+                f'ckpt_path="last" continues a run, but {folder.path} holds none (no '
+                "checkpoints/last.ckpt); give the folder of the run (on the command line --name "
+                "and --runs_dir), or leave ckpt_path out to start anew."
             )
         return
     if ckpt_path is not None:
@@ -54,20 +49,20 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
         check_is_file(path)
         if overwrite and folder.path.resolve() in path.resolve().parents:
             raise CamtrainValueError(
-                f"--overwrite would delete {path} before the run starts from it; choose "
-                "another --name, or continue the run with --ckpt_path last."
+                f"overwrite=True would delete {path} before the run starts from it; choose "
+                'another name, or continue the run with ckpt_path="last".'
             )
     if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
         return
     if not overwrite:
         raise CamtrainValueError(
-            f"The run folder {folder.path} is not empty; continue it with --ckpt_path last, "
-            "replace it with --overwrite, or choose another --name."
+            f'The run folder {folder.path} is not empty; continue it with ckpt_path="last", '
+            "replace it with overwrite=True, or choose another name."
         )
     if not folder.config.is_file():
         raise CamtrainValueError(
-            f"--overwrite replaces only an earlier run, and {folder.path} holds none (no "
-            "config.yaml); choose another --name, or delete the folder yourself."
+            f"overwrite=True replaces only an earlier run, and {folder.path} holds none (no "
+            "config.yaml); choose another name, or delete the folder yourself."
         )
 
 
@@ -75,7 +70,7 @@ def check_is_file(checkpoint: Path) -> None:
     """Raise ``CamtrainFileNotFoundError`` where a checkpoint does not exist."""
     if not checkpoint.is_file():
         raise CamtrainFileNotFoundError(
-            "--ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; "
+            "ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; "
             f"{checkpoint} does not exist."
         )
 
@@ -93,15 +88,14 @@ def check_same_settings(
 
     Lightning restores the learning rate and the rest of the optimizer from the checkpoint, and
     would silently ignore new ones; with other data or losses no config would describe the run.
-    A larger number of epochs is allowed.
 
     Args:
-        checkpoint: To continue from.
-        folder: Of its run.
+        checkpoint: The checkpoint to continue from.
+        folder: Folder of its run.
         model: Settings of the module, now.
         data: Settings of the data module, now.
-        monitor: Score of the best epoch, now.
-        max_epochs: Of the training; None and -1 mean no limit.
+        monitor: Score that chooses the best epoch, now.
+        max_epochs: More epochs than before are allowed; None and -1 mean no limit.
 
     Raises:
         CamtrainValueError: A setting differs, or the training has had more epochs already.
@@ -113,23 +107,23 @@ def check_same_settings(
         "monitor": writer.get("monitor", monitor),
     }
     current = {**_named("model", model), **_named("data", data), "monitor": monitor}
-    found_by_training = {"model.lr"} if model.get("find_lr") else set()
+    set_by_training = {"model.lr"} if model.get("find_lr") else set()
     changed = [
-        f"--{name} was {stored[name]!r}, got {current[name]!r}"
+        f"{name} was {stored[name]!r}, got {current[name]!r}"
         for name in current
-        if name in stored.keys() - MAY_CHANGE - found_by_training
+        if name in stored.keys() - MAY_CHANGE - set_by_training
         and as_plain(current[name]) != as_plain(stored[name])
     ]
     if changed:
         raise CamtrainValueError(
             f"A training is continued with the settings it began with: {'; '.join(changed)}; give "
-            f"the same (they are in {folder.config}), or start a new run from its network with "
-            f"--model.weights {folder.bundle}."
+            f"the same (they are in {folder.config}), or start a new run from its network: "
+            f"model.weights={folder.bundle}."
         )
     epochs = len(writer.get("rows", ()))
     if max_epochs is not None and 0 <= max_epochs < epochs:
         raise CamtrainValueError(
-            f"--trainer.max_epochs must be at least {epochs}, the epochs that the training in "
+            f"trainer.max_epochs must be at least {epochs}, the epochs that the training in "
             f"{folder.path} has had, got {max_epochs}; to go on, give more."
         )
 
@@ -148,7 +142,7 @@ def as_plain(value: object) -> object:
 
 
 def fixed_parts(description: Description, teacher: str | None) -> dict[str, object]:
-    """What must be the same to continue a training, by the names that messages use.
+    """What must stay the same when a training is continued, by the names that messages use.
 
     Args:
         description: Of the network.
@@ -163,11 +157,7 @@ def fixed_parts(description: Description, teacher: str | None) -> dict[str, obje
 
 
 def check_same_network(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
-    """Refuse to continue the training of another network.
-
-    Args:
-        stored: ``fixed_parts`` when the checkpoint was written.
-        current: ``fixed_parts`` now.
+    """Refuse to continue the training of another network; compare its ``fixed_parts``.
 
     Raises:
         CamtrainValueError: A part differs.
@@ -176,7 +166,7 @@ def check_same_network(stored: Mapping[str, object], current: Mapping[str, objec
         if value != stored[name]:
             raise CamtrainValueError(
                 f"A training is continued with the {name} it began with, {stored[name]}, got "
-                f"{value}; give the same settings, or start a new run with --model.weights."
+                f"{value}; give the same settings, or start a new run with model.weights."
             )
 
 
@@ -190,21 +180,21 @@ def check_same_steps(stored: int | None, current: int | None) -> None:
         raise CamtrainValueError(
             f"A training is continued with as many steps per epoch as it began with, {stored}, "
             f"got {current}; give the same batch size, number of devices, accumulation and "
-            "pictures, or start a new run from its network with --model.weights."
+            "pictures, or start a new run from its network with model.weights."
         )
 
 
 def split_beside(checkpoint: Path) -> str | None:
-    """The stored splits of the run whose folder of checkpoints holds a file, if there are any."""
+    """The file of splits of the run that a checkpoint belongs to; None if there is none."""
     file = checkpoint.absolute().parent.parent / SPLIT_NAME
     return str(file) if file.is_file() else None
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's random numbers, on the CPU and on all GPUs."""
+    """The state of the random numbers of Python, NumPy and torch, as plain values and tensors."""
     version, internal, next_gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
-    return {  # plain values
+    return {
         "python": [version, list(internal), next_gauss],
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state(),
@@ -232,14 +222,11 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
-    """Set the learning rates of a schedule with another number of steps, and print a line about it.
+    """Set the learning rates of a schedule whose number of steps has changed, and print them.
 
     A checkpoint holds the learning rate of the old schedule, which is 0 at its end, and a
-    ``LambdaLR`` would follow the new one only after the first step.
-
-    Args:
-        trainer: At the start of its training.
-        steps_before: Of the whole training, when the checkpoint was written.
+    ``LambdaLR`` would follow the new one only after the first step. Call this when the training
+    starts; ``steps_before`` is the number of steps of the whole training before.
     """
     steps = trainer.estimated_stepping_batches
     if steps == steps_before:

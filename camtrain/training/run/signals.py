@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from signal import SIGINT, SIGTERM, Signals, getsignal, signal
 from types import FrameType
 from typing import Any
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from camtrain.training.run.folder import RunFolder
+from camtrain.training.run.loggers import finish_loggers
+from camtrain.training.run.results import print_written
+
 _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
 
@@ -21,34 +28,33 @@ class StopSignals:
 
     Attributes:
         received: The first signal, or None.
-        is_training: Whether the training looks at ``received``; without, signals interrupt at once.
+        is_training: Whether the training looks at ``received``; if not, signals interrupt at once.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: Signals | None = None
         self.is_training = False
         self._process = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         """Listen; only the main thread can."""
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._before = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
             self.listen()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self.is_training = False
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal(number, handler)
 
     def listen(self) -> None:
         """Take the signals back from Lightning, whose handler talks to other processes."""
-        if self._before:
-            for number in _SIGNALS:
-                signal.signal(number, self._handle)
+        for number in self._before:
+            signal(number, self._handle)
 
     def stop(self) -> None:
         """End the training; the signal may have been sent to another process.
@@ -57,17 +63,40 @@ class StopSignals:
             KeyboardInterrupt: After Ctrl-C.
             SIGTERMException: After SIGTERM.
         """
-        self.received = self.received or signal.SIGINT
-        self._interrupt(self.received)
+        self.received = self.received or SIGINT
+        raise SIGTERMException if self.received == SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a child between its fork and its own handlers
             return
-        is_first, self.received = self.received is None, self.received or signal.Signals(number)
-        if not self.is_training or (not is_first and number == signal.SIGINT):
-            self._interrupt(self.received)
-        elif is_first and number == signal.SIGINT:
+        is_first, self.received = self.received is None, self.received or Signals(number)
+        if not self.is_training or (not is_first and number == SIGINT):
+            self.stop()
+        elif is_first and number == SIGINT:
             os.write(2, _MESSAGE)  # print may itself be what is interrupted
 
-    def _interrupt(self, number: signal.Signals) -> None:
-        raise SIGTERMException if number == signal.SIGTERM else KeyboardInterrupt
+
+@contextmanager
+def ending_cleanly(
+    trainer: Trainer, signals: StopSignals, run: RunFolder | None = None
+) -> Iterator[None]:
+    """Finish the loggers when a training ends early; after a signal, also print what was written.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, where Lightning exits with status 1.
+        SystemExit: After SIGTERM, with status 143.
+    """
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        if run is not None:
+            print_written(run, trainer)
+        finish_loggers(trainer.loggers)
+        if signals.received == SIGTERM:
+            sys.exit(128 + SIGTERM)
+        raise KeyboardInterrupt from None
+    except Exception:
+        finish_loggers(trainer.loggers)  # what has been logged is not lost
+        raise

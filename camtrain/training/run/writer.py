@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
@@ -38,14 +38,6 @@ class RunWriter(Checkpoint):
     after a whole optimizer step, or before a validation (then no other callback has exchanged the
     weights yet, as an average of them does).
 
-    Args:
-        folder: Where to write.
-        monitor: Score of the best epoch.
-        signals: Ctrl-C and SIGTERM.
-        config: Content of ``config.yaml``.
-        every_minutes: Minutes from one ``last.ckpt`` within an epoch to the next; 0 after every
-            step, None only at the end of epochs and when stopping.
-
     Attributes:
         rows: Rows of ``metrics.csv``.
         best: Number, from 1, and score of the best epoch, or None.
@@ -58,11 +50,13 @@ class RunWriter(Checkpoint):
         monitor: str,
         signals: StopSignals,
         config: str,
-        every_minutes: float | None = 15.0,
+        every_minutes: float | None,
     ) -> None:
+        """For ``monitor``, ``config`` and ``every_minutes`` see ``fit``."""
         if every_minutes is not None and not every_minutes >= 0:
             raise CamtrainValueError(
-                f"--save_every_minutes must be at least 0, or null for never, got {every_minutes}."
+                "save_every_minutes must be at least 0, or None (null) for never, got "
+                f"{every_minutes}."
             )
         self.folder = folder
         self.monitor = monitor
@@ -235,10 +229,10 @@ class RunWriter(Checkpoint):
     def _note_best(self, epoch: int, scores: dict[str, float]) -> None:
         if self.monitor not in scores:
             raise CamtrainValueError(
-                f"--monitor must be one of the logged scores, got {self.monitor!r}; logged are "
+                f"monitor must be one of the logged scores, got {self.monitor!r}; logged are "
                 f"{', '.join(sorted(scores))}."
             )
-        sign = 1 if mode_of(self.monitor) == "max" else -1
+        sign = -1 if "loss" in self.monitor else 1  # a loss is minimized
         score = scores[self.monitor]
         if math.isnan(score):
             score = -sign * math.inf
@@ -278,13 +272,8 @@ class RunWriter(Checkpoint):
             self.signals.stop()
 
 
-def mode_of(score: str) -> Literal["min", "max"]:
-    """Which way a score gets better."""
-    return "min" if "loss" in score else "max"
-
-
 def _any_process(trainer: Trainer, is_true: bool) -> bool:
-    """Whether it is true in any process; all processes must do the same."""
+    """Whether it is true in any process; call in every process."""
     if trainer.world_size == 1:
         return is_true
     return bool(trainer.strategy.reduce_boolean_decision(is_true, all=False))

@@ -1,4 +1,4 @@
-"""The callback that shows how the heatmaps of some validation pictures change with the epochs."""
+"""The callbacks that show the first training batch, and heatmaps after every epoch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from camtrain.data import Batch, PreparedDataset
+from camtrain.data import Batch, PreparedDataset, to_pixels
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
 from camtrain.files import replacing
+from camtrain.labels import label_names
+from camtrain.maps import parts_of_range
 from camtrain.model.camnet import CAMNet
+from camtrain.preprocessing import Preprocessing
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.mistakes import Mistake, Mistakes
@@ -24,10 +28,12 @@ from camtrain.training.watch.report import TrainingReport
 from camtrain.training.watch.results import WatchRunner
 from camtrain.training.watch.sinks import Sink, make_sinks
 from camtrain.training.watch.snapshot import EpochSnapshot, ValidationStatistics
+from camtrain.visualize import batch_sheet
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.sheets import check_tile
 
 MOST_IMAGES = 48
+MOST_PICTURES = 25  # of the first training batch
 _CANDIDATES_PER_IMAGE = 4  # how many are tried at most where files are damaged
 
 
@@ -37,20 +43,18 @@ class CAMLogger(Callback):
     Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
     names and scores. Where labels are multi-hot, the first class of a picture is shown as the true
     one, a prediction is right if it is any of its classes, and a picture of no class has only a
-    predicted one. Pictures of more than 1,024 pixels along a side are watched at 1,024.
+    predicted one. Pictures of more than 1,024 pixels along a side are reduced to 1,024.
 
     On disk: contact sheets ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, one page that needs
     no network: scores, the pictures with a slider over the epochs, confusions, localization against
-    the threshold, mistakes, settings. It is written anew after every epoch. Its data lies in the
-    folder ``report``, so that a resumed training continues it. At the end of the training,
-    ``over_epochs.png`` is written beside it: some heatmaps over the epochs in one picture.
+    the threshold, mistakes, settings. It is written anew after every epoch; its data lies in the
+    folder ``report``, so that a resumed training continues it. The end of the training writes
+    ``over_epochs.png`` beside it: some heatmaps over the epochs in one picture.
 
     The loggers of the trainer get, in the row of the epoch's scores: W&B ``val/cams`` (overlays
-    with boxes), ``val/cams_table`` (one table that grows by a row per picture and epoch; a training
-    that is continued offline begins it anew, and the earlier rows stay at their steps),
-    ``val/confusion``, ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``,
-    ``val/cam_mistakes``; TensorBoard the contact sheets, the confusion matrix and the histograms; a
-    CSV logger ``cams.csv``.
+    with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``, ``val/classes``,
+    ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``; TensorBoard the
+    contact sheets, the confusion matrix and the histograms; a CSV logger ``cams.csv``.
 
     Works with any module whose ``.net`` is a ``CAMNet``. Classes, histograms and localization are
     measured by ``CAMModule`` only. Mistakes are known where ``validation_step`` returns ``logits``
@@ -82,13 +86,11 @@ class CAMLogger(Callback):
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.
             seed: For choosing the pictures.
         """
-        for name, number, lowest in (
-            ("num_images", num_images, 1),
-            ("num_mistakes", num_mistakes, 0),
-        ):
-            if not lowest <= number <= MOST_IMAGES:
+        limits = {"num_images": (num_images, 1), "num_mistakes": (num_mistakes, 0)}
+        for name, (number, least) in limits.items():
+            if not least <= number <= MOST_IMAGES:
                 raise CamtrainValueError(
-                    f"{name} must lie in {lowest}..{MOST_IMAGES}, got {number}."
+                    f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
                 )
         self.num_images = num_images
         self.dirpath = None if dirpath is None else Path(dirpath)
@@ -270,6 +272,50 @@ class CAMLogger(Callback):
         for sink in self._sinks:
             sink.log(snapshot)
         self._page.add(snapshot)
+
+
+class BatchPicture(Callback):
+    """Writes the first augmented batch, with boxes and class names, as a JPEG.
+
+    It shows the batch that is trained on, from any data module, and changes neither order nor
+    random numbers. Pixels are recovered with the ``preprocessing`` of the module's ``net``; without
+    one, they are stretched from black to white.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
+    ) -> None:
+        """Write the picture before the first step; a continued training has it already."""
+        is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
+        if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        images = batch[0][:MOST_PICTURES].detach().cpu().float()
+        if not len(images) or images.shape[1] not in (1, 3):  # all are damaged, or no colours
+            return
+        net = getattr(pl_module, "net", None)
+        pixels = _pixels(images, getattr(net, "preprocessing", None))
+        boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
+        boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        names = getattr(net, "class_names", None) or names or ()
+        labels = batch[1][: len(images)]
+        captions = [", ".join(label_names(label, names)) or "no class" for label in labels]
+        height, width = images.shape[-2:]
+        title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as part:
+            sheet = batch_sheet(pixels, boxes, captions, title=title)
+            sheet.save(part, format="JPEG", quality=90)
+
+
+def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """(B, C, h, w) uint8 of normalized images."""
+    if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
+        return to_pixels(images, preprocessing)
+    return (parts_of_range(images, *images.aminmax()) * 255).round().byte()
 
 
 def _net_of(pl_module: LightningModule) -> CAMNet:

@@ -106,7 +106,7 @@ def test_a_run_continued_by_the_function_equals_one_never_stopped(
 
 def test_another_training_is_not_continued(fitted: Callable[..., Path], photographs: Path) -> None:
     folder = fitted()
-    with pytest.raises(CamtrainError, match=r"--monitor was 'val/acc1', got 'val/loss'"):
+    with pytest.raises(CamtrainError, match=r" monitor was 'val/acc1', got 'val/loss'"):
         fit_by_function(photographs, folder, ckpt_path="last", monitor="val/loss")
 
 
@@ -120,6 +120,27 @@ def test_a_folder_in_use_is_refused_unless_it_may_be_replaced(
     assert (folder / "precious.txt").is_file()
     fit_by_function(photographs, folder, epochs=1, overwrite=True)
     assert not (folder / "precious.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ckpt_path": "last"}, r'^ckpt_path="last" continues a run, but .* holds none'),
+        ({"ckpt_path": "nowhere.ckpt"}, "^ckpt_path must be a checkpoint"),
+        ({"monitor": "val/accuracy"}, "^monitor must be one of train/loss, "),
+        ({"save_every_minutes": -1}, r"^save_every_minutes must be at least 0, or None \(null\)"),
+        ({}, r'is not empty; continue it with ckpt_path="last", replace it with overwrite=True'),
+    ],
+)
+def test_messages_name_the_arguments_of_the_function(
+    photographs: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "run"
+    if not settings:
+        folder.mkdir()
+        (folder / "precious.txt").touch()
+    with pytest.raises(CamtrainError, match=message):
+        fit_by_function(photographs, folder, **settings)
 
 
 def test_a_run_keeps_its_splits_whatever_is_added(photographs: Path, tmp_path: Path) -> None:

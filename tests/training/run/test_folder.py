@@ -28,7 +28,7 @@ def test_an_empty_or_missing_folder_is_free(tmp_path: Path) -> None:
 
 def test_an_earlier_run_is_kept(tmp_path: Path) -> None:
     folder = earlier_run(tmp_path / "run")
-    with pytest.raises(CamtrainError, match=r"not empty; continue it with --ckpt_path last, repl"):
+    with pytest.raises(CamtrainError, match=r'not empty; continue it with ckpt_path="last", repl'):
         check_start(folder, None, overwrite=False)
     check_start(folder, "last", overwrite=False)
     assert folder.config.is_file()

@@ -7,7 +7,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from camtrain.errors import CamtrainError
 from camtrain.training.run import loggers
-from camtrain.training.run.loggers import make_loggers, sync_hint
+from camtrain.training.run.loggers import make_loggers, place_of
 
 
 def test_none_and_disabled_are_no_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_tensorboard_writes_into_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     [logger] = make_loggers("tensorboard", tmp_path, "project")
     assert isinstance(logger, TensorBoardLogger)
     assert Path(logger.log_dir) == tmp_path / "tensorboard"
-    assert sync_hint([logger]) == f"see with: tensorboard --logdir {tmp_path / 'tensorboard'}"
+    assert place_of([logger]) == f"see with: tensorboard --logdir {tmp_path / 'tensorboard'}"
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(CamtrainError, match="run: pip install tensorboard"):
         make_loggers("tensorboard", tmp_path, "project")
@@ -32,5 +32,5 @@ def test_every_part_of_a_continued_run_has_a_csv_file(tmp_path: Path) -> None:
         [logger] = made = make_loggers("csv", tmp_path, "project")
         logger.log_metrics({"val/acc1": 0.5}, 1)
         logger.save()
-        assert sync_hint(made) == str(tmp_path / "csv" / f"version_{version}")
+        assert place_of(made) == str(tmp_path / "csv" / f"version_{version}")
     assert len(list(tmp_path.rglob("metrics.csv"))) == 2

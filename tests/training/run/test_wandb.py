@@ -14,14 +14,15 @@ import pytest
 import wandb
 
 from camtrain.training.cli.main import main as run
-from camtrain.training.run import wandb as wandb_run
-from camtrain.training.run.loggers import make_loggers
-from camtrain.training.run.wandb import (
+from camtrain.training.run import loggers
+from camtrain.training.run.loggers import (
     NeverStoppingWandbLogger,
     enqueue_call,
-    finish,
+    finish_loggers,
+    make_loggers,
     place_of,
-    start_run,
+    start_wandb,
+    upload_bundle,
 )
 from tests.training.run.wandb_file import history
 
@@ -94,19 +95,19 @@ def test_a_run_begins_within_20_seconds_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", address(kind))
     if kind != "hangs":  # the whole of the 20 seconds is waited for once
-        monkeypatch.setattr(wandb_run, "LONGEST_START", 2)
+        monkeypatch.setattr(loggers, "LONGEST_START", 2)
     began = time.monotonic()
-    logger = start_run(tmp_path / "run", "project", continues=False)
-    assert time.monotonic() - began < wandb_run.LONGEST_START + 10
+    logger = start_wandb(tmp_path / "run", "project")
+    assert time.monotonic() - began < loggers.LONGEST_START + 10
     assert logger is not None
     assert logger.experiment.offline
     said = capsys.readouterr().out
     assert said.startswith("W&B cannot be reached, so this run is logged offline (")
     assert said.count("\n") == 1
     [part] = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert place_of(logger) == f"offline; upload with: wandb sync {part}"
+    assert place_of([logger]) == f"offline; upload with: wandb sync {part}"
     logger.log_metrics({"val/acc1": 0.5}, 7)
-    finish(logger)
+    finish_loggers([logger])
     [row] = history(next(part.glob("*.wandb")))
     assert row["trainer/global_step"] == "7"
 
@@ -117,8 +118,8 @@ def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
 ) -> None:
     server = Server(200, b"{}")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(wandb_run, "LONGEST_FINISH", 2)
-    logger = start_run(tmp_path / "run", "project", continues=False)
+    monkeypatch.setattr(loggers, "LONGEST_FINISH", 2)
+    logger = start_wandb(tmp_path / "run", "project")
     assert logger is not None
     assert not logger.experiment.offline
     server.is_hanging = True
@@ -131,16 +132,16 @@ def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
         logger.log_metrics({"val/acc1": 0.5}, step)
     assert time.monotonic() - began < 1
     with pytest.warns(UserWarning, match=r"W&B failed \(TimeoutError: not everything was logged"):
-        finish(logger)
+        finish_loggers([logger])
     assert time.monotonic() - began < 10
     [part] = (tmp_path / "run" / "wandb").glob("run-*-*")
-    assert place_of(logger).endswith(f"upload with: wandb sync {part}")
+    assert place_of([logger]).endswith(f"upload with: wandb sync {part}")
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NeverStoppingWandbLogger:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = start_run(tmp_path / "run", "project", continues=False)
+    logger = start_wandb(tmp_path / "run", "project")
     assert logger is not None
     return logger
 
@@ -161,10 +162,10 @@ def test_a_failure_is_told_once_and_raises_nothing(
 
 def test_a_thread_keeps_the_order(offline: NeverStoppingWandbLogger) -> None:
     done: list[int] = []
-    offline.work()
+    offline.start_worker()
     for number in range(50):
         enqueue_call(offline, lambda number=number: (time.sleep(0.001), done.append(number)))
-    finish(offline)
+    finish_loggers([offline])
     assert done == list(range(50))
 
 
@@ -198,10 +199,10 @@ def test_what_is_to_be_uploaded_stays_with_the_run(
     bundle = tmp_path / "model.safetensors"
     bundle.write_bytes(b"weights" * 100)
     for name in ("one", "two"):
-        logger = start_run(tmp_path / name, "project", continues=False)
+        logger = start_wandb(tmp_path / name, "project")
         assert logger is not None
-        wandb_run.log_bundle(logger, bundle, {"val/acc1": 0.5})
-        finish(logger)
+        upload_bundle([logger], bundle, {"val/acc1": 0.5})
+        finish_loggers([logger])
         kept = [path for path in (tmp_path / name / "wandb/data").rglob("*") if path.is_file()]
         assert any(path.read_bytes() == bundle.read_bytes() for path in kept)
 
@@ -211,10 +212,10 @@ def test_a_folder_of_the_user_s_choice_is_kept(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "own"))
-    logger = start_run(tmp_path / "run", "project", continues=False)
+    logger = start_wandb(tmp_path / "run", "project")
     assert logger is not None
-    wandb_run.log_bundle(logger, Path(__file__), {})
-    finish(logger)
+    upload_bundle([logger], Path(__file__), {})
+    finish_loggers([logger])
     assert any((tmp_path / "own").rglob("*"))
     assert not (tmp_path / "run" / "wandb" / "data").exists()
 
@@ -227,6 +228,6 @@ def test_disabled_is_no_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_parts_that_were_uploaded_are_not_named(offline: NeverStoppingWandbLogger) -> None:
     [part] = (Path(str(offline.save_dir)) / "wandb").glob("offline-run-*")
-    assert place_of(offline) == f"offline; upload with: wandb sync {part}"
+    assert place_of([offline]) == f"offline; upload with: wandb sync {part}"
     (part / f"run-{offline.version}.wandb.synced").touch()
-    assert place_of(offline) == "offline"
+    assert place_of([offline]) == "offline"

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from camtrain.training import CAMDataModule
-from camtrain.training.watch.batch_picture import BatchPicture
+from camtrain.training.watch.callback import BatchPicture
 from tests.training.conftest import quiet_trainer, small_module
 
 

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import WandbLogger
 from camtrain.inference.bundle import read_bundle
 from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.cli.main import main as run
-from camtrain.training.run.wandb import finish, start_run
+from camtrain.training.run.loggers import finish_loggers, start_wandb
 from camtrain.training.watch import sinks
 from camtrain.training.watch.sinks import WandbSink
 from tests.conftest import fit_of
@@ -242,14 +242,14 @@ def test_a_slow_service_loses_no_line_of_the_table(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log_artifact", slow)
-    logger = start_run(tmp_path, "project", continues=False)
+    logger = start_wandb(tmp_path, "project")
     assert logger is not None
     logger.work()
     sink = WandbSink(logger, log_mistakes=False)
     for epoch in range(4):
         sink.log(snapshot(epoch))
         logger.log_metrics({"val/acc1": 0.5}, 10 * epoch)
-    finish(logger)
+    finish_loggers([logger])
     [part] = parts_of(tmp_path)
     rows = with_pictures(part)
     lines = [[x["epoch"] for x in table_of(part, row, "val/cams_table")] for row in rows]
