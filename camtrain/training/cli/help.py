@@ -68,49 +68,44 @@ _METAVARS = {
 }
 
 
-def _names(prefix: str, names: str) -> list[str]:
-    return [f"{prefix}{name}" for name in names.split()]
-
-
 _DATA = "root source val_fraction test_fraction split_file exclude"
 _TRAINER = "accelerator devices num_nodes strategy precision"
-_FIT = {
-    "The run": _names(
+_FIT = {  # titles of groups, the part that the options belong to, and their names
+    "The run": (
         "",
         "name runs_dir overwrite ckpt_path monitor save_every_minutes config print_config "
         "seed_everything",
     ),
-    "Pictures": _names("data.", f"{_DATA} class_names metadata lengths seed"),
-    "From picture to input": _names(
-        "data.", "size resize_mode crop_pct interpolation mean std channel_order"
+    "Pictures": ("data.", f"{_DATA} class_names metadata lengths seed"),
+    "From picture to input": (
+        "data.",
+        "size resize_mode crop_pct interpolation mean std channel_order",
     ),
-    "Augmentation": _names("data.", "augment auto_augment hide_and_seek"),
-    "Loading": _names(
+    "Augmentation": ("data.", "augment auto_augment hide_and_seek"),
+    "Loading": (
         "data.",
         "batch_size workers sampler max_damaged allow_damaged exif reduced_decoding",
     ),
-    "Kept on this disk": _names("data.", "cache_features cache_dir shards_cache shards_cache_gb"),
-    "The network": _names(
+    "Kept on this disk": ("data.", "cache_features cache_dir shards_cache shards_cache_gb"),
+    "The network": (
         "model.",
         "backbone weights cut stride neck neck_kernel neck_groups neck_norm pool dropout task "
         "in_chans backbone_args",
     ),
-    "What is trained": _names(
+    "What is trained": (
         "model.",
         "freeze_backbone freeze_until unfreeze_at_epoch head_solver backbone_lr_ratio layer_decay",
     ),
-    "Optimizer and schedule": _names(
+    "Optimizer and schedule": (
         "model.",
         "optimizer opt_args lr find_lr weight_decay momentum schedule schedule_args warmup_epochs "
         "ema_decay channels_last compile",
     ),
-    "Loss": _names("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
-    "Maps": _names("model.", "refine refine_layers"),
-    "Loggers": _names("", "logger project"),
-    "Watching": _names(
-        "cams.", "num_images num_mistakes log_mistakes colormap tile seed dirpath report"
-    ),
-    "Lightning's Trainer": _names(
+    "Loss": ("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
+    "Maps": ("model.", "refine refine_layers"),
+    "Loggers": ("", "logger project"),
+    "Watching": ("cams.", "num_images num_mistakes log_mistakes colormap tile seed dirpath report"),
+    "Lightning's Trainer": (
         "trainer.",
         f"max_epochs max_steps max_time {_TRAINER} accumulate_grad_batches gradient_clip_val "
         "check_val_every_n_epoch val_check_interval limit_train_batches limit_val_batches "
@@ -119,17 +114,27 @@ _FIT = {
 }
 
 
+def _full_names(groups: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
+    return {
+        title: [f"{part}{name}" for name in names.split()]
+        for title, (part, names) in groups.items()
+    }
+
+
 def _page_of_measuring(verb: str, split: str) -> Page:
-    trainer = f"{_TRAINER} limit_{split}_batches enable_progress_bar fast_dev_run"
+    groups = {
+        "What is measured": ("", "ckpt_path save_maps"),
+        "Pictures": ("data.", f"{_DATA} allow_damaged"),
+        "Loading": ("data.", "batch_size workers"),
+        "Lightning's Trainer": (
+            "trainer.",
+            f"{_TRAINER} limit_{split}_batches enable_progress_bar fast_dev_run",
+        ),
+    }
     return Page(
         f"Measure a checkpoint on the {verb} split: accuracy, and localization where boxes are.",
         f"camtrain {verb} --ckpt_path runs/quickstart/checkpoints/best.ckpt",
-        {
-            "What is measured": ["ckpt_path", "save_maps"],
-            "Pictures": _names("data.", f"{_DATA} allow_damaged"),
-            "Loading": _names("data.", "batch_size workers"),
-            "Lightning's Trainer": _names("trainer.", trainer),
-        },
+        _full_names(groups),
         "Network, classes, preprocessing and data come from the checkpoint; any option of camtrain "
         "fit replaces what it says. Scores are printed and written beside the checkpoint.",
     )
@@ -140,7 +145,7 @@ PAGES = {
         "Train a CAM network, watch its heatmaps, test it and write the bundle for inference.",
         "camtrain fit --data.root photos --model.backbone torchvision/resnet50 "
         "--trainer.max_epochs 5",
-        _FIT,
+        _full_names(_FIT),
         "--trainer. also takes Lightning's other options. Everything is written to "
         "runs/NAME: report.html shows the training while it runs.",
     ),
@@ -150,13 +155,9 @@ PAGES = {
 
 
 class OneLineParser(LightningArgumentParser):
-    """LightningArgumentParser without the page of usage before an error, and with our help.
+    """LightningArgumentParser with errors of one line, and with our help."""
 
-    Attributes:
-        verb: Whose options it parses; None for the parser of all verbs.
-    """
-
-    verb: str | None = None
+    verb: str | None = None  # whose options it parses; None for the parser of all verbs
 
     def format_help(self, *args: Any) -> str:
         """The help of the verb."""
@@ -190,7 +191,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 def _printed(action: argparse.Action, verb: str) -> argparse.Action:
-    """An option as it is printed: its values, what it does, its default."""
+    """The option as the help prints it: its values, what it does, its default."""
     texts = {**_TEXTS, "ckpt_path": _CONTINUE if verb == "fit" else _MEASURE}
     text = texts.get(action.dest, action.help or "").replace("``", "").replace("None", "null")
     # Omit the default where the text explains null, and where it comes from the checkpoint.
@@ -213,12 +214,12 @@ def _as_yaml(value: object) -> str:
 
 
 def _hint(message: str, options: list[str]) -> str:
-    """The option nearest to the one that a message is about."""
-    about = re.search(r"(?:option '|arguments: -*|[Kk]ey '?\"?)([\w.]+)", message)
-    if about is None or about[1] in options:
+    """The end of an error message: the option that was probably meant, or where to look."""
+    refused = re.search(r"(?:option '|arguments: -*|[Kk]ey '?\"?)([\w.]+)", message)
+    if refused is None or refused[1] in options:
         return "; camtrain VERB --help lists the options"
-    near = difflib.get_close_matches(about[1], options, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else "; camtrain VERB --help lists them"
+    nearest = difflib.get_close_matches(refused[1], options, n=1, cutoff=0.7)
+    return f"; did you mean {nearest[0]}?" if nearest else "; camtrain VERB --help lists them"
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

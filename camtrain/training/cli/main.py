@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.errors import CamtrainValueError
 from camtrain.header import checkpoint_description, read_checkpoint_content
@@ -24,19 +24,26 @@ from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.fit import (
     TRAINER_DEFAULTS,
+    as_list,
     best_precision,
     default_monitor,
-    ending_cleanly,
     fit,
 )
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 from camtrain.training.run.results import MapWriter, write_scores
 from camtrain.training.run.resume import check_is_file, split_beside
-from camtrain.training.run.signals import StopSignals
+from camtrain.training.run.signals import StopSignals, ending_cleanly
 from camtrain.training.watch import CAMLogger
 
 # Arguments of `fit` that are options of the same name, with its defaults and texts.
 _RUN_OPTIONS = ("save_every_minutes", "monitor", "logger", "project")
+_IGNORED_WARNINGS = (
+    ".*does not have many workers.*",  # the data module has already decided about workers
+    "LightningCLI's args parameter",  # it would rather read sys.argv itself; cli.py has read it
+    "Checkpoint directory .* exists and is not empty",  # intended, in a continued run
+    "Be aware that when using `ckpt_path`, callbacks",  # measuring needs no callbacks of training
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's, about torch
+)
 
 
 class CamtrainCLI(LightningCLI):
@@ -44,10 +51,10 @@ class CamtrainCLI(LightningCLI):
 
     model: CAMModule
     datamodule: CAMDataModule
-    _split_is_chosen = False
 
     def __init__(self, *, args: list[str], **settings: Any) -> None:
         self._verb = args[0]
+        self._split_is_chosen = _value_of("--data.split_file", args) is not None
         super().__init__(CAMModule, CAMDataModule, args=args, **settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -68,8 +75,8 @@ class CamtrainCLI(LightningCLI):
             "Of validate and test: also write the maps as the WSOL benchmark's program reads them."
         )
         add("--save_maps", help=maps, **flag)
-        others = set(inspect.signature(fit).parameters) - {*_RUN_OPTIONS}
-        parser.add_function_arguments(fit, as_group=False, skip={*others})
+        skipped = {*inspect.signature(fit).parameters} - {*_RUN_OPTIONS}
+        parser.add_function_arguments(fit, as_group=False, skip=skipped)
         parser.add_lightning_class_args(CAMLogger, "cams")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -86,12 +93,6 @@ class CamtrainCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As in LightningCLI; remembers whether ``--data.split_file`` was given."""
-        given = args if isinstance(args, list) else []
-        self._split_is_chosen = _value_of("--data.split_file", given) is not None
-        super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's name, and give a continued training the splits it began with."""
@@ -137,11 +138,11 @@ class CamtrainCLI(LightningCLI):
         )
 
     def _measure(self, trainer_options: dict[str, Any], method_arguments: dict[str, Any]) -> None:
-        """Measure a checkpoint on the split of the verb."""
+        """Measure a checkpoint on the split of the verb; scores go beside it, or into its run."""
         split = "val" if self.subcommand == "validate" else "test"
-        settings, folder = self.settings, results_folder(self.settings["ckpt_path"], split)
-        callbacks = trainer_options["callbacks"] or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        settings, folder = self.settings, Path(self.settings["ckpt_path"]).absolute().parent
+        folder = (folder.parent if folder.name == "checkpoints" else folder) / split
+        callbacks = as_list(trainer_options["callbacks"])
         if settings["save_maps"] and not trainer_options["fast_dev_run"]:
             callbacks = [MapWriter(folder / "wsol", root=settings["data"]["root"]), *callbacks]
         changes = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
@@ -178,15 +179,8 @@ def main(args: Sequence[str]) -> None:
     """
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Advice about the number of workers, which the data module has already decided.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # LightningCLI would rather read sys.argv itself; cli.py hands over what it has read.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    # Intended: a continued run; measuring a checkpoint without its training's callbacks.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
-    # Lightning's, about torch's.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for message in _IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     with _checkpoint_defaults(args) as parser_kwargs:
         CamtrainCLI(
             args=list(args),
@@ -226,11 +220,11 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data.pop("_instantiator", None)
     names, preprocessing = description.class_names, description.preprocessing
-    data.update(class_names=None if names is None else list(names))
+    data["class_names"] = None if names is None else list(names)
     # That of the run comes first: the run may have been moved since.
     stored = data.get("split_file")
     exists = stored is not None and Path(stored).is_file()
-    data.update(split_file=split_beside(path) or (stored if exists else None))
+    data["split_file"] = split_beside(path) or (stored if exists else None)
     for name in ("mean", "std", "channel_order") if preprocessing else ():
         data[name] = getattr(preprocessing, name)
     return {"model": model, "data": data}
@@ -243,12 +237,6 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
         if arg.startswith(f"{option}="):
             return arg.partition("=")[2]
     return None
-
-
-def results_folder(ckpt_path: str, split: str) -> Path:
-    """Where the scores of a checkpoint go: beside it, or into its run if it lies in one."""
-    folder = Path(ckpt_path).absolute().parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / split
 
 
 def run_name(settings: Namespace) -> str:
