@@ -87,7 +87,7 @@ def test_a_run_is_not_continued_with_other_maps(
     fitted()
     more = ("--model.refine", "affinity", "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert cli.main(fit_arguments(*more)) == 2
-    assert "--model.refine was 'none', got 'affinity'" in capsys.readouterr().err
+    assert "model.refine was 'none', got 'affinity'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("solver", ["logistic", "svm"])

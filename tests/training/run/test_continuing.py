@@ -101,12 +101,12 @@ CHANGES = {
     ),
     "the network": (
         ["--model.neck", "[4]"],
-        "settings it began with: --model.neck was [], got [4]",
+        "settings it began with: model.neck was [], got [4]",
     ),
-    "the learning rate": (["--model.lr", "0.5"], "--model.lr was 0.001, got 0.5"),
-    "the optimizer": (["--model.optimizer", "sgd"], "--model.optimizer was 'adamw', got 'sgd'"),
-    "the augmentation": (["--data.augment", "none"], "--data.augment was 'light', got 'none'"),
-    "the batch size": (["--data.batch_size", "4"], "--data.batch_size was 8, got 4"),
+    "the learning rate": (["--model.lr", "0.5"], "model.lr was 0.001, got 0.5"),
+    "the optimizer": (["--model.optimizer", "sgd"], "model.optimizer was 'adamw', got 'sgd'"),
+    "the augmentation": (["--data.augment", "none"], "data.augment was 'light', got 'none'"),
+    "the batch size": (["--data.batch_size", "4"], "data.batch_size was 8, got 4"),
     "the accumulation": (
         ["--trainer.accumulate_grad_batches", "2"],
         "as many steps per epoch as it began with, 2, got 1",
