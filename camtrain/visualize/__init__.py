@@ -1,17 +1,16 @@
-"""Heatmaps, boxes and names drawn on pictures, contact sheets of them, and a chart of scores."""
+"""Heatmaps, boxes and names drawn on pictures, contact sheets of them, and charts of scores."""
 
-from camtrain.visualize.charts import threshold_chart
-from camtrain.visualize.confusion import confusion_picture
+from camtrain.visualize.charts import confusion_picture, threshold_chart
 from camtrain.visualize.grid import batch_sheet, gallery, thumbnail, timeline
 from camtrain.visualize.overlay import (
     COLORMAPS,
     PREDICTED_BOX,
     TRUE_BOX,
+    Color,
     draw_boxes,
     overlay,
 )
 from camtrain.visualize.sheets import SheetRow, contact_sheet
-from camtrain.visualize.text import Color
 
 __all__ = [
     "COLORMAPS",

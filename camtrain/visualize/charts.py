@@ -1,9 +1,9 @@
-"""The accuracy of localization against the threshold, as a chart drawn with Pillow."""
+"""Accuracy against the threshold, and confusion matrices, as charts drawn with Pillow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.visualize.text import MUTED, PAPER, Color, shorten, text_width, write
+from camtrain.visualize.overlay import INK, MUTED, PAPER, Color, shorten, text_width, write
 
 Values = Tensor | NDArray[np.float64] | Sequence[float]
 Point = tuple[float, float]
 
-# Told apart by hue and, where hues are confused or printed gray, by lightness (CIE L* 17 to 69).
+# They differ in hue and, for readers who confuse hues, in lightness (CIE L* 17 to 69).
 COLORS: tuple[Color, ...] = (
     (0, 40, 95),
     (200, 80, 0),
@@ -33,11 +33,12 @@ _LEFT, _RIGHT, _BOTTOM = 84, 936, 536
 _HEADER, _FLAG = 92, 22  # pixels above the flags, and per flag
 _GRID, _AXIS = (228, 231, 236), (140, 147, 158)
 _TITLE_SIZE, _TEXT_SIZE, _GAP = 20, 15, 10
+_TEXT, _PADDING, _NAME = 14, 8, 160  # of a matrix: pixels of letters, around them, widest name
+_FULL: Color = (0, 92, 173)  # a cell that holds its whole row
 _FINE = 4  # lines are drawn this much larger and averaged, which smooths their edges
 
 
-@dataclass(frozen=True)
-class _Flag:
+class _Flag(NamedTuple):
     """A marked threshold: its vertical line, and the text beside the line's upper end."""
 
     x: float  # of the line, in pixels
@@ -45,10 +46,9 @@ class _Flag:
     name: str
     percent: str
     left: int  # where the text starts
-    baseline: int = 0
 
     @property
-    def flies_left(self) -> bool:
+    def is_left_of_line(self) -> bool:
         return self.left < self.x
 
 
@@ -71,18 +71,18 @@ def threshold_chart(
     Raises:
         CamtrainValueError: A shape, a range, an order or a number of curves or marks is wrong.
     """
-    x = _checked_thresholds(thresholds)
-    lines = _checked_curves(curves, len(x))
-    first = lines[next(iter(lines))]
-    flags = _flags(_checked_marks(marks), x, first)
-    top = _HEADER + _FLAG * len(flags)
+    x = _array(thresholds)
+    lines = {name: _array(values) for name, values in curves.items()}
+    _check(x, lines, marks)
+    flags = _flags(marks, x, next(iter(lines.values())))
+    top = _baseline(len(flags))
 
     chart = _draw_lines(x, list(lines.values()), flags, top)
     write(chart, shorten(title, _RIGHT - _LEFT, _TITLE_SIZE), at=(_LEFT, 38), size=_TITLE_SIZE)
     _draw_legend(chart, list(lines))
     _draw_axes(chart, top)
-    for flag in flags:
-        _draw_flag(chart, flag)
+    for row, flag in enumerate(flags):
+        _draw_flag(chart, flag, _baseline(row))
     if not any(np.isfinite(y).any() for y in lines.values()):
         _write_centred(
             chart, "nothing was counted", at=((_LEFT + _RIGHT) // 2, (top + _BOTTOM) // 2)
@@ -90,27 +90,28 @@ def threshold_chart(
     return chart
 
 
-def _checked_thresholds(thresholds: Values) -> NDArray[np.float64]:
-    x = _array(thresholds)
+def _array(values: Values) -> NDArray[np.float64]:
+    return torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
+
+
+def _check(
+    x: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]], marks: Mapping[str, float]
+) -> None:
+    """Raise CamtrainValueError for thresholds, curves or marks that cannot be drawn."""
     if x.ndim != 1 or not len(x):
         raise CamtrainValueError(f"thresholds must be (T,) with T > 0, got shape {x.shape}.")
     if not (x[0] >= 0 and x[-1] < 1 and (np.diff(x) > 0).all()):  # NaN fails too
         raise CamtrainValueError(
             f"thresholds must ascend within [0, 1), without repeats, got {x.tolist()!s:.80}."
         )
-    return x
-
-
-def _checked_curves(curves: Mapping[str, Values], count: int) -> dict[str, NDArray[np.float64]]:
-    if not 1 <= len(curves) <= len(COLORS):
+    if not 1 <= len(lines) <= len(COLORS):
         raise CamtrainValueError(
-            f"curves must be 1 to {len(COLORS)}, one for each colour, got {len(curves)}."
+            f"curves must be 1 to {len(COLORS)}, one for each colour, got {len(lines)}."
         )
-    lines = {name: _array(values) for name, values in curves.items()}
     for name, y in lines.items():
-        if y.shape != (count,):
+        if y.shape != x.shape:
             raise CamtrainValueError(
-                f"curve {name!r} must have a value for each of the {count} thresholds, "
+                f"curve {name!r} must have a value for each of the {len(x)} thresholds, "
                 f"got shape {y.shape}."
             )
         known = y[~np.isnan(y)]
@@ -119,21 +120,11 @@ def _checked_curves(curves: Mapping[str, Values], count: int) -> dict[str, NDArr
                 f"curve {name!r} must lie in [0, 1], NaN where unknown, got {known.min():.4g} to "
                 f"{known.max():.4g}; divide percents by 100."
             )
-    return lines
-
-
-def _checked_marks(marks: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The marks that have a threshold."""
     if len(marks) > MOST_MARKS:
         raise CamtrainValueError(f"marks must be at most {MOST_MARKS}, got {len(marks)}.")
     for name, threshold in marks.items():
         if not (np.isnan(threshold) or 0 <= threshold < 1):
             raise CamtrainValueError(f"mark {name!r} must lie in [0, 1), got {threshold}.")
-    return [(name, float(where)) for name, where in marks.items() if not np.isnan(where)]
-
-
-def _array(values: Values) -> NDArray[np.float64]:
-    return torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
 
 
 def _x(threshold: float) -> float:
@@ -144,16 +135,22 @@ def _y(value: float, top: int) -> float:
     return _BOTTOM - value * (_BOTTOM - top)
 
 
+def _baseline(row: int) -> int:
+    """The y of a flag's text."""
+    return _HEADER + row * _FLAG
+
+
 def _flags(
-    marks: list[tuple[str, float]], x: NDArray[np.float64], first: NDArray[np.float64]
+    marks: Mapping[str, float], x: NDArray[np.float64], first: NDArray[np.float64]
 ) -> list[_Flag]:
-    """A flag per mark, each on a line of its own, so ordered that lines end below other texts."""
+    """A flag per mark that is not NaN, so ordered that no line crosses the text of another flag."""
     flags = [
-        _flag(name, where, float(np.interp(where, x, first, np.nan, np.nan)))
-        for name, where in marks
+        _flag(name, float(where), float(np.interp(where, x, first, np.nan, np.nan)))
+        for name, where in marks.items()
+        if not np.isnan(where)
     ]
-    flags.sort(key=lambda flag: (flag.flies_left, -flag.x if flag.flies_left else flag.x))
-    return [replace(flag, baseline=_HEADER + row * _FLAG) for row, flag in enumerate(flags)]
+    flags.sort(key=lambda f: (f.is_left_of_line, -f.x if f.is_left_of_line else f.x))
+    return flags
 
 
 def _flag(name: str, threshold: float, value: float) -> _Flag:
@@ -178,8 +175,8 @@ def _draw_lines(
         if tenth % 2 == 0:
             color = _GRID if tenth else _AXIS
             _stroke(draw, [(_LEFT, _y(tenth / 10, top)), (_RIGHT, _y(tenth / 10, top))], color, 1)
-    for flag in flags:
-        _stroke(draw, [(flag.x, flag.baseline - _TEXT_SIZE), (flag.x, _BOTTOM)], MUTED, 1.5)
+    for row, flag in enumerate(flags):
+        _stroke(draw, [(flag.x, _baseline(row) - _TEXT_SIZE), (flag.x, _BOTTOM)], MUTED, 1.5)
     for index in reversed(range(len(lines))):  # the first on top
         known = np.flatnonzero(np.isfinite(lines[index]))
         runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else []
@@ -234,16 +231,70 @@ def _draw_axes(chart: Image.Image, top: int) -> None:
     chart.paste(upright.transpose(Image.Transpose.ROTATE_90), (4, top))
 
 
-def _draw_flag(chart: Image.Image, flag: _Flag) -> None:
-    """Name and threshold, and the value in the first curve's colour."""
-    if flag.flies_left:  # lines of flags that fly to the right may pass behind it
-        corners = (flag.left - 3, flag.baseline - _TEXT_SIZE, int(flag.x) - 3, flag.baseline + 4)
-        chart.paste(PAPER, corners)
-    x = write(chart, flag.name, at=(flag.left, flag.baseline), size=_TEXT_SIZE) + _GAP
-    write(chart, flag.percent, at=(x, flag.baseline), size=_TEXT_SIZE, color=COLORS[0])
+def _draw_flag(chart: Image.Image, flag: _Flag, baseline: int) -> None:
+    """Write name and threshold, and the value in the first curve's colour."""
+    if flag.is_left_of_line:  # lines of other flags may pass behind the text
+        chart.paste(PAPER, (flag.left - 3, baseline - _TEXT_SIZE, int(flag.x) - 3, baseline + 4))
+    x = write(chart, flag.name, at=(flag.left, baseline), size=_TEXT_SIZE) + _GAP
+    write(chart, flag.percent, at=(x, baseline), size=_TEXT_SIZE, color=COLORS[0])
 
 
 def _write_centred(image: Image.Image, text: str, *, at: tuple[int, int]) -> None:
     """Write one muted line whose baseline is centred ``at`` (x, y)."""
     left = at[0] - text_width(text, _TEXT_SIZE) // 2
     write(image, text, at=(left, at[1]), size=_TEXT_SIZE, color=MUTED)
+
+
+def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Image.Image:
+    """The counts in a grid, the darker the larger their part of the true class, as RGB.
+
+    Args:
+        confusion: (K, K) int, pictures by true class (rows) and predicted class (columns), K >= 1.
+        names: K class names.
+
+    Raises:
+        CamtrainValueError: The matrix is not (K, K) for K names.
+    """
+    count = len(names)
+    if not count or confusion.shape != (count, count):
+        raise CamtrainValueError(
+            f"confusion must be (K, K), a row and a column for each of the {count} names, got "
+            f"{tuple(confusion.shape)}."
+        )
+    shown = [shorten(name, _NAME, _TEXT) for name in names]
+    cell = max(text_width(str(int(confusion.max())), _TEXT) + 2 * _PADDING, 2 * _TEXT)
+    margin = max(text_width(name, _TEXT) for name in shown) + 2 * _PADDING
+    left, top = margin + _TEXT + _PADDING, margin + _TEXT + _PADDING
+    side = count * cell
+    picture = Image.new("RGB", (left + side + _PADDING, top + side + _PADDING), PAPER)
+    write(picture, "true", at=(_PADDING, top + _TEXT), size=_TEXT, color=MUTED)
+    write(picture, "predicted", at=(left, _TEXT + 2), size=_TEXT, color=MUTED)
+    shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
+    for i, name in enumerate(shown):
+        baseline = top + i * cell + (cell + _TEXT) // 2 - 2
+        write(picture, name, at=(left - _PADDING - text_width(name, _TEXT), baseline), size=_TEXT)
+        picture.paste(_upright_name(name, margin, cell), (left + i * cell, top - margin))
+        for j in range(count):
+            corner = (left + j * cell, top + i * cell)
+            share, number = float(shares[i, j]), int(confusion[i, j])
+            color = _mixed(share)
+            picture.paste(color, (*corner, corner[0] + cell - 1, corner[1] + cell - 1))
+            if number:
+                text = str(number)
+                at = (corner[0] + (cell - text_width(text, _TEXT)) // 2, baseline)
+                write(picture, text, at=at, size=_TEXT, color=PAPER if share > 0.5 else INK)
+    return picture
+
+
+def _upright_name(name: str, length: int, width: int) -> Image.Image:
+    """A name that is read from the bottom to the top, (length high, width wide)."""
+    line = Image.new("RGB", (length, width), PAPER)
+    write(line, name, at=(_PADDING, (width + _TEXT) // 2 - 2), size=_TEXT)
+    return line.transpose(Image.Transpose.ROTATE_90)
+
+
+def _mixed(share: float) -> Color:
+    """Between a very light gray and the full colour."""
+    empty = torch.tensor([243.0, 245.0, 247.0])
+    red, green, blue = empty.lerp(torch.tensor(_FULL).float(), share).round().int().tolist()
+    return red, green, blue

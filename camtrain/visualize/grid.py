@@ -9,8 +9,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.visualize.overlay import TRUE_BOX, draw_boxes, rgb_pixels
-from camtrain.visualize.text import INK, MUTED, PAPER, Color, font, shorten, text_width, write
+from camtrain.visualize.overlay import (
+    INK,
+    MUTED,
+    PAPER,
+    TRUE_BOX,
+    Color,
+    draw_boxes,
+    font,
+    rgb_pixels,
+    shorten,
+    text_width,
+    write,
+)
 
 _GRAY: Color = (125, 133, 144)  # can be read on white and on black
 _BATCH_COLUMNS, _BATCH_WIDTH = 5, 1480  # pictures side by side, and pixels of the sheet

@@ -1,19 +1,24 @@
-"""Heatmaps and boxes drawn on pictures, as PIL images."""
+"""Heatmaps, boxes and words drawn on pictures, as PIL images."""
 
 from __future__ import annotations
 
 from functools import cache
+from unicodedata import combining, normalize
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice
-from camtrain.visualize.text import Color
 
+Color = tuple[int, int, int]
+
+PAPER: Color = (255, 255, 255)
+INK: Color = (17, 24, 39)
+MUTED: Color = (100, 108, 122)
 COLORMAPS = {  # the first two are perceptually uniform
     "viridis": cv2.COLORMAP_VIRIDIS,
     "inferno": cv2.COLORMAP_INFERNO,
@@ -82,7 +87,7 @@ def draw_boxes(
     for grow, paint in (
         (margin, _OUTLINE),
         (0, color),
-    ):  # all outlines first: none hides a coloured line
+    ):  # outlines first: they hide no coloured line
         corners = np.concatenate([low - grow, high + grow - 1], axis=1).astype(int)
         for x1, y1, x2, y2 in corners.tolist():
             thickness = width + 2 * grow
@@ -144,3 +149,38 @@ def blend(
     colors = cv2.applyColorMap(np.rint(levels * 255).astype(np.uint8), _opencv_colormap(colormap))
     colors = cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # (H, W, 3)
     return Image.fromarray(np.asarray(cv2.addWeighted(pixels, 1 - opacity, colors, opacity, 0)))
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which is the same on every machine, with its size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def text_width(text: str, size: int) -> int:
+    """Pixels from a text's origin to the right end of its ink."""
+    return int(font(size).getbbox(text)[2])
+
+
+def shorten(text: str, width: int, size: int) -> str:
+    """The text on one line; an ellipsis replaces its middle if it is wider than ``width`` pixels.
+
+    Accents are dropped: Pillow's own font draws little beyond ASCII.
+    """
+    bare = (letter for letter in normalize("NFD", text) if not combining(letter))
+    text = shown = " ".join("".join(bare).split())
+    length = len(text)
+    while length and text_width(shown, size) > width:
+        length -= 1
+        shown = (
+            f"{text[: length - length // 2].rstrip()}…{text[len(text) - length // 2 :].lstrip()}"
+        )
+    return shown
+
+
+def write(
+    image: Image.Image, text: str, *, at: tuple[int, int], size: int, color: Color = INK
+) -> int:
+    """Write one line whose baseline starts ``at`` (x, y); return the x at which its ink ends."""
+    ImageDraw.Draw(image).text(at, text, color, font(size), anchor="ls")
+    return at[0] + text_width(text, size)

@@ -14,15 +14,21 @@ from torch import Tensor
 from camtrain.errors import CamtrainValueError
 from camtrain.visualize.grid import enlarged, grid
 from camtrain.visualize.overlay import (
+    INK,
+    MUTED,
+    PAPER,
     PREDICTED_BOX,
     TRUE_BOX,
+    Color,
     blend,
     draw_boxes,
     heatmap_levels,
     palette,
     rgb_pixels,
+    shorten,
+    text_width,
+    write,
 )
-from camtrain.visualize.text import INK, MUTED, PAPER, Color, shorten, text_width, write
 
 _PADDING, _RIGHT, _WRONG, _SWATCH = (241, 243, 246), (21, 128, 61), (185, 28, 28), (120, 126, 136)
 
@@ -31,10 +37,12 @@ _PADDING, _RIGHT, _WRONG, _SWATCH = (241, 243, 246), (21, 128, 61), (185, 28, 28
 class SheetRow:
     """A picture, its classes and their heatmaps. Each of its tiles is drawn once, when first used.
 
+    Errors of ``overlay`` and ``draw_boxes`` are raised when the tiles are drawn.
+
     Attributes:
         image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
-        true_heatmap: (H, W) in [0, 1], of the true class.
-        predicted_heatmap: (H, W) in [0, 1], of the predicted class.
+        true_heatmap: Heatmap of the true class, (H, W) in [0, 1].
+        predicted_heatmap: Heatmap of the predicted class, (H, W) in [0, 1].
         true_boxes_xyxy: (n, 4) half-open pixels of the image; (0, 4) where the truth is unknown.
         predicted_boxes_xyxy: (n, 4) half-open pixels of the image, found in ``true_heatmap``.
         true_name: Name of the true class.
@@ -42,14 +50,12 @@ class SheetRow:
         true_score: Score of the true class, in [0, 1].
         predicted_score: Score of the predicted class, in [0, 1].
         is_right: Whether the prediction is right. Names cannot tell: ImageNet has two cranes.
-        colormap: As for ``overlay``.
-        opacity: As for ``overlay``.
+        colormap: See ``overlay``.
+        opacity: See ``overlay``.
         tile: Longer side of a tile, 224 to 512 pixels; text and spaces of sheets grow with it.
 
     Raises:
-        CamtrainTypeError: As for ``overlay``, when the tiles are drawn.
-        CamtrainValueError: As for ``overlay`` and ``draw_boxes``, when the tiles are drawn; or
-            ``tile`` is out of range.
+        CamtrainValueError: ``tile`` is out of range.
     """
 
     image: Image.Image | Tensor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from camtrain.visualize.text import shorten, text_width
+from camtrain.visualize.overlay import shorten, text_width
 from tests.conftest import everyday
 
 LONG = "Staffordshire bullterrier, Staffordshire bull terrier"
