@@ -20,7 +20,7 @@ class Mistake:
 
     Attributes:
         confidence: Score of that class, in [0, 1].
-        index: Of the picture in the data set; where only its input is known, in the validation.
+        index: Number of the picture in the data set; in the validation where ``image`` is given.
         label: Class number or multi-hot, (K,).
         image: The network's input, (C, h, w), where the picture cannot be read again.
         features: See ``BackboneOutput.packed``, (C, h, w), if they are known.
@@ -34,11 +34,7 @@ class Mistake:
 
 
 class Mistakes:
-    """Keeps the most confident mistakes of a validation, whatever the batches and processes.
-
-    Args:
-        count: How many to keep.
-    """
+    """Keeps the ``count`` most confident mistakes of a validation."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -46,7 +42,7 @@ class Mistakes:
         self._rank, self._processes, self._pictures_before = 0, 1, 0
 
     def reset(self, *, rank: int = 0, processes: int = 1) -> None:
-        """Begin a validation that this process shares with others."""
+        """Begin a validation, of which this process sees a part."""
         self._worst, self._pictures_before = [], 0
         self._rank, self._processes = rank, processes
 
@@ -58,13 +54,10 @@ class Mistakes:
         *,
         features: Tensor | None = None,
     ) -> None:
-        """Add the mistakes of a batch.
+        """Add the mistakes of a batch (images, labels, ...) with its logits (B, K).
 
-        Args:
-            net: Whose logits they are.
-            logits: (B, K).
-            batch: Images, labels, ...; a ``Batch`` knows the indices of its pictures.
-            features: (B, C, h, w), see ``BackboneOutput.packed``.
+        A ``Batch`` knows the indices of its pictures. For ``features`` (B, C, h, w) see
+        ``BackboneOutput.packed``.
         """
         first, self._pictures_before = self._pictures_before, self._pictures_before + len(logits)
         if not self.count or not len(logits):
@@ -84,14 +77,9 @@ class Mistakes:
                 index = int(batch.indices[row])
             else:
                 image = batch[0][row].detach().float().cpu()
-            mistake = Mistake(
-                confidence=confidences[row].item(),
-                index=index,
-                label=labels[row].cpu(),
-                image=image,
-                features=None if features is None else features[row].detach().cpu(),
-            )
-            self._worst.append(mistake)
+            picture_features = None if features is None else features[row].detach().cpu()
+            confidence, label = confidences[row].item(), labels[row].cpu()
+            self._worst.append(Mistake(confidence, index, label, image, picture_features))
         self._worst = _sorted(self._worst)[: self.count]
 
     def of_all_processes(self, trainer: Trainer) -> list[Mistake]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,47 +42,28 @@ _CSV_COLUMNS = (
 )
 
 
-class Sink(Protocol):
-    """Shows epochs to a logger."""
-
-    def log(self, snapshot: EpochSnapshot) -> None:
-        """Show an epoch."""
-
-
-def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
-    """A sink for each logger of the trainer that can show pictures or tables."""
-    sinks: list[Sink] = []
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            sinks.append(WandbSink(logger, log_mistakes=log_mistakes))
-        elif isinstance(logger, TensorBoardLogger):
-            sinks.append(TensorBoardSink(logger, log_mistakes=log_mistakes))
-        elif isinstance(logger, CSVLogger):
-            sinks.append(CSVSink(logger))
-    return sinks
-
-
+@dataclass
 class TensorBoardSink:
-    """Contact sheets, the confusion matrix, and histograms of the maps."""
+    """Shows contact sheets, the confusion matrix, and histograms of the maps."""
 
-    def __init__(self, logger: TensorBoardLogger, *, log_mistakes: bool) -> None:
-        self.logger = logger
-        self.log_mistakes = log_mistakes
+    logger: TensorBoardLogger
+    log_mistakes: bool
 
     def log(self, snapshot: EpochSnapshot) -> None:
         """Show an epoch."""
         pictures = {"val/cams": snapshot.sheet}
         if self.log_mistakes and snapshot.mistakes:
             pictures["val/cam_mistakes"] = snapshot.mistake_sheet
-        statistics, writer = snapshot.statistics, self.logger.experiment
-        if statistics is not None:
+        if (statistics := snapshot.statistics) is not None:
             confusion = statistics.classes.confusion
             if confusion is not None and len(confusion) <= _MATRIX_CLASSES:
                 pictures["val/confusion"] = confusion_picture(confusion, snapshot.names)
             for name, counts in statistics.histograms.items():
                 self._add_histogram(f"val/cam_{name}_histogram", counts, snapshot.step)
         for name, picture in pictures.items():
-            writer.add_image(name, np.asarray(picture), snapshot.step, dataformats="HWC")
+            self.logger.experiment.add_image(
+                name, np.asarray(picture), snapshot.step, dataformats="HWC"
+            )
 
     def _add_histogram(self, name: str, counts: Tensor, step: int) -> None:
         if not counts.any():
@@ -102,7 +84,7 @@ class TensorBoardSink:
 
 
 class CSVSink:
-    """``cams.csv`` beside the logger's ``metrics.csv``: a line per watched picture and epoch."""
+    """Writes ``cams.csv`` beside the logger's ``metrics.csv``: a line per picture and epoch."""
 
     def __init__(self, logger: CSVLogger) -> None:
         self.path = Path(logger.log_dir) / "cams.csv"
@@ -130,8 +112,9 @@ class CSVSink:
         write_text(self.path, text)
 
 
+@dataclass
 class WandbSink:
-    """Overlays with boxes that can be switched off, and tables, in a W&B run.
+    """Shows overlays, whose boxes can be switched off, and tables in a W&B run.
 
     All of an epoch is one row of the run's history: what is logged here waits for the scores, which
     ``CAMModule`` logs right afterwards under the same ``trainer/global_step``. The table
@@ -140,22 +123,27 @@ class WandbSink:
     begins a new one, and the rows of the parts before stay at their steps.
     """
 
-    def __init__(self, logger: WandbLogger, *, log_mistakes: bool) -> None:
-        self.logger = logger
-        self.log_mistakes = log_mistakes
-        self._table: wandb.Table | None = None
-        self._images: list[wandb.Image] = []  # of the watched pictures, without heatmaps
+    logger: WandbLogger
+    log_mistakes: bool
+    _table: wandb.Table | None = field(default=None, init=False)
+    _images: list[wandb.Image] = field(default_factory=list, init=False)  # without heatmaps
 
     def log(self, snapshot: EpochSnapshot) -> None:
         """Show an epoch."""
         with errors_as_warnings(self.logger):
             overlays = _overlays(snapshot, snapshot.results)
+            rows = [snapshot.rows[result] for result in snapshot.results]
             if not self._images:
-                rows = [snapshot.rows[result] for result in snapshot.results]
-                self._images = _images([row.picture_tile for row in rows])
+                tiles = _of_one_size([row.picture_tile for row in rows])
+                self._images = [_image(tile) for tile in tiles]
             lines = [
-                _line(snapshot, *values)
-                for values in zip(snapshot.results, self._images, overlays, strict=True)
+                [
+                    *(snapshot.epoch, result.picture.path, image, overlay),
+                    *(row.true_name, row.predicted_name, row.predicted_score, result.is_located),
+                ]
+                for result, row, image, overlay in zip(
+                    snapshot.results, rows, self._images, overlays, strict=True
+                )
             ]
             media: dict[str, Any] = {"val/cams": overlays}
             if self.log_mistakes and snapshot.mistakes:
@@ -163,39 +151,44 @@ class WandbSink:
             if snapshot.statistics is not None:
                 media |= _statistics_media(snapshot.statistics, list(snapshot.names))
             media["trainer/global_step"] = snapshot.step
-            waits = snapshot.statistics is not None
+            commit = snapshot.statistics is None  # else what is logged waits for the scores
             # Only the call that logs the table touches it, since it may run in a thread.
-            enqueue_call(self.logger, partial(self._log, media, lines, waits=waits))
+            enqueue_call(self.logger, partial(self._log, media, lines, commit=commit))
 
-    def _log(self, media: dict[str, Any], lines: list[list[Any]], *, waits: bool) -> None:
+    def _log(self, media: dict[str, Any], lines: list[list[Any]], *, commit: bool) -> None:
         import wandb
 
         if self._table is None:
             self._table = wandb.Table(columns=[*_COLUMNS], log_mode="INCREMENTAL")
         for line in lines:
             self._table.add_data(*line)
-        self.logger.experiment.log({**media, TABLE: self._table}, commit=not waits)
+        self.logger.experiment.log({**media, TABLE: self._table}, commit=commit)
 
 
-def _line(
-    snapshot: EpochSnapshot, result: PictureResult, image: wandb.Image, overlay: wandb.Image
-) -> list[Any]:
-    """A line of the table."""
-    row, score = snapshot.rows[result], result.predicted.score
-    names = [row.true_name, row.predicted_name]
-    return [snapshot.epoch, result.picture.path, image, overlay, *names, score, result.is_located]
+Sink = TensorBoardSink | CSVSink | WandbSink
 
 
-def _images(pictures: Sequence[Image.Image]) -> list[wandb.Image]:
+def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
+    """A sink for each logger of the trainer that can show pictures or tables."""
+    sinks: list[Sink] = []
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            sinks.append(WandbSink(logger, log_mistakes))
+        elif isinstance(logger, TensorBoardLogger):
+            sinks.append(TensorBoardSink(logger, log_mistakes))
+        elif isinstance(logger, CSVLogger):
+            sinks.append(CSVSink(logger))
+    return sinks
+
+
+def _image(tile: Image.Image, **options: Any) -> wandb.Image:
     import wandb
 
-    return [wandb.Image(picture, file_type="jpg") for picture in _of_one_size(pictures)]
+    return wandb.Image(tile, file_type="jpg", **options)
 
 
 def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list[wandb.Image]:
     """Pictures under the heatmaps of their true classes; of the predicted class without one."""
-    import wandb
-
     rows = [snapshot.rows[result] for result in results]
     labels = [None if result.true is None else result.true.label for result in results]
     tiles = [
@@ -203,18 +196,16 @@ def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list
         for row, label in zip(rows, labels, strict=True)
     ]
     # W&B keeps the names of a key's boxes once, so each picture has to bring them all.
-    names = {
-        label: row.true_name for row, label in zip(rows, labels, strict=True) if label is not None
-    }
-    return [
-        wandb.Image(
-            picture,
-            caption=_caption(row),
-            boxes=None if label is None else _boxes(row, label, names),
-            file_type="jpg",
+    names = {label: snapshot.names[label] for label in labels if label is not None}
+    images = []
+    for tile, row, label in zip(_of_one_size(tiles), rows, labels, strict=True):
+        caption = (
+            f"true: {row.true_name} {row.true_score:.2f} | predicted: {row.predicted_name} "
+            f"{row.predicted_score:.2f} ({'right' if row.is_right else 'wrong'})"
         )
-        for picture, row, label in zip(_of_one_size(tiles), rows, labels, strict=True)
-    ]
+        boxes = None if label is None else _boxes(row, label, names)
+        images.append(_image(tile, caption=caption, boxes=boxes))
+    return images
 
 
 def _of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -224,15 +215,6 @@ def _of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     for canvas, picture in zip(canvases, pictures, strict=True):
         canvas.paste(picture, (0, 0))
     return canvases
-
-
-def _caption(row: SheetRow) -> str:
-    """Names and scores of a picture in one line."""
-    verdict = "right" if row.is_right else "wrong"
-    return (
-        f"true: {row.true_name} {row.true_score:.2f} | "
-        f"predicted: {row.predicted_name} {row.predicted_score:.2f} ({verdict})"
-    )
 
 
 def _boxes(row: SheetRow, label: int, names: dict[int, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that is shown of one epoch, wherever it is shown."""
+"""Everything that is shown of one epoch, in the report and by every logger."""
 
 from __future__ import annotations
 
@@ -19,39 +19,30 @@ from camtrain.visualize import SheetRow, contact_sheet
 
 @dataclass(frozen=True, eq=False)
 class ValidationStatistics:
-    """What a validation has measured, beyond its scores.
-
-    Attributes:
-        classes: Of each class.
-        histograms: Pictures per bin by name, see ``MapStatistics``.
-        localization: See ``BoxScores.report``; empty where no picture had boxes.
-    """
+    """What a validation has measured, beyond its scores."""
 
     classes: ClassScores
-    histograms: Mapping[str, Tensor]
-    localization: Mapping[str, Any]
+    histograms: Mapping[str, Tensor]  # pictures per bin by name, see `MapStatistics`
+    localization: Mapping[str, Any]  # see `BoxScores.report`; empty where no picture had boxes
 
     @classmethod
     def of(cls, evaluation: nn.Module) -> ValidationStatistics:
         """What an ``Evaluation`` has counted in all processes; call in every process."""
         assert isinstance(evaluation, Evaluation)
         calibrated = evaluation.boxes.calibrated_threshold()
-        return cls(
-            evaluation.by_class(),
-            evaluation.statistics.histograms(),
-            evaluation.boxes.report(calibrated),
-        )
+        histograms = evaluation.statistics.histograms()
+        return cls(evaluation.by_class(), histograms, evaluation.boxes.report(calibrated))
 
 
 @dataclass(frozen=True, eq=False)
 class EpochSnapshot:
-    """What is shown of an epoch. Whatever is drawn is drawn once, when it is first used.
+    """What is shown of an epoch. Sheets and tiles are drawn once, when they are first used.
 
     Attributes:
         epoch: Epochs done; 0 before the training.
-        step: Under which Lightning logs the scores.
+        step: The step under which Lightning logs the scores.
         names: K class names.
-        results: Of the watched pictures.
+        results: Results of the watched pictures.
         mistakes: Results of the most confident mistakes of the validation, the worst first.
         statistics: None before the training, and for a module that is not a ``CAMModule``.
         colormap: See ``camtrain.visualize.overlay``.
@@ -104,24 +95,18 @@ class EpochSnapshot:
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, and the kind of its values."""
+    """A column of a table: its heading, and the kind of its values; percents are fractions."""
 
     name: str
     kind: Literal["text", "number", "percent"]
 
 
 class ClassTable(NamedTuple):
-    """A table with a row per class; None where nothing was counted. Percents are fractions.
-
-    Attributes:
-        columns: The class; pictures and accuracy, or the average precision; GT-known.
-        rows: K rows.
-        score: Index of the column that says how well a class is classified.
-    """
+    """A table with a row per class; a value is None where nothing was counted."""
 
     columns: list[Column]
     rows: list[list[Any]]
-    score: int
+    score: int  # index of the column that says how well a class is classified
 
 
 def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
@@ -145,12 +130,15 @@ def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
 
 
 def confused_pairs(confusion: Tensor, names: Sequence[str], most: int) -> list[list[Any]]:
-    """True class, predicted class, pictures, their fraction of the true class; most first.
+    """The ``most`` pairs of classes that are confused most often, the most frequent first.
 
     Args:
         confusion: (K, K) int64, by true class (rows) and predicted class (columns).
         names: K class names.
         most: How many pairs at most.
+
+    Returns:
+        Rows of true class, predicted class, pictures, and their fraction of the true class.
     """
     totals = confusion.sum(1).tolist()
     wrong = [(int(confusion[i, j]), i, j) for i, j in confusion.nonzero().tolist() if i != j]
