@@ -29,23 +29,14 @@ _LABELS_READ = 512
 
 @dataclass(frozen=True, eq=False)
 class ValidationPicture:
-    """A validation picture, as people see it and as the network does.
+    """A validation picture, as people see it and as the network gets it."""
 
-    Attributes:
-        pixels: (C, H, W), uint8, at most 1,024 pixels along a side.
-        image: (C, h, w), normalized: the network's input.
-        labels: Its classes; one, unless the network is multi-label.
-        boxes_xyxy: (n, 4), half-open, in coordinates of ``pixels``.
-        preprocessing: From ``pixels`` to ``image``.
-        path: The last parts of where it came from.
-    """
-
-    pixels: Tensor
-    image: Tensor
-    labels: tuple[int, ...]
-    boxes_xyxy: Tensor
-    preprocessing: Preprocessing
-    path: str
+    pixels: Tensor  # (C, H, W), uint8, at most 1,024 pixels along a side
+    image: Tensor  # (C, h, w), normalized: the network's input
+    labels: tuple[int, ...]  # one class, unless the network is multi-label
+    boxes_xyxy: Tensor  # (n, 4), half-open, in coordinates of `pixels`
+    preprocessing: Preprocessing  # from `pixels` to `image`
+    path: str  # the last parts of the file's path
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -74,19 +65,14 @@ def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pictures that can be watched.
+    """Pictures that can be watched."""
 
-    Attributes:
-        indices: In the data set.
-        labels: The first class of each, -1 for none.
-    """
-
-    indices: Sequence[int]
-    labels: Sequence[int]
+    indices: Sequence[int]  # in the data set
+    labels: Sequence[int]  # the first class of each picture, -1 for none
 
     @classmethod
     def of(cls, dataset: Sequence[Any]) -> Candidates:
-        """All pictures if the labels are known; else up to 512 of them, which are read."""
+        """All pictures where the data set knows the labels; else up to 512, which are read."""
         labels = _known_labels(dataset)
         if labels is not None:
             return cls(range(len(labels)), labels)
@@ -147,7 +133,7 @@ def load_picture(dataset: Sequence[Any], index: int, net: CAMNet) -> ValidationP
 
 
 def picture_of_input(image: Tensor, label: object, net: CAMNet, *, path: str) -> ValidationPicture:
-    """A picture of which only the network's input (C, h, w) is known."""
+    """The picture for the network's input (C, h, w), where nothing else is known of it."""
     preprocessing = net.preprocessing or Preprocessing()
     pixels = to_pixels(image, preprocessing)
     squash = replace(preprocessing, size=(image.shape[1], image.shape[2]), resize_mode="squash")
@@ -156,7 +142,7 @@ def picture_of_input(image: Tensor, label: object, net: CAMNet, *, path: str) ->
 
 
 def _reduced(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """A picture (C, H, W) uint8 and its boxes at no more than ``MOST_PIXELS``."""
+    """A picture (C, H, W) uint8 and its boxes, scaled down to ``MOST_PIXELS`` if it is larger."""
     height, width = image.shape[1:]
     scale = MOST_PIXELS / max(height, width)
     if scale >= 1:

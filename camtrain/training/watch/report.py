@@ -1,4 +1,4 @@
-"""The report of a training: what is kept of every epoch, and the page that is made of it."""
+"""The report of a training: a record of every epoch, and the page made of the records."""
 
 from __future__ import annotations
 
@@ -64,17 +64,15 @@ class TrainingReport:
 
     def clear(self) -> None:
         """Delete the records of an earlier training in the same folder."""
-        for file in self._files():
+        for file in sorted(self.folder.glob("epoch_*.json")):
             file.unlink()
 
     def load(self, epochs: int | None = None) -> None:
-        """Continue with what is kept.
+        """Read the records of the first ``epochs`` epochs, or of all.
 
-        Args:
-            epochs: How many are done; what a killed training had written beyond is ignored. None
-                means all.
+        Later ones were written by a training that was killed before its checkpoint.
         """
-        for file in self._files():
+        for file in sorted(self.folder.glob("epoch_*.json")):
             record = EpochRecord.from_json(file.read_text(encoding="utf-8"))
             if epochs is None or record.epoch <= epochs:
                 self._epochs[record.epoch] = record
@@ -130,18 +128,17 @@ class TrainingReport:
     def _content(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         epochs = [self._epochs[number] for number in sorted(self._epochs)]
         planned = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        state = f"epoch {max(self._epochs)}{f' of {planned}' if planned else ''}"
         with_results = [record for record in epochs if record.looks]
         return {
             "title": self.path.absolute().parent.name,
-            "state": f"epoch {max(self._epochs)}{f' of {planned}' if planned else ''}, "
-            f"written {now}",
+            "state": f"{state}, written {datetime.now():%Y-%m-%d %H:%M:%S}",
             "colormap": packed_colormap(self.colormap),
             "curves": score_charts(epochs),
             "maps": map_charts(epochs),
             "epochs": [
                 {"epoch": record.epoch, "looks": self._results_of(record)}
-                for record in self._fitting(with_results)
+                for record in self._that_fit(with_results)
             ],
             "epochs_seen": len(with_results),
             **self._latest,
@@ -153,8 +150,8 @@ class TrainingReport:
         """The result of each watched picture; None where it was not watched yet."""
         return [record.looks.get(index) for index in self._indices]
 
-    def _fitting(self, records: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
-        """All records, or as many, evenly spread, as the page has room for."""
+    def _that_fit(self, records: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+        """As many records, evenly spread, as the page has room for."""
         if not records:
             return records
         size = len(_json(self._results_of(records[-1]))) * len(records)
@@ -164,23 +161,20 @@ class TrainingReport:
         return [records[row] for row in rows]
 
     def timeline(self, pictures: Sequence[ValidationPicture]) -> Image.Image | None:
-        """Heatmaps of true classes with boxes, one column per epoch; None without any.
+        """Heatmaps of true classes with boxes, a column per epoch; None where there are none.
 
-        Args:
-            pictures: The watched pictures; the first five with a class are shown, in at most six
-                epochs, which are dense at first, where most changes.
+        The first five watched pictures with a class are shown, in at most six epochs; more of these
+        are early ones, where most changes.
         """
-        places = [place for place, picture in enumerate(pictures) if picture.labels]
+        labelled = [(row, picture) for row, picture in enumerate(pictures) if picture.labels]
         records = self._early_dense([r for _, r in sorted(self._epochs.items()) if r.looks])
-        if not places or not records:
+        if not labelled or not records:
             return None
-        columns = [self._results_of(record) for record in records]
         rows = []
-        for place in places[:_TIMELINE_PICTURES]:
-            picture = _enlarged(pictures[place])
-            results = [column[place] for column in columns]
-            drawn = [_drawn(pictures[place], picture, r, self.colormap) for r in results]
-            rows.append([picture, *drawn])
+        for row, picture in labelled[:_TIMELINE_PICTURES]:
+            image = _enlarged(picture)
+            results = [record.looks.get(self._indices[row]) for record in records]
+            rows.append([image, *(_drawn(picture, image, r, self.colormap) for r in results)])
         return timeline(rows, ["picture", *(f"epoch {record.epoch}" for record in records)])
 
     @staticmethod
@@ -192,9 +186,6 @@ class TrainingReport:
             rows[i] = max(rows[i], rows[i - 1] + 1)
         return [records[row] for row in rows]
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch_*.json"))
-
 
 def _enlarged(picture: ValidationPicture) -> Image.Image:
     image = Image.fromarray(rgb_pixels(picture.pixels))
@@ -205,8 +196,8 @@ def _enlarged(picture: ValidationPicture) -> Image.Image:
 def _drawn(
     picture: ValidationPicture, image: Image.Image, result: dict[str, Any] | None, colormap: str
 ) -> Image.Image:
-    """The picture under the heatmap of its true class, as the report keeps it, with boxes."""
-    if result is None:  # it was not watched yet
+    """The picture with boxes, under the heatmap of its true class that the report keeps."""
+    if result is None:  # the picture was not watched yet
         return image
     true, size_hw = result["true"], (image.height, image.width)
     class_map = unpacked_map(true["map"])[None]

@@ -1,4 +1,4 @@
-"""What the report is made of, as plain values: pictures, results, charts, tables."""
+"""The content of the report as plain values: pictures, results, charts, tables."""
 
 from __future__ import annotations
 
@@ -45,18 +45,12 @@ Chart = dict[str, Any]
 
 @dataclass
 class EpochRecord:
-    """What the report keeps of an epoch, in a file of its own.
+    """What the report keeps of an epoch, in a file of its own."""
 
-    Attributes:
-        epoch: Epochs done.
-        scores: By logged name.
-        histograms: Of the maps, by statistic.
-        looks: Results of the watched pictures by their index in the data set, see ``result_data``.
-    """
-
-    epoch: int
-    scores: dict[str, float | None] = field(default_factory=dict)
-    histograms: dict[str, list[int]] = field(default_factory=dict)
+    epoch: int  # epochs done
+    scores: dict[str, float | None] = field(default_factory=dict)  # by logged name
+    histograms: dict[str, list[int]] = field(default_factory=dict)  # of the maps, by statistic
+    # `result_data` of the watched pictures, by index in the data set
     looks: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -68,7 +62,7 @@ class EpochRecord:
 
 
 def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, Any]:
-    """A picture as encoded for the page, the part of it that maps cover, boxes, class and path."""
+    """A picture for the page: pixels, the part that maps cover, boxes, classes and path."""
     placement = picture.preprocessing.placement(picture.size_hw)
     input_h, input_w = picture.preprocessing.size
     covered = [
@@ -87,7 +81,7 @@ def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, 
 
 
 def result_data(result: PictureResult, names: Sequence[str]) -> dict[str, Any]:
-    """The result for a picture: score, raw map and box of the true and the predicted class."""
+    """A result for the page: score, raw map and box of the true and of the predicted class."""
 
     def side_data(side: ClassResult) -> dict[str, Any]:
         return {
@@ -151,17 +145,16 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
         }
         for iou, values in report["curves"]["largest_contour"].items()
     ]
-    return [
-        {
-            "title": "part of the pictures whose box is right (largest contour)",
-            "xs": "threshold, part of the heatmap's maximum",
-            "width": 840,
-            "range": [0, 1],
-            "xRange": [0, 1],
-            "series": series,
-            "marks": {name: value for name, value in marks.items() if value is not None},
-        }
-    ]
+    chart = {
+        "title": "part of the pictures whose box is right (largest contour)",
+        "xs": "threshold, part of the heatmap's maximum",
+        "width": 840,
+        "range": [0, 1],
+        "xRange": [0, 1],
+        "series": series,
+        "marks": {name: value for name, value in marks.items() if value is not None},
+    }
+    return [chart]
 
 
 def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | None:
@@ -180,7 +173,7 @@ def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | No
 
 
 def settings_data(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, str]]:
-    """How it was trained, and with which versions."""
+    """Tables of the settings of a training, and of the versions of packages."""
     data = getattr(trainer, "datamodule", None)
     training = {
         "epochs": trainer.max_epochs,

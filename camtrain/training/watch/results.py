@@ -1,4 +1,4 @@
-"""What a network predicts for the watched pictures and for mistakes, and where it looks."""
+"""What a network predicts for the watched pictures and for mistakes, with the class maps."""
 
 from __future__ import annotations
 
@@ -23,21 +23,13 @@ _RIGHT_IOU = 0.5
 
 @dataclass(frozen=True, eq=False)
 class ClassResult:
-    """The score and the map of one class in one picture.
-
-    Attributes:
-        label: The class.
-        score: In [0, 1].
-        class_map: (h, w), raw; the refined map where the network refines its maps.
-        heatmap: (H, W) in [0, 1], over the picture.
-        boxes_xyxy: (n, 4), n <= 1: the largest box at the threshold 0.2, in pixels of the picture.
-    """
+    """The score and the map of one class in one picture."""
 
     label: int
-    score: float
-    class_map: Tensor
-    heatmap: Tensor
-    boxes_xyxy: Tensor
+    score: float  # in [0, 1]
+    class_map: Tensor  # (h, w), raw; the refined map where the network refines its maps
+    heatmap: Tensor  # (H, W) in [0, 1], of the size of the picture
+    boxes_xyxy: Tensor  # (n, 4), n <= 1: the largest box at the threshold 0.2, in picture pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +38,8 @@ class PictureResult:
 
     Attributes:
         picture: The picture.
-        true: The true class, the first of several; None for a picture of no class.
-        predicted: The best class.
+        true: Result for the true class, the first of several; None for a picture of no class.
+        predicted: Result for the best class.
         is_right: Whether the prediction is one of the true classes.
         is_located: Whether the box of the true class is right (GT-known: IoU of at least 0.5 with
             any true box); None where the picture has no box.
@@ -61,7 +53,7 @@ class PictureResult:
 
     @property
     def shown(self) -> ClassResult:
-        """The true class; the predicted one for a picture of no class."""
+        """The result for the true class; for the predicted one in a picture of no class."""
         return self.true or self.predicted
 
 
@@ -69,8 +61,8 @@ class WatchRunner:
     """Evaluates watched pictures and mistakes. It loads and computes nothing twice.
 
     Args:
-        dataset: Of the validation.
-        indices: Of the pictures to watch; those whose files are damaged are passed over.
+        dataset: The data set of the validation.
+        indices: Pictures to watch; those whose files are damaged are skipped.
         count: How many to watch at most.
         net: Its preprocessing is used for pictures that come without one.
         is_backbone_cached: Whether the backbone never changes, so that its output is kept.
@@ -100,7 +92,7 @@ class WatchRunner:
         """Keep the features of watched pictures that a validation has computed.
 
         Args:
-            indices: (B,), of the pictures.
+            indices: (B,), in the data set.
             features: (B, C, h, w), see ``BackboneOutput.packed``.
         """
         for row, index in enumerate(indices.tolist()):
@@ -129,7 +121,7 @@ class WatchRunner:
     def _load_mistakes(
         self, mistakes: Sequence[Mistake], net: CAMNet
     ) -> dict[int, ValidationPicture]:
-        """Load those that are new: the same pictures tend to stay wrong."""
+        """Pictures of the mistakes; only new ones are loaded: the same tend to stay wrong."""
         loaded = {**self.pictures, **self._mistakes}
         pictures: dict[int, ValidationPicture] = {}
         for number, mistake in enumerate(mistakes, start=1):
@@ -172,13 +164,10 @@ class WatchRunner:
             backbone_output = BackboneOutput.unpacked(packed, net.vector_channels)
             return net.apply_neck(backbone_output).packed()
 
-        def network(images: Tensor) -> Tensor:
-            return neck(backbone(images))
-
         if self._backbone is not None:
             _compute_missing(pictures, self._backbone, net, backbone)
             return compute(net, neck, [self._backbone[index] for index in pictures])
-        _compute_missing(pictures, self._features, net, network)
+        _compute_missing(pictures, self._features, net, lambda images: neck(backbone(images)))
         device = net.head.weight.device
         return torch.stack([self._features[index].to(device) for index in pictures])
 
