@@ -114,11 +114,11 @@ def _check(
                 f"curve {name!r} must have a value for each of the {len(x)} thresholds, "
                 f"got shape {y.shape}."
             )
-        known = y[~np.isnan(y)]
-        if not ((known >= 0) & (known <= 1)).all():
+        numbers = y[~np.isnan(y)]
+        if not ((numbers >= 0) & (numbers <= 1)).all():
             raise CamtrainValueError(
-                f"curve {name!r} must lie in [0, 1], NaN where unknown, got {known.min():.4g} to "
-                f"{known.max():.4g}; divide percents by 100."
+                f"curve {name!r} must lie in [0, 1], NaN where unknown, got {numbers.min():.4g} to "
+                f"{numbers.max():.4g}; divide percents by 100."
             )
     if len(marks) > MOST_MARKS:
         raise CamtrainValueError(f"marks must be at most {MOST_MARKS}, got {len(marks)}.")
@@ -178,8 +178,8 @@ def _draw_lines(
     for row, flag in enumerate(flags):
         _stroke(draw, [(flag.x, _baseline(row) - _TEXT_SIZE), (flag.x, _BOTTOM)], MUTED, 1.5)
     for index in reversed(range(len(lines))):  # the first on top
-        known = np.flatnonzero(np.isfinite(lines[index]))
-        runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else []
+        finite = np.flatnonzero(np.isfinite(lines[index]))
+        runs = np.split(finite, np.flatnonzero(np.diff(finite) > 1) + 1) if len(finite) else []
         for run in runs:
             points = [(_x(a), _y(b, top)) for a, b in zip(x[run], lines[index][run], strict=True)]
             _stroke(draw, points, COLORS[index], 2 if index else 3.5)
@@ -261,16 +261,16 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Image.Image:
             f"confusion must be (K, K), a row and a column for each of the {count} names, got "
             f"{tuple(confusion.shape)}."
         )
-    shown = [shorten(name, _NAME, _TEXT) for name in names]
+    labels = [shorten(name, _NAME, _TEXT) for name in names]
     cell = max(text_width(str(int(confusion.max())), _TEXT) + 2 * _PADDING, 2 * _TEXT)
-    margin = max(text_width(name, _TEXT) for name in shown) + 2 * _PADDING
+    margin = max(text_width(name, _TEXT) for name in labels) + 2 * _PADDING
     left, top = margin + _TEXT + _PADDING, margin + _TEXT + _PADDING
     side = count * cell
     picture = Image.new("RGB", (left + side + _PADDING, top + side + _PADDING), PAPER)
     write(picture, "true", at=(_PADDING, top + _TEXT), size=_TEXT, color=MUTED)
     write(picture, "predicted", at=(left, _TEXT + 2), size=_TEXT, color=MUTED)
     shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
-    for i, name in enumerate(shown):
+    for i, name in enumerate(labels):
         baseline = top + i * cell + (cell + _TEXT) // 2 - 2
         write(picture, name, at=(left - _PADDING - text_width(name, _TEXT), baseline), size=_TEXT)
         picture.paste(_upright_name(name, margin, cell), (left + i * cell, top - margin))

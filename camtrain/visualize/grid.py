@@ -85,8 +85,8 @@ def gallery(
     line = size + 6
     cells = []
     for picture, _, _ in pictures:
-        cell, shown = Image.new("RGB", (tile, tile), PAPER), thumbnail(picture, tile)
-        cell.paste(shown, ((tile - shown.width) // 2, tile - shown.height))
+        cell, small = Image.new("RGB", (tile, tile), PAPER), thumbnail(picture, tile)
+        cell.paste(small, ((tile - small.width) // 2, tile - small.height))
         cells.append(cell)
     below = 2 * line + gap
     margins = (gap, 3 * line, gap, below)
@@ -137,17 +137,19 @@ def batch_sheet(
             f"{len(images)} pictures, {len(boxes_xyxy)} sets of boxes, {len(names)} names."
         )
     size, gap = 16, 12
-    tile, rest = divmod(_BATCH_WIDTH - (_BATCH_COLUMNS + 1) * gap, _BATCH_COLUMNS)
+    tile, spare = divmod(_BATCH_WIDTH - (_BATCH_COLUMNS + 1) * gap, _BATCH_COLUMNS)
     cells = []
     for image, boxes in zip(images, boxes_xyxy, strict=True):
-        shown, _ = enlarged(Image.fromarray(rgb_pixels(image)), tile)
-        factors = torch.tensor([shown.width / image.shape[-1], shown.height / image.shape[-2]] * 2)
-        boxed = draw_boxes(shown, boxes.cpu() * factors, color=TRUE_BOX, width=2)
-        cell = Image.new("RGB", (tile, shown.height), PAPER)
+        resized, _ = enlarged(Image.fromarray(rgb_pixels(image)), tile)
+        factors = torch.tensor(
+            [resized.width / image.shape[-1], resized.height / image.shape[-2]] * 2
+        )
+        boxed = draw_boxes(resized, boxes.cpu() * factors, color=TRUE_BOX, width=2)
+        cell = Image.new("RGB", (tile, resized.height), PAPER)
         cell.paste(boxed, (0, 0))
         cells.append(cell)
     below = 2 * size + gap
-    margins = (gap, 3 * size, gap + rest, below)
+    margins = (gap, 3 * size, gap + spare, below)
     sheet, corners = grid(cells, _BATCH_COLUMNS, gaps=(gap, below), margins=margins)
     title = shorten(title, _BATCH_WIDTH - 2 * gap, size)
     write(sheet, title, at=(gap, 2 * size - 4), size=size, color=MUTED)
@@ -178,9 +180,9 @@ def timeline(
     size, gap = 15, 6
     cells = []
     for picture in (picture for row in rows for picture in row):
-        shown = thumbnail(picture.convert("RGB"), tile)
-        cell = Image.new("RGBA", (tile, shown.height), (0, 0, 0, 0))
-        cell.paste(shown, ((tile - shown.width) // 2, 0))
+        small = thumbnail(picture.convert("RGB"), tile)
+        cell = Image.new("RGBA", (tile, small.height), (0, 0, 0, 0))
+        cell.paste(small, ((tile - small.width) // 2, 0))
         cells.append(cell)
     canvas, corners = grid(cells, len(headings), gaps=(gap, gap), margins=(0, 2 * size, 0, 0))
     draw = ImageDraw.Draw(canvas)

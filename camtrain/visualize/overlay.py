@@ -82,8 +82,8 @@ def draw_boxes(
     boxes = boxes[(boxes[:, :2] < boxes[:, 2:]).all(axis=1)]
     low = np.minimum(boxes[:, :2].round(), limit[:2] - 1)
     high = np.maximum(boxes[:, 2:].round(), low + 1)
-    drawn, margin = image.convert("RGB"), (width + 1) // 2  # a copy in any case
-    draw = ImageDraw.Draw(drawn)
+    picture, margin = image.convert("RGB"), (width + 1) // 2  # a copy in any case
+    draw = ImageDraw.Draw(picture)
     for grow, paint in (
         (margin, _OUTLINE),
         (0, color),
@@ -95,7 +95,7 @@ def draw_boxes(
                 draw.rectangle((x1, y1, x2, y2), fill=paint)
             else:
                 draw.rectangle((x1, y1, x2, y2), outline=paint, width=thickness)
-    return drawn
+    return picture
 
 
 def rgb_pixels(image: Image.Image | Tensor) -> NDArray[np.uint8]:
@@ -168,14 +168,14 @@ def shorten(text: str, width: int, size: int) -> str:
     Accents are dropped: Pillow's own font draws little beyond ASCII.
     """
     bare = (letter for letter in normalize("NFD", text) if not combining(letter))
-    text = shown = " ".join("".join(bare).split())
+    text = short = " ".join("".join(bare).split())
     length = len(text)
-    while length and text_width(shown, size) > width:
+    while length and text_width(short, size) > width:
         length -= 1
-        shown = (
+        short = (
             f"{text[: length - length // 2].rstrip()}…{text[len(text) - length // 2 :].lstrip()}"
         )
-    return shown
+    return short
 
 
 def write(

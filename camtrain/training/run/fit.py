@@ -154,8 +154,8 @@ def fit(
             lightning.loggers = [DummyLogger()]  # one run, however many processes
     print_header(module, data, lightning)
     with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
-        more = {} if weights_only is None else {"weights_only": weights_only}
-        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, **more)
+        options = {} if weights_only is None else {"weights_only": weights_only}
+        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, **options)
     if writer is None:
         return FitResult(Path(folder), None, {}, None, None, None)
     return _conclude_run(writer, lightning, signals, module, data)

@@ -193,10 +193,10 @@ def split_beside(checkpoint: Path) -> str | None:
 def random_state() -> dict[str, Any]:
     """The state of the random numbers of Python, NumPy and torch, as plain values and tensors."""
     version, internal, next_gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    kind, keys, *position = np.random.get_state(legacy=True)
     return {
         "python": [version, list(internal), next_gauss],
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "numpy": [kind, np.asarray(keys).tolist(), *position],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -214,8 +214,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Restore what ``random_state`` has returned."""
     version, internal, next_gauss = state["python"]
     random.setstate((version, tuple(internal), next_gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    kind, keys, *position = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *position))
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():  # another machine has other devices
         torch.cuda.set_rng_state_all(state["cuda"])

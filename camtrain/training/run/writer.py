@@ -81,7 +81,7 @@ class RunWriter(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
+        """Restore what ``state_dict`` has returned."""
         self.rows = list(state_dict["rows"])
         self.best = state_dict.get("best")  # missing in checkpoints of earlier versions
         self._is_epoch_end = state_dict.get("is_epoch_end", False)
@@ -89,7 +89,7 @@ class RunWriter(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning does not store."""
+        """Add the state that Lightning does not store."""
         checkpoint["run"] = {
             "random": random_states(trainer.world_size),
             "has_stopped": trainer.should_stop and not _has_all_steps(trainer),
@@ -109,8 +109,8 @@ class RunWriter(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See ``on_save_checkpoint``."""
-        if getattr(pl_module, "is_trying_rates", False):  # it goes back to where it began
+        """Restore what ``on_save_checkpoint`` has added."""
+        if getattr(pl_module, "is_trying_rates", False):  # a search for a learning rate rewinds
             return
         self._loaded = checkpoint.get("run", {})
         states = self._loaded.get("random", [])
@@ -133,7 +133,7 @@ class RunWriter(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Derive the files that a killed run had not yet derived from its last checkpoint."""
         if trainer.is_global_zero:
-            remove_parts(self.folder.path)  # a run killed before its first checkpoint has some too
+            remove_parts(self.folder.path)  # half-written files of a killed run
         if trainer.ckpt_path is None:
             return
         stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
@@ -146,10 +146,10 @@ class RunWriter(Checkpoint):
             self.best = None  # the checkpoint was that of another run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store settings and splits; from now on, stop at whole steps only."""
+        """Write settings and splits; from now on, signals stop the training at whole steps only."""
         check_same_steps(self._loaded.get("steps_per_epoch"), _steps_per_epoch(trainer))
         if trainer.is_global_zero:
-            self._write_config()  # that of a continued run is replaced only now: it fits
+            self._write_config()  # a continued run's is replaced once the settings are checked
         data = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(data, CAMDataModule):
             data.write_split(self.folder.split)  # a picture added later must not move others
@@ -210,12 +210,12 @@ class RunWriter(Checkpoint):
         scores = {
             name: value.item()
             for name, value in trainer.callback_metrics.items()
-            if self._has_validated or not name.startswith("val/")  # left from an earlier epoch
+            if self._has_validated or not name.startswith("val/")  # else of an earlier epoch
         }
         epoch = trainer.current_epoch + 1
         self.rows.append({"epoch": epoch, "step": trainer.global_step, **scores})
         if self._has_validated:
-            self._note_best(epoch, scores)
+            self._update_best(epoch, scores)
         self._has_validated, self._is_epoch_end = False, True
         self._save(trainer)
         if trainer.is_global_zero:
@@ -226,7 +226,7 @@ class RunWriter(Checkpoint):
         self._raise_if_stop_requested(trainer)
         self.signals.is_training = False
 
-    def _note_best(self, epoch: int, scores: dict[str, float]) -> None:
+    def _update_best(self, epoch: int, scores: dict[str, float]) -> None:
         if self.monitor not in scores:
             raise CamtrainValueError(
                 f"monitor must be one of the logged scores, got {self.monitor!r}; logged are "
@@ -240,7 +240,7 @@ class RunWriter(Checkpoint):
             self.best = {"epoch": epoch, "score": score}
 
     def _derive(self, last: Path) -> None:
-        """Write what follows from the last checkpoint, the network of the best epoch included."""
+        """Write ``metrics.csv`` and, after the best epoch, ``best.ckpt`` and the bundle."""
         if self.rows:
             write_text(self.folder.metrics, as_csv(self.rows))
         if not self._is_epoch_end or not self.best or self.best["epoch"] != self.rows[-1]["epoch"]:
@@ -254,7 +254,7 @@ class RunWriter(Checkpoint):
 
     def _save_if_due(self, trainer: Trainer, seconds: float) -> None:
         is_due = time.monotonic() - self._saved_at >= seconds
-        if _any_process(trainer, is_due or self.signals.received is not None):
+        if _in_any_process(trainer, is_due or self.signals.received is not None):
             self._save(trainer)
             self._raise_if_stop_requested(trainer)
 
@@ -268,14 +268,12 @@ class RunWriter(Checkpoint):
             self._random = None
 
     def _raise_if_stop_requested(self, trainer: Trainer) -> None:
-        if _any_process(trainer, self.signals.received is not None):
+        if _in_any_process(trainer, self.signals.received is not None):
             self.signals.stop()
 
 
-def _any_process(trainer: Trainer, is_true: bool) -> bool:
-    """Whether it is true in any process; call in every process."""
-    if trainer.world_size == 1:
-        return is_true
+def _in_any_process(trainer: Trainer, is_true: bool) -> bool:
+    """Whether something is true in one process at least; call in every process."""
     return bool(trainer.strategy.reduce_boolean_decision(is_true, all=False))
 
 

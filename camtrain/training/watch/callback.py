@@ -151,8 +151,8 @@ class CAMLogger(Callback):
             choice = f"{self.num_images} of {candidates.identity}"
             indices, count = self._indices, len(self._indices)
             if choice != self._choice:  # nothing is resumed, or the data has changed
-                wanted, count = _CANDIDATES_PER_IMAGE * self.num_images, self.num_images
-                indices = candidates.stratified(wanted, self.seed)
+                count = self.num_images
+                indices = candidates.stratified(_CANDIDATES_PER_IMAGE * count, self.seed)
             runner = WatchRunner(dataset, indices, count, net, is_backbone_cached=is_cached)
         except Exception as error:
             if isinstance(dataset, PreparedDataset):
@@ -184,12 +184,12 @@ class CAMLogger(Callback):
             return
         if dataloader_idx or not self._is_on(trainer):
             return
-        evaluated, features = outputs["batch"], outputs.get("features")
-        if isinstance(evaluated, Batch) and evaluated.is_cached:
+        val_batch, features = outputs["batch"], outputs.get("features")
+        if isinstance(val_batch, Batch) and val_batch.is_cached:
             features = None  # for some pictures they are a vector, spread over a map
-        elif isinstance(evaluated, Batch) and features is not None and self._runner is not None:
-            self._runner.keep_features(evaluated.indices, features)
-        self._mistakes.update(_net_of(pl_module), outputs["logits"], evaluated, features=features)
+        elif isinstance(val_batch, Batch) and features is not None and self._runner is not None:
+            self._runner.keep_features(val_batch.indices, features)
+        self._mistakes.update(_net_of(pl_module), outputs["logits"], val_batch, features=features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the network makes of the pictures now."""
@@ -255,13 +255,13 @@ class CAMLogger(Callback):
     ) -> None:
         assert self._runner is not None
         assert self._page is not None
-        results, wrong = self._runner.run(net, mistakes)
+        results, mistake_results = self._runner.run(net, mistakes)
         snapshot = EpochSnapshot(
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
             names=_class_names(trainer, net),
             results=results,
-            mistakes=wrong,
+            mistakes=mistake_results,
             statistics=statistics,
             colormap=self._colormap,
             tile=self._tile,

@@ -52,7 +52,7 @@ class PictureResult:
     is_located: bool | None
 
     @property
-    def shown(self) -> ClassResult:
+    def true_or_predicted(self) -> ClassResult:
         """The result for the true class; for the predicted one in a picture of no class."""
         return self.true or self.predicted
 
@@ -103,10 +103,12 @@ class WatchRunner:
         self, net: CAMNet, mistakes: Sequence[Mistake] = ()
     ) -> tuple[list[PictureResult], list[PictureResult]]:
         """Results for the watched pictures, and for the mistakes, worst first."""
-        wrong = self._load_mistakes(mistakes, net)
-        results = self._results({**wrong, **self.pictures}, net)
+        wrong_pictures = self._load_mistakes(mistakes, net)
+        results = self._results({**wrong_pictures, **self.pictures}, net)
         self._features = {}
-        return [results[index] for index in self.pictures], [results[index] for index in wrong]
+        return [results[index] for index in self.pictures], [
+            results[index] for index in wrong_pictures
+        ]
 
     def _load(
         self, indices: Sequence[int], net: CAMNet, count: int
@@ -122,7 +124,7 @@ class WatchRunner:
         self, mistakes: Sequence[Mistake], net: CAMNet
     ) -> dict[int, ValidationPicture]:
         """Pictures of the mistakes; only new ones are loaded: the same tend to stay wrong."""
-        loaded = {**self.pictures, **self._mistakes}
+        known_pictures = {**self.pictures, **self._mistakes}
         pictures: dict[int, ValidationPicture] = {}
         for number, mistake in enumerate(mistakes, start=1):
             index = mistake.index
@@ -130,8 +132,8 @@ class WatchRunner:
                 path = f"validation picture {index}"
                 index = -number
                 pictures[index] = picture_of_input(mistake.image, mistake.label, net, path=path)
-            elif index in loaded:
-                pictures[index] = loaded[index]
+            elif index in known_pictures:
+                pictures[index] = known_pictures[index]
             else:
                 pictures |= self._load([index], net, 1)
             if mistake.features is not None:
@@ -150,8 +152,9 @@ class WatchRunner:
             self._backbone = {i: out for i, out in self._backbone.items() if i in pictures}
         results: dict[int, PictureResult] = {}
         for group in by_size.values():
-            evaluated = evaluate_pictures(group.values(), self._features_of(group, net), net)
-            results |= dict(zip(group, evaluated, strict=True))
+            features = self._features_of(group, net)
+            group_results = evaluate_pictures(group.values(), features, net)
+            results |= dict(zip(group, group_results, strict=True))
         return results
 
     def _features_of(self, pictures: Mapping[int, ValidationPicture], net: CAMNet) -> Tensor:

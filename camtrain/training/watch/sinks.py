@@ -96,7 +96,8 @@ class CSVSink:
         """Add the lines of an epoch."""
         names = snapshot.names
         for result in snapshot.results:
-            true, predicted, class_map = result.true, result.predicted, result.shown.class_map
+            true, predicted = result.true, result.predicted
+            class_map = result.true_or_predicted.class_map
             self._lines.writerow(
                 [
                     *(snapshot.epoch, snapshot.step, result.picture.path),
