@@ -92,7 +92,7 @@ class CamtrainCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Off: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
+        """Do nothing: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's name, and give a continued training the splits it began with."""
@@ -118,11 +118,8 @@ class CamtrainCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Train, or measure."""
         settings, trainer = self.settings, {**self._get(self.config_init, "trainer")}
-        method_arguments = {"ckpt_path": settings["ckpt_path"]}
-        if settings.get("weights_only") is not None:  # newer versions of Lightning have it
-            method_arguments["weights_only"] = settings["weights_only"]
         if subcommand != "fit":
-            self._measure(trainer, method_arguments)
+            self._measure(trainer)
             return
         settings["monitor"] = settings["monitor"] or default_monitor(self.model)
         fit(
@@ -132,12 +129,11 @@ class CamtrainCLI(LightningCLI):
             cams=self._get(self.config_init, "cams"),
             trainer=trainer,
             config=self._parser(subcommand).dump(settings, skip_none=False),
-            overwrite=settings["overwrite"],
+            **{name: settings[name] for name in ("ckpt_path", "overwrite", "weights_only")},
             **{name: settings[name] for name in _RUN_OPTIONS},
-            **method_arguments,
         )
 
-    def _measure(self, trainer_options: dict[str, Any], method_arguments: dict[str, Any]) -> None:
+    def _measure(self, trainer_options: dict[str, Any]) -> None:
         """Measure a checkpoint on the split of the verb; scores go beside it, or into its run."""
         split = "val" if self.subcommand == "validate" else "test"
         settings, folder = self.settings, Path(self.settings["ckpt_path"]).absolute().parent
@@ -151,13 +147,14 @@ class CamtrainCLI(LightningCLI):
         self._warn_of_division()
         with ending_cleanly(trainer, StopSignals()):
             evaluate = trainer.validate if split == "val" else trainer.test
-            evaluate(self.model, datamodule=self.datamodule, verbose=False, **method_arguments)
+            arguments = {name: settings[name] for name in ("ckpt_path", "weights_only")}
+            evaluate(self.model, datamodule=self.datamodule, verbose=False, **arguments)
         sources = {"checkpoint": settings["ckpt_path"], "data": settings["data"]["root"]}
         if write_scores(split, folder, self.model, trainer, sources):
             print(f"Written: {folder}")
 
     def _warn_of_division(self) -> None:
-        """Say so where a checkpoint without its splits may be measured on training pictures."""
+        """Warn where a checkpoint without its splits may be measured on training pictures."""
         if self._split_is_chosen or not self.datamodule.is_divided_by_seed:
             return
         data = self.settings["data"]
@@ -194,7 +191,7 @@ def main(args: Sequence[str]) -> None:
 
 @contextmanager
 def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Parser settings: the defaults of ``validate`` and ``test`` are those of their checkpoint."""
+    """Arguments of the parser, which make a checkpoint's settings the defaults of measuring it."""
     path = _value_of("--ckpt_path", args)
     if args[0] == "fit" or {"-h", "--help", "--print_config"} & set(args):
         yield {}
@@ -211,7 +208,7 @@ def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _settings_of(path: Path) -> dict[str, Any]:
-    """Network and data of a checkpoint, as a config."""
+    """Settings of the network and the data of a checkpoint, as a config."""
     check_is_file(path)
     checkpoint = read_checkpoint_content(path)
     description, model = checkpoint_description(checkpoint), dict(checkpoint["hyper_parameters"])
@@ -221,7 +218,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
     data.pop("_instantiator", None)
     names, preprocessing = description.class_names, description.preprocessing
     data["class_names"] = None if names is None else list(names)
-    # That of the run comes first: the run may have been moved since.
+    # The file in the run's folder comes first: the run may have been moved since.
     stored = data.get("split_file")
     exists = stored is not None and Path(stored).is_file()
     data["split_file"] = split_beside(path) or (stored if exists else None)
@@ -231,6 +228,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:
+    """The value of an option on the command line, before it is parsed."""
     for index, arg in enumerate(args):
         if arg == option and index + 1 < len(args):
             return args[index + 1]

@@ -154,8 +154,7 @@ def fit(
             lightning.loggers = [DummyLogger()]  # one run, however many processes
     print_header(module, data, lightning)
     with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
-        options = {} if weights_only is None else {"weights_only": weights_only}
-        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, **options)
+        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
     if writer is None:
         return FitResult(Path(folder), None, {}, None, None, None)
     return _conclude_run(writer, lightning, signals, module, data)

@@ -158,6 +158,7 @@ class MapWriter(Callback):
             root: The data folder, or None where the pictures have no files.
         """
         self.folder = folder
+        self._lists = {name: folder / "metadata" / f"{name}.txt" for name in _LISTS}
         self.root = None if root is None else Path(root).absolute()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,8 +166,8 @@ class MapWriter(Callback):
         if trainer.is_global_zero:
             shutil.rmtree(self.folder, ignore_errors=True)
             (self.folder / "metadata").mkdir(parents=True, exist_ok=True)
-            for name in _LISTS:
-                self._list(name).write_text("")
+            for file in self._lists.values():
+                file.write_text("")
         trainer.strategy.barrier()
 
     def on_test_batch_end(
@@ -206,8 +207,5 @@ class MapWriter(Callback):
             for x0, y0, x1, y1 in batch.boxes_xyxy[index].tolist():
                 lines["localization"].append(f"{name},{x0},{y0},{x1 - 1},{y1 - 1}")
         for name, new_lines in lines.items():
-            with self._list(name).open("a") as file_:
-                file_.write("".join(f"{line}\n" for line in new_lines))
-
-    def _list(self, name: str) -> Path:
-        return self.folder / "metadata" / f"{name}.txt"
+            with self._lists[name].open("a") as list_file:
+                list_file.write("".join(f"{line}\n" for line in new_lines))

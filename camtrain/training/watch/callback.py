@@ -136,7 +136,8 @@ class CAMLogger(Callback):
             self._runner = None if dataset is None else self._choose(dataset, net)
         if self._runner is None:
             return
-        self._page.set_pictures(self._runner.pictures, _class_names(trainer, net))
+        names = _class_names(trainer, net) or net.display_names
+        self._page.set_pictures(self._runner.pictures, names)
         self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes)
         if is_new:
             self._show(trainer, net, epoch=0)
@@ -259,7 +260,7 @@ class CAMLogger(Callback):
         snapshot = EpochSnapshot(
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
-            names=_class_names(trainer, net),
+            names=_class_names(trainer, net) or net.display_names,
             results=results,
             mistakes=mistake_results,
             statistics=statistics,
@@ -299,8 +300,7 @@ class BatchPicture(Callback):
         pixels = _pixels(images, getattr(net, "preprocessing", None))
         boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
         boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-        names = getattr(net, "class_names", None) or names or ()
+        names = _class_names(trainer, net) or ()
         labels = batch[1][: len(images)]
         captions = [", ".join(label_names(label, names)) or "no class" for label in labels]
         height, width = images.shape[-2:]
@@ -328,9 +328,10 @@ def _net_of(pl_module: LightningModule) -> CAMNet:
     return net
 
 
-def _class_names(trainer: Trainer, net: CAMNet) -> Sequence[str]:
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return net.class_names or names or net.display_names
+def _class_names(trainer: Trainer, net: object) -> Sequence[str] | None:
+    """The class names that the network or the data module knows."""
+    owners = (net, getattr(trainer, "datamodule", None))
+    return next((names for o in owners if (names := getattr(o, "class_names", None))), None)
 
 
 def _scores(trainer: Trainer, split: str) -> dict[str, Tensor]:
