@@ -167,7 +167,7 @@ def _flag(name: str, threshold: float, value: float) -> _Flag:
 def _draw_lines(
     x: NDArray[np.float64], lines: list[NDArray[np.float64]], flags: list[_Flag], top: int
 ) -> Image.Image:
-    """Grid, axis, marks, curves and dots, all that is drawn large and averaged."""
+    """A chart with grid, axis, marks, curves and dots, which are drawn large and averaged."""
     image = Image.new("RGB", (_SIZE[0] * _FINE, _SIZE[1] * _FINE), PAPER)
     draw = ImageDraw.Draw(image)
     for tenth in range(11):
@@ -191,7 +191,7 @@ def _draw_lines(
 
 
 def _stroke(draw: ImageDraw.ImageDraw, points: list[Point], color: Color, width: float) -> None:
-    """A line with round ends through points of the chart; a lone point is a dot."""
+    """Draw a line with round ends through points of the chart; a lone point becomes a dot."""
     large = [(x * _FINE, y * _FINE) for x, y in points]
     draw.line(large, color, round(width * _FINE), joint="curve")
     for end in (points[0], points[-1]):
@@ -204,7 +204,7 @@ def _dot(draw: ImageDraw.ImageDraw, centre: Point, color: Color, radius: float) 
 
 
 def _draw_legend(chart: Image.Image, names: list[str]) -> None:
-    """The curves' colours and names in one line below the title."""
+    """Write the curves' colours and names in one line below the title."""
     x, baseline, swatch = _LEFT, 66, 24
     room = (_RIGHT - _LEFT) // len(names) - 2 * swatch
     draw = ImageDraw.Draw(chart)
@@ -216,7 +216,7 @@ def _draw_legend(chart: Image.Image, names: list[str]) -> None:
 
 
 def _draw_axes(chart: Image.Image, top: int) -> None:
-    """The numbers at the grid, and what they count."""
+    """Write the numbers at the grid, and the titles of the axes."""
     for tenth in range(11):
         at = (round(_x(tenth / 10)), _BOTTOM + 22)
         _write_centred(chart, f"{tenth / 10:g}", at=at)
@@ -294,7 +294,7 @@ def _upright_name(name: str, length: int, width: int) -> Image.Image:
 
 
 def _mixed(share: float) -> Color:
-    """Between a very light gray and the full colour."""
+    """The colour of a cell, between a very light gray and the full colour."""
     empty = torch.tensor([243.0, 245.0, 247.0])
     red, green, blue = empty.lerp(torch.tensor(_FULL).float(), share).round().int().tolist()
     return red, green, blue

@@ -117,7 +117,7 @@ def check_tile(tile: int) -> None:
 
 
 def panel(row: SheetRow) -> Image.Image:
-    """Three tiles side by side, and below them the names and scores.
+    """A picture of three tiles side by side, and below them the names and scores.
 
     The tiles show the picture with its true boxes, the true class's heatmap with true and predicted
     boxes, and the predicted class's heatmap.
@@ -174,7 +174,7 @@ def contact_sheet(rows: Sequence[SheetRow], *, title: str, columns: int = 2) -> 
 
 
 def _draw_caption(canvas: Image.Image, row: SheetRow, *, top: int, unit: int) -> None:
-    """Names and scores in two lines as wide as the canvas, and whether the prediction is right."""
+    """Write names and scores in two lines, and whether the prediction is right."""
     size, indent = 2 * unit, text_width("predicted", 2 * unit) + 2 * unit
     verdict, color = ("right", _RIGHT) if row.is_right else ("wrong", _WRONG)
     badge = text_width(verdict, size) + 2 * unit
@@ -195,7 +195,7 @@ def _draw_caption(canvas: Image.Image, row: SheetRow, *, top: int, unit: int) ->
 
 
 def _draw_legend(sheet: Image.Image, colormap: str, *, at: tuple[int, int], unit: int) -> None:
-    """What the colours mean, in one line on the baseline ``at``."""
+    """Write what the colours mean, in one line on the baseline ``at``."""
     (x, y), size, top = at, 2 * unit, at[1] - 7 * unit // 4
     x = write(sheet, "heatmap 0", at=at, size=size) + unit
     bar = Image.fromarray(palette(colormap)[None]).resize((16 * unit, 2 * unit))

@@ -58,7 +58,7 @@ class CamtrainCLI(LightningCLI):
         super().__init__(CAMModule, CAMDataModule, args=args, **settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As in LightningCLI, with errors of one line."""
+        """Build the parser of all verbs, whose errors are one line."""
         parser = OneLineParser(**kwargs)
         parser.add_argument("--config", action="config", help="YAML file of these options.")
         return parser
@@ -76,14 +76,14 @@ class CamtrainCLI(LightningCLI):
         )
         add("--save_maps", help=maps, **flag)
         skipped = {*inspect.signature(fit).parameters} - {*_RUN_OPTIONS}
-        parser.add_function_arguments(fit, as_group=False, skip=skipped)
+        parser.add_function_arguments(fit, as_group=False, skip={*skipped})
         parser.add_lightning_class_args(CAMLogger, "cams")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
-        """As in LightningCLI, only for the verb itself: building all takes longer than one run."""
+        """Build the parser of the verb alone; building all takes longer than one run."""
         if subcommand != self._verb:
             return OneLineParser()
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -238,7 +238,7 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
 
 
 def run_name(settings: Namespace) -> str:
-    """The name of a run: as given, else the config's, else the backbone's."""
+    """The name of a run: the given one, else that of the config's file, else of the backbone."""
     if settings["name"]:
         return str(settings["name"])
     configs = settings["config"] or []

@@ -166,6 +166,7 @@ def default_monitor(module: CAMModule) -> str:
 
 
 def _check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -> None:
+    """Raise CamtrainValueError unless the validation can log the score of the best epoch."""
     if not _has_split(data, "val"):
         raise CamtrainValueError(
             "fit chooses the best epoch on a val split, and the data has none; add the folder "
@@ -268,7 +269,7 @@ def open_run(
             shutil.rmtree(run.path)
         return ckpt_path, None
     if not run.last.is_file():
-        print(f"The run in {run.path} was stopped before its first checkpoint; anew.")
+        print(f"The run in {run.path} was stopped before its first checkpoint, so it begins anew.")
         return None, LoggedSoFar()
     checkpoint = read_checkpoint_content(run.last, mmap=True)
     check_same_settings(
@@ -289,7 +290,7 @@ def _conclude_run(
     module: CAMModule,
     data: LightningDataModule,
 ) -> FitResult:
-    """Test the best epoch if there is a test split, upload its bundle, and say what was written."""
+    """Test the best epoch if there is a test split, upload its bundle, print what was written."""
     run, scores = writer.folder, {}
     if not run.best.is_file():
         print("No epoch was validated, so none is the best, and none was tested or shipped.")

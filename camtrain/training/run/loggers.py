@@ -90,13 +90,13 @@ def make_loggers(
 
 
 def place_of(loggers: Sequence[Logger]) -> str | None:
-    """Where the curves are, or the command that shows or uploads them; None without a logger."""
+    """The place of the curves, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            url, parts = None, _parts(logger)
+            url, folders = None, _unsent_folders(logger)
             with errors_as_warnings(logger):
                 url = logger.experiment.url
-            upload = f"upload with: wandb sync {parts}" if parts else ""
+            upload = f"upload with: wandb sync {folders}" if folders else ""
             return "; ".join(filter(None, [url or "offline", upload]))
         if isinstance(logger, TensorBoardLogger):
             return f"see with: tensorboard --logdir {Path(logger.log_dir)}"
@@ -209,7 +209,8 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
             _failed.add(logger)
             warnings.warn(
                 f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
-                f"and what reached its files can be uploaded with: wandb sync {_parts(logger)}",
+                "and what reached its files can be uploaded with: wandb sync "
+                f"{_unsent_folders(logger)}",
                 stacklevel=4,
             )
 
@@ -256,6 +257,7 @@ def start_wandb(
 def _connect(
     folder: Path, project: str, run_id: str, mode: Literal["online", "offline"]
 ) -> NeverStoppingWandbLogger:
+    """A logger whose W&B run has started."""
     import wandb
 
     logger = NeverStoppingWandbLogger(
@@ -277,8 +279,8 @@ def _connect(
     return logger
 
 
-def _parts(logger: WandbLogger) -> str:
-    """The folders of the run that have not been uploaded; every offline start makes one."""
+def _unsent_folders(logger: WandbLogger) -> str:
+    """The folders of a W&B run that wait for their upload; every offline start makes one."""
     folder = Path(logger.save_dir or ".") / "wandb"
     offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
     parts = [part for part in offline if not any(part.glob("*.synced"))]

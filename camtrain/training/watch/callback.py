@@ -118,7 +118,7 @@ class CAMLogger(Callback):
         self._choice = state_dict.get("choice", "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the pictures, and show what the untrained network makes of them."""
+        """Choose the pictures, and show them with the untrained network."""
         net, dataset = _net_of(pl_module), validation_dataset(trainer)
         self._has_pictures = dataset is not None
         self._runner, self._page, self._sinks = None, None, []
@@ -144,7 +144,7 @@ class CAMLogger(Callback):
             self._page.write(trainer, pl_module)
 
     def _choose(self, dataset: Sequence[Any], net: CAMNet) -> WatchRunner | None:
-        """A runner for the pictures to watch; None where none can be read."""
+        """A runner for the pictures to watch; None where no picture can be read."""
         is_cached = isinstance(dataset, FeatureDataset)
         dataset = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
         try:
@@ -193,9 +193,9 @@ class CAMLogger(Callback):
         self._mistakes.update(_net_of(pl_module), outputs["logits"], val_batch, features=features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the network makes of the pictures now."""
-        # Here, not later: an average of the weights is still in its place, and what the loggers
-        # get can share a row with the scores.
+        """Evaluate the watched pictures with the network of now, and show them."""
+        # In later hooks an average of the weights is no longer in its place, and the loggers have
+        # closed the row of the scores.
         if not self._is_on(trainer):
             return
         statistics = None
@@ -254,6 +254,7 @@ class CAMLogger(Callback):
         mistakes: Sequence[Mistake] = (),
         statistics: ValidationStatistics | None = None,
     ) -> None:
+        """Evaluate the pictures, and show them on disk, in loggers and in the report."""
         assert self._runner is not None
         assert self._page is not None
         results, mistake_results = self._runner.run(net, mistakes)
@@ -312,7 +313,7 @@ class BatchPicture(Callback):
 
 
 def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """(B, C, h, w) uint8 of normalized images."""
+    """The pixels of normalized images, (B, C, h, w) uint8."""
     if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
         return to_pixels(images, preprocessing)
     return (parts_of_range(images, *images.aminmax()) * 255).round().byte()

@@ -126,6 +126,7 @@ class TrainingReport:
         write_text(self.path, report_page(self._content(trainer, module)))
 
     def _content(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """The content of the page, see ``report_page``."""
         epochs = [self._epochs[number] for number in sorted(self._epochs)]
         planned = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         state = f"epoch {max(self._epochs)}{f' of {planned}' if planned else ''}"
@@ -179,6 +180,7 @@ class TrainingReport:
 
     @staticmethod
     def _early_dense(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+        """At most six records; the early ones lie closer together."""
         count = min(_TIMELINE_EPOCHS, len(records))
         parts = [i / max(1, count - 1) for i in range(count)]
         rows = [round(len(records) ** part) - 1 for part in parts]

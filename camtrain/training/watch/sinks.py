@@ -221,7 +221,7 @@ def _of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
 def _boxes(row: SheetRow, label: int, names: dict[int, str]) -> dict[str, Any]:
     """True and predicted boxes as W&B draws them, in pixels of the picture that is sent."""
 
-    def layer(boxes_xyxy: Tensor, caption: str) -> dict[str, Any]:
+    def boxes_of_one_kind(boxes_xyxy: Tensor, caption: str) -> dict[str, Any]:
         boxes = [
             {
                 "position": {"minX": x0, "minY": y0, "maxX": x1, "maxY": y1},
@@ -234,8 +234,10 @@ def _boxes(row: SheetRow, label: int, names: dict[int, str]) -> dict[str, Any]:
         return {"box_data": boxes, "class_labels": names}
 
     return {
-        "truth": layer(row.true_boxes_xyxy, row.true_name),
-        "prediction": layer(row.predicted_boxes_xyxy, f"{row.true_name} {row.true_score:.2f}"),
+        "truth": boxes_of_one_kind(row.true_boxes_xyxy, row.true_name),
+        "prediction": boxes_of_one_kind(
+            row.predicted_boxes_xyxy, f"{row.true_name} {row.true_score:.2f}"
+        ),
     }
 
 
