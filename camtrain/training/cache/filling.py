@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import numpy.typing as npt
 import torch
 from pytorch_lightning import Trainer
 from rich.progress import track
@@ -16,30 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camtrain.data import Batch, PreparedDataset, Split, collate
-from camtrain.errors import CamtrainValueError
 from camtrain.maps import pool_maps
 from camtrain.training.cache import store
-from camtrain.training.cache.choice import is_required
 from camtrain.training.cache.dataset import FeatureDataset
-from camtrain.training.cache.key import (
-    backbone_parts,
-    hash_of_pictures,
-    key_of,
-    other_settings,
-    versions,
-)
-from camtrain.training.cache.plan import (
-    Plan,
-    estimate_of,
-    net_of,
-    plan_of,
-    refining_net,
-    refusal_of,
-    trunk_features,
-)
+from camtrain.training.cache.plan import Plan, is_required
 
 _FLOAT16_MAX = torch.finfo(torch.float16).max
-# Below it, what is a thousandth of the largest value loses digits in float16.
+# Below it, values of a thousandth of the largest one lose digits in float16.
 _FLOAT16_SMALL = 1000 * torch.finfo(torch.float16).tiny
 
 
@@ -50,38 +33,39 @@ def cached_split(
     split: Split,
     settings: Mapping[str, Any],
 ) -> FeatureDataset | None:
-    """The kept features of a split; made first where they are not there.
+    """The cached features of a split; they are computed first if there are none.
 
-    Every process makes its part of them, in the precision of the training for train and in float32
-    for val, as the network computes without a cache.
+    Every process computes its part of them: for train in the precision of the training, for val in
+    float32, as the network does without a cache.
 
     Args:
-        trainer: Of a training, its module on its device with the weights it trains.
-        pictures: The data set whose place it takes.
-        bare: The same without augmentation.
+        trainer: The trainer; its module is on its device and has the weights that it trains.
+        pictures: The data set that the features replace.
+        bare: The same pictures without augmentation.
         split: ``train`` or ``val``.
-        settings: Those of the data module.
+        settings: The settings of the data module.
 
     Returns:
-        None where the disk would not hold them and nobody has asked for them.
+        None if the disk is too small for a cache that is not required.
 
     Raises:
-        CamtrainValueError: The disk would not hold them.
+        CamtrainValueError: The disk is too small for a cache that is required.
     """
-    plan, strategy = plan_of(trainer, bare, split, settings), trainer.strategy
+    plan, strategy = Plan(trainer, bare, split, settings), trainer.strategy
     root = store.cache_folder(settings["cache_dir"])
-    folder = root / strategy.broadcast(_key(trainer, plan, settings))
-    if not strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
-        refusal = _refusal(trainer, plan, root, settings)
-        if not strategy.reduce_boolean_decision(refusal is None, all=True):
-            _say(trainer, f"{refusal} The training goes on without the cache.")
-            return None
-        _say(trainer, estimate_of(plan, root))
-        start = time.perf_counter()
-        _fill(trainer, plan, folder, settings)
-        _say(trainer, f"Feature cache of {split}: filled in {time.perf_counter() - start:.1f} s")
+    folder = root / strategy.broadcast(_key(plan))
+    if strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
+        _print_once(trainer, f"Feature cache of {split}: {folder}, of an earlier run")
     else:
-        _say(trainer, f"Feature cache of {split}: {folder}, of an earlier run")
+        refusal = _refusal(plan, root)
+        if not strategy.reduce_boolean_decision(refusal is None, all=True):
+            _print_once(trainer, f"{refusal} The training goes on without the cache.")
+            return None
+        _print_once(trainer, plan.estimate(root))
+        start = time.perf_counter()
+        _fill(plan, folder)
+        seconds = time.perf_counter() - start
+        _print_once(trainer, f"Feature cache of {split}: filled in {seconds:.1f} s")
     arrays, about = store.open_arrays(folder)
     return FeatureDataset(
         pictures,
@@ -89,82 +73,77 @@ def cached_split(
         mapped=plan.mapped,
         known=plan.known,
         is_bfloat16=about["dtype"] == "bfloat16",
-        for_training=split == "train",
+        for_training=plan.is_train,
     )
 
 
 def check_disk(
     trainer: Trainer, bare: PreparedDataset, split: Split, settings: Mapping[str, Any]
 ) -> None:
-    """Refuse a cache that was asked for and that the disk would not hold, before anything is done.
+    """Check that the disk is large enough for a cache that is required; see ``cached_split``.
 
     Raises:
-        CamtrainValueError: See ``cached_split``.
+        CamtrainValueError: The disk is too small.
     """
-    if not is_required(trainer.lightning_module, settings):
-        return
-    plan, root = plan_of(trainer, bare, split, settings), store.cache_folder(settings["cache_dir"])
-    if not store.is_complete(root / _key(trainer, plan, settings)):
-        _refusal(trainer, plan, root, settings)
+    if is_required(trainer.lightning_module, settings):
+        root = store.cache_folder(settings["cache_dir"])
+        plan = Plan(trainer, bare, split, settings)
+        if not store.is_complete(root / _key(plan)):
+            _refusal(plan, root)
 
 
-def _refusal(trainer: Trainer, plan: Plan, root: Path, settings: Mapping[str, Any]) -> str | None:
-    if trainer.local_rank == 0:
+def _refusal(plan: Plan, root: Path) -> str | None:
+    """The message for a disk that is too small, once unused caches have been deleted."""
+    if plan.trainer.local_rank == 0:
         store.remove_unused(root)
-    required = is_required(trainer.lightning_module, settings)
-    refusal = refusal_of(plan, root, is_required=required)
-    if refusal and required:
-        raise CamtrainValueError(refusal)
-    return refusal
+    return plan.refusal(root)
 
 
-def _key(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> str:
-    net, refining = net_of(trainer), refining_net(trainer, plan.split)
+def _key(plan: Plan) -> str:
+    """The name of the cache; it changes with everything that changes a feature."""
+    trainer, refining = plan.trainer, plan.refining_net
     parts = {
-        "backbone": backbone_parts(net),
-        "settings": other_settings(settings),
+        "backbone": store.backbone_parts(plan.net),
+        "settings": store.other_settings(plan.settings),
         "preprocessing": plan.pictures.preprocessing.to_dict(),
-        # Only the first process' key counts.
-        "pictures": hash_of_pictures(plan.pictures.source) if trainer.is_global_zero else "",
+        # Only the key of the first process is used.
+        "pictures": store.hash_of_pictures(plan.pictures.source) if trainer.is_global_zero else "",
         "indices": plan.pictures.indices,
         "views": plan.views,
         "mapped": plan.mapped,
         "refine": None if refining is None else refining.description.refinement,
-        "pool": net.pool if plan.has_vectors else None,
-        "precision": str(trainer.precision) if plan.split == "train" else "32-true",
+        "pool": plan.net.pool if plan.has_vectors else None,
+        "precision": str(trainer.precision) if plan.is_train else "32-true",
         "device": trainer.strategy.root_device.type,
-        "versions": versions(),
+        "versions": store.versions(),
     }
-    return key_of(parts)
+    return store.key_of(parts)
 
 
-def _fill(trainer: Trainer, plan: Plan, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a cache; with bfloat16 where the features leave the range of float16."""
-    if trainer.local_rank == 0:
+def _fill(plan: Plan, folder: Path) -> None:
+    """Compute a cache; in bfloat16 if the features exceed the range of float16."""
+    if plan.trainer.local_rank == 0:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    # What was computed in bfloat16 loses nothing in it.
+    # Features computed in bfloat16 lose nothing in it.
     first = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float16
     for dtype in dict.fromkeys((first, torch.bfloat16)):
-        if _is_filled_as(dtype, trainer, plan, folder, settings):
+        if _is_filled_as(dtype, plan, folder):
             return
-        _say(trainer, "The features leave the range of float16; once more, as bfloat16")
+        message = "The features leave the range of float16; once more, as bfloat16"
+        _print_once(plan.trainer, message)
 
 
-def _is_filled_as(
-    dtype: torch.dtype, trainer: Trainer, plan: Plan, folder: Path, settings: Mapping[str, Any]
-) -> bool:
-    """Make a cache and give it its name; not where its maps do not fit into ``dtype``."""
-    strategy, specs = trainer.strategy, plan.specs(dtype)
-    # Every node fills a cache of its own, and needs a name of its own where they share a disk.
-    part = store.part_of(folder, f"{strategy.broadcast(store.unique())} {trainer.node_rank}")
+def _is_filled_as(dtype: torch.dtype, plan: Plan, folder: Path) -> bool:
+    """Compute a cache and name it; returns False if its maps do not fit into ``dtype``."""
+    trainer, strategy, specs = plan.trainer, plan.trainer.strategy, plan.specs(dtype)
+    # Every node fills its own cache, under its own name in case they share a disk.
+    part = store.part_of(folder, f"{strategy.broadcast(uuid4().hex)} {trainer.node_rank}")
     lock = store.begin(part, specs) if trainer.local_rank == 0 else None
     strategy.barrier()
-    arrays, fits = store.open_part(part, specs), True
-    for batch in _batches(trainer, plan, settings):
-        fits = _write(arrays, batch, dtype, trainer, plan)
-        if not fits:
-            break
-    store.flush(arrays)
+    arrays = store.open_part(part, specs)
+    fits = all(_write(arrays, batch, dtype, plan) for batch in _batches(plan))
+    for array in arrays.values():
+        array.flush()
     fits = strategy.reduce_boolean_decision(fits, all=True)
     if lock is not None:
         store.finish(part, folder if fits else None, {"dtype": str(dtype).removeprefix("torch.")})
@@ -173,35 +152,33 @@ def _is_filled_as(
     return fits
 
 
-def _write(
-    arrays: store.Arrays, batch: Batch, dtype: torch.dtype, trainer: Trainer, plan: Plan
-) -> bool:
-    """Put the features of a batch in their places; False where they do not fit into ``dtype``."""
-    if not len(batch.images):  # all of them damaged
+def _write(arrays: store.WritableArrays, batch: Batch, dtype: torch.dtype, plan: Plan) -> bool:
+    """Write the features of a batch; returns False if they do not fit into ``dtype``."""
+    if not len(batch.images):  # all of them are damaged
         return True
-    arrays["kept"][batch.indices.numpy()] = True
-    row_of = {index: row for row, index in enumerate(plan.mapped)}
-    chosen = [at for at, index in enumerate(batch.indices.tolist()) if index in row_of]
-    rows = [row_of[index] for index in batch.indices[chosen].tolist()]
-    images = batch.images.to(trainer.lightning_module.device)
-    refining = refining_net(trainer, plan.split)
+    indices = batch.indices.tolist()
+    arrays["kept"][indices] = True
+    mapped = [place for place, index in enumerate(indices) if index in plan.row_of]
+    rows = [plan.row_of[indices[place]] for place in mapped]
+    images = batch.images.to(plan.trainer.lightning_module.device)
     for view in range(plan.views):
-        seen = images.flip(-1) if view else images
-        features = trunk_features(trainer, seen, is_train=plan.split == "train")
+        features = plan.features(images.flip(-1) if view else images)
         if plan.has_vectors:
-            vectors = pool_maps(features.float(), net_of(trainer).pool)
-            arrays["vectors"][batch.indices.numpy(), view] = vectors.cpu().numpy()
-        if chosen:
-            maps = features[chosen]
-            behind = 0 if refining is None else refining.vector_channels
-            if dtype == torch.float16 and not fits_float16(maps[:, : maps.shape[1] - behind]):
+            vectors = pool_maps(features.float(), plan.net.pool)
+            arrays["vectors"][indices, view] = vectors.cpu().numpy()
+        if mapped:
+            maps = features[mapped]
+            packed = 0 if plan.refining_net is None else plan.refining_net.vector_channels
+            if dtype == torch.float16 and not fits_float16(maps[:, : maps.shape[1] - packed]):
                 return False
-            arrays["maps"][rows, view] = _as_numpy(maps.to("cpu", dtype))
+            halves = maps.to("cpu", dtype).contiguous()
+            numpy_type = torch.int16 if dtype == torch.bfloat16 else dtype
+            arrays["maps"][rows, view] = halves.view(numpy_type).numpy()
     return True
 
 
 def fits_float16(features: Tensor) -> bool:
-    """Whether float16 holds features: all are finite, none too large, not even the largest tiny.
+    """Whether float16 can hold features: all are finite, none too large, the largest not tiny.
 
     Example:
         >>> [fits_float16(torch.tensor([x])) for x in (0.0, 1.0, 1e-6, 7e4, float("nan"))]
@@ -211,21 +188,14 @@ def fits_float16(features: Tensor) -> bool:
     return peak == 0 or _FLOAT16_SMALL <= peak <= _FLOAT16_MAX
 
 
-def _as_numpy(halves: Tensor) -> npt.NDArray[Any]:
-    halves = halves.contiguous()
-    plain = halves.view(torch.int16) if halves.dtype == torch.bfloat16 else halves
-    found: npt.NDArray[Any] = plain.numpy()
-    return found
-
-
-def _batches(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> Iterator[Batch]:
-    """The pictures of this process, in batches; torch's random state stays as it was."""
-    own = range(trainer.local_rank, len(plan.pictures), trainer.num_devices)
+def _batches(plan: Plan) -> Iterator[Batch]:
+    """The pictures of this process in batches; torch's random state does not change."""
+    trainer = plan.trainer
     loader: DataLoader[Batch] = DataLoader(
         plan.pictures,  # type: ignore[arg-type]  # typeshed knows no keys but int
-        batch_size=settings["batch_size"],
-        sampler=own,
-        num_workers=settings["workers"],
+        batch_size=plan.settings["batch_size"],
+        sampler=range(trainer.local_rank, len(plan.pictures), trainer.num_devices),
+        num_workers=plan.settings["workers"],
         collate_fn=collate,
     )
     is_shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
@@ -235,6 +205,7 @@ def _batches(trainer: Trainer, plan: Plan, settings: Mapping[str, Any]) -> Itera
     yield from track(batches, text, total=len(loader), disable=not is_shown, transient=True)
 
 
-def _say(trainer: Trainer, text: str) -> None:
+def _print_once(trainer: Trainer, text: str) -> None:
+    """Print a line in the first process only."""
     if trainer.is_global_zero:
         print(text, flush=True)

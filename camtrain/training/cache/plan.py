@@ -1,58 +1,213 @@
-"""What the feature cache of a split holds, how large it is, and whether the disk would hold it."""
+"""Whether a training uses the feature cache, and what the cache of a split holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from camtrain.data import DamagedImageError, PreparedDataset, Sample, Split
+from camtrain.data import Damaged, PreparedDataset, Sample, Split
+from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
-from camtrain.training.cache.choice import VIEWS
 from camtrain.training.cache.store import ArraySpec, free_bytes
-from camtrain.training.learn.teacher import Teacher
+
+# How many different pictures an augmentation makes of one picture.
+VIEWS = {"none": 1, "flip": 2}
 
 
-@dataclass(frozen=True)
+def uses_cache(trainer: Trainer | None, settings: Mapping[str, Any]) -> bool:
+    """Whether a training reads cached features instead of pictures.
+
+    Args:
+        trainer: The trainer with its module, or None.
+        settings: The settings of the data module.
+
+    Raises:
+        CamtrainValueError: The cache is required and cannot be used.
+    """
+    if trainer is None or trainer.state.fn not in (None, TrainerFn.FITTING):
+        return False
+    module: LightningModule | None = getattr(trainer, "lightning_module", None)
+    if not check_cache(module, settings) or getattr(trainer, "fast_dev_run", False):
+        return False
+    if is_required(module, settings):
+        return True
+    # Filling must cost fewer runs of the backbone than it saves.
+    limit, epochs = trainer.limit_train_batches, trainer.max_epochs
+    is_whole = isinstance(limit, float) and limit == 1.0  # the int 1 means one batch
+    if getattr(trainer, "overfit_batches", 0) or not is_whole:
+        return False
+    return epochs is None or epochs < 0 or epochs > VIEWS[settings["augment"]]
+
+
+def check_cache(module: LightningModule | None, settings: Mapping[str, Any]) -> bool:
+    """Whether a module and the data allow the cache, and ``cache_features`` is not False.
+
+    Raises:
+        CamtrainValueError: The cache is required and cannot be used.
+    """
+    requested, obstacle = settings["cache_features"], _obstacle(module, settings)
+    solver = _solver(module)
+    if solver != "sgd":
+        if requested is False:
+            obstacle = "cache_features is false; leave it out"
+        if obstacle:
+            raise CamtrainValueError(
+                f"head_solver {solver} works on kept features of a frozen backbone, but {obstacle}."
+            )
+        return True
+    if requested and obstacle:
+        raise CamtrainValueError(
+            f"cache_features keeps what a frozen backbone makes of every picture, but {obstacle}, "
+            "or leave cache_features out."
+        )
+    return obstacle is None and requested is not False
+
+
+def is_required(module: LightningModule | None, settings: Mapping[str, Any]) -> bool:
+    """Whether a training must not run without the cache: the user or a solver demands it."""
+    return bool(settings["cache_features"]) or _solver(module) != "sgd"
+
+
+def _solver(module: LightningModule | None) -> str:
+    return str(getattr(module, "hparams", {}).get("head_solver", "sgd"))
+
+
+def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> str | None:
+    """Why features cannot be cached, and what to change; None if they can."""
+    if os.name != "posix":
+        return "this system lacks the file locks that it needs; use Linux or macOS"
+    net = getattr(module, "net", None)
+    if module is None or not isinstance(net, CAMNet):
+        return "the module has no .net that is a CAMNet; use CAMModule"
+    hparams = module.hparams
+    is_frozen = not any(parameter.requires_grad for parameter in net.backbone.parameters())
+    if not hparams.get("freeze_backbone") or not is_frozen:
+        return "the backbone is trained; give --model.freeze_backbone true"
+    if hparams.get("unfreeze_at_epoch") is not None:
+        return "the backbone is trained later; leave out --model.unfreeze_at_epoch"
+    for name in ("mixup", "cutmix"):
+        if hparams.get(name):
+            return f"{name} mixes pictures anew in every step; leave out --model.{name}"
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None and not teacher.has_backbone_of(net):
+        return (
+            "the teacher has another backbone; give it the weights and the stride of the teacher's"
+        )
+    if net.recipe is None:
+        return "camtrain cannot name this network; build it with create_model"
+    if settings["augment"] not in VIEWS:
+        return (
+            f"augment {settings['augment']} makes other pictures in every epoch; give "
+            f"--data.augment {' or '.join(VIEWS)}"
+        )
+    for name in ("auto_augment", "hide_and_seek"):
+        if settings.get(name):
+            return f"{name} makes other pictures in every epoch; leave out --data.{name}"
+    return None
+
+
 class Plan:
-    """What is kept of a split.
+    """What the feature cache of a split holds.
+
+    It holds feature maps. Without a neck the pooled vectors are enough, unless the pool follows
+    the head; then only the val pictures with boxes or masks have maps too.
+
+    Args:
+        trainer: The trainer; its module is on its device.
+        pictures: The split without augmentation.
+        split: ``train`` or ``val``.
+        settings: The settings of the data module.
 
     Attributes:
-        pictures: Without augmentation.
-        split: ``train`` or ``val``.
-        views: 2 where the mirror images are kept too, else 1.
-        mapped: Places of the pictures whose feature map is kept.
-        has_vectors: Whether the pooled vectors of all pictures are kept.
+        refining_net: The network whose refined maps the features must allow to compute: in train
+            the teacher or None, in val the network itself.
+        views: 2 if mirror images are cached too, else 1.
         shape: (C, h, w) of a feature map.
-        dtype: What the backbone computes.
-        known: Samples without pixels by place, as far as they had to be read for this.
+        dtype: The type in which the backbone computes.
+        has_vectors: Whether the pooled vectors of all pictures are cached.
+        mapped: The places of the pictures whose feature maps are cached.
+        known: Samples without pixels by place, as far as planning has read them.
     """
 
-    pictures: PreparedDataset
-    split: Split
-    views: int
-    mapped: list[int]
-    has_vectors: bool
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-    known: dict[int, Sample]
+    def __init__(
+        self, trainer: Trainer, pictures: PreparedDataset, split: Split, settings: Mapping[str, Any]
+    ) -> None:
+        self.trainer = trainer
+        self.pictures = pictures
+        self.split = split
+        self.settings = settings
+        self.is_train = split == "train"
+        module: Any = trainer.lightning_module
+        self.net: CAMNet = module.net
+        teacher = getattr(module, "teacher", None)
+        self.refining_net: CAMNet | None = self.net
+        if self.is_train:
+            self.refining_net = None if teacher is None else teacher.net
+        self.views = VIEWS[settings["augment"]] if self.is_train else 1
+        preprocessing = pictures.preprocessing
+        blank = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
+        features = self.features(blank.to(module.device))
+        self.shape = (features.shape[1], features.shape[2], features.shape[3])
+        self.dtype = features.dtype
+        self.has_vectors = isinstance(self.net.neck, nn.Identity) and self.net.pool in (
+            "avg",
+            "gmp",
+        )
+        if self.is_train and self.refining_net is not None:  # a teacher compares maps
+            self.has_vectors = False
+        self.mapped: list[int] = []
+        self.known: dict[int, Sample] = {}
+        if not self.has_vectors:
+            self.mapped = list(range(len(pictures)))
+        elif not self.is_train:
+            if trainer.is_global_zero:
+                self._read_annotations()
+            self.mapped = trainer.strategy.broadcast(self.mapped)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """The backbone's feature maps (B, C, h, w) of images, as the training would compute them.
+
+        In train they have the precision of the training, in val float32. They are packed with the
+        vectors that ``refining_net`` needs.
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        precision: AbstractContextManager[object] = (
+            self.trainer.precision_plugin.forward_context()
+            if self.is_train
+            else torch.autocast(images.device.type, enabled=False)
+        )
+        with precision:
+            if self.refining_net is not None:  # a teacher's backbone is equal to the network's
+                return self.refining_net.backbone_output(images).packed()
+            features: Tensor = self.net.backbone(images)
+            return features
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """The row of the array of maps by the place of the picture."""
+        return {place: row for row, place in enumerate(self.mapped)}
 
     def specs(self, dtype: torch.dtype) -> dict[str, ArraySpec]:
-        """The arrays, maps being kept as ``dtype``; NumPy has int16 for bfloat16."""
+        """The arrays by name, with maps of type ``dtype``; int16 stands for bfloat16 in NumPy."""
         specs = {"kept": ArraySpec((len(self.pictures),), "bool")}
         if self.has_vectors:
             shape = (len(self.pictures), self.views, self.shape[0])
             specs["vectors"] = ArraySpec(shape, "float32")
         if self.mapped:
-            kept = "int16" if dtype == torch.bfloat16 else "float16"
-            specs["maps"] = ArraySpec((len(self.mapped), self.views, *self.shape), kept)
+            map_type = "int16" if dtype == torch.bfloat16 else "float16"
+            specs["maps"] = ArraySpec((len(self.mapped), self.views, *self.shape), map_type)
         return specs
 
     @property
@@ -60,118 +215,58 @@ class Plan:
         """The size of the arrays, in bytes."""
         return sum(spec.nbytes for spec in self.specs(torch.float16).values())
 
+    def estimate(self, root: Path) -> str:
+        """A sentence about what is going to be written.
 
-def plan_of(
-    trainer: Trainer, pictures: PreparedDataset, split: Split, settings: Mapping[str, Any]
-) -> Plan:
-    """What has to be kept of a split.
+        Example:
+            ``Feature cache of train: 330 pictures x 2 views x 1280 channels x 4 bytes = 3.4 MB in
+            /home/me/.cache/camtrain/features, 62.0 GB free``
+        """
+        terms = []
+        for name, spec in self.specs(torch.float16).items():
+            if name == "kept":
+                continue
+            count, views, channels, *map_hw = spec.shape
+            factors = [f"{count} pictures", *([f"{views} views"] if views > 1 else [])]
+            factors += [f"{channels} channels", *map(str, map_hw)]
+            terms.append(" x ".join([*factors, f"{4 if spec.dtype == 'float32' else 2} bytes"]))
+        return (
+            f"Feature cache of {self.split}: {' + '.join(terms)} = {as_size(self.nbytes)} in "
+            f"{root}, {as_size(free_bytes(root))} free"
+        )
 
-    Without a neck the pooled vector of a picture says everything, unless the pooling comes after
-    the head; the maps of validation pictures with boxes or masks are kept too.
+    def refusal(self, root: Path) -> str | None:
+        """The message for a disk that is too small for the cache; None if it is large enough.
 
-    Args:
-        trainer: With the module that it trains.
-        pictures: Without augmentation.
-        split: ``train`` or ``val``.
-        settings: Those of the data module.
-    """
-    net = net_of(trainer)
-    is_train = split == "train"
-    preprocessing = pictures.preprocessing
-    blank = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
-    features = trunk_features(trainer, blank.to(trainer.lightning_module.device), is_train=is_train)
-    has_vectors = isinstance(net.neck, nn.Identity) and net.pool in ("avg", "gmp")
-    if is_train and refining_net(trainer, split) is not None:  # a teacher compares maps
-        has_vectors = False
-    mapped, known = list(range(len(pictures))), dict[int, Sample]()
-    if has_vectors:
-        mapped = []
-        if not is_train:
-            if trainer.is_global_zero:
-                mapped, known = _annotated(pictures, settings["workers"])
-            mapped = trainer.strategy.broadcast(mapped)
-    return Plan(
-        pictures=pictures,
-        split=split,
-        views=VIEWS[settings["augment"]] if is_train else 1,
-        mapped=mapped,
-        has_vectors=has_vectors,
-        shape=(features.shape[1], features.shape[2], features.shape[3]),
-        dtype=features.dtype,
-        known=known,
-    )
+        A cache that is not required leaves half of the free space unused.
+        """
+        needed, free = self.nbytes, free_bytes(root)
+        required = is_required(self.trainer.lightning_module, self.settings)
+        if needed <= free * (0.95 if required else 0.5):
+            return None
+        message = (
+            f"The feature cache of {self.split} takes {as_size(needed)}, and the disk of {root} "
+            f"has {as_size(free)} free; give --data.cache_dir on a larger disk, make the maps "
+            "smaller (--data.size, --model.stride), or give --data.cache_features false."
+        )
+        if required:
+            raise CamtrainValueError(message)
+        return message
 
-
-def net_of(trainer: Trainer) -> CAMNet:
-    """The network that is trained."""
-    net = trainer.lightning_module.net
-    assert isinstance(net, CAMNet)
-    return net
-
-
-def refining_net(trainer: Trainer, split: str) -> CAMNet | None:
-    """Whose refined maps features are kept for: a teacher's in train, the network's own in val."""
-    if split != "train":
-        return net_of(trainer)
-    teacher: Teacher | None = getattr(trainer.lightning_module, "teacher", None)
-    return None if teacher is None else teacher.net
-
-
-@torch.inference_mode()
-def trunk_features(trainer: Trainer, images: Tensor, *, is_train: bool) -> Tensor:
-    """The backbone's feature maps (B, C, h, w) of images, as the network would compute them.
-
-    For train in the precision of the training, packed with what a teacher's refined maps need; for
-    val in float32, packed with what the network's own do.
-    """
-    images = images.contiguous(memory_format=torch.channels_last)
-    net = refining_net(trainer, "train" if is_train else "val")
-    precision: AbstractContextManager[object] = (
-        trainer.precision_plugin.forward_context()
-        if is_train
-        else torch.autocast(images.device.type, enabled=False)
-    )
-    with precision:
-        if net is not None:  # a teacher's backbone is the network's own
-            return net.backbone_output(images).packed()
-        features: Tensor = net_of(trainer).backbone(images)
-        return features
-
-
-def estimate_of(plan: Plan, root: Path) -> str:
-    """What is going to be written, for people to read before.
-
-    Example:
-        ``Feature cache of train: 330 pictures x 2 views x 1280 channels x 4 bytes = 3.4 MB in
-        /home/me/.cache/camtrain/features, 62.0 GB free``
-    """
-    terms = []
-    for name, spec in plan.specs(torch.float16).items():
-        if name == "kept":
-            continue
-        count, views, channels, *map_hw = spec.shape
-        factors = [f"{count} pictures", *([f"{views} views"] if views > 1 else [])]
-        factors += [f"{channels} channels", *map(str, map_hw)]
-        terms.append(" x ".join([*factors, f"{4 if spec.dtype == 'float32' else 2} bytes"]))
-    return (
-        f"Feature cache of {plan.split}: {' + '.join(terms)} = {as_size(plan.nbytes)} in {root}, "
-        f"{as_size(free_bytes(root))} free"
-    )
-
-
-def refusal_of(plan: Plan, root: Path, *, is_required: bool) -> str | None:
-    """What to say where the disk would not hold the cache; None where it would.
-
-    One that nobody has asked for leaves half of the free space to others.
-    """
-    needed, free = plan.nbytes, free_bytes(root)
-    if needed <= free * (0.95 if is_required else 0.5):
-        return None
-    return (
-        f"The feature cache of {plan.split} takes {as_size(needed)}, and the disk of {root} has "
-        f"{as_size(free)} free; give --data.cache_dir on a larger disk, make the maps smaller "
-        "(--data.size, --model.stride), or give --data.cache_features false."
-    )
+    def _read_annotations(self) -> None:
+        """Find the pictures with boxes or masks, and remember all samples without masks."""
+        with torch.random.fork_rng(devices=[]):  # a loader draws a number
+            loader = DataLoader(
+                self.pictures,
+                batch_size=64,
+                num_workers=self.settings["workers"],
+                collate_fn=_annotations,
+            )
+            for sample, has_mask in (entry for batch in loader for entry in batch):
+                if has_mask or len(sample.boxes_xyxy):
+                    self.mapped.append(sample.index)
+                if not has_mask:
+                    self.known[sample.index] = sample
 
 
 def as_size(nbytes: int) -> str:
@@ -184,40 +279,11 @@ def as_size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-class _Annotations(Dataset[tuple[Sample, bool] | None]):
-    """The samples of a data set without pixels and masks, and whether there was a mask.
-
-    None stands for a picture that cannot be read.
-    """
-
-    def __init__(self, pictures: PreparedDataset) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Sample, bool] | None:
-        try:
-            sample = self.pictures[index]
-        except DamagedImageError:
-            return None
-        no_mask = sample.mask.new_zeros(0, 0)
-        bare = replace(sample, image=torch.zeros(0), mask=no_mask)
-        return bare, sample.mask.numel() > 0
-
-
-def _annotated(pictures: PreparedDataset, workers: int) -> tuple[list[int], dict[int, Sample]]:
-    """Places of the pictures with boxes or masks, and the samples of those without masks."""
-    annotations = _Annotations(pictures)
-    mapped, known = [], {}
-    with torch.random.fork_rng(devices=[]):  # a loader draws a number
-        loader = DataLoader(annotations, batch_size=64, num_workers=workers, collate_fn=list)
-        for index, entry in enumerate(entry for batch in loader for entry in batch):
-            if entry is None:
-                continue
-            sample, has_mask = entry
-            if has_mask or len(sample.boxes_xyxy):
-                mapped.append(index)
-            if not has_mask:
-                known[index] = sample
-    return mapped, known
+def _annotations(samples: Sequence[Sample | Damaged]) -> list[tuple[Sample, bool]]:
+    """The readable samples without pixels and masks, each with whether it has a mask."""
+    no_image, no_mask = torch.zeros(0), torch.zeros(0, 0, dtype=torch.uint8)
+    return [
+        (replace(sample, image=no_image, mask=no_mask), sample.mask.numel() > 0)
+        for sample in samples
+        if isinstance(sample, Sample)
+    ]

@@ -1,4 +1,4 @@
-"""Feature caches on disk: folders of arrays that are whole or not there."""
+"""Feature caches on disk: complete folders of arrays, named by a key of what made the features."""
 
 from __future__ import annotations
 
@@ -9,23 +9,114 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
+from camtrain.data import Source
 from camtrain.files import user_cache
+from camtrain.model.camnet import CAMNet
 
 Arrays = dict[str, npt.NDArray[Any]]
+WritableArrays = dict[str, "np.memmap[Any, Any]"]
 
 _ABOUT = "about.json"
 _LOCK = "lock"
-_WHOLE = re.compile(r"[0-9a-f]{20}")
+_COMPLETE = re.compile(r"[0-9a-f]{20}")
 _PART = re.compile(r"\.[0-9a-f]{20}\.[0-9a-f]{8}\.part")
-_KEPT_DAYS = 30
+_MAX_UNUSED_DAYS = 30
+
+# Parts of a network's recipe that come after the backbone.
+_AFTER_THE_BACKBONE = ("num_classes", "pool", "dropout", "task")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+# Settings of the data module that change no picture, or are in the key in another form. A setting
+# that is not listed changes the key.
+_OTHER_SETTINGS = (
+    *("source", "root", "seed", "val_fraction", "test_fraction", "class_names", "lengths"),
+    *("split_file", "metadata", "exclude", "shards_cache", "shards_cache_gb"),
+    *("batch_size", "workers", "sampler", "augment", "cache_features", "cache_dir"),
+    *("auto_augment", "hide_and_seek", "max_damaged", "allow_damaged"),
+    *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
+)
+# The modules of camtrain that decide about pixels and features.
+_OWN_CODE = ("data/**/*.py", "model/*.py", "training/cache/*.py", "maps.py", "preprocessing.py")
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """The name of a cache: 20 hexadecimal digits, computed from plain values.
+
+    Example:
+        >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
+        True
+    """
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def backbone_parts(net: CAMNet) -> dict[str, Any]:
+    """How the backbone is built, and a hash of its parameters and buffers."""
+    return {
+        "architecture": {
+            name: value
+            for name, value in (net.recipe or {}).items()
+            if name not in _AFTER_THE_BACKBONE and not name.startswith("neck")
+        },
+        "tensors": hash_of_tensors(net.backbone),
+    }
+
+
+def hash_of_tensors(module: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a module's parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(_bytes_of(tensor))
+    return total.hexdigest()
+
+
+def hash_of_pictures(source: Source) -> str:
+    """SHA-256 of a source's pictures.
+
+    It depends on the path, size and modification time of each file, and on the pixels of a picture
+    that has no file (drawn, or in memory).
+    """
+    total = hashlib.sha256()
+    for index, path in enumerate(source.paths):
+        try:
+            status = os.stat(path)
+            total.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:  # it has no file
+            image = source.read(index).image
+            total.update(f"{path} {tuple(image.shape)}".encode())
+            total.update(_bytes_of(image))
+    return total.hexdigest()
+
+
+def other_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Further settings of a data module that may change a picture, as plain values."""
+    return {name: repr(value) for name, value in settings.items() if name not in _OTHER_SETTINGS}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that make pixels and features, and a hash of our own such code."""
+    folder = Path(__file__).parents[2]
+    files = sorted(path for pattern in _OWN_CODE for path in folder.glob(pattern))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return {"camtrain": code, **{library: version(library) for library in _LIBRARIES}}
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 class ArraySpec(NamedTuple):
@@ -36,24 +127,24 @@ class ArraySpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the array in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """Where caches lie: the given folder, or ``camtrain/features`` in the user's cache folder."""
+    """The folder of all caches: ``cache_dir``, or ``features`` in the user's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
     return user_cache() / "features"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the cache is there; it gets its name only when it is whole."""
+    """Whether there is a complete cache; an incomplete one has another name."""
     return (folder / _ABOUT).is_file()
 
 
 def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a whole cache, memory-mapped for reading, and what was noted about it."""
+    """The arrays of a complete cache, memory-mapped for reading, and its metadata."""
     about = json.loads((folder / _ABOUT).read_text())
     os.utime(folder / _ABOUT)  # see `remove_unused`
     # As plain arrays over the mapped memory: a row of an np.memmap takes ten times as long.
@@ -61,25 +152,20 @@ def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     return {n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in names}, about
 
 
-def unique() -> str:
-    """A text that no other process makes; torch's random state stays as it was."""
-    return uuid.uuid4().hex
-
-
 def part_of(folder: Path, name: str) -> Path:
-    """Where a cache lies while it is filled by those who share a name."""
+    """The folder of a cache while the processes that share ``name`` fill it."""
     return folder.with_name(f".{folder.name}.{hashlib.sha256(name.encode()).hexdigest()[:8]}.part")
 
 
 def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
-    """Make an unfinished cache, its disk space reserved.
+    """Create an incomplete cache and reserve its disk space.
 
     Returns:
-        Its lock, a file descriptor, to be closed when the cache is finished. It tells others that
-        somebody is at work; the lock of a process that is killed is gone.
+        Its lock, a file descriptor to be closed when the cache is complete. Other runs see from the
+        lock that the cache is in use; the lock of a killed process vanishes.
 
     Raises:
-        OSError: There is not so much space.
+        OSError: The disk is too small.
     """
     part.mkdir(parents=True)
     import fcntl  # not on Windows, where no cache is used
@@ -99,25 +185,18 @@ def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
 def _allocate(path: Path, spec: ArraySpec) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=spec.shape)
     if hasattr(os, "posix_fallocate"):
-        # A full disk is an error here; met while writing to mapped memory it kills the process.
+        # A full disk is an error here; when mapped memory is written, it kills the process.
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def open_part(part: Path, specs: Mapping[str, ArraySpec]) -> Arrays:
-    """The arrays of an unfinished cache, for writing."""
+def open_part(part: Path, specs: Mapping[str, ArraySpec]) -> WritableArrays:
+    """The arrays of an incomplete cache, memory-mapped for writing."""
     return {name: np.load(part / f"{name}.npy", mmap_mode="r+") for name in specs}
 
 
-def flush(arrays: Arrays) -> None:
-    """Write what this process has put into the arrays to the disk."""
-    for array in arrays.values():
-        if isinstance(array, np.memmap):
-            array.flush()
-
-
 def finish(part: Path, folder: Path | None, about: dict[str, Any]) -> None:
-    """Give a filled cache its name, once everything is on the disk; None means delete it."""
+    """Rename a filled cache once everything is on the disk; if ``folder`` is None, delete it."""
     if folder is None:
         shutil.rmtree(part)
         return
@@ -128,7 +207,7 @@ def finish(part: Path, folder: Path | None, about: dict[str, Any]) -> None:
         _sync(path)
     try:
         os.rename(part, folder)
-    except OSError:  # another run was faster, and what it made of the same key is the same
+    except OSError:  # another run was faster, and its cache of the same key is the same
         if not is_complete(folder):
             raise
         shutil.rmtree(part)
@@ -136,25 +215,26 @@ def finish(part: Path, folder: Path | None, about: dict[str, Any]) -> None:
 
 
 def remove_unused(root: Path) -> None:
-    """Delete what killed runs left, and caches that no run has used for 30 days; nothing else."""
+    """Delete caches that killed runs left incomplete, or that no run has used for 30 days."""
     if not root.is_dir():
         return
-    oldest = time.time() - _KEPT_DAYS * 24 * 3600
+    oldest = time.time() - _MAX_UNUSED_DAYS * 24 * 3600
     for folder in root.iterdir():
         about = folder / _ABOUT
         is_dead = _PART.fullmatch(folder.name) and not _is_locked(folder)
-        is_whole = _WHOLE.fullmatch(folder.name) and about.is_file()
-        if is_dead or (is_whole and about.stat().st_mtime < oldest):
+        is_cache = _COMPLETE.fullmatch(folder.name) and about.is_file()
+        if is_dead or (is_cache and about.stat().st_mtime < oldest):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_bytes(root: Path) -> int:
-    """Free space of the disk that a folder, which need not exist, will lie on."""
-    there = next(path for path in (root, *root.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Free space, in bytes, of the disk of a folder that need not exist yet."""
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _is_locked(part: Path) -> bool:
+    """Whether a process is filling an incomplete cache."""
     import fcntl
 
     try:
@@ -163,11 +243,12 @@ def _is_locked(part: Path) -> bool:
     except BlockingIOError:
         return True
     except FileNotFoundError:
-        return time.time() - part.stat().st_mtime < 60  # about to be locked, or about to be named
+        return time.time() - part.stat().st_mtime < 60  # about to be locked, or about to be renamed
     return False
 
 
 def _sync(path: Path) -> None:
+    """Write a file or a folder from memory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

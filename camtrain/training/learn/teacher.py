@@ -1,9 +1,8 @@
-"""A second stage that learns where to look from the first: its refined maps are soft targets.
+"""Learning where to look from a trained network, the teacher: its refined maps are soft targets.
 
-Only the labels of pictures are used: what is learned is what the trained first stage and the
-similarities of its features say about the true class. As in Wei et al., CVPR 2017 (arXiv
-1703.08448), a network learns from another one's maps to cover more of the thing; ours are compared
-by their correlation, since a heatmap does not change with the scale and the offset of its map.
+As in Wei et al., CVPR 2017 (arXiv 1703.08448), a network learns from another network's maps to
+cover more of the object, with image labels only. Here maps are compared by their correlation, since
+a heatmap does not depend on the scale and the offset of its map.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import read_network
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
-from camtrain.training.cache.key import backbone_parts, hash_of_tensors
+from camtrain.training.cache.store import backbone_parts, hash_of_tensors
 
-_FLAT = 1e-2  # the norm below which a map counts as constant; a trained one has some hundred
+_FLAT = 1e-2  # the norm below which a map counts as constant; that of a trained one is about 100
 
 
 def map_disagreement(maps: Tensor, targets: Tensor) -> Tensor:
-    """1 - r, r being Pearson's correlation over the places of a map.
+    """1 - r for each picture, where r is Pearson's correlation over the places of its two maps.
 
     Args:
-        maps: (B, h, w), class maps. Of nearly constant ones r goes to 0, so that its gradient does
+        maps: (B, h, w), class maps. For nearly constant maps r goes to 0, so that its gradient does
             not explode.
-        targets: (B, h', w'), resized bilinearly where they have another size. A constant one says
-            nothing: r is 0, and so is its gradient.
+        targets: (B, h', w'), resized bilinearly if they have another size. For a constant target r
+            and its gradient are 0.
 
     Returns:
         (B,), in [0, 2].
@@ -50,18 +49,18 @@ def map_disagreement(maps: Tensor, targets: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A trained network whose refined maps are learned from.
+    """A trained network, from whose refined maps another network learns.
 
     Args:
         path: A bundle or a checkpoint of this project.
 
     Attributes:
-        net: The network; it refines its maps as it was shipped, or by affinity.
+        net: The network; it refines its maps as it was shipped, or else by affinity.
         hash: SHA-256 of its weights.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: It cannot be read, or its maps cannot be refined.
+        CamtrainValueError: The file cannot be read, or the maps cannot be refined.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,27 +71,27 @@ class Teacher:
         self.hash = hash_of_tensors(self.net)
 
     def check(self, net: CAMNet) -> None:
-        """Refuse to teach a network of other classes or another normalization.
+        """Check that the network to be taught has the same classes and the same normalization.
 
         Raises:
             CamtrainValueError: Classes, channels, means or deviations differ.
         """
-        for name, own, other in (
-            ("classes", list(self.net.display_names), list(net.display_names)),
-            ("normalization", _normalization(self.net), _normalization(net)),
+        for name, required, actual in (
+            ("classes", list(net.display_names), list(self.net.display_names)),
+            ("normalization", _normalization(net), _normalization(self.net)),
         ):
-            if own != other and other is not None:
+            if required is not None and actual != required:
                 raise CamtrainValueError(
-                    f"teacher {self.path} must have the {name} of the network it teaches, {other}, "
-                    f"got {own}; train it on the same data."
+                    f"teacher {self.path} must have the {name} of the network it teaches, "
+                    f"{required}, got {actual}; train it on the same data."
                 )
 
     def has_backbone_of(self, net: CAMNet) -> bool:
-        """Whether both make the same features: built in the same way, of the same weights."""
-        own, other = backbone_parts(self.net), backbone_parts(net)
-        for parts in (own, other):  # how the head came about does not matter
+        """Whether both networks compute the same features: same architecture, same weights."""
+        all_parts = [backbone_parts(self.net), backbone_parts(net)]
+        for parts in all_parts:  # the origin of the head does not matter
             parts["architecture"].pop("own_head", None)
-        return own == other
+        return all_parts[0] == all_parts[1]
 
     def teach(
         self, net: CAMNet, images: Tensor, labels: Tensor, *, is_cached: bool
@@ -101,7 +100,7 @@ class Teacher:
 
         Args:
             net: The network that learns.
-            images: (B, C, H, W), or the packed output of the backbone that both have.
+            images: (B, C, H, W), or the packed output of the backbone that both share.
             labels: (B,), int64.
             is_cached: Whether ``images`` is the output of the backbone.
 
@@ -112,12 +111,12 @@ class Teacher:
             backbone_output = BackboneOutput.unpacked(images.float(), self.net.vector_channels)
             features = net.neck(backbone_output.features)
         else:
-            backbone_output, features = self.backbone_output(images), net.features(images)
+            with torch.no_grad():
+                backbone_output = self.net.backbone_output(images)
+            features = net.features(images)
         output = net.maps_of(features, classes=labels)
-        disagreement = map_disagreement(
-            output.maps[:, 0], self.maps(backbone_output, labels)
-        ).mean()
-        return output.logits, disagreement
+        targets = self.maps(backbone_output, labels)
+        return output.logits, map_disagreement(output.maps[:, 0], targets).mean()
 
     @torch.no_grad()
     def maps(self, backbone_output: BackboneOutput, labels: Tensor) -> Tensor:
@@ -127,11 +126,6 @@ class Teacher:
             neck_output = self.net.apply_neck(backbone_output)
             return self.net.display_maps(neck_output, classes=labels).maps[:, 0]
 
-    @torch.no_grad()
-    def backbone_output(self, images: Tensor) -> BackboneOutput:
-        """The output of the teacher's backbone for images (B, C, H, W)."""
-        return self.net.backbone_output(images)
-
     def to(self, device: torch.device) -> Teacher:
         """Move the network to a device."""
         if self.net.head.weight.device != device:
@@ -140,10 +134,10 @@ class Teacher:
 
 
 def check_teaching(hparams: Mapping[str, Any]) -> None:
-    """Refuse settings of ``CAMModule`` that leave no map of one true class to compare.
+    """Check that the settings of ``CAMModule`` leave one true class per picture to a teacher.
 
     Raises:
-        CamtrainValueError: There is a teacher, and such a setting or no positive weight.
+        CamtrainValueError: A setting excludes the teacher, or its weight is not above 0.
     """
     if hparams["teacher"] is None:
         return
@@ -151,16 +145,13 @@ def check_teaching(hparams: Mapping[str, Any]) -> None:
         raise CamtrainValueError(
             f"teacher_weight must be above 0, got {hparams['teacher_weight']}."
         )
-    defaults: dict[str, object] = {
-        **{"mixup": 0, "cutmix": 0, "head_solver": "sgd", "compile": False},
-        "task": "multiclass",
-    }
-    changed = [name for name, default in defaults.items() if hparams[name] != default]
-    if changed:
-        raise CamtrainValueError(
-            "teacher compares the maps of one true class of each picture, step by step, got "
-            f"{changed[0]} {hparams[changed[0]]}; leave one of them out."
-        )
+    required = {"mixup": 0, "cutmix": 0, "head_solver": "sgd", "compile": False}
+    for name, value in {**required, "task": "multiclass"}.items():
+        if hparams[name] != value:
+            raise CamtrainValueError(
+                "teacher compares the maps of one true class of each picture, step by step, got "
+                f"{name} {hparams[name]}; leave one of them out."
+            )
 
 
 def _normalization(net: CAMNet) -> object:

@@ -13,6 +13,7 @@ from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cache import FeatureDataset, filling, store
 from camtrain.training.cache.filling import fits_float16
+from camtrain.training.cache.plan import Plan
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
 
@@ -61,21 +62,22 @@ def test_the_backbone_sees_every_picture_once(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = filling.trunk_features
+    real = Plan.features
 
-    def counted(trainer: object, images: Tensor, *, is_train: bool) -> Tensor:
+    def counted(plan: Plan, images: Tensor) -> Tensor:
         seen.append(len(images))
-        return real(trainer, images, is_train=is_train)
+        return real(plan, images)
 
-    monkeypatch.setattr(filling, "trunk_features", counted)
+    monkeypatch.setattr(Plan, "features", counted)
     torch.manual_seed(0)
     module = small_module(freeze_backbone=True)
     runs: list[int] = []
     module.net.backbone.register_forward_hook(lambda *_: runs.append(1))
     data = CAMDataModule(root=photographs, size=32, workers=0, augment="flip", batch_size=8)
     quiet_trainer(max_epochs=5).fit(module, data)
-    assert sum(seen) == 2 * 16 + 8  # train and its mirror images, val
-    assert len(runs) == len(seen) + 2  # one picture of each split tells the shape
+    assert [count for count in seen if count == 1] == [1, 1]  # a blank one of each split: its shape
+    assert sum(seen) == 2 * 16 + 8 + 2  # train and its mirror images, val
+    assert len(runs) == len(seen)
 
 
 def test_a_cache_is_used_again_and_gives_the_same_bits(
@@ -172,8 +174,8 @@ def test_a_disk_that_is_too_small_is_said_before(
 def test_features_beyond_float16_are_kept_as_bfloat16(
     scale: float, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = filling.trunk_features
-    monkeypatch.setattr(filling, "trunk_features", lambda *a, **kw: scale * real(*a, **kw))
+    real = Plan.features
+    monkeypatch.setattr(Plan, "features", lambda plan, images: scale * real(plan, images))
     torch.manual_seed(0)
     module = small_module(freeze_backbone=True, neck=(4,))
     data = CAMDataModule(root=photographs, size=32, workers=0, augment="none", batch_size=8)

@@ -10,7 +10,7 @@ from torch import nn
 
 from camtrain import CAMNet
 from camtrain.data import ClutteredDigits, ImageFolder
-from camtrain.training.cache.key import (
+from camtrain.training.cache.store import (
     backbone_parts,
     hash_of_pictures,
     hash_of_tensors,

@@ -12,7 +12,7 @@ from camtrain import Predictor, Preprocessing, cli
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule
 from camtrain.training.cache import FeatureDataset
-from camtrain.training.cache.key import hash_of_tensors
+from camtrain.training.cache.store import hash_of_tensors
 from camtrain.training.learn.teacher import Teacher, map_disagreement
 from tests.training.conftest import quiet_trainer, small_module
 
@@ -45,7 +45,7 @@ def disagreement(trainer: Trainer, teacher: Path, root: Path) -> float:
     net, master = trainer.lightning_module.net.eval(), Teacher(teacher)
     with torch.no_grad():
         maps = net.class_maps(batch.images, classes=batch.labels).maps[:, 0]
-        targets = master.maps(master.backbone_output(batch.images), batch.labels)
+        targets = master.maps(master.net.backbone_output(batch.images), batch.labels)
     return float(map_disagreement(maps, targets).mean())
 
 
