@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
@@ -22,11 +23,11 @@ from camtrain.maps import PoolName
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import Refine
 from camtrain.training.evaluate.evaluator import Evaluator
-from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate, check_ema_decay
+from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate
 from camtrain.training.learn.freezing import Freezing
-from camtrain.training.learn.losses import ClassWeights, NonFiniteLossGuard, TrainingLoss, zero_loss
-from camtrain.training.learn.optimizer import Optimization, configure, count_steps
-from camtrain.training.learn.solvers import HeadSolver, check_solver, no_op_optimizer, solve
+from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
+from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
+from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teaching
 from camtrain.training.run.resume import check_same_network, fixed_parts
 
@@ -35,6 +36,8 @@ _ARCHITECTURE = (
     *("cut", "stride", "neck", "neck_kernel", "neck_groups", "neck_norm"),
     *("pool", "dropout", "task", "in_chans", "backbone_args"),
 )
+# All that `CAMModule.configure_callbacks` may return.
+_CALLBACKS = (Freezing, Evaluator, FiniteLossGuard, ExponentialAverage, FoundLearningRate)
 
 
 class CAMModule(LightningModule):
@@ -100,66 +103,66 @@ class CAMModule(LightningModule):
             backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
             num_classes: Number of classes; None means those of the weights.
             weights: ``DEFAULT`` or another name the library publishes, a file, or None (random).
-            cut: Layer after which the network is cut off.
+            cut: Layer after which the backbone is cut off.
             stride: Pixels of the image per pixel of the map, smaller than the backbone's own.
-            neck: Output channels of each added convolution; empty for none. Its defaults mean the
-                authors' own neck where the backbone is one of the paper's networks.
-            neck_kernel: Their kernel size, odd.
-            neck_groups: Their groups.
+            neck: Output channels of each added convolution; empty for none. For the paper's
+                networks the default means the authors' neck.
+            neck_kernel: Kernel size of these convolutions, odd.
+            neck_groups: Groups of these convolutions.
             neck_norm: ``batch``, or None for a bias instead.
             pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
-            dropout: Probability, before the head; 0 means the authors' own likewise.
+            dropout: Probability, before the head; for the paper's networks 0 means the authors'.
             task: ``multiclass``: softmax and cross-entropy; ``multilabel``: a sigmoid and binary
                 cross-entropy for each class.
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
-            freeze_backbone: Leave the backbone as it is, parameters and BatchNorm statistics.
-            freeze_until: Leave only its layers up to this one as they are; named like a cut.
+            freeze_backbone: Leave parameters and BatchNorm statistics of the backbone unchanged.
+            freeze_until: Leave only its layers up to this one unchanged; named like a cut.
             unfreeze_at_epoch: Epochs after which the frozen layers are trained too; None: never.
             head_solver: ``sgd``: training by steps. ``logistic``, ``svm``: scikit-learn solves the
-                head on the kept features of a frozen backbone, in one epoch; an ``svm``'s scores
+                head on the cached features of a frozen backbone, in one epoch; an ``svm``'s scores
                 are no probabilities.
             optimizer: ``sgd`` (with momentum), ``adamw``, or any other of timm's, such as ``lamb``.
-            opt_args: Its further arguments, such as ``{"betas": [0.9, 0.99]}``.
+            opt_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``.
             lr: Learning rate after the warm-up.
-            find_lr: Find the learning rate by trying, before the training; ``lr`` is not used.
+            find_lr: Find the learning rate by trials before the training; ``lr`` is not used.
             backbone_lr_ratio: The backbone's learning rate is this times that of neck and head.
             layer_decay: Each layer of the backbone has this times the rate of the one after it.
-            weight_decay: Of weights, not of biases and norms.
-            momentum: Only for optimizers that have one.
+            weight_decay: Decay of weights, but not of biases and norms.
+            momentum: Momentum of optimizers that have one.
             schedule: ``warmup_cosine`` falls to 0 along a cosine; or timm's ``cosine``, ``tanh``,
                 ``poly``, ``wsd``, ``rsqrt``, ``step``, ``multistep``, ``constant``, ``none``.
-            schedule_args: Arguments of timm's schedule, in epochs, or in steps where ``epochs`` in
-                their name is ``steps``: ``{"decay_steps": 40000, "decay_rate": 0.1}``.
-            warmup_epochs: Epochs, or parts of one, over which the learning rate rises linearly.
+            schedule_args: Arguments of timm's schedule, in epochs, or in steps if their names say
+                ``steps`` for ``epochs``: ``{"decay_steps": 40000, "decay_rate": 0.1}``.
+            warmup_epochs: Epochs, also fractions, over which the learning rate rises linearly.
             label_smoothing: Part of the target that is shared by all classes, in [0, 1).
-            class_weights: Of the training's loss, one per class; ``balanced``: every class counts
-                as much.
+            class_weights: Weights of the classes in the training loss; ``balanced`` gives every
+                class the same influence.
             mixup: Mix pairs of pictures, with shares of Beta(alpha, alpha); 0: off, 0.2 is usual.
-            cutmix: Paste rectangles of other pictures, likewise; 1 is usual.
-            ema_decay: Evaluate and keep an exponential moving average of the weights, with this
+            cutmix: Paste rectangles of other pictures, with the same shares; 1 is usual.
+            ema_decay: Evaluate and store an exponential moving average of the weights, with this
                 decay per step, such as 0.999; None: the weights themselves.
             teacher: Bundle or checkpoint of a trained network of the same classes, from whose
                 refined maps this one learns where to look.
-            teacher_weight: Of what its maps differ by, beside a weight of 1 for the labels.
-            refine: What heatmaps and boxes are made of: ``none``, class maps; ``affinity``, class
-                maps spread to what looks alike; measured, logged and shipped so, not trained on.
-            refine_layers: Layers whose features tell what looks alike; None: three blocks near 5/8,
-                6/8 and 7/8 of the backbone.
-            channels_last: Keep pictures and weights with the channels last, usually faster.
-            compile: Train through ``torch.compile``; evaluation runs as shipped.
+            teacher_weight: Weight of the difference of the maps; that of the labels is 1.
+            refine: The maps that heatmaps and boxes are made of, except in the loss: ``none``:
+                class maps; ``affinity``: class maps spread to places that look alike.
+            refine_layers: Layers whose features say which places look alike; None: three blocks
+                near 5/8, 6/8 and 7/8 of the backbone.
+            channels_last: Store pictures and weights with the channels last, usually faster.
+            compile: Train through ``torch.compile``; evaluation does not.
         """
         super().__init__()
         weights = str(weights) if isinstance(weights, Path) else weights
         teacher = str(teacher) if isinstance(teacher, Path) else teacher
         neck = list(neck)  # checkpoints hold plain values
         self.save_hyperparameters()
-        Optimization.of(self.hparams)  # which checks them
-        check_ema_decay(ema_decay)
-        TrainingLoss.check_smoothing(label_smoothing)  # before weights are fetched
+        check_optimization(self.hparams)  # these checks come before weights are fetched
+        check_loss(self.hparams)
         check_teaching(self.hparams)
         architecture = {name: self.hparams[name] for name in _ARCHITECTURE}
         net = create_model(backbone, num_classes, weights=weights, **architecture)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self._memory_format)
         self.net.set_refine(refine, refine_layers)
         names = ("label_smoothing", "class_weights", "mixup", "cutmix")
@@ -168,7 +171,7 @@ class CAMModule(LightningModule):
         self.evaluator = Evaluator(self.net, self._memory_format)
         self._seed = 0
         self._freezing = Freezing(self.net, self.hparams)
-        self._loss_guard = NonFiniteLossGuard()
+        self._loss_guard = FiniteLossGuard()
         self._teacher: Teacher | None = None
         self._teacher_hash: str | None = None
         self.is_trying_rates = False  # whether `find_lr` is at work
@@ -176,12 +179,12 @@ class CAMModule(LightningModule):
 
     @property
     def map_threshold(self) -> float:
-        """Where the boxes of the last validation were best; 0.2 before one had boxes."""
+        """The best map threshold for the boxes of the last validation; 0.2 before any boxes."""
         return self.evaluator.map_threshold
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a validation had boxes."""
+        """Whether any validation had boxes."""
         return self.evaluator.is_calibrated
 
     @property
@@ -191,15 +194,11 @@ class CAMModule(LightningModule):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The network whose maps are learned from; its file is read on first use."""
+        """The network from whose maps this one learns; its file is read on first use."""
         if self._teacher is None and self.hparams["teacher"] is not None:
             self._teacher = Teacher(self.hparams["teacher"])
             self._teacher_hash = self._teacher.hash
         return None if self._teacher is None else self._teacher.to(self.device)
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.hparams["channels_last"] else torch.contiguous_format
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
@@ -207,14 +206,13 @@ class CAMModule(LightningModule):
         return logits
 
     def train(self, mode: bool = True) -> CAMModule:
-        """Change the mode of everything that is not frozen."""
+        """Change the mode of all modules that are not frozen."""
         super().train(mode)
         self._freezing.keep_in_eval()
         return self
 
     def on_validation_model_train(self) -> None:
-        """Return to training mode after a validation."""
-        # Lightning would set `training`, but a traced trunk changes its graph in `train`.
+        """Call ``train``, which changes the graph of a traced trunk; Lightning does not call it."""
         self.train()
 
     def setup(self, stage: str) -> None:
@@ -252,25 +250,25 @@ class CAMModule(LightningModule):
         self._teacher = None
 
     def configure_callbacks(self) -> list[Callback]:
-        """The parts of the module that are callbacks too, and those that are asked for."""
-        parts: list[Callback] = [self._freezing, self.evaluator, self._loss_guard]
-        # A trainer that is used again has them; Lightning would announce that it replaces them.
-        attached: list[Callback] = cast("Any", self.trainer).callbacks
-        callbacks = [part for part in parts if part not in attached]
+        """The parts of the module that are callbacks, and the callbacks of its settings."""
+        callbacks: list[Callback] = [self._freezing, self.evaluator, self._loss_guard]
         if self.hparams["ema_decay"] is not None:
             callbacks.append(ExponentialAverage(self.hparams["ema_decay"]))
         if self.hparams["find_lr"]:
             callbacks.append(FoundLearningRate())
+        # A trainer that is used again still has those of its last module.
+        trainer: Any = self.trainer
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _CALLBACKS)]
         return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule; see ``camtrain.training.learn.optimizer``."""
         if self.hparams["head_solver"] != "sgd":
-            return no_op_optimizer(self.net.head)
-        return configure(self.net, Optimization.of(self.hparams), **count_steps(self.trainer))
+            return SGD(self.net.head.parameters(), lr=0.0)  # leaves the solved head as it is
+        return configure(self.net, self.hparams, **count_steps(self.trainer))
 
     def lr_scheduler_step(self, scheduler: object, metric: object) -> None:
-        """Set the rate of the next step; timm's schedules need the number of the step."""
+        """Set the rate of the next step; timm's schedules need its number."""
         if isinstance(scheduler, LRScheduler):
             super().lr_scheduler_step(scheduler, metric)
         else:
@@ -285,12 +283,14 @@ class CAMModule(LightningModule):
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         seed = seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank)
         if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch's own would note it for GPUs to come
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed GPUs
         else:
             torch.manual_seed(seed)
         damaged, pictures = len(batch.damaged) if isinstance(batch, Batch) else 0, len(batch[1])
         if damaged and pictures < 2:  # BatchNorm cannot train on one picture
-            loss, pictures = zero_loss(self), 0
+            trained = [weight for weight in self.parameters() if weight.requires_grad]
+            # Gradients of 0, for which the other processes wait.
+            loss, pictures = torch.stack([weight.sum() * 0.0 for weight in trained]).sum(), 0
         else:
             batch = self._loss.mix(batch)
             loss = self._loss_of(batch)
@@ -298,7 +298,7 @@ class CAMModule(LightningModule):
         return loss
 
     def _loss_of(self, batch: Sequence[Any]) -> Tensor:
-        """The loss of labels and, with a teacher, of maps."""
+        """The loss of the labels and, with a teacher, of the maps."""
         is_cached = isinstance(batch, Batch) and batch.is_cached
         images = batch[0].contiguous(memory_format=self._memory_format)
         teacher, weight = self.teacher, cast("float", self.hparams["teacher_weight"])
@@ -317,7 +317,7 @@ class CAMModule(LightningModule):
         return self.evaluator.evaluate(self.trainer, self.net, "test", batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint whole: loading it needs neither weights file nor data."""
+        """Make the checkpoint complete: loading it needs neither a weights file nor data."""
         num_classes = self.net.head.out_features
         checkpoint["hyper_parameters"].update(weights=None, num_classes=num_classes)
         sums = cast("Tensor", self.all_gather(self.evaluator.sums()))
@@ -329,7 +329,7 @@ class CAMModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the network from the checkpoint alone, or check that a training may continue."""
+        """Restore the network; check first whether a training may continue from the checkpoint."""
         metadata, stored = checkpoint[METADATA_KEY], checkpoint_description(checkpoint)
         is_resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_resuming:
@@ -346,5 +346,5 @@ class CAMModule(LightningModule):
         sums = metadata.get("train_sums", [])
         if is_resuming and len(sums) == self.trainer.world_size:
             self.evaluator.restore_sums(sums[self.global_rank])
-        if self._trainer is not None:  # the pictures go through these settings now
+        if self._trainer is not None:  # the data module's settings hold from now on
             self._take_from_data()

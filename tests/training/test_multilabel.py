@@ -21,8 +21,8 @@ from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.labels import multi_hot
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cli.main import main as run
-from camtrain.training.evaluate import average_precision
-from camtrain.training.evaluate.average_precision import MeanAveragePrecision
+from camtrain.training.evaluate import scores as evaluation_scores
+from camtrain.training.evaluate.scores import MeanAveragePrecision
 from camtrain.training.learn import losses
 from camtrain.training.learn.losses import loss_of
 from tests.training.conftest import quiet_trainer, small_module
@@ -68,7 +68,7 @@ def scores_of(module: CAMModule, data: LightningDataModule) -> dict[str, float]:
 
 
 def test_the_examples_print_what_they_say() -> None:
-    for module in (average_precision, losses):
+    for module in (evaluation_scores, losses):
         failed, attempted = doctest.testmod(module)
         assert attempted > 0
         assert failed == 0

@@ -1,4 +1,4 @@
-"""Everything that boxes and masks measure on a split, in one place."""
+"""The scores of a split that need boxes or masks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _MOVED_SIZE = (224, 224)
 
 
 class WholeMaps(NamedTuple):
-    """Maps of the true classes that cover the whole pictures.
+    """Maps of the true classes that cover whole pictures.
 
     Attributes:
-        pictures: (B, h, w), or where a crop or padding was undone B heatmaps (H, W) at the size of
-            their pictures, as the predictor makes them.
+        pictures: (B, h, w); where a crop or padding was undone, B heatmaps (H, W) of the sizes of
+            their pictures, as the predictor returns them.
         benchmark: (B, h, w), for the protocol of the WSOL benchmark, which resizes them itself.
     """
 
@@ -40,13 +40,12 @@ class WholeMaps(NamedTuple):
 
 
 class BoxScores(nn.Module):
-    """The localization metrics of a split, and the baselines that belong beside them."""
+    """The localization metrics of a split, and the baselines to compare them with."""
 
     def __init__(self, num_classes: int | None = None) -> None:
         super().__init__()
         self.accuracy = LocalizationAccuracy(threshold=DEFAULT_THRESHOLD, num_classes=num_classes)
-        # Both are counted in one pass over the maps.
-        self.boxes = MetricCollection(
+        self.boxes = MetricCollection(  # one pass over the maps counts both
             [MaxBoxAcc(), MaxBoxAccV2()], compute_groups=[["MaxBoxAcc", "MaxBoxAccV2"]]
         )
         self.pointing = PointingGame()
@@ -55,14 +54,7 @@ class BoxScores(nn.Module):
         self.centre_box_v2 = CentreBoxAcc(iou_threshold=IOU_THRESHOLDS)
 
     def update(self, maps: WholeMaps, logits: Tensor, labels: Tensor, batch: Batch) -> None:
-        """Count a batch.
-
-        Args:
-            maps: Of each picture's true class.
-            logits: (B, K).
-            labels: (B,), int64.
-            batch: Where boxes and masks are.
-        """
+        """Count a batch with its maps of the true classes, logits (B, K) and labels (B,) int64."""
         boxes, sizes_hw = batch.boxes_xyxy, batch.sizes_hw
         self.accuracy.update(maps.pictures, logits, labels, boxes, sizes_hw)
         self.boxes.update(maps.benchmark, boxes, sizes_hw)
@@ -72,16 +64,16 @@ class BoxScores(nn.Module):
         self.centre_box_v2.update(boxes, sizes_hw)
 
     def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
-        """Scores by name, of all processes; none where no picture had boxes or masks.
+        """The scores by name, over all processes; empty if no picture had boxes or masks.
 
         Args:
             calibrated: A threshold that was chosen on other pictures, to be scored too.
         """
         scores = {}
-        max_box_acc = self._max_box_acc("MaxBoxAcc")
         if self._has_boxes():
-            found, pointing = self.accuracy.compute(), self.pointing.compute()
-            scores = {f"loc_{name}": found[name] for name in ("gt_known", "top1", "top5")}
+            max_box_acc = self._max_box_acc("MaxBoxAcc")
+            localization, pointing = self.accuracy.compute(), self.pointing.compute()
+            scores = {f"loc_{name}": localization[name] for name in ("gt_known", "top1", "top5")}
             scores["max_box_acc"] = max_box_acc.compute()
             scores["box_acc_fixed"] = max_box_acc.accuracy_at(DEFAULT_THRESHOLD)
             if calibrated is not None:
@@ -91,29 +83,27 @@ class BoxScores(nn.Module):
             scores["centre_box_acc"] = self.centre_box.compute()
             scores["centre_box_acc_v2"] = self.centre_box_v2.compute()
             scores["centre_pointing"] = pointing["centre"]
-        if self._has_masks():
+        with self.px_ap.sync_context():
+            objects, background = self.px_ap.objects.sum(), self.px_ap.background.sum()
+        if objects > 0:
             scores["px_ap"] = self.px_ap.compute()
-            scores["constant_px_ap"] = self._share_of_object_pixels()
+            # A constant map has this precision at every recall.
+            scores["constant_px_ap"] = objects.double() / (objects + background)
         return scores
 
     def calibrated_threshold(self) -> float | None:
-        """The map threshold to use on other pictures; None where no box was ever right."""
+        """The map threshold to use on other pictures; None if no box is right at any threshold."""
         metric = self._max_box_acc("MaxBoxAcc")
         return metric.calibrated_threshold() if metric.compute() > 0 else None
 
     def report(self, calibrated: float | None) -> dict[str, Any]:
-        """The thresholds, never to be confused, and the accuracy at every one of them.
+        """All kinds of thresholds and the accuracy at each threshold, as plain values.
 
-        Args:
-            calibrated: The threshold that was chosen on the validation pictures, if one was.
-
-        Returns:
-            Plain values; empty where no picture had boxes.
+        Empty if no picture had boxes. ``calibrated`` is the threshold chosen on val pictures.
         """
         if not self._has_boxes():
             return {}
         single, several = self._max_box_acc("MaxBoxAcc"), self._max_box_acc("MaxBoxAccV2")
-        oracle = {f"{iou}": single.best_threshold(iou) for iou in IOU_THRESHOLDS}
         curves = {
             name: {f"{iou}": metric.curve(iou)[1].tolist() for iou in IOU_THRESHOLDS}
             for name, metric in (("largest_contour", single), ("all_contours", several))
@@ -126,17 +116,17 @@ class BoxScores(nn.Module):
                 "fixed": DEFAULT_THRESHOLD,
                 "calibrated": calibrated,
                 "oracle": single.best_threshold(),
-                "oracle_by_iou": oracle,
+                "oracle_by_iou": {f"{iou}": single.best_threshold(iou) for iou in IOU_THRESHOLDS},
             },
             "curves": {"threshold": single.curve()[0].tolist(), **curves},
         }
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Set all counts to zero."""
         for metric in self.children():
             assert isinstance(metric, (Metric, MetricCollection))
             metric.reset()
-        # A process that meets no picture with boxes synchronizes like the others.
+        # Counts nothing, so that a process without any boxes synchronizes like the others.
         no_maps, none = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.int64)
         batch = Batch(no_maps, none, [], torch.zeros(0, 2), none, [], [], [], none, ())
         self.update(WholeMaps(no_maps, no_maps), torch.zeros(0, 1), none, batch)
@@ -149,26 +139,15 @@ class BoxScores(nn.Module):
     def _has_boxes(self) -> bool:
         return not bool(self.centre_box.compute().isnan())
 
-    def _share_of_object_pixels(self) -> Tensor:
-        """PxAP of a constant map: its precision at every recall."""
-        with self.px_ap.sync_context():
-            objects, background = self.px_ap.objects.sum(), self.px_ap.background.sum()
-            return objects.double() / (objects + background)
-
-    def _has_masks(self) -> bool:
-        with self.px_ap.sync_context():
-            return bool(self.px_ap.objects.any())
-
 
 def on_whole_pictures(maps: Tensor, preprocessing: Preprocessing | None, batch: Batch) -> WholeMaps:
-    """Class maps (B, h, w) that cover the network's input, as maps that cover the pictures."""
+    """Maps that cover the whole pictures, made of class maps (B, h, w) of the network's input."""
     is_measured = any(map(len, batch.boxes_xyxy)) or any(map(len, batch.masks))
     if preprocessing is None or preprocessing.resize_mode == "squash" or not is_measured:
         return WholeMaps(maps, maps)
-    places = list(zip(maps[:, None], batch.sizes_hw.tolist(), strict=True))
-    return WholeMaps(
-        [picture_heatmaps(one, preprocessing, (h, w))[0] for one, (h, w) in places],
-        torch.cat(
-            [whole_picture_maps(one, preprocessing, (h, w), _MOVED_SIZE) for one, (h, w) in places]
-        ),
-    )
+    heatmaps, benchmark = [], []
+    for class_map, (height, width) in zip(maps[:, None], batch.sizes_hw.tolist(), strict=True):
+        size_hw = (height, width)
+        heatmaps.append(picture_heatmaps(class_map, preprocessing, size_hw)[0])
+        benchmark.append(whole_picture_maps(class_map, preprocessing, size_hw, _MOVED_SIZE))
+    return WholeMaps(heatmaps, torch.cat(benchmark))

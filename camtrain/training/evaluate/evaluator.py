@@ -1,4 +1,4 @@
-"""The part of ``CAMModule`` that measures: sums of an epoch, scores of val and test."""
+"""The part of ``CAMModule`` that measures: the training loss, and the scores of val and test."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from camtrain.training.evaluate.scores import Evaluation
 
 
 class EpochMean(Metric):
-    """Mean of values weighted by their number of samples, summed in float64.
+    """The mean of values, weighted by their numbers of samples, summed in float64.
 
-    Torchmetrics' own ``MeanMetric`` falls back to float32 when its module moves to a device, and
-    ignores weights where it does not look for NaN.
+    Torchmetrics' ``MeanMetric`` returns to float32 when its module moves to a device, and ignores
+    weights unless it looks for NaN.
 
     Example:
         >>> mean = EpochMean()
@@ -49,7 +49,7 @@ class EpochMean(Metric):
             self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, value: Tensor, count: int) -> None:
-        """Add a batch of ``count`` samples and their mean ``value``, ()."""
+        """Add a batch of ``count`` samples with the mean ``value``, ()."""
         self.total += value.detach().double() * count
         self.count += count
 
@@ -59,15 +59,15 @@ class EpochMean(Metric):
 
 
 class Evaluator(nn.Module, Callback):
-    """Measures a training, and val and test in float32 whatever the precision of the training.
+    """Measures the loss of a training, and val and test, in float32 whatever its precision.
 
-    A part of its module, so that the metrics move with it, and a callback that logs them.
+    It is a part of its module, so that the metrics move with it, and a callback that logs them.
 
     Attributes:
         train_loss: Mean of the training loss over the epoch so far.
         train_damaged: Number of damaged training pictures in the epoch so far.
-        map_threshold: Where the boxes of the last validation were best; 0.2 before one had boxes.
-        is_calibrated: Whether one had.
+        map_threshold: The best map threshold for the boxes of the last validation; 0.2 before any.
+        is_calibrated: Whether any validation had boxes.
         reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
     """
 
@@ -79,7 +79,7 @@ class Evaluator(nn.Module, Callback):
             {split: Evaluation(num_classes, net.task) for split in ("val", "test")}
         )
         self.train_loss = EpochMean()
-        self.train_damaged = SumMetric(nan_strategy="disable")  # a look for NaN waits for the GPU
+        self.train_damaged = SumMetric(nan_strategy="disable")  # a search for NaN waits for the GPU
         self.map_threshold = DEFAULT_THRESHOLD
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ class Evaluator(nn.Module, Callback):
         return evaluation
 
     def check_is_callback(self, module: LightningModule) -> None:
-        """Refuse a module whose own ``configure_callbacks`` drops what measures and freezes it."""
+        """Raise CamtrainTypeError if the module's ``configure_callbacks`` drops this callback."""
         callbacks: list[Callback] = cast("Any", module.trainer).callbacks
         if self not in callbacks:
             raise CamtrainTypeError(
@@ -100,9 +100,9 @@ class Evaluator(nn.Module, Callback):
             )
 
     def log_step(self, module: LightningModule, loss: Tensor, pictures: int, damaged: int) -> None:
-        """Add a training step: the mean loss, (), of its pictures, and how many were damaged."""
+        """Add a training step with the mean loss, (), of its pictures, and its damaged pictures."""
         self.train_loss.update(loss, pictures)
-        self.train_damaged.update(torch.full_like(loss, damaged))  # made on the GPU, for the same
+        self.train_damaged.update(torch.full_like(loss, damaged))  # created on the GPU: no waiting
         self._log_sums(module)
 
     def _log_sums(self, module: LightningModule) -> None:
@@ -110,24 +110,24 @@ class Evaluator(nn.Module, Callback):
         module.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the sums of a resumed epoch, which may go on with its validation, without a step."""
+        """Log the sums of a resumed epoch, in which no training step may be left."""
         if self.train_damaged.update_called:
             self._log_sums(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the sums of the training; not called when a resumed epoch goes on."""
+        """Reset the sums of the epoch; Lightning does not call this when an epoch is resumed."""
         self.train_loss.reset()
         self.train_damaged.reset()
 
     def sums(self) -> Tensor:
-        """What this process has added to the sums of the epoch, (3,) float64."""
+        """The sums of the epoch in this process, (3,) float64: loss, pictures, damaged pictures."""
         loss, damaged = self.train_loss, self.train_damaged
         return torch.stack([loss.total, loss.count, damaged.sum_value.double()])
 
     def restore_sums(self, sums: Sequence[float]) -> None:
         """Continue with the ``sums`` of an interrupted epoch."""
         loss, pictures, damaged = sums
-        if pictures > 0:  # both count as updated, and are logged
+        if pictures > 0:  # torchmetrics must regard both as updated
             self.train_loss.update(torch.zeros(()), 0)
             self.train_damaged.update(0.0)
         self.train_loss.total.fill_(loss)
@@ -137,12 +137,12 @@ class Evaluator(nn.Module, Callback):
     def evaluate(
         self, trainer: Trainer, net: CAMNet, split: str, batch: Sequence[Any], batch_idx: int
     ) -> dict[str, Any]:
-        """Measure a batch, and return what was computed of it.
+        """Measure a batch.
 
         Returns:
             ``batch`` without repeated pictures, ``features`` of the neck with the vectors that
-            refine maps, ``logits`` (B, K), and, where boxes may be measured, ``maps``: those of
-            the true classes on whole pictures.
+            refine maps, ``logits`` (B, K), and ``maps``, the maps of the true classes on whole
+            pictures; no ``maps`` if boxes cannot be measured.
         """
         batch = without_repeats(trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
@@ -154,24 +154,23 @@ class Evaluator(nn.Module, Callback):
             else:
                 output = net.backbone_output(images)
             output = net.apply_neck(output)
-            maps = None
-            if labels.ndim > 1 and net.task == "multilabel":
+            has_several = labels.ndim > 1 and net.task == "multilabel"
+            if has_several:
                 logits = net.classify(output.features)
             else:
-                logits, class_maps, _ = net.display_maps(output, classes=labels)
-                maps = class_maps[:, 0]
+                logits, maps, _ = net.display_maps(output, classes=labels)
         evaluation, whole_maps = self[split], None
-        if maps is not None:
-            evaluation.update_statistics(maps, batch, net.preprocessing)
+        if not has_several:
+            evaluation.update_statistics(maps[:, 0], batch, net.preprocessing)
             if own_batch is not None:
-                whole_maps = on_whole_pictures(maps, net.preprocessing, own_batch)
+                whole_maps = on_whole_pictures(maps[:, 0], net.preprocessing, own_batch)
         evaluation.update(logits, whole_maps, labels, own_batch)
         outputs = {"batch": batch, "features": output.packed(), "logits": logits}
         return outputs if whole_maps is None else {**outputs, "maps": whole_maps}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the scores of the epoch before."""
-        # Not at its end: what `validate` makes in inference mode, a later `fit` cannot add to.
+        """Reset the scores of the previous epoch."""
+        # Not at its end: a later `fit` cannot add to tensors of `validate`, in inference mode.
         self["val"].reset()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,27 +182,24 @@ class Evaluator(nn.Module, Callback):
         threshold = self["val"].boxes.calibrated_threshold()
         if threshold is not None:
             self.map_threshold, self.is_calibrated = threshold, True
-        self._log_scores(trainer, pl_module, "val", None)
+        self._log_scores(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores of the test split."""
-        calibrated = self.map_threshold if self.is_calibrated else None
-        self._log_scores(trainer, pl_module, "test", calibrated)
+        self._log_scores(trainer, pl_module, "test")
 
-    def _log_scores(
-        self, trainer: Trainer, module: LightningModule, split: str, calibrated: float | None
-    ) -> None:
-        scores = self[split].compute(calibrated)
+    def _log_scores(self, trainer: Trainer, module: LightningModule, split: str) -> None:
+        calibrated = self.map_threshold if self.is_calibrated else None
+        scores = self[split].compute(calibrated if split == "test" else None)
         if trainer.state.fn != TrainerFn.FITTING:
-            known = self.map_threshold if self.is_calibrated else None
-            self.reports[split] = self[split].boxes.report(known)
+            self.reports[split] = self[split].boxes.report(calibrated)
             scores |= mosaic_scores(cast("CAMNet", module.net), trainer, split)
         for name, value in scores.items():
             is_shown = name in ("loss", "acc1", "map", "max_box_acc")
             module.log(f"{split}/{name}", value, prog_bar=is_shown)
 
     def description_of(self, net: CAMNet) -> Description:
-        """The description of a network with the map threshold that was measured."""
+        """The description of a network with the measured map threshold."""
         return replace(
             net.description, threshold=self.map_threshold, is_calibrated=self.is_calibrated
         )
@@ -217,10 +213,7 @@ class Evaluator(nn.Module, Callback):
 def without_repeats(
     trainer: Trainer, split: str, batch: Sequence[Any], batch_idx: int
 ) -> Sequence[Any]:
-    """A batch of ``val`` or ``test`` without the pictures that another process counts too.
-
-    To give every process as many pictures, torch's sampler repeats the first ones at the end.
-    """
+    """A batch of ``val`` or ``test`` without the pictures that torch's sampler repeats."""
     loader: Any = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
     loader = loader[0] if isinstance(loader, list) else loader
     if trainer.world_size == 1 or not isinstance(loader.sampler, DistributedSampler):
@@ -244,23 +237,12 @@ def without_repeats(
 
 
 def is_repeat(first: int, batch_size: int, *, rank: int, world_size: int, length: int) -> Tensor:
-    """Which samples of a process' batch are repeats, padding of torch's ``DistributedSampler``.
+    """Which samples of a batch are repeats by torch's ``DistributedSampler``, (batch_size,) bool.
 
-    The sampler deals a list of the data set's indices, shuffled or not, to the processes in turn:
-    the j-th sample of process r stands at place ``j * world_size + r`` of the list. To give every
-    process as many samples, the list is continued with repeats of its beginning: those are the
-    places from ``length`` on. Without them every sample is counted once, whatever the number of
-    processes. (A sampler with ``drop_last=True`` repeats nothing.)
-
-    Args:
-        first: How many samples this process was given before this batch.
-        batch_size: Samples in this batch.
-        rank: This process, in [0, world_size).
-        world_size: The number of processes.
-        length: Samples in the data set.
-
-    Returns:
-        (batch_size,) bool.
+    The sampler deals the data set, ``length`` samples, to the processes in turn: the j-th sample of
+    process r stands at place ``j * world_size + r``. So that all processes get the same number, it
+    then deals the first samples again, at the places from ``length`` on. Without those, every
+    sample counts once. ``first`` is the number of samples that this process got before this batch.
 
     Example:
         Five samples, two processes: the second process is given samples 1, 3, and 0 again.

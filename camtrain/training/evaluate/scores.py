@@ -1,10 +1,9 @@
-"""The scores of a split, by name: loss, accuracy, and localization where pictures have boxes."""
+"""The scores of a split by name: loss, accuracy, and localization if pictures have boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.labels import Task, multi_hot
 from camtrain.localization import MapStatistics
 from camtrain.preprocessing import Preprocessing
-from camtrain.training.evaluate.average_precision import MeanAveragePrecision
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
 from camtrain.training.learn.losses import loss_of
 
@@ -44,22 +42,24 @@ SCORES = {
     "constant_px_ap": "constant map, PxAP",
     "centre_pointing": "centre, pointing game",
 }
-# Those that are not computed after every epoch of a training.
+# Scores that are not computed after every epoch of a training.
 _NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy"}
-_MAX_CONFUSION_CLASSES = 2000  # they take 32 MB
+_MAX_CONFUSION_CLASSES = 2000  # a matrix of 32 MB
+# The edges between the bins are logits, since the scores of rare labels crowd near 0. Torchmetrics'
+# metric compares every score with every threshold: ten times the time and 602 times the memory.
+_EDGES = torch.linspace(-15.0, 15.0, 601)
 
 
 def score_names(num_classes: int, task: Task) -> list[str]:
-    """The scores that a split can have after an epoch."""
+    """The names of the scores that a split can have after an epoch."""
     absent = _NOT_BY_EPOCH | ({"acc1", "acc5"} if task == "multilabel" else {"map"})
     if num_classes <= 5:  # the five best of five classes are always right
         absent.add("acc5")
     return [name for name in SCORES if name not in absent]
 
 
-@dataclass(frozen=True, eq=False)
-class ClassScores:
-    """The scores of each class, of all processes.
+class ClassScores(NamedTuple):
+    """The scores of each class, over all processes.
 
     Attributes:
         confusion: (K, K) int64, pictures by true class (rows) and predicted class (columns); None
@@ -75,6 +75,58 @@ class ClassScores:
     boxes_seen: Tensor
 
 
+class MeanAveragePrecision(Metric):
+    """The mean over the classes of the average precision, for multi-label networks.
+
+    The average precision of a class is the mean, over its pictures, of the precision among all
+    pictures whose logit is at least theirs: sum over thresholds of (R_n - R_n-1) P_n. Logits are
+    counted in 602 bins, 0.05 wide from -15 to 15, so memory is constant, and neither batches nor
+    processes matter; logits of one bin count as equal. NaN ranks last. Classes without a picture
+    are left out.
+
+    Example:
+        >>> metric = MeanAveragePrecision(3)
+        >>> logits = torch.tensor([[3.0, -2.0, 0.0], [-1.0, -1.0, 0.0], [1.0, 2.0, 0.0]])
+        >>> metric.update(logits, torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0]]))
+        >>> round(metric.compute().item(), 4)  # (1 + 2/3) / 2 and 1; nothing is of the third class
+        0.9167
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        counts = torch.zeros(num_classes, 2, len(_EDGES) + 1, dtype=torch.int64)
+        self.add_state("counts", counts, dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch of logits (B, K) with targets (B, K), 0 or 1."""
+        logits = logits.detach().float().nan_to_num(nan=-torch.inf)
+        bins = torch.bucketize(logits, _EDGES.to(logits.device), right=True)  # (B, K)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        indices = (2 * classes + targets.long()) * self.counts.shape[2] + bins
+        counts = torch.bincount(indices.flatten(), minlength=self.counts.numel())
+        self.counts += counts.reshape(self.counts.shape)
+
+    def compute(self) -> Tensor:
+        """The mean average precision, a float64 scalar in [0, 1]; NaN if no class has a picture."""
+        return self._by_class().nanmean()
+
+    def by_class(self) -> Tensor:
+        """The average precision of each class, (K,) float64, over all processes; NaN if empty."""
+        with self.sync_context():
+            return self._by_class().cpu()
+
+    def _by_class(self) -> Tensor:
+        positives, every = self.counts[:, 1].flip(1), self.counts.sum(1).flip(1)  # best bin first
+        precision = positives.cumsum(1) / every.cumsum(1).clamp_min(1).double()
+        return (positives * precision).sum(1) / positives.sum(1)
+
+
 class Evaluation(nn.Module):
     """The metrics of one split, under the names they are logged with."""
 
@@ -83,7 +135,15 @@ class Evaluation(nn.Module):
         self.num_classes = num_classes
         self.task: Task = task
         self.loss = MeanMetric().set_dtype(torch.float64)
-        self.ranked = _ranking_metrics(num_classes, task)
+        names = score_names(num_classes, task)
+        ranked: dict[str, Metric | MetricCollection] = {}
+        if "map" in names:
+            ranked["map"] = MeanAveragePrecision(num_classes)
+        if "acc1" in names:
+            ranked["acc1"] = MulticlassAccuracy(num_classes, average="micro")
+        if "acc5" in names:
+            ranked["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+        self.ranked = MetricCollection(ranked, compute_groups=False)
         self.confusion = None
         if task == "multiclass" and num_classes <= _MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -97,12 +157,11 @@ class Evaluation(nn.Module):
 
         Args:
             logits: (B, K).
-            maps: Of each picture's true class; None where a picture has several, and no
-                localization is measured.
+            maps: The maps of the true classes; None if pictures have several.
             labels: (B,), int64; for multi-label also (B, K), multi-hot.
-            batch: Where the boxes are, if there are any.
+            batch: The batch with boxes, if it is a ``Batch``.
         """
-        if len(labels):  # nothing is left of a batch of repeats
+        if len(labels):  # a batch of repeats is empty now
             self.loss.update(loss_of(logits, labels, self.task, reduction="none").double())
             is_multilabel = self.task == "multilabel"
             targets = multi_hot(labels, self.num_classes) if is_multilabel else labels
@@ -115,13 +174,7 @@ class Evaluation(nn.Module):
     def update_statistics(
         self, maps: Tensor, batch: Sequence[Any], preprocessing: Preprocessing | None
     ) -> None:
-        """Count how the maps of a batch look, over what the network saw.
-
-        Args:
-            maps: (B, h, w), of each picture's true class.
-            batch: Where they are from; with boxes if it is a ``Batch``.
-            preprocessing: Of the network.
-        """
+        """Count the statistics of maps (B, h, w) of the true classes, over the network's input."""
         images, size_hw = batch[0], (batch[0].shape[-2], batch[0].shape[-1])
         boxes = [torch.zeros(0, 4)] * len(maps)
         if isinstance(batch, Batch):
@@ -129,13 +182,13 @@ class Evaluation(nn.Module):
         if isinstance(batch, Batch) and batch.is_cached:
             assert preprocessing is not None
             size_hw = preprocessing.size
-            # Where only the pooled vector is cached, it is spread over a map that shows nothing.
+            # A pooled vector that was cached without its map is a constant map: not counted.
             is_map = (images != images[..., :1, :1]).any(3).any(2).any(1)
             maps, boxes = maps[is_map], [boxes[row] for row in is_map.nonzero().flatten()]
         self.statistics.update(maps, boxes, size_hw)
 
     def by_class(self) -> ClassScores:
-        """The scores of each class, of all processes."""
+        """The scores of each class, over all processes."""
         average_precision = None
         if self.task == "multilabel":
             metric = self.ranked["map"]
@@ -150,13 +203,9 @@ class Evaluation(nn.Module):
         )
 
     def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
-        """Scores by name, of all processes; localization only where pictures had boxes or masks.
-
-        Args:
-            calibrated: A map threshold that was chosen on other pictures, to be scored too.
-        """
+        """The scores by name, over all processes; see ``BoxScores.compute`` for localization."""
         scores = {"loss": self.loss.compute(), **self.ranked.compute()}
-        # A process whose pictures have no maps synchronizes like the others.
+        # Counts nothing, so that a process without any maps synchronizes like the others.
         self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))
         scores |= {
             f"cam_{name}": value
@@ -166,20 +215,7 @@ class Evaluation(nn.Module):
         return scores | self.boxes.compute(calibrated)
 
     def reset(self) -> None:
-        """Start anew, with nothing counted."""
+        """Set all counts to zero."""
         for metric in self.children():
             assert isinstance(metric, (Metric, MetricCollection, BoxScores))
             metric.reset()
-
-
-def _ranking_metrics(num_classes: int, task: Task) -> MetricCollection:
-    """The metrics of logits and targets, by their names."""
-    metrics: dict[str, Metric | MetricCollection] = {}
-    names = score_names(num_classes, task)
-    if "map" in names:
-        metrics["map"] = MeanAveragePrecision(num_classes)
-    if "acc1" in names:
-        metrics["acc1"] = MulticlassAccuracy(num_classes, average="micro")
-    if "acc5" in names:
-        metrics["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return MetricCollection(metrics, compute_groups=False)

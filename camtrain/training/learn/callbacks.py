@@ -15,43 +15,34 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 
-_FACTOR = 0.98  # of the running average that Lightning takes
-_WINDOW = 11
+_FACTOR = 0.98  # of the running average in Lightning's callback
+_WINDOW = 11  # steps over which losses are averaged instead
 
 
 class ExponentialAverage(WeightAveraging):
-    """Averages the weights after every step of the optimizer, and evaluates and keeps the average.
+    """Averages the weights after every step of the optimizer; evaluation uses the average.
 
-    ``average = decay * average + (1 - decay) * weights``, from the weights after the first step on.
-    BatchNorm statistics are averaged likewise; counters are copied. Frozen tensors do not change,
-    so they are bit-identical in the average. The average is a checkpoint's ``state_dict``; the
-    weights that training continues with are stored beside it.
+    ``average = decay * average + (1 - decay) * weights``, from the weights after the first step on;
+    ``decay`` lies in (0, 1). BatchNorm statistics are averaged likewise; counters are copied.
+    Frozen tensors do not change, so they are bit-identical in the average. A checkpoint stores the
+    average as its ``state_dict``, and beside it the weights with which training continues.
     """
 
     def __init__(self, decay: float) -> None:
-        """Start with the first step; ``decay`` lies in (0, 1)."""
         super().__init__(multi_avg_fn=partial(_move_towards, decay=decay))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Continue the average of a training; evaluation uses the ``state_dict``, the average."""
+        """Restore average and weights to continue a training; evaluation needs the average only."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-def check_ema_decay(decay: float | None) -> None:
-    """Raise a ``CamtrainValueError`` unless it is None or lies between 0 and 1."""
-    if decay is not None and not 0 < decay < 1:
-        raise CamtrainValueError(
-            f"ema_decay must lie between 0 and 1, such as 0.999, or be None, got {decay}."
-        )
 
 
 def _move_towards(
     averages: list[Tensor], weights: list[Tensor], _count: Tensor | int, *, decay: float
 ) -> None:
-    """One step of the average, in place; equal tensors stay equal to the last bit."""
+    """Update averages in place; where average and weight are equal, no bit changes."""
     if averages[0].is_floating_point():
         torch._foreach_lerp_(averages, weights, 1 - decay)
     else:
@@ -59,11 +50,12 @@ def _move_towards(
 
 
 class FoundLearningRate(LearningRateFinder):
-    """Tries rates from 1e-6 to 1 in 100 steps, all parameters at the same, and takes the steepest.
+    """Finds the learning rate at which the loss falls fastest, and trains with it.
 
-    Weights, statistics and random numbers are afterwards as they were (L. Smith, *Cyclical Learning
-    Rates for Training Neural Networks*, WACV 2017, section 3.3). A continued training keeps the
-    rate that was found when it began; ``fast_dev_run`` keeps the one that was given.
+    It takes 100 steps, with rates from 1e-6 to 1 for all parameters (L. Smith, *Cyclical Learning
+    Rates for Training Neural Networks*, WACV 2017, section 3.3), and then restores weights,
+    statistics and random numbers. A continued training keeps the rate found when it began;
+    ``fast_dev_run`` keeps the given rate.
     """
 
     _is_resumed = False
@@ -74,16 +66,12 @@ class FoundLearningRate(LearningRateFinder):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the rate that was found when the training began."""
+        """Restore the rate that was found when the training began."""
         self._is_resumed = True
         pl_module.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the rate, and build optimizer and schedule anew with it.
-
-        Raises:
-            CamtrainValueError: The loss fell at no rate.
-        """
+        """Find the rate, and build optimizer and schedule anew with it; see ``steepest``."""
         if self._is_resumed or getattr(trainer, "fast_dev_run", False):
             return
         epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
@@ -102,15 +90,15 @@ class FoundLearningRate(LearningRateFinder):
 
 
 def steepest(lr: Sequence[float], loss: Sequence[float]) -> float:
-    """The rate at which the loss falls fastest, per factor of the rate.
+    """The learning rate at which the loss falls fastest over the logarithm of the rate.
 
-    Lightning's losses are running averages, which lag behind by up to decades of the rate; and its
-    own suggestion is the steepest slope per rate, which noise at the lowest rates decides. Here the
-    running average is undone, and one over the eleven steps around is taken.
+    Lightning's losses are running averages, which lag behind by up to decades of the rate, and its
+    suggestion is the steepest slope over the rate itself, which noise at the lowest rates decides.
+    So the running average is undone, and replaced by the mean of the eleven steps around each step.
 
     Args:
-        lr: Rates in geometric order.
-        loss: Averages as in Lightning's callback, of factor 0.98, after each of them.
+        lr: Learning rates in geometric order.
+        loss: The running average after each of them, of factor 0.98, from Lightning's callback.
 
     Raises:
         CamtrainValueError: The loss falls nowhere, or is finite in fewer than twelve steps.

@@ -1,6 +1,6 @@
-"""Frozen means frozen: neither parameters nor buffers of a frozen layer change.
+"""Freezing layers of the backbone: neither their parameters nor their buffers change.
 
-What is frozen follows from the epoch alone, so a resumed training freezes what it would have.
+What is frozen depends on the epoch alone, so a resumed training freezes the same layers.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -24,14 +23,13 @@ from camtrain.preprocessing import Preprocessing
 _TRUNK = "trunk."
 
 
-@dataclass(frozen=True, eq=False)
-class FrozenPart:
-    """What is not trained.
+class FrozenPart(NamedTuple):
+    """Layers that are not trained.
 
     Attributes:
         modules: The outermost modules that stay in evaluation mode, which keeps BatchNorm
             statistics and switches dropout off.
-        parameters: Those that get no gradient.
+        parameters: The parameters that get no gradient.
     """
 
     modules: tuple[nn.Module, ...] = ()
@@ -39,14 +37,14 @@ class FrozenPart:
 
 
 class Freezing(Callback):
-    """Freezes a part of a network up to some epoch: before the training, and as a callback in it.
+    """Freezes layers of a network at once, and unfreezes them at some epoch of the training.
 
     Args:
         net: The network.
-        hparams: The settings of ``CAMModule``, of which these count: ``freeze_backbone`` freezes
-            the whole backbone; ``freeze_until`` its layers up to and including this one, in the
-            order of the forward pass, named like a cut (``layer3``, ``features.17``); and
-            ``unfreeze_at_epoch`` is when the frozen part is trained too, None meaning never.
+        hparams: The settings of ``CAMModule``. ``freeze_backbone`` freezes the whole backbone;
+            ``freeze_until`` freezes its layers up to and including this one, in the order of the
+            forward pass, named like a cut (``layer3``, ``features.17``); ``unfreeze_at_epoch`` is
+            the epoch from which on they are trained, or None.
 
     Raises:
         CamtrainValueError: The settings contradict each other, or there is no such layer.
@@ -54,7 +52,6 @@ class Freezing(Callback):
     """
 
     def __init__(self, net: CAMNet, hparams: Mapping[str, Any]) -> None:
-        """Find the part and freeze it, as it is before the first epoch."""
         freeze_until = hparams["freeze_until"]
         self.unfreeze_at_epoch: int | None = hparams["unfreeze_at_epoch"]
         _check(hparams["freeze_backbone"], freeze_until, self.unfreeze_at_epoch)
@@ -68,15 +65,11 @@ class Freezing(Callback):
 
     @property
     def stays(self) -> bool:
-        """Whether something is frozen, and for good."""
+        """Whether layers are frozen in all epochs."""
         return bool(self.part.parameters) and self.unfreeze_at_epoch is None
 
     def apply(self, epoch: int) -> bool:
-        """Freeze or unfreeze, as it should be in an epoch; returns whether that changed anything.
-
-        Args:
-            epoch: Counted from 0.
-        """
+        """Freeze or unfreeze for an epoch, counted from 0; returns whether anything changed."""
         is_frozen = bool(self.part.parameters) and (
             self.unfreeze_at_epoch is None or epoch < self.unfreeze_at_epoch
         )
@@ -89,27 +82,27 @@ class Freezing(Callback):
         return True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze what is frozen in this epoch, which may be in the middle of a resumed one."""
+        """Freeze for the first epoch, which may be a resumed one."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Unfreeze when it is time."""
+        """Unfreeze at the start of ``unfreeze_at_epoch``."""
         if self.apply(trainer.current_epoch):
             pl_module.train()
             _wrap_again(trainer.strategy)
 
     def keep_in_eval(self) -> None:
-        """Undo a ``train()`` call on what is frozen."""
+        """Put frozen modules back into evaluation mode after a call of ``train()``."""
         if self._is_frozen:
             for module in self.part.modules:
                 module.eval()
 
 
 def part_until(net: CAMNet, layer: str) -> FrozenPart:
-    """The layers of a backbone up to and including one, in the order of the forward pass.
+    """The layers of a backbone up to and including ``layer``, in the order of the forward pass.
 
-    A layer is frozen if all weights that it computes with are first used no later than the last of
-    ``layer``; one without weights, such as dropout, if it is called no later.
+    A layer is frozen if all its weights are first used no later than the last weight of ``layer``.
+    A layer without weights, such as dropout, is frozen if it is called no later than ``layer``.
 
     Raises:
         CamtrainValueError: The backbone has no such layer.
@@ -122,40 +115,35 @@ def part_until(net: CAMNet, layer: str) -> FrozenPart:
     inside = f"{_TRUNK}{layer}"
     last_call = max((calls[name] for name in _under(inside, calls)), default=-1)
     last = max((place[name] for name in _under(inside, place)), default=-1)
-    if last < 0:  # it has no weights: those of the layers before it count
+    if last < 0:  # it has no weights: the weights of the layers before it count
         before = [name for name, number in calls.items() if number <= last_call]
-        last = max((place[n] for layer in before for n in _under(layer, place)), default=-1)
+        last = max((place[n] for name in before for n in _under(name, place)), default=-1)
     if last < 0:
         raise _unknown(layer, backbone, probed)
 
     def is_frozen(name: str, module: nn.Module) -> bool:
         if name == "":
             return bool(place) and max(place.values()) <= last
-        weights = [place[own] for own in _under(name, place)]
+        weights = [place[inner] for inner in _under(name, place)]
         return max(weights) <= last if weights else calls.get(name, last_call + 1) <= last_call
 
     names: list[str] = []
     for name, module in backbone.named_modules():
         if not any(_is_under(name, outer) for outer in names) and is_frozen(name, module):
             names.append(name)
-    parameters = {
-        name: parameter
+    parameters = tuple(
+        parameter
         for name, parameter in backbone.named_parameters()
         if place.get(name, last + 1) <= last or any(_is_under(name, outer) for outer in names)
-    }
-    modules = tuple(backbone.get_submodule(name) for name in names)
-    return FrozenPart(modules, tuple(parameters.values()))
+    )
+    return FrozenPart(tuple(backbone.get_submodule(name) for name in names), parameters)
 
 
 def _wrap_again(strategy: Strategy) -> None:
-    """Let several processes exchange the gradients of what is trained from now on.
-
-    DistributedDataParallel knows only the parameters that wanted a gradient when it was made, and
-    insists on a gradient for each of them.
-    """
+    """Wrap the module anew, since a wrapper handles only what was trained when it was made."""
     if isinstance(strategy, DDPStrategy):
         strategy.model = strategy.lightning_module
-        gc.collect()  # takes the old wrapper's hooks off the parameters
+        gc.collect()  # removes the old wrapper's hooks from the parameters
         strategy.configure_ddp()
 
 

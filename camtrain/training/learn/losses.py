@@ -1,13 +1,13 @@
-"""The loss that is trained on: targets of both tasks, mixing, weights, and a guard against NaN."""
+"""The training loss: targets of both tasks, mixing, class weights, and a guard against NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchvision.transforms import v2
@@ -36,9 +36,9 @@ def loss_of(
         labels: (B,), class numbers; for multi-label also (B, K), multi-hot of any type.
         task: ``multiclass`` or ``multilabel``.
         reduction: ``none`` for one number per picture, (B,), or per picture and class, (B, K).
-        are_mixed: The labels are (B, K), shares of the classes in [0, 1].
-        label_smoothing: Part s of a target that all classes share, as 1/K each; for multi-label it
-            is moved to 1/2.
+        are_mixed: Whether the labels are shares of the classes, (B, K), in [0, 1].
+        label_smoothing: The part of each target that all classes share equally; for multi-label
+            the part by which each target moves to 1/2.
         class_weights: (K,); for multi-label the weight of the pictures that have the class.
 
     Raises:
@@ -60,12 +60,30 @@ def loss_of(
     )
 
 
-class TrainingLoss:
-    """Mixes the pictures of a batch, and compares logits with smoothed and weighted targets.
+def check_loss(hparams: Mapping[str, Any]) -> None:
+    """Check those settings of ``CAMModule`` for the loss that need no network.
 
-    Mixing is torchvision's mixup or cutmix of each picture with the one before it; where both are
-    on, each batch takes one of them with equal chances. The random numbers are torch's, so they
-    follow from the seed of the step.
+    Raises:
+        CamtrainValueError: A number is out of range.
+    """
+    label_smoothing, mixup, cutmix = (
+        hparams[name] for name in ("label_smoothing", "mixup", "cutmix")
+    )
+    if not 0 <= label_smoothing < 1:
+        raise CamtrainValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+    if mixup < 0 or cutmix < 0:
+        raise CamtrainValueError(
+            f"mixup and cutmix are shapes of a Beta distribution, at least 0, got {mixup} and "
+            f"{cutmix}; 0 switches them off, 0.2 and 1 are usual."
+        )
+
+
+class TrainingLoss:
+    """Mixes the pictures of a batch, and computes its loss with smoothed and weighted targets.
+
+    Mixing is torchvision's mixup or cutmix of each picture with the previous one; if both are on,
+    each batch gets one of them with equal chances. The random numbers are torch's, so they depend
+    on the seed of the step.
 
     Args:
         num_classes: K.
@@ -73,10 +91,10 @@ class TrainingLoss:
         label_smoothing: In [0, 1), see ``loss_of``.
         class_weights: K numbers, ``balanced`` or None; see ``set_labels``.
         mixup: alpha of the Beta distribution of the shares; 0 for no mixup.
-        cutmix: alpha likewise, for cutmix.
+        cutmix: The same for cutmix.
 
     Raises:
-        CamtrainValueError: A number is out of range, or the weights are not K of them.
+        CamtrainValueError: The weights are not K numbers above 0.
         CamtrainTypeError: The weights are neither ``balanced`` nor numbers.
     """
 
@@ -90,20 +108,13 @@ class TrainingLoss:
         mixup: float = 0.0,
         cutmix: float = 0.0,
     ) -> None:
-        """Check the settings."""
-        self.check_smoothing(label_smoothing)
-        _check_class_weights(class_weights, num_classes)
-        if mixup < 0 or cutmix < 0:
-            raise CamtrainValueError(
-                f"mixup and cutmix are shapes of a Beta distribution, at least 0, got {mixup} and "
-                f"{cutmix}; 0 switches them off, 0.2 and 1 are usual."
-            )
         self.num_classes = num_classes
         self.task: Task = task
         self.label_smoothing = label_smoothing
         self.is_balanced = class_weights == "balanced"
         self.class_weights: Tensor | None = None
         if class_weights is not None and class_weights != "balanced":
+            _check_class_weights(class_weights, num_classes)
             self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
         transforms = [
             kind(alpha=alpha, num_classes=num_classes)
@@ -112,17 +123,11 @@ class TrainingLoss:
         ]
         self._mix = v2.RandomChoice(transforms) if transforms else None
 
-    @staticmethod
-    def check_smoothing(label_smoothing: float) -> None:
-        """Raise CamtrainValueError unless it lies in [0, 1)."""
-        if not 0 <= label_smoothing < 1:
-            raise CamtrainValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
-
     def set_labels(self, labels: Sequence[int] | Tensor | None) -> None:
         """Compute balanced weights from the labels of all training pictures.
 
         Raises:
-            CamtrainValueError: The weights are ``balanced``, and the labels are not known.
+            CamtrainValueError: The weights are ``balanced``, and the labels are unknown.
         """
         if not self.is_balanced:
             return
@@ -135,7 +140,7 @@ class TrainingLoss:
         self.class_weights = balanced_weights(labels, self.num_classes, self.task)
 
     def mix(self, batch: Sequence[Any]) -> Sequence[Any]:
-        """The batch with mixed images (B, C, H, W), its labels being shares (B, K) in [0, 1]."""
+        """The batch with mixed images (B, C, H, W), and shares (B, K) in [0, 1] as its labels."""
         if self._mix is None:
             return batch
         images, labels = batch[0], batch[1]
@@ -160,14 +165,7 @@ class TrainingLoss:
         )
 
 
-def zero_loss(module: nn.Module) -> Tensor:
-    """A loss whose gradients are 0, so that processes with more pictures need not wait."""
-    return torch.stack([p.sum() * 0.0 for p in module.parameters() if p.requires_grad]).sum()
-
-
-def _check_class_weights(weights: ClassWeights | None, num_classes: int) -> None:
-    if weights is None or weights == "balanced":
-        return
+def _check_class_weights(weights: Sequence[Any], num_classes: int) -> None:
     is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
     if not is_list or not all(isinstance(weight, (int, float)) for weight in weights):
         raise CamtrainTypeError(
@@ -181,10 +179,10 @@ def _check_class_weights(weights: ClassWeights | None, num_classes: int) -> None
 
 
 def balanced_weights(labels: Tensor, num_classes: int, task: Task) -> Tensor:
-    """Weights (K,) under which every class counts as much.
+    """Weights (K,) that give every class the same influence.
 
-    n / (K n_k) for a class of n_k of n pictures, as in scikit-learn; for multi-label the weight of
-    a picture that has the class, (n - n_k) / n_k. A class without pictures counts as one with one.
+    They are n / (K n_k) for a class of n_k of n pictures, as in scikit-learn; for multi-label they
+    are (n - n_k) / n_k, for the pictures that have the class. Empty classes count as n_k = 1.
 
     Args:
         labels: (n,), class numbers; for multi-label also (n, K), multi-hot.
@@ -203,31 +201,22 @@ def balanced_weights(labels: Tensor, num_classes: int, task: Task) -> Tensor:
     return len(labels) / (num_classes * counts)
 
 
-class _RecordedLoss(NamedTuple):
-    """The loss of one batch on its way to the CPU."""
-
-    loss: Tensor
-    copied: torch.cuda.Event | None
-    batch: Sequence[Any]
-    batch_idx: int
-
-
-class NonFiniteLossGuard(Callback):
+class FiniteLossGuard(Callback):
     """Stops a training whose loss is NaN or infinite, before the optimizer takes the step.
 
-    On a GPU the loss is copied while the backward pass runs, so nothing waits for it: it is checked
-    once the backward pass has been queued.
+    From a GPU the loss is copied during the backward pass, and checked after it has been queued, so
+    nothing waits for the copy.
     """
 
     def __init__(self) -> None:
-        self._batch: tuple[Sequence[Any], int] = ((), 0)
-        self._records: list[_RecordedLoss] = []
+        self._batch: tuple[Sequence[str] | None, int] = (None, 0)  # paths and number
+        self._records: list[tuple[Tensor, torch.cuda.Event | None, Sequence[str] | None, int]] = []
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
     ) -> None:
-        """Note which batch the next loss belongs to."""
-        self._batch = (batch, batch_idx)
+        """Remember which batch the next loss belongs to."""
+        self._batch = (getattr(batch, "paths", None), batch_idx)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -240,8 +229,7 @@ class NonFiniteLossGuard(Callback):
             copied.copy_(loss, non_blocking=True)
             event = torch.cuda.current_stream(loss.device).record_event()
             loss = copied
-        self._records.append(_RecordedLoss(loss, event, *self._batch))
-        self._batch = ((), 0)  # frees the batch after the check
+        self._records.append((loss, event, *self._batch))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -249,14 +237,13 @@ class NonFiniteLossGuard(Callback):
         """Check the losses since the last step.
 
         Raises:
-            CamtrainValueError: One of them is not finite; the message names step, rate, pictures.
+            CamtrainValueError: A loss is not finite; the message names step, rate and pictures.
         """
         records, self._records = self._records, []
-        for loss, event, batch, batch_idx in records:
+        for loss, event, paths, batch_idx in records:
             if event is not None:
                 event.synchronize()
             if not torch.isfinite(loss):
-                paths = getattr(batch, "paths", None)
                 where = f"of these pictures: {', '.join(paths)}" if paths else "in that order"
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 raise CamtrainValueError(

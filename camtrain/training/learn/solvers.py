@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,13 +13,12 @@ import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD
 
 from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.labels import Task, multi_hot
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
-from camtrain.training.evaluate.average_precision import MeanAveragePrecision
+from camtrain.training.evaluate.scores import MeanAveragePrecision
 
 HeadSolver = Literal["sgd", "logistic", "svm"]
 # Inverse strengths of the regularization (scikit-learn's C), the strongest first.
@@ -30,26 +28,20 @@ _Array = npt.NDArray[np.float64]
 
 
 class LabeledFeatures(NamedTuple):
-    """Pooled features of pictures with their labels.
-
-    Attributes:
-        features: (N, C), float32.
-        labels: (N,), class numbers, or (N, K), multi-hot.
-    """
+    """Pooled features of pictures, (N, C) float32, and labels, (N,) or multi-hot (N, K)."""
 
     features: Tensor
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class Solution:
+class Solution(NamedTuple):
     """A linear head.
 
     Attributes:
         weight: (K, C), float32.
         bias: (K,), float32.
         regularization: The C that was chosen.
-        score: Accuracy on the validation pictures; mean average precision for multi-label.
+        score: Accuracy on the val pictures; mean average precision for multi-label.
     """
 
     weight: Tensor
@@ -67,14 +59,13 @@ def solve_head(
     task: Task = "multiclass",
     class_weights: Sequence[float] | None = None,
 ) -> Solution:
-    """The head of the regularization that is best on the validation pictures; a tie: the stronger.
+    """The head with the best score on val; of equal ones the most regularized.
 
     ``logistic`` minimizes the cross-entropy of all classes (multi-label: of each class against the
     rest), plus ``|w|^2 / 2C``; its scores are probabilities as those of ordinary training are.
     ``svm``, which Zhou et al. used on such features (section 4), separates each class from the
-    rest with a squared hinge; its logits are margins, so the softmax of them ranks the classes but
-    is no probability. Features are standardized for the solver, and the head is folded back onto
-    the features as they are.
+    rest with a squared hinge; its logits are margins, so their softmax ranks the classes but is no
+    probability. The solver gets standardized features; the head is for features as they are.
 
     Args:
         solver: ``logistic`` or ``svm``.
@@ -97,93 +88,51 @@ def solve_head(
     mean, std = train.features.double().mean(0), train.features.double().std(0, correction=0)
     std = torch.where(std > 0, std, 1.0)
     standard = ((train.features - mean) / std).numpy()
-    best: Solution | None = None
-    for strength in REGULARIZATION:
+    weights = [1.0] * num_classes if class_weights is None else list(map(float, class_weights))
+
+    def solution(strength: float) -> Solution:
         if task == "multilabel":
-            head = _multilabel_head(solver, strength, standard, targets.numpy(), class_weights)
+            heads = [
+                _fit(solver, strength, standard, targets[:, k].numpy(), {0: 1.0, 1: weights[k]})
+                for k in range(num_classes)
+            ]
+            rows, bias = (np.concatenate(parts) for parts in zip(*heads, strict=True))
         else:
             labels = train.labels.numpy()
-            head = _multiclass_head(solver, strength, standard, labels, class_weights)
-        weight = torch.from_numpy(head.weight) / std
-        bias = torch.from_numpy(head.bias) - weight @ mean
-        weight, bias = weight.float(), bias.float()
-        score = _score(F.linear(val.features, weight, bias), val.labels, task)
-        if best is None or score > best.score:
-            best = Solution(weight, bias, strength, score)
-    assert best is not None
-    return best
+            rows, bias = _fit(solver, strength, standard, labels, dict(enumerate(weights)))
+            if num_classes == 2:  # scikit-learn's one row belongs to the second class
+                # The logits of a softmax over two differ by the one logit of the sigmoid.
+                factor = 0.5 if solver == "logistic" else 1.0
+                rows, bias = (factor * np.concatenate([-part, part]) for part in (rows, bias))
+        weight = torch.from_numpy(rows) / std
+        head = weight.float(), (torch.from_numpy(bias) - weight @ mean).float()
+        return Solution(*head, strength, _score(F.linear(val.features, *head), val.labels, task))
 
-
-class _Head(NamedTuple):
-    weight: _Array  # (K, C)
-    bias: _Array  # (K,)
-
-
-_ClassWeights = dict[int, float] | None  # in scikit-learn's form
+    return max(map(solution, REGULARIZATION), key=lambda candidate: candidate.score)
 
 
 def _fit(
     solver: HeadSolver,
     strength: float,
-    features: _Array,
+    features: npt.NDArray[Any],
     labels: npt.NDArray[Any],
-    weights: _ClassWeights,
-) -> _Head:
-    """Scikit-learn's head for features (N, C) with labels (N,); one row where there are two."""
-    from sklearn.exceptions import ConvergenceWarning  # costs a second, so only who solves pays
+    class_weights: dict[int, float],
+) -> tuple[_Array, _Array]:
+    """Scikit-learn's weight (K, C) and bias (K,); for two classes one row, (1, C) and (1,)."""
+    from sklearn.exceptions import ConvergenceWarning  # only users of a solver pay this second
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
     model = (
-        LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+        LogisticRegression(C=strength, class_weight=class_weights, max_iter=1000)
         if solver == "logistic"
-        else LinearSVC(C=strength, class_weight=weights, max_iter=10_000, random_state=0)
+        else LinearSVC(C=strength, class_weight=class_weights, max_iter=10_000, random_state=0)
     )
     with warnings.catch_warnings():
-        # A head that has not converged is measured on val like the others.
+        # A head that has not converged is measured on val like all others.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
-    return _Head(model.coef_, model.intercept_)
-
-
-def _multiclass_head(
-    solver: HeadSolver,
-    strength: float,
-    features: _Array,
-    labels: npt.NDArray[Any],
-    class_weights: Sequence[float] | None,
-) -> _Head:
-    weights = None if class_weights is None else dict(enumerate(map(float, class_weights)))
-    head = _fit(solver, strength, features, labels, weights)
-    if len(head.bias) > 1:
-        return head
-    # Of two classes scikit-learn gives a row for the second only. The logits of a softmax over two
-    # differ by the one logit of the sigmoid.
-    factor = 0.5 if solver == "logistic" else 1.0
-    weight, bias = factor * head.weight, factor * head.bias
-    return _Head(np.concatenate([-weight, weight]), np.concatenate([-bias, bias]))
-
-
-def _multilabel_head(
-    solver: HeadSolver,
-    strength: float,
-    features: _Array,
-    targets: npt.NDArray[Any],
-    class_weights: Sequence[float] | None,
-) -> _Head:
-    """A row for each class, fitted against the pictures without it."""
-    heads = [
-        _fit(
-            solver,
-            strength,
-            features,
-            targets[:, k],
-            None if class_weights is None else {0: 1.0, 1: float(class_weights[k])},
-        )
-        for k in range(targets.shape[1])
-    ]
-    weight, bias = zip(*heads, strict=True)
-    return _Head(np.concatenate(weight), np.concatenate(bias))
+    return model.coef_, model.intercept_
 
 
 def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
@@ -196,11 +145,11 @@ def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
 
 
 def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) -> None:
-    """Refuse a solver that cannot solve this network's head.
+    """Check that the option head_solver fits the network and the other settings of ``CAMModule``.
 
     Raises:
-        CamtrainValueError: An unknown solver, a network that is more than a linear head on the
-            means of frozen features, or a search for the rate of steps that are not taken.
+        CamtrainValueError: The solver is unknown, the network is more than a linear head on the
+            means of frozen features, or find_lr asks for the rate of steps that are not taken.
     """
     solver = hparams["head_solver"]
     if hparams["find_lr"] and solver != "sgd":
@@ -208,22 +157,17 @@ def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) ->
             f"head_solver {solver} takes no steps and has no rate to find; leave find_lr out."
         )
     check_choice("head_solver", solver, get_args(HeadSolver))
-    required = [
-        (net.pool == "avg", "--model.pool avg"),
-        (isinstance(net.neck, nn.Identity), "--model.neck []"),
-        (is_frozen, "--model.freeze_backbone true"),
-    ]
-    missing = [option for is_given, option in required if not is_given]
+    required = {
+        "--model.pool avg": net.pool == "avg",
+        "--model.neck []": isinstance(net.neck, nn.Identity),
+        "--model.freeze_backbone true": is_frozen,
+    }
+    missing = [option for option, is_given in required.items() if not is_given]
     if solver != "sgd" and missing:
         raise CamtrainValueError(
             f"head_solver {solver} solves a linear head on the means of frozen features; give "
             f"{', '.join(missing)}, or leave head_solver out."
         )
-
-
-def no_op_optimizer(head: nn.Linear) -> SGD:
-    """An optimizer that leaves the solved head as it is."""
-    return SGD(head.parameters(), lr=0.0)
 
 
 def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver, class_weights: Tensor | None) -> None:
@@ -239,7 +183,7 @@ def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver, class_weights: Tens
         CamtrainValueError: Features are not cached, there is no val split, or train lacks a class.
     """
     data: Any = getattr(trainer, "datamodule", None)
-    if getattr(trainer, "fast_dev_run", False):  # which caches no features
+    if getattr(trainer, "fast_dev_run", False):  # no features are cached
         return
     if not hasattr(data, "cached") or "val" not in data.datasets:
         raise CamtrainValueError(
@@ -247,10 +191,10 @@ def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver, class_weights: Tens
             "there is none; add val/CLASS, or give --data.val_fraction above 0."
         )
     train, val = data.cached("train"), data.cached("val")
-    head: tuple[Tensor, Tensor] = (net.head.weight, net.head.bias)
+    weight, bias = net.head.weight.detach(), net.head.bias.detach()
     if trainer.is_global_zero:
         start = time.perf_counter()
-        solution = solve_head(
+        weight, bias, regularization, score = solve_head(
             solver,
             _labeled_features(train, net.head.in_features),
             _labeled_features(val, net.head.in_features),
@@ -259,18 +203,16 @@ def solve(trainer: Trainer, net: CAMNet, solver: HeadSolver, class_weights: Tens
             class_weights=None if class_weights is None else class_weights.tolist(),
         )
         print(
-            f"Head: {solver}, C = {solution.regularization:g} with {100 * solution.score:.2f} % on "
-            f"val, in {time.perf_counter() - start:.1f} s",
+            f"Head: {solver}, C = {regularization:g} with {100 * score:.2f} % on val, in "
+            f"{time.perf_counter() - start:.1f} s",
             flush=True,
         )
-        head = (solution.weight, solution.bias)
-    weight, bias = trainer.strategy.broadcast(head)
+    weight, bias = trainer.strategy.broadcast((weight, bias))
     with torch.no_grad():
         net.head.weight.copy_(weight)
         net.head.bias.copy_(bias)
 
 
 def _labeled_features(dataset: FeatureDataset, channels: int) -> LabeledFeatures:
-    vectors, indices = dataset.vectors()  # those of val may go on with what refines the maps
-    labels = torch.as_tensor(dataset.labels)
-    return LabeledFeatures(vectors[:, :channels], labels[indices])
+    vectors, places = dataset.vectors()  # in val, the vectors that refine maps follow the features
+    return LabeledFeatures(vectors[:, :channels], torch.as_tensor(dataset.labels)[places])

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.header import Description
-from camtrain.training.learn.optimizer import Optimization, count_steps, make_schedule
+from camtrain.training.learn.optimizer import count_steps, make_schedule
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 
 # Settings that may change: where the pictures lie and how fast they are read. Weights were read
@@ -241,8 +241,8 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
             optimizer = trainer.optimizers[0]
             for group in optimizer.param_groups:
                 group["lr"] = group.get("initial_lr", group["lr"])
-            options = Optimization.of(trainer.lightning_module.hparams)
-            schedule = make_schedule(optimizer, options, **count_steps(trainer))
+            hparams = trainer.lightning_module.hparams
+            schedule = make_schedule(optimizer, hparams, **count_steps(trainer))
             schedule.step_update(trainer.global_step)
             config.scheduler = schedule
     if trainer.is_global_zero:

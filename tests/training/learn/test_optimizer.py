@@ -1,6 +1,7 @@
 """Parameter groups, optimizers, schedules: exact rates at exact steps."""
 
 import doctest
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 import camtrain
 from camtrain.errors import CamtrainError
-from camtrain.training import CAMDataModule
+from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.learn import optimizer as optimization
 from camtrain.training.learn.optimizer import (
     SCHEDULES,
-    Optimization,
+    check_optimization,
     configure,
     make_optimizer,
     parameter_groups,
@@ -28,6 +29,14 @@ from tests.training.conftest import quiet_trainer, small_module
 NET = camtrain.create_model("camtrain/digits", 3, neck=(4,), backbone_args={"width": 1})
 
 
+def options_of(**settings: Any) -> dict[str, Any]:
+    """The settings of a module, checked."""
+    parameters = inspect.signature(CAMModule).parameters
+    options = {name: parameter.default for name, parameter in parameters.items()} | settings
+    check_optimization(options)
+    return options
+
+
 def rates_of(
     steps: int,
     *,
@@ -37,7 +46,7 @@ def rates_of(
 ) -> list[float]:
     """The head's rate of every step, driven as Lightning drives it."""
     settings = {"lr": 1e-3, "warmup_epochs": 0.0, **settings}
-    made = configure(NET, Optimization(**settings), steps=steps, steps_per_epoch=per_epoch)
+    made = configure(NET, options_of(**settings), steps=steps, steps_per_epoch=per_epoch)
     if isinstance(made, torch.optim.Optimizer):
         return [of([group["lr"] for group in made.param_groups])] * steps
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -129,13 +138,13 @@ def test_every_schedule_is_continued_from_plain_values(
 
 def test_every_parameter_is_in_one_group() -> None:
     for settings in ({}, {"backbone_lr_ratio": 0.1}, {"layer_decay": 0.5}):
-        groups = parameter_groups(NET, Optimization(**settings))
+        groups = parameter_groups(NET, options_of(**settings))
         known = [id(p) for group in groups for p in group["params"]]
         assert sorted(known) == sorted(id(p) for p in NET.parameters())
 
 
 def scales_of(net: camtrain.CAMNet, **settings: Any) -> dict[str, float]:
-    groups = parameter_groups(net, Optimization(**settings))
+    groups = parameter_groups(net, options_of(**settings))
     by_id = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     return {name: by_id[id(p)] for name, p in net.named_parameters()}
 
@@ -160,7 +169,7 @@ def test_a_parameter_without_a_gradient_is_left_alone_by_every_usual_optimizer()
         frozen = torch.nn.Parameter(torch.ones(3, 2))
         free = torch.nn.Parameter(torch.ones(3, 2))
         groups = [{"params": [frozen, free], "weight_decay": 0.5, "lr_scale": 1.0}]
-        optimizer = make_optimizer(groups, Optimization(optimizer=name, lr=0.1))
+        optimizer = make_optimizer(groups, options_of(optimizer=name, lr=0.1))
         for _ in range(7):
             free.grad = torch.ones(3, 2)
             optimizer.step()
@@ -169,12 +178,12 @@ def test_a_parameter_without_a_gradient_is_left_alone_by_every_usual_optimizer()
 
 
 def test_sgd_has_no_nesterov_momentum_unless_told() -> None:
-    groups = parameter_groups(NET, Optimization())
-    plain = make_optimizer(groups, Optimization(optimizer="sgd", momentum=0.7))
+    groups = parameter_groups(NET, options_of())
+    plain = make_optimizer(groups, options_of(optimizer="sgd", momentum=0.7))
     assert isinstance(plain, torch.optim.SGD)
     assert plain.defaults["momentum"] == 0.7
     assert not plain.defaults["nesterov"]
-    nesterov = make_optimizer(parameter_groups(NET, Optimization()), Optimization("nesterov"))
+    nesterov = make_optimizer(parameter_groups(NET, options_of()), options_of(optimizer="nesterov"))
     assert nesterov.defaults["nesterov"]
 
 
@@ -214,4 +223,4 @@ def test_what_only_the_builder_knows_is_one_sentence_too(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CamtrainError, match=message):
-        configure(NET, Optimization(**settings), steps=10, steps_per_epoch=5)
+        configure(NET, options_of(**settings), steps=10, steps_per_epoch=5)
