@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training.evaluate.evaluator import Evaluator
 from camtrain.training.learn.optimizer import warmup_cosine
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
@@ -62,6 +64,19 @@ def test_a_trainer_that_is_used_again_announces_no_replaced_callbacks(
         trainer.validate(module, data, verbose=False)
     assert caplog.records
     assert "will override" not in caplog.text
+
+
+def test_a_trainer_that_is_used_again_has_only_the_callbacks_of_the_new_module(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data, trainer, module = AnybodysData(2), quiet_trainer(max_epochs=1), small_module()
+    with caplog.at_level(logging.INFO, logger="pytorch_lightning.utilities.rank_zero"):
+        trainer.fit(small_module(ema_decay=0.5), data)
+        trainer.validate(module, data, verbose=False)
+    assert "will override" not in caplog.text
+    assert not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    evaluators = [callback for callback in trainer.callbacks if isinstance(callback, Evaluator)]
+    assert evaluators == [module.evaluator]
 
 
 class ForgetsSuper(CAMModule):
