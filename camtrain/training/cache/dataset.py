@@ -32,7 +32,7 @@ class FeatureDataset(Dataset[Sample]):
         arrays: ``kept`` (N,), which pictures could be read; ``vectors`` (N, V, C) float32, ``maps``
             (M, V, C, h, w) or both; V is 2 if there are mirror images, else 1.
         mapped: The places in ``pictures`` of the M maps.
-        known: Samples without pixels by place, as far as they have been read.
+        annotations: Samples without pixels by place, as far as they have been read.
         is_bfloat16: Whether the int16 numbers of ``maps`` are bfloat16, which NumPy lacks.
         for_training: True: samples are mirrored as those of ``pictures``, and know only their
             label. False: samples have boxes, sizes and masks.
@@ -44,7 +44,7 @@ class FeatureDataset(Dataset[Sample]):
         arrays: Arrays,
         *,
         mapped: Sequence[int] = (),
-        known: Mapping[int, Sample] | None = None,
+        annotations: Mapping[int, Sample] | None = None,
         is_bfloat16: bool = False,
         for_training: bool,
     ) -> None:
@@ -62,7 +62,7 @@ class FeatureDataset(Dataset[Sample]):
         self._shape = (channels, height, width)
         self._has_mirrors = for_training and features.shape[1] == 2
         self._paths = [pictures.source.paths[index] for index in pictures.indices]
-        self._known: dict[int, Sample] = dict(known or {})
+        self._annotations: dict[int, Sample] = dict(annotations or {})
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -120,9 +120,9 @@ class FeatureDataset(Dataset[Sample]):
 
     def _annotated(self, index: int) -> Sample:
         """The sample of a picture without its pixels; read only once, unless it has a mask."""
-        if index not in self._known:
+        if index not in self._annotations:
             sample = replace(self.pictures[index], image=torch.zeros(0))
             if sample.mask.numel():  # masks are as large as their pictures: too large to keep all
                 return sample
-            self._known[index] = sample
-        return self._known[index]
+            self._annotations[index] = sample
+        return self._annotations[index]

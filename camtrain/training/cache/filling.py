@@ -71,7 +71,7 @@ def cached_split(
         pictures,
         arrays,
         mapped=plan.mapped,
-        known=plan.known,
+        annotations=plan.annotations,
         is_bfloat16=about["dtype"] == "bfloat16",
         for_training=plan.is_train,
     )

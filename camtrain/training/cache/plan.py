@@ -137,7 +137,7 @@ class Plan:
         dtype: The type in which the backbone computes.
         has_vectors: Whether the pooled vectors of all pictures are cached.
         mapped: The places of the pictures whose feature maps are cached.
-        known: Samples without pixels by place, as far as planning has read them.
+        annotations: Samples without pixels by place, as far as planning has read them.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Plan:
         if self.is_train and self.refining_net is not None:  # a teacher compares maps
             self.has_vectors = False
         self.mapped: list[int] = []
-        self.known: dict[int, Sample] = {}
+        self.annotations: dict[int, Sample] = {}
         if not self.has_vectors:
             self.mapped = list(range(len(pictures)))
         elif not self.is_train:
@@ -266,7 +266,7 @@ class Plan:
                 if has_mask or len(sample.boxes_xyxy):
                     self.mapped.append(sample.index)
                 if not has_mask:
-                    self.known[sample.index] = sample
+                    self.annotations[sample.index] = sample
 
 
 def as_size(nbytes: int) -> str:

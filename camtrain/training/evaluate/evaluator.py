@@ -146,10 +146,10 @@ class Evaluator(nn.Module, Callback):
         """
         batch = without_repeats(trainer, split, batch, batch_idx)
         images, labels = batch[0], batch[1]
-        own_batch = batch if isinstance(batch, Batch) else None
+        camtrain_batch = batch if isinstance(batch, Batch) else None
         with torch.autocast(images.device.type, enabled=False):
             images = images.float().contiguous(memory_format=self._memory_format)
-            if own_batch is not None and own_batch.is_cached:
+            if camtrain_batch is not None and camtrain_batch.is_cached:
                 output = BackboneOutput.unpacked(images, net.vector_channels)
             else:
                 output = net.backbone_output(images)
@@ -162,9 +162,9 @@ class Evaluator(nn.Module, Callback):
         evaluation, whole_maps = self[split], None
         if not has_several:
             evaluation.update_statistics(maps[:, 0], batch, net.preprocessing)
-            if own_batch is not None:
-                whole_maps = on_whole_pictures(maps[:, 0], net.preprocessing, own_batch)
-        evaluation.update(logits, whole_maps, labels, own_batch)
+            if camtrain_batch is not None:
+                whole_maps = on_whole_pictures(maps[:, 0], net.preprocessing, camtrain_batch)
+        evaluation.update(logits, whole_maps, labels, camtrain_batch)
         outputs = {"batch": batch, "features": output.packed(), "logits": logits}
         return outputs if whole_maps is None else {**outputs, "maps": whole_maps}
 

@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 
-from camtrain.data import DamagedImageError, PreparedDataset
+from camtrain.data import Damaged, Sample
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import takes
 from camtrain.training.datamodule import CAMDataModule
 
 
-class Mosaics(Dataset["tuple[Tensor, Tensor] | None"]):
-    """Mosaics of four pictures of four classes: image (C, H, W) and classes (4,).
+def mosaic_batch(
+    samples: Sequence[Sample | Damaged], *, size_hw: tuple[int, int] | None
+) -> tuple[Tensor, Tensor] | None:
+    """The mosaics of four samples each, (n, C, H, W), and their classes, (n, 4).
+
+    Mosaics with a damaged file are left out; None if no mosaic is left.
 
     Args:
-        pictures: The data set of the pictures.
-        plan: (n, 4), the places of the pictures of each mosaic, see ``mosaic_plan``.
+        samples: Four for each mosaic, in the order of ``mosaic_plan``.
         size_hw: (H, W) of a mosaic; None means twice that of a picture.
     """
-
-    def __init__(
-        self, pictures: PreparedDataset, plan: Tensor, size_hw: tuple[int, int] | None
-    ) -> None:
-        self.pictures = pictures
-        self.plan = plan
-        self.size_hw = size_hw
-
-    def __len__(self) -> int:
-        """The number of mosaics."""
-        return len(self.plan)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """The mosaic at ``index``; None if one of its files is damaged."""
-        try:
-            samples = [self.pictures[place] for place in self.plan[index].tolist()]
-        except DamagedImageError:  # the evaluation has reported it already
-            return None
-        images = torch.stack([sample.image for sample in samples])
-        classes = torch.stack([torch.as_tensor(sample.label) for sample in samples])
-        return mosaic(images, size=self.size_hw), classes
-
-
-def _collate(mosaics: list[tuple[Tensor, Tensor] | None]) -> list[Tensor] | None:
-    """A batch of the mosaics without damaged files; None if there are none."""
-    complete = [pair for pair in mosaics if pair is not None]
-    batch: list[Tensor] | None = default_collate(complete) if complete else None
-    return batch
+    images, classes = [], []
+    for start in range(0, len(samples), 4):
+        quarters = [sample for sample in samples[start : start + 4] if isinstance(sample, Sample)]
+        if len(quarters) == 4:
+            images.append(mosaic(torch.stack([part.image for part in quarters]), size=size_hw))
+            classes.append(torch.stack([torch.as_tensor(part.label) for part in quarters]))
+    return (torch.stack(images), torch.stack(classes)) if images else None
 
 
 @torch.no_grad()
@@ -72,15 +57,13 @@ def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor
     channels, (height, width) = len(data.preprocessing.mean), data.preprocessing.size
     # Pictures keep their size if the network accepts images of twice the size.
     is_free = takes(net.backbone, channels, (2 * height, 2 * width))
+    plan = plan[trainer.global_rank :: trainer.world_size]
+    step = max(1, data.hparams["batch_size"] // 4)
     loader = DataLoader(
-        Mosaics(
-            pictures,
-            plan[trainer.global_rank :: trainer.world_size],
-            None if is_free else (height, width),
-        ),
-        batch_size=max(1, data.hparams["batch_size"] // 4),
+        pictures,
+        batch_sampler=[plan[at : at + step].flatten().tolist() for at in range(0, len(plan), step)],
         num_workers=data.hparams["workers"],
-        collate_fn=_collate,
+        collate_fn=partial(mosaic_batch, size_hw=None if is_free else (height, width)),
     )
     device = net.head.weight.device
     metric = MosaicScore().to(device)

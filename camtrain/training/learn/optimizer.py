@@ -246,9 +246,9 @@ def _check_optimizer(name: str) -> None:
     from timm import optim
 
     untyped: Any = optim
-    known: list[str] = untyped.list_optimizers()
-    if name.removeprefix("lookahead_") not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    names: list[str] = untyped.list_optimizers()
+    if name.removeprefix("lookahead_") not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         raise CamtrainValueError(
             f"optimizer must be sgd, adamw or another of timm's, got {name!r}; the nearest are "
             f"{', '.join(near) or 'adam, lamb, lion'}."

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from camtrain.cli import main
-from camtrain.data import Batch, PreparedDataset, collate
+from camtrain.data import Batch, Damaged, PreparedDataset, collate
 from camtrain.localization import MaxBoxAcc, MaxBoxAccV2
 from camtrain.maps import heatmaps, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.cli.main import main as run
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps, on_whole_pictures
-from camtrain.training.evaluate.mosaics import Mosaics
+from camtrain.training.evaluate.mosaics import mosaic_batch
 from tests.by_two import run_by_two
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer
@@ -252,8 +252,10 @@ def test_mosaics_are_scored_where_there_are_four_classes() -> None:
     [scores] = quiet_trainer().test(module, data, verbose=False)
     assert 0 <= scores["test/mosaic_peak"] <= 1
     assert 0 < scores["test/mosaic_energy"] < 1
-    plan = torch.tensor([[3, 2, 1, 0]])
-    image, classes = Mosaics(data.datasets["test"], plan, None)[0]
+    samples = [data.datasets["test"][index] for index in (3, 2, 1, 0)]
+    [image], [classes] = mosaic_batch(
+        [*samples, *samples[:3], Damaged(0, "", (3, 64, 64))], size_hw=None
+    )
     assert image.shape == (3, 128, 128)
     assert classes.tolist() == [data.datasets["test"].labels[i] for i in (3, 2, 1, 0)]
     assert torch.equal(image[:, 64:, 64:], data.datasets["test"][0].image)
