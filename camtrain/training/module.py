@@ -175,7 +175,7 @@ class CAMModule(LightningModule):
         self._teacher: Teacher | None = None
         self._teacher_hash: str | None = None
         self.is_trying_rates = False  # whether `find_lr` is at work
-        check_solver(self.net, self.hparams, is_frozen=self._freezing.stays and freeze_backbone)
+        check_solver(self.net, self.hparams)
 
     @property
     def map_threshold(self) -> float:

@@ -63,11 +63,6 @@ class Freezing(Callback):
         self._is_frozen = False
         self.apply(epoch=0)
 
-    @property
-    def stays(self) -> bool:
-        """Whether layers are frozen in all epochs."""
-        return bool(self.part.parameters) and self.unfreeze_at_epoch is None
-
     def apply(self, epoch: int) -> bool:
         """Freeze or unfreeze for an epoch, counted from 0; returns whether anything changed."""
         is_frozen = bool(self.part.parameters) and (
@@ -110,31 +105,27 @@ def part_until(net: CAMNet, layer: str) -> FrozenPart:
     backbone = net.backbone
     preprocessing = net.preprocessing or Preprocessing()
     probed = probe(backbone, len(preprocessing.mean), preprocessing.size)
-    place = {name: number for number, name in enumerate(probed.weights)}
+    uses = {name: number for number, name in enumerate(probed.weights)}  # in order of first use
     calls = {called.name: number for number, called in enumerate(probed.layers)}
-    inside = f"{_TRUNK}{layer}"
-    last_call = max((calls[name] for name in _under(inside, calls)), default=-1)
-    last = max((place[name] for name in _under(inside, place)), default=-1)
-    if last < 0:  # it has no weights: the weights of the layers before it count
+    last_call = _last(f"{_TRUNK}{layer}", calls)
+    last_use = _last(f"{_TRUNK}{layer}", uses)
+    if last_use < 0:  # it has no weights: those of the layers before it count
         before = [name for name, number in calls.items() if number <= last_call]
-        last = max((place[n] for name in before for n in _under(name, place)), default=-1)
-    if last < 0:
+        last_use = max((_last(name, uses) for name in before), default=-1)
+    if last_use < 0:
         raise _unknown(layer, backbone, probed)
 
-    def is_frozen(name: str, module: nn.Module) -> bool:
-        if name == "":
-            return bool(place) and max(place.values()) <= last
-        weights = [place[inner] for inner in _under(name, place)]
-        return max(weights) <= last if weights else calls.get(name, last_call + 1) <= last_call
-
-    names: list[str] = []
-    for name, module in backbone.named_modules():
-        if not any(_is_under(name, outer) for outer in names) and is_frozen(name, module):
+    names: list[str] = []  # of the outermost frozen modules
+    for name, _ in backbone.named_modules():
+        use = _last(name, uses)
+        is_frozen = use <= last_use if use >= 0 else calls.get(name, last_call + 1) <= last_call
+        if is_frozen and not any(_is_under(name, outer) for outer in names):
             names.append(name)
     parameters = tuple(
         parameter
         for name, parameter in backbone.named_parameters()
-        if place.get(name, last + 1) <= last or any(_is_under(name, outer) for outer in names)
+        if uses.get(name, last_use + 1) <= last_use
+        or any(_is_under(name, outer) for outer in names)
     )
     return FrozenPart(tuple(backbone.get_submodule(name) for name in names), parameters)
 
@@ -151,8 +142,9 @@ def _is_under(name: str, outer: str) -> bool:
     return outer == "" or name == outer or name.startswith(f"{outer}.")
 
 
-def _under(outer: str, names: dict[str, int]) -> list[str]:
-    return [name for name in names if _is_under(name, outer)]
+def _last(outer: str, numbers: dict[str, int]) -> int:
+    """The largest number of the names under ``outer``; -1 if there are none."""
+    return max((number for name, number in numbers.items() if _is_under(name, outer)), default=-1)
 
 
 def _check(freeze_backbone: bool, freeze_until: str | None, unfreeze_at_epoch: int | None) -> None:

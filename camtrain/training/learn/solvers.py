@@ -144,7 +144,7 @@ def _score(logits: Tensor, labels: Tensor, task: Task) -> float:
     return float(metric.compute())
 
 
-def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) -> None:
+def check_solver(net: CAMNet, hparams: Mapping[str, Any]) -> None:
     """Check that the option head_solver fits the network and the other settings of ``CAMModule``.
 
     Raises:
@@ -157,6 +157,7 @@ def check_solver(net: CAMNet, hparams: Mapping[str, Any], *, is_frozen: bool) ->
             f"head_solver {solver} takes no steps and has no rate to find; leave find_lr out."
         )
     check_choice("head_solver", solver, get_args(HeadSolver))
+    is_frozen = hparams["freeze_backbone"] and hparams["unfreeze_at_epoch"] is None
     required = {
         "--model.pool avg": net.pool == "avg",
         "--model.neck []": isinstance(net.neck, nn.Identity),
