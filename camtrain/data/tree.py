@@ -120,6 +120,22 @@ def _is_parent(folder: str, other: str) -> bool:
     return Path(other).resolve().is_relative_to(Path(folder).resolve())
 
 
+def pictures_below(folder: str | os.PathLike[str]) -> list[str]:
+    """The paths of the pictures in a folder and in its folders, sorted, without the hidden ones.
+
+    Unlike ``scan`` it follows no links to folders and takes a folder that may not be read as empty.
+    """
+    paths: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [
+            os.path.join(parent, name)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(paths, key=lambda path: path.split(os.sep))
+
+
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
     """The names of the folders in a folder, which need not exist, without the hidden ones."""
     if not os.path.isdir(folder):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.files import replacing
@@ -25,6 +24,7 @@ from camtrain.header import (
 )
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
+from camtrain.model.probe import Intercepted
 
 _DRAWING = frozenset(
     {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
@@ -38,10 +38,12 @@ class Bundle:
     Attributes:
         net: The network, in evaluation mode.
         description: What the file says about it.
+        data_settings: How its data were given to training; empty for a bundle, which has none.
     """
 
     net: CAMNet
     description: Description
+    data_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -88,7 +90,11 @@ def write_bundle(
 
 
 def shipped_description(
-    net: CAMNet, *, threshold: float, scores: Mapping[str, float] | None = None
+    net: CAMNet,
+    *,
+    threshold: float,
+    scores: Mapping[str, float] | None = None,
+    export: Mapping[str, Any] | None = None,
 ) -> Description:
     """What a file for inference says about its network; every class has a name there.
 
@@ -96,67 +102,49 @@ def shipped_description(
         CamtrainValueError: The threshold lies outside [0, 1).
     """
     return replace(
-        net.description, class_names=net.display_names, threshold=threshold, scores=scores or {}
+        net.description,
+        class_names=net.display_names,
+        threshold=threshold,
+        scores=scores or {},
+        export=export,
     )
 
 
 def read_network(path: str | Path) -> Bundle:
-    """Read a checkpoint of this project, ``.ckpt``, or else a bundle.
+    """Read a checkpoint of this project, ``.ckpt``, or else a bundle; no code from the file runs.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: See ``read_checkpoint`` and ``read_bundle``.
+        CamtrainValueError: Not a file of this project, a newer format version, a checkpoint that
+            holds more than plain values, or tensors that do not fit their architecture.
     """
-    is_checkpoint = Path(path).suffix.lower() == ".ckpt"
-    return read_checkpoint(path) if is_checkpoint else read_bundle(path)
-
-
-def read_bundle(path: str | Path) -> Bundle:
-    """Read a bundle; no code from the file runs.
-
-    Raises:
-        CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: Not a bundle, a newer format version, or tensors that do not fit its
-            architecture.
-    """
-    path = Path(path)
-    if not path.is_file():
+    path, data_settings = Path(path), {}
+    if path.suffix.lower() == ".ckpt":
+        content = read_checkpoint_content(path)
+        description: Description | None = checkpoint_description(content)
+        tensors = {
+            name.removeprefix("net."): tensor
+            for name, tensor in content["state_dict"].items()
+            if name.startswith("net.")
+        }
+        data_settings = content.get("datamodule_hyper_parameters", {})
+    elif not path.is_file():
         raise CamtrainFileNotFoundError(
             f"No bundle at {path.absolute()}; give the path of a model.safetensors."
         )
-    description = read_safetensors_description(path)
+    else:
+        description = read_safetensors_description(path)
+        tensors = safetensors.torch.load_file(path)
     if description is None:
         raise CamtrainValueError(
             f"{path} holds weights but is not a camtrain bundle; pass it to camtrain.create_model "
             "as weights=."
         )
-    return _assemble(path, description, safetensors.torch.load_file(path))
-
-
-def read_checkpoint(path: str | Path) -> Bundle:
-    """Read a Lightning checkpoint of this project as a bundle, without Lightning.
-
-    Raises:
-        CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: Not a checkpoint of this project, or one that holds more than plain
-            values, which is not run.
-    """
-    path = Path(path)
-    content = read_checkpoint_content(path)
-    tensors = {
-        name.removeprefix("net."): tensor
-        for name, tensor in content["state_dict"].items()
-        if name.startswith("net.")
-    }
-    return _assemble(path, checkpoint_description(content), tensors)
-
-
-def _assemble(path: Path, description: Description, tensors: dict[str, Tensor]) -> Bundle:
     try:
         if description.architecture is None:
             raise CamtrainValueError("architecture is missing")
         _check_name(description.architecture["backbone"])
-        with _WithoutRandomWeights():  # the file holds every weight
+        with Intercepted(_without_drawing):  # the file holds every weight
             net = from_recipe(description.architecture)
         net.load_state_dict(tensors)
         net.restore(description)
@@ -165,24 +153,16 @@ def _assemble(path: Path, description: Description, tensors: dict[str, Tensor]) 
             f"{path} holds tensors and metadata that do not fit ({one_line(error)}); take it from "
             "its source again."
         ) from error
-    return Bundle(net.eval(), description)
+    return Bundle(net.eval(), description, data_settings)
 
 
-class _WithoutRandomWeights(TorchFunctionMode):
-    """Skips the functions that fill weights with random numbers."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """The result, or the tensor that would have been filled."""
-        options = kwargs or {}
-        if func in _DRAWING:
-            return args[0] if args else options["tensor"]
-        return func(*args, **options)
+def _without_drawing(
+    func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+) -> object:
+    """The function's result; of one that would fill weights with random numbers, the weights."""
+    if func in _DRAWING:
+        return args[0] if args else options["tensor"]
+    return func(*args, **options)
 
 
 def _check_name(name: str) -> None:

@@ -7,25 +7,20 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from camtrain.data.transforms import to_pixels
 from camtrain.errors import CamtrainValueError, check_choice, needs_extra, one_line
-from camtrain.header import METADATA_KEY, Description, parse_description, refusing_damage
-from camtrain.inference.bundle import shipped_description
+from camtrain.header import METADATA_KEY, parse_description, refusing_damage
 from camtrain.inference.file_checks import check_archive, read_onnx_header
 from camtrain.inference.network import Precision, find_device
 from camtrain.maps import CAMOutput, check_classes
-from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine, check_refine
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 ExportPrecision = Literal["fp32", "fp16"]
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -74,19 +69,6 @@ class ExportOptions:
         if self.refine == "none":
             del values["refine"]  # older readers do not know it
         return values
-
-
-def export_description(
-    net: CAMNet,
-    options: ExportOptions,
-    input_hw: tuple[int, int] | None,
-    *,
-    threshold: float,
-    scores: Mapping[str, float] | None = None,
-) -> Description:
-    """The description of an exported network: that of its bundle, and what the file takes."""
-    description = shipped_description(net, threshold=threshold, scores=scores)
-    return replace(description, export={**options.to_dict(), "input_hw": input_hw})
 
 
 class ExportedNetwork:
@@ -232,16 +214,6 @@ def read_exported(
 
 
 def _load_onnx(path: Path, device: str | torch.device, output_names: Sequence[str]) -> Run:
-    session = _session(path, device)
-
-    def run(images: Tensor) -> Sequence[Tensor]:
-        outputs = session.run(list(output_names), {"images": images.cpu().numpy()})
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run
-
-
-def _session(path: Path, device: str | torch.device) -> onnxruntime.InferenceSession:
     with needs_extra("Running ONNX files"):
         import onnxruntime
     available = onnxruntime.get_available_providers()
@@ -260,11 +232,17 @@ def _session(path: Path, device: str | torch.device) -> onnxruntime.InferenceSes
     options.intra_op_num_threads = torch.get_num_threads()  # torch.set_num_threads holds here too
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions share no class of their own
         raise CamtrainValueError(
             f"onnxruntime refuses {path} ({one_line(error)}); export it again."
         ) from error
+
+    def run(images: Tensor) -> Sequence[Tensor]:
+        outputs = session.run(list(output_names), {"images": images.cpu().numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
 
 
 def _load_pt2(path: Path, device: str | torch.device, _: Sequence[str]) -> Run:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -128,24 +127,21 @@ class TorchNetwork:
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
         """See ``Network.class_maps``."""
-        with self._computing():
-            return self._fast_net.class_maps(self._laid_out(images), top=top, classes=classes)
+        return self._compute(self._fast_net.class_maps, images, top, classes)
 
     def display_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
         """See ``CAMNet.display_maps``."""
-        with self._computing():
-            return self._fast_net.display_maps(self._laid_out(images), top=top, classes=classes)
+        return self._compute(self._fast_net.display_maps, images, top, classes)
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=torch.channels_last)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def _compute(
+        self, run: Callable[..., CAMOutput], images: Tensor, top: int | None, classes: Tensor | None
+    ) -> CAMOutput:
+        images = images.to(self.device, memory_format=torch.channels_last)
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            yield
+            return run(images, top=top, classes=classes)
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:
@@ -155,9 +151,9 @@ def _faster(net: CAMNet, precision: Precision) -> CAMNet:
     autocast need not cast them each time; the head stays float32, and so do the remaining norms and
     layers that compute their weights.
     """
-    folds = can_fold(net.backbone)
-    if folds and net.stages is not None and reads_convolutions(net.backbone, net.stages):
-        folds = False
+    folds = can_fold(net.backbone) and not (
+        net.stages is not None and reads_convolutions(net.backbone, net.stages)
+    )
     if precision == "fp32" and not folds:
         return net
     faster = copy.deepcopy(net, _replaced_by_folding(net.backbone) if folds else {})
@@ -179,54 +175,51 @@ def fold_batch_norms(network: nn.Module) -> None:
     Source: Jacob et al., arXiv 1712.05877, section 3.2: w' = w g / sqrt(v + eps), with the bias
         that follows from it.
     """
-    for traced in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
-        for conv, norm in _pairs(traced):
-            first, second = traced.get_submodule(conv), traced.get_submodule(norm)
-            assert isinstance(first, nn.Conv2d)
-            assert isinstance(second, nn.BatchNorm2d)
-            mean, var = second.running_mean, second.running_var
-            assert mean is not None
-            assert var is not None
-            # As `fuse_conv_bn_eval`, which would copy the convolution first.
-            first.weight, first.bias = fuse_conv_bn_weights(
-                first.weight, first.bias, mean, var, second.eps, second.weight, second.bias
-            )
-            traced.set_submodule(norm, nn.Identity())
+    for traced, conv, norm in _pairs(network):
+        first, second = traced.get_submodule(conv), traced.get_submodule(norm)
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.BatchNorm2d)
+        mean, var = second.running_mean, second.running_var
+        assert mean is not None
+        assert var is not None
+        # As `fuse_conv_bn_eval`, which would copy the convolution first.
+        first.weight, first.bias = fuse_conv_bn_weights(
+            first.weight, first.bias, mean, var, second.eps, second.weight, second.bias
+        )
+        traced.set_submodule(norm, nn.Identity())
 
 
 def _replaced_by_folding(network: nn.Module) -> dict[int, Tensor]:
     """The tensors that ``fold_batch_norms`` replaces, by id: a copy need not copy them."""
     uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
-    layers = [
-        traced.get_submodule(name)
-        for traced in network.modules()
-        if isinstance(traced, fx.GraphModule)
-        for pair in _pairs(traced)
-        for name in pair
-    ]
+    layers = [traced.get_submodule(name) for traced, *pair in _pairs(network) for name in pair]
     tensors = [t for layer in layers for t in (*layer.parameters(), *layer.buffers())]
     return {id(tensor): tensor for tensor in tensors if uses[id(tensor)] <= 1}
 
 
 def can_fold(network: nn.Module) -> bool:
     """Whether there is a batch norm to fold."""
-    return any(_pairs(module) for module in network.modules() if isinstance(module, fx.GraphModule))
+    return bool(_pairs(network))
 
 
-def _pairs(traced: fx.GraphModule) -> list[tuple[str, str]]:
-    """Names of convolutions and of the norms that alone take their results, each used once."""
-    layers = [node for node in traced.graph.nodes if node.op == "call_module"]
-    uses = Counter(str(node.target) for node in layers)
+def _pairs(network: nn.Module) -> list[tuple[fx.GraphModule, str, str]]:
+    """Convolutions and the norms that alone take their results, each used once, by name.
+
+    The names are those within the traced module that comes first.
+    """
     pairs = []
-    for node in (layer for layer in layers if layer.all_input_nodes):
-        before = node.all_input_nodes[0]
-        conv, norm = str(before.target), str(node.target)
-        if before.op != "call_module" or len(before.users) > 1 or uses[conv] + uses[norm] > 2:
-            continue
-        first, second = traced.get_submodule(conv), traced.get_submodule(norm)
-        are_plain = type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d
-        if are_plain and isinstance(second.running_mean, Tensor):
-            pairs.append((conv, norm))
+    for traced in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
+        layers = [node for node in traced.graph.nodes if node.op == "call_module"]
+        uses = Counter(str(node.target) for node in layers)
+        for node in (layer for layer in layers if layer.all_input_nodes):
+            before = node.all_input_nodes[0]
+            conv, norm = str(before.target), str(node.target)
+            if before.op != "call_module" or len(before.users) > 1 or uses[conv] + uses[norm] > 2:
+                continue
+            first, second = traced.get_submodule(conv), traced.get_submodule(norm)
+            are_plain = type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d
+            if are_plain and isinstance(second.running_mean, Tensor):
+                pairs.append((traced, conv, norm))
     return pairs
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtrain.data import read_image, to_rgb
-from camtrain.data.tree import IMAGE_SUFFIXES
+from camtrain.data.tree import IMAGE_SUFFIXES, pictures_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
@@ -31,10 +31,6 @@ _DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBo
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
-class ExpandedInputs(list[Input]):
-    """Inputs whose folders and patterns are expanded already; they are not searched again."""
-
-
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     """The inputs one by one; batches, folders and patterns are replaced by their pictures.
 
@@ -43,9 +39,6 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     folders. A folder without pictures, and a pattern that no file fits, stay as they are:
     ``pixels_of`` refuses them in their turn.
     """
-    if isinstance(inputs, ExpandedInputs):
-        yield from inputs
-        return
     is_batch = isinstance(inputs, Tensor) and inputs.ndim == 4
     is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single
@@ -118,7 +111,7 @@ def _cannot_be_read(error: Exception) -> CamtrainValueError:
 def _files(path: str) -> list[str]:
     """The pictures in a folder, or the files that fit a pattern; empty for any other path."""
     if os.path.isdir(path):
-        return _pictures_in(path)
+        return pictures_below(path)
     if os.path.exists(path) or not glob.has_magic(path):
         return []
     return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
@@ -135,19 +128,6 @@ def _check_path(path: str) -> None:
         )
     if glob.has_magic(path) and not os.path.exists(path):
         raise CamtrainFileNotFoundError(f"No file fits the pattern {path}; check the path.")
-
-
-def _pictures_in(folder: str) -> list[str]:
-    """The pictures in a folder and in its folders, sorted, without what is hidden."""
-    files_below: list[str] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files_below += [
-            os.path.join(root, name)
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(files_below, key=lambda path: path.split(os.sep))
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

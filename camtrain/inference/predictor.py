@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Barrier
@@ -165,22 +166,17 @@ class Predictor:
         threshold = self.threshold if threshold is None else check_threshold(threshold)
         settings = PredictionSettings(names, preprocessing, threshold, method)
         numbers = None if classes is None else class_numbers(classes, names)
-
-        def run(images: Tensor) -> list[PictureOutput]:
-            return self._run(images, tta, top, numbers)
-
+        run = partial(self._run, tta=tta, top=top, numbers=numbers)
         # A call checks its options at once; the pictures are read one batch ahead.
         return _predictions(expand_inputs(inputs), run, settings, batch_size, on_error)
 
     def _run(
-        self, images: Tensor, tta: TTA, top: int, numbers: Tensor | None
+        self, images: Tensor, *, tta: TTA, top: int, numbers: Tensor | None
     ) -> list[PictureOutput]:
         """Maps, scores and classes of each picture of a batch, best class first."""
-        if numbers is None:
-            output = tta_maps(self.network, images, tta=tta, top=top)
-        else:
-            numbers = numbers.expand(len(images), -1)
-            output = tta_maps(self.network, images, tta=tta, classes=numbers)
+        classes = None if numbers is None else numbers.expand(len(images), -1)
+        best = top if classes is None else None
+        output = tta_maps(self.network, images, tta=tta, top=best, classes=classes)
         scores = class_scores(output.logits, self.network.task)
         logits = output.logits.gather(1, output.classes)
         ranked = logits.sort(dim=1, descending=True, stable=True)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainValueError, first_line
@@ -28,7 +27,7 @@ from camtrain.files import user_cache, write_text
 from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
 from camtrain.model.convert import find_maps
 from camtrain.model.cut import block_of
-from camtrain.model.probe import probe_or_none
+from camtrain.model.probe import Intercepted, probe_or_none
 from camtrain.model.trunk import Classifier, GraphBackbone, trunk_of
 
 _FILLING = frozenset(
@@ -70,7 +69,7 @@ def describe(name: str) -> Entry:
 def _describe_network(name: str) -> Entry:
     preprocessing = usual_preprocessing(name, 3, {})
     height, width = preprocessing.size
-    with torch.device("meta"), _SkipFilling():
+    with torch.device("meta"), Intercepted(_unfilled):
         network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
     is_cam_ready = False
     with suppress(CamtrainValueError):
@@ -93,14 +92,13 @@ def _describe_network(name: str) -> Entry:
     )
 
 
-class _SkipFilling(TorchFunctionMode):
-    """Skips the functions that fill weights, which have no numbers on the meta device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """The tensor itself in place of what would fill it, else the result."""
-        if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+def _unfilled(
+    func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+) -> object:
+    """The function's result; of one that fills weights, which have no numbers, the weights."""
+    if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
+        return args[0]
+    return func(*args, **options)
 
 
 def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, chain
@@ -179,8 +179,9 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
         for name, module in network.named_modules()
         if is_leaf(module)
     ]
+    operands = _Operands()
     try:
-        with evaluating(network), torch.no_grad(), torch.device("meta"), _Operands() as operands:
+        with evaluating(network), torch.no_grad(), torch.device("meta"), Intercepted(operands):
             images = torch.empty(1, in_chans, *size_hw)
             result = torch.func.functional_call(network, on_meta, (images,), tie_weights=False)
     finally:
@@ -220,16 +221,30 @@ def drop_unused(backbone: nn.Module, record: Probe) -> None:
                 setattr(module, name, nn.Identity())
 
 
-class _Operands(TorchFunctionMode):
+class Intercepted(TorchFunctionMode):
+    """Calls ``replacement(function, args, options)`` in place of every torch function."""
+
+    def __init__(
+        self, replacement: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], object]
+    ) -> None:
+        super().__init__()
+        self._replacement = replacement
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """What the replacement returns."""
+        return self._replacement(func, args, kwargs or {})
+
+
+class _Operands:
     """Records which tensors take part in a computation, in the order of their first use."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.first_use: dict[int, int] = {}  # by the id of a tensor
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __call__(
+        self, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> object:
         """The result, or a tensor of its shape."""
-        options = kwargs or {}
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
             for leaf in tree_leaves((args, options)):
                 self.first_use.setdefault(id(leaf), len(self.first_use))

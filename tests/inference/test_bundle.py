@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import camtrain
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.inference.bundle import read_bundle, write_bundle
+from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
 from camtrain.preprocessing import Preprocessing
@@ -72,7 +72,7 @@ def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> 
     net: CAMNet = make().to(memory_format=torch.channels_last)
     scores = {"val/acc1": 0.1 + 0.2, "val/loc_gt_known": 1 / 3}
     write_bundle(path, net, threshold=0.15, scores=scores)
-    found = read_bundle(path)
+    found = read_network(path)
     assert found.description.threshold == 0.15
     assert found.description.scores == scores
     assert list(found.net.class_names or ()) == list(net.display_names)
@@ -99,7 +99,7 @@ def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> 
 def test_reading_draws_no_random_numbers(path: Path) -> None:
     write_bundle(path, paper_net())
     before = torch.get_rng_state()
-    read_bundle(path)
+    read_network(path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -131,7 +131,7 @@ def test_the_file_is_a_plain_safetensors_with_one_json_beside_the_weights(path: 
 def test_classes_without_names_are_named_by_their_numbers(path: Path) -> None:
     net = create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
     write_bundle(path, net)
-    assert read_bundle(path).net.class_names == ("0", "1", "2")
+    assert read_network(path).net.class_names == ("0", "1", "2")
 
 
 def test_a_bundle_is_also_a_weights_file(path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_failing_write_leaves_the_older_file_whole_and_nothing_else(
 def test_a_write_replaces_the_older_file_and_leaves_nothing_else(path: Path) -> None:
     for threshold in (0.11, 0.22):
         write_bundle(path, digits_net(), threshold=threshold)
-    assert read_bundle(path).description.threshold == 0.22
+    assert read_network(path).description.threshold == 0.22
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -192,7 +192,7 @@ def test_other_files_are_refused(content: bytes, message: str, path: Path) -> No
 def assert_refused(path: Path, *parts: str) -> None:
     """In one sentence, which names the file."""
     with pytest.raises(CamtrainValueError) as error:
-        read_bundle(path)
+        read_network(path)
     for part in (str(path), *parts):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -297,7 +297,7 @@ def test_a_truncated_bundle_is_refused(path: Path) -> None:
 def test_a_missing_file_is_told_from_a_bad_one(path: Path) -> None:
     for missing in (path, path.parent):  # a folder is no file either
         with pytest.raises(CamtrainFileNotFoundError, match="No bundle at") as error:
-            read_bundle(missing)
+            read_network(missing)
         assert str(missing) in str(error.value)
 
 
@@ -442,7 +442,7 @@ GOLDEN_MAP = [  # of the second picture, for class 2
 
 
 def test_the_golden_bundle_of_format_version_1_loads_forever() -> None:
-    found = read_bundle(GOLDEN)
+    found = read_network(GOLDEN)
     assert found.description.threshold == 0.35
     assert found.description.scores == {"val/acc1": 0.75}
     assert found.net.class_names == ("circle", "square", "star")
@@ -474,7 +474,7 @@ GOLDEN_REFINED_MAP = [  # as `GOLDEN_MAP`, refined
 
 def test_the_golden_bundle_of_format_version_2_loads_forever() -> None:
     """``make_golden().set_refine("affinity")``, written once by camtrain 0.1.0."""
-    found = read_bundle(GOLDEN_V2)
+    found = read_network(GOLDEN_V2)
     assert metadata_of(GOLDEN_V2)["format_version"] == 2
     assert found.description.threshold == 0.4
     assert found.net.stages is not None
@@ -489,6 +489,6 @@ def test_the_golden_bundle_of_format_version_2_loads_forever() -> None:
 
 def test_a_bundle_of_refined_maps_is_a_weights_file_too() -> None:
     net = create_model("camtrain/digits", 10, in_chans=1, weights=GOLDEN_V2)
-    for name, tensor in read_bundle(GOLDEN_V2).net.backbone.state_dict().items():
+    for name, tensor in read_network(GOLDEN_V2).net.backbone.state_dict().items():
         assert torch.equal(net.backbone.state_dict()[name], tensor), name
     assert net.refine == "none"  # the layers belong to what is measured, not to the weights

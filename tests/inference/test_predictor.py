@@ -24,7 +24,7 @@ from camtrain.errors import (
     CamtrainValueError,
 )
 from camtrain.inference import predictor as predictor_module
-from camtrain.inference.bundle import read_bundle
+from camtrain.inference.bundle import read_network
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
 from camtrain.maps import CAMOutput, picture_heatmaps
@@ -404,7 +404,7 @@ def test_save_and_load_predict_the_same(net: CAMNet, tmp_path: Path) -> None:
             assert torch.equal(boxes, expected_boxes)
     again = tmp_path / "again.safetensors"
     loaded.save(again)
-    assert read_bundle(again).description.scores == {"val/acc1": 0.75}
+    assert read_network(again).description.scores == {"val/acc1": 0.75}
     assert again.read_bytes() == path.read_bytes()
 
 

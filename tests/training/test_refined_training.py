@@ -9,7 +9,7 @@ import torch
 
 import camtrain
 from camtrain import cli
-from camtrain.inference.bundle import read_checkpoint
+from camtrain.inference.bundle import read_network
 from camtrain.localization import MaxBoxAcc
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.cache import FeatureDataset
@@ -73,7 +73,7 @@ def test_a_run_ships_what_it_measured(
     assert predictor.net is not None
     assert predictor.net.stages is not None
     assert predictor.net.stages.layers == ("trunk.relu3",)
-    bundle = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    bundle = read_network(folder / "checkpoints" / "last.ckpt")
     assert bundle.net.refine == "affinity"
     again = fit_arguments(*layers, "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert cli.main(again) == 0

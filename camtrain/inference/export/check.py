@@ -158,45 +158,36 @@ def measure_parity(
     """
     assert net.preprocessing is not None
     sizes_hw = check_sizes(net) if exported.input_hw is None else [exported.input_hw]
-    parity = Parity(tuple(sizes_hw))
+    top = exported.top or min(_TOP, len(exported.class_names))
+    logits, sizes_of_logits, maps, heats, same_boxes = [], [], [], [], []
     for size in sizes_hw:
         preprocessing = replace(net.preprocessing, size=size)
-        images = torch.stack([prepare(picture, preprocessing) for picture in pictures])
-        for start in range(0, len(images), 2):
-            parity = _add_images(parity, net, exported, images[start : start + 2], threshold)
-    return parity
-
-
-def _add_images(
-    parity: Parity, net: CAMNet, exported: ExportedNetwork, images: Tensor, threshold: float
-) -> Parity:
-    """The parity of the images before and of these, (B, C, H, W)."""
-    size = (images.shape[2], images.shape[3])
-    top = exported.top or min(_TOP, len(exported.class_names))
-    output = exported.display_maps(images, top=top)
-    class_maps = exported.class_maps(images, top=top).maps
-    expected = net.display_maps(images, classes=output.classes)
-    expected_class_maps = net.class_maps(images, classes=output.classes).maps
-    heat, expected_heat = heatmaps(output.maps, size=size), heatmaps(expected.maps, size=size)
-    heatmap_difference = parity.heatmaps
-    if exported.options.heatmaps:
-        exported_heat = exported.output_maps("heatmaps", images, top=top).maps
-        heatmap_difference = _worst(heatmap_difference or 0.0, exported_heat - expected_heat)
-    pairs = zip(heat.flatten(0, 1), expected_heat.flatten(0, 1), strict=True)
-    verdicts = [_same_boxes(heatmap, reference, threshold) for heatmap, reference in pairs]
-    return replace(
-        parity,
-        images=parity.images + len(images),
-        logits=_worst(parity.logits, output.logits - expected.logits),
-        size_of_logits=_worst(parity.size_of_logits, expected.logits),
-        maps=_worst(
-            _worst(parity.maps, relative_difference(class_maps, expected_class_maps)),
-            relative_difference(output.maps, expected.maps),
-        ),
-        heatmaps=heatmap_difference,
-        boxes=parity.boxes + len(verdicts),
-        near=parity.near + verdicts.count(None),
-        differing=parity.differing + verdicts.count(False),
+        prepared = torch.stack([prepare(picture, preprocessing) for picture in pictures])
+        for images in torch.split(prepared, 2):
+            output = exported.display_maps(images, top=top)
+            expected = net.display_maps(images, classes=output.classes)
+            class_maps = exported.class_maps(images, top=top).maps
+            expected_class_maps = net.class_maps(images, classes=output.classes).maps
+            logits.append(output.logits - expected.logits)
+            sizes_of_logits.append(expected.logits)
+            maps.append(relative_difference(output.maps, expected.maps))
+            maps.append(relative_difference(class_maps, expected_class_maps))
+            heat, expected_heat = (heatmaps(o.maps, size=size) for o in (output, expected))
+            if exported.options.heatmaps:
+                heat_in_file = exported.output_maps("heatmaps", images, top=top).maps
+                heats.append((heat_in_file - expected_heat).abs().amax())
+            pairs = zip(heat.flatten(0, 1), expected_heat.flatten(0, 1), strict=True)
+            same_boxes += [_same_boxes(*pair, threshold) for pair in pairs]
+    return Parity(
+        tuple(sizes_hw),
+        images=len(pictures) * len(sizes_hw),
+        logits=_largest(logits),
+        size_of_logits=_largest(sizes_of_logits),
+        maps=_largest(maps),
+        heatmaps=_largest(heats) if heats else None,
+        boxes=len(same_boxes),
+        near=same_boxes.count(None),
+        differing=same_boxes.count(False),
     )
 
 
@@ -208,9 +199,9 @@ def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None
     return None if bool(((expected - level).abs() <= TOLERANCE).any()) else False
 
 
-def _worst(before: float, differences: Tensor) -> float:
-    """The largest absolute value of all; NaN stays."""
-    return float(torch.cat((torch.tensor([before]), differences.flatten().float().abs())).max())
+def _largest(tensors: list[Tensor]) -> float:
+    """The largest absolute value of all; NaN where one is NaN."""
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).abs().max())
 
 
 @torch.no_grad()
@@ -229,15 +220,14 @@ def measure_agreement(
         CamtrainValueError: The exported network gives logits or maps that are not finite.
     """
     assert net.preprocessing is not None
-    source = pictures.source
-    count = len(pictures.images) if source is None else len(source)
-    indices = spread(count, _MOST_PICTURES)
+    source, preprocessing = pictures.source, net.preprocessing
+    indices = spread(len(pictures.images if source is None else source), _MOST_PICTURES)
     metrics = (LocalizationAccuracy(threshold), LocalizationAccuracy(threshold))
     largest, same_class, same_box = 0.0, 0, 0
     for index in indices:
         picture = None if source is None else source.read(index)
         image = pictures.images[index] if picture is None else picture.image
-        images = prepare(image, net.preprocessing)[None]
+        images = prepare(image, preprocessing)[None]
         expected, output = net.display_maps(images, top=1), exported.display_maps(images, top=1)
         if not all(torch.isfinite(tensor).all() for tensor in output[:2]):
             raise CamtrainValueError(
@@ -247,29 +237,22 @@ def measure_agreement(
         largest = max(largest, float((expected.logits - output.logits).abs().max()))
         if bool(expected.classes == output.classes):
             same_class += 1
-            iou = _overlap(expected, output, net.preprocessing, image, threshold)
-            same_box += iou >= _SAME_IOU
+            heats = (_heatmap(maps, preprocessing, image) for maps in (expected, output))
+            box, other_box = (boxes_from_heatmap(heat, threshold)[:1] for heat in heats)
+            if len(box) and len(other_box):
+                same_box += bool(box_iou(box, other_box) >= _SAME_IOU)
+            else:
+                same_box += len(box) == len(other_box)
         if picture is not None and isinstance(picture.label, int):
-            _update(metrics[0], net, images, picture, net.preprocessing)
-            _update(metrics[1], exported, images, picture, net.preprocessing)
+            _update(metrics[0], net, images, picture, preprocessing)
+            _update(metrics[1], exported, images, picture, preprocessing)
     count = len(indices)
     return Agreement(count, largest, same_class / count, same_box / count, _scores(*metrics))
 
 
-def _overlap(
-    first: CAMOutput,
-    second: CAMOutput,
-    preprocessing: Preprocessing,
-    image: Tensor,
-    threshold: float,
-) -> float:
-    """IoU of the largest boxes of both on the picture; 1 where neither has one."""
-    hw = (image.shape[1], image.shape[2])
-    heats = [picture_heatmaps(output.maps[0], preprocessing, hw)[0] for output in (first, second)]
-    box, reference = (boxes_from_heatmap(heat, threshold)[:1] for heat in heats)
-    if not len(box) or not len(reference):
-        return float(len(box) == len(reference))
-    return float(box_iou(box, reference))
+def _heatmap(output: CAMOutput, preprocessing: Preprocessing, image: Tensor) -> Tensor:
+    """The first heatmap of a network's output for one picture (C, H, W), at its size (H, W)."""
+    return picture_heatmaps(output.maps[0], preprocessing, (image.shape[1], image.shape[2]))[0]
 
 
 def _update(
@@ -285,10 +268,9 @@ def _update(
     output = network.display_maps(
         images, top=None if has_all else 1, classes=label if has_all else None
     )
-    hw = (picture.image.shape[1], picture.image.shape[2])
-    heat = picture_heatmaps(output.maps[0], preprocessing, hw)[0]
+    heat = _heatmap(output, preprocessing, picture.image)
     boxes = picture.boxes_xyxy if has_all else picture.boxes_xyxy[:0]
-    metric.update([heat], output.logits, label, [boxes], torch.tensor([hw]))
+    metric.update([heat], output.logits, label, [boxes], torch.tensor([heat.shape]))
 
 
 def _scores(

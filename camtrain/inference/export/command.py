@@ -13,14 +13,14 @@ import torch
 
 from camtrain.arguments import VerbParser
 from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
+from camtrain.data.tree import pictures_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
     CamtrainValueError,
     check_choice,
 )
-from camtrain.header import read_checkpoint_content
-from camtrain.inference.bundle import Bundle, read_bundle, read_network, write_bundle
+from camtrain.inference.bundle import Bundle, read_network, write_bundle
 from camtrain.inference.export.check import Pictures, random_pictures, spread
 from camtrain.inference.export.write import Export, check_output, export_network
 from camtrain.inference.exported import ExportOptions, ExportPrecision
@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> None:
     if arguments.format == "safetensors":
         _export_bundle(bundle, output)
         return
-    pictures = pictures_of(bundle.net, folder=arguments.images, checkpoint=checkpoint)
+    pictures = pictures_of(bundle, arguments.images)
     export = export_network(
         bundle.net,
         output,
@@ -76,21 +76,21 @@ def main(args: Sequence[str]) -> None:
     print(report(export, bundle.net, pictures))
 
 
-def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) -> Pictures:
+def pictures_of(bundle: Bundle, folder: Path | None = None) -> Pictures:
     """At most 8 pictures: of a folder, else of the data of a checkpoint, else random ones.
 
     Args:
-        net: Its class names are those of the labels.
+        bundle: The network, whose class names are those of the labels, and its data.
         folder: Of pictures, labelled (``CLASS/*`` or ``{val,test}/CLASS/*``) or not.
-        checkpoint: A ``.ckpt`` names the data it was trained on; a bundle names none.
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist or holds no pictures.
     """
+    net, settings = bundle.net, bundle.data_settings
     if folder is not None:
         with suppress(CamtrainError):  # a folder without labels will do as well
             return _labelled("folder", {"root": str(folder)}, net)
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        files = pictures_below(folder)
         if not files:
             raise CamtrainFileNotFoundError(
                 f"--images must name a folder of pictures ({' '.join(IMAGE_SUFFIXES)}), got "
@@ -98,9 +98,7 @@ def pictures_of(net: CAMNet, *, folder: Path | None = None, checkpoint: Path) ->
             )
         images = [read_image(files[index]) for index in spread(len(files), _MOST_PICTURES)]
         return Pictures(images, f"pictures of {folder}")
-    if checkpoint.suffix == ".ckpt":
-        content = read_checkpoint_content(checkpoint)
-        settings = content.get("datamodule_hyper_parameters", {})
+    if settings:
         with suppress(CamtrainError, OSError):  # the data may be gone by now
             return _labelled(str(settings.get("source")), settings, net)
     return Pictures(random_pictures(net), "random pictures")
@@ -160,7 +158,7 @@ def _export_bundle(bundle: Bundle, output: Path) -> None:
     """Write a bundle and read it again: every tensor must be the same."""
     threshold, scores = bundle.description.threshold, bundle.description.scores
     write_bundle(output, bundle.net, threshold=threshold, scores=scores)
-    reread = read_bundle(output).net.state_dict()
+    reread = read_network(output).net.state_dict()
     assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     print("  parity    every weight is bit for bit that of the checkpoint")

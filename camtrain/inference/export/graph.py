@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -64,26 +64,14 @@ class ExportNet(nn.Module):
         return tuple(outputs)
 
 
-@dataclass(frozen=True)
-class Program:
-    """A network as a graph of torch's own operators.
+def export_program(
+    net: CAMNet, options: ExportOptions
+) -> tuple[ExportedProgram, tuple[int, int] | None]:
+    """The graph of a network, of torch's own operators, and the only (H, W) of its images.
 
-    Attributes:
-        exported: The result of ``torch.export``.
-        options: What the graph takes and gives.
-        input_hw: (H, W) of the only images it takes, in pixels; None for any size.
-    """
-
-    exported: ExportedProgram
-    options: ExportOptions
-    input_hw: tuple[int, int] | None
-
-
-def export_program(net: CAMNet, options: ExportOptions) -> Program:
-    """The graph of a network; its batch is free, and so are height and width where they can be.
-
-    Networks of fixed input size keep their size, and so do those that ``torch.export`` cannot trace
-    with free sizes.
+    Its batch is free, and so are height and width where they can be; then (H, W) is None. Networks
+    of fixed input size keep their size, and so do those that ``torch.export`` cannot trace with
+    free sizes.
 
     Raises:
         CamtrainValueError: ``torch.export`` cannot trace the network.
@@ -92,17 +80,15 @@ def export_program(net: CAMNet, options: ExportOptions) -> Program:
     module = ExportNet(net, options).eval()
     sizes_hw = check_sizes(net)
     if len(sizes_hw) > 1:
-        exported = _try_export(module, sizes_hw[0], is_free=True)
-        if isinstance(exported, ExportedProgram):
-            return Program(exported, options, None)
-    input_hw = (net.preprocessing.size[0], net.preprocessing.size[1])
-    exported = _try_export(module, input_hw, is_free=False)
-    if isinstance(exported, Exception):
+        with suppress(Exception):  # each network fails in its own way
+            return _export(module, sizes_hw[0], is_free=True), None
+    input_hw = net.preprocessing.size
+    try:
+        return _export(module, input_hw, is_free=False), input_hw
+    except Exception as error:
         raise CamtrainValueError(
-            f"torch.export cannot read this network ({one_line(exported)}); export it to "
-            "safetensors."
-        ) from exported
-    return Program(exported, options, input_hw)
+            f"torch.export cannot read this network ({one_line(error)}); export it to safetensors."
+        ) from error
 
 
 def check_sizes(net: CAMNet) -> list[tuple[int, int]]:
@@ -126,10 +112,8 @@ def check_sizes(net: CAMNet) -> list[tuple[int, int]]:
     return accepted[:2] if len(accepted) > 1 else [(height, width)]
 
 
-def _try_export(
-    module: ExportNet, size: tuple[int, int], *, is_free: bool
-) -> ExportedProgram | Exception:
-    """The graph, or why there is none: each network fails in its own way."""
+def _export(module: ExportNet, size: tuple[int, int], *, is_free: bool) -> ExportedProgram:
+    """The graph, traced with images of this size (H, W), which is free in it or stays."""
     free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO} if is_free else {0: Dim.AUTO}
     shape = (_BATCH, len(module.mean), *size)
     generator = torch.Generator().manual_seed(0)
@@ -137,17 +121,14 @@ def _try_export(
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     else:
         images = torch.randn(shape, generator=generator)
-    try:
-        with torch.no_grad(), quiet_exporter():
-            exported = torch.export.export(
-                module, (images,), dynamic_shapes={"images": free}, strict=False
-            )
-    except Exception as error:
-        return error
+    with torch.no_grad(), quiet_exporter():
+        exported = torch.export.export(
+            module, (images,), dynamic_shapes={"images": free}, strict=False
+        )
     [traced] = [node.meta["val"].shape for node in exported.graph.nodes if node.name == "images"]
     became_constant = [axis for axis in free if isinstance(traced[axis], int)]
     if became_constant:
-        return CamtrainValueError(f"axes {became_constant} of its input became constants")
+        raise CamtrainValueError(f"axes {became_constant} of its input became constants")
     for part in exported.graph_module.modules():
         if isinstance(part, torch.fx.GraphModule):
             for node in part.graph.nodes:  # without the lines and paths of the source code

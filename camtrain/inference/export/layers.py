@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.probe import Intercepted
 from camtrain.model.stride import pair
 
 # By name, since inference does not import timm.
@@ -137,13 +137,25 @@ def _same_paddings(
 
 def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
     """A convolution without padding, by the weights that a layer computes with, mirrored."""
-    with torch.no_grad(), _Weights() as used:
+    used: list[tuple[Tensor, Tensor | None]] = []
+
+    def record(
+        func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> object:
+        """The result; weight and bias are recorded, since timm standardizes some on the way."""
+        if func is F.conv2d:
+            weight, bias = args[1:3]
+            used.append((weight.detach().clone(), None if bias is None else bias.detach().clone()))
+        return func(*args, **options)
+
+    with torch.no_grad(), Intercepted(record):
         layer(layer.weight.new_zeros(1, layer.in_channels, *layer.kernel_size))
-    if used.weight is None:
+    if not used:
         raise CamtrainValueError(
             f"A layer {type(layer).__name__} cannot be exported, since it computes no convolution; "
             "export to safetensors instead."
         )
+    weight, bias = used[-1]
     plain = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -151,33 +163,10 @@ def _plain_convolution(layer: nn.Conv2d, mirrored: list[int]) -> nn.Conv2d:
         stride=pair(layer.stride),
         dilation=pair(layer.dilation),
         groups=layer.groups,
-        bias=used.bias is not None,
+        bias=bias is not None,
         device="meta",
     )
-    plain.weight = nn.Parameter(used.weight.flip(mirrored) if mirrored else used.weight)
-    if used.bias is not None:
-        plain.bias = nn.Parameter(used.bias)
+    plain.weight = nn.Parameter(weight.flip(mirrored) if mirrored else weight)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias)
     return plain.requires_grad_(False)
-
-
-class _Weights(TorchFunctionMode):
-    """Records the weight and bias of a convolution: timm standardizes some on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        """The result, as it is."""
-        if func is F.conv2d:
-            weight, bias = args[1], args[2]
-            self.weight = weight.detach().clone()
-            self.bias = bias.detach().clone() if isinstance(bias, Tensor) else None
-        return func(*args, **(kwargs or {}))

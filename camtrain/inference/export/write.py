@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.export import ExportedProgram
 
 from camtrain.errors import (
     CamtrainError,
@@ -21,6 +22,7 @@ from camtrain.errors import (
 )
 from camtrain.files import check_writable, replacing
 from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, check_threshold
+from camtrain.inference.bundle import shipped_description
 from camtrain.inference.export.check import (
     Agreement,
     Parity,
@@ -29,11 +31,10 @@ from camtrain.inference.export.check import (
     measure_parity,
     random_pictures,
 )
-from camtrain.inference.export.graph import Program, export_program
+from camtrain.inference.export.graph import export_program
 from camtrain.inference.exported import (
     ExportedNetwork,
     ExportOptions,
-    export_description,
     quiet_exporter,
     read_exported,
 )
@@ -101,16 +102,17 @@ def export_network(
     check_output(path, overwrite=overwrite)
     _check_arguments(net, path, options, threshold)
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
-    program = export_program(net.eval(), options)
-    description = export_description(
-        net, options, program.input_hw, threshold=threshold, scores=scores
-    )
-    write = write_onnx if path.suffix == ".onnx" else write_pt2
+    program, input_hw = export_program(net.eval(), options)
+    export = {**options.to_dict(), "input_hw": input_hw}
+    metadata = shipped_description(net, threshold=threshold, scores=scores, export=export).to_json()
     with replacing(path) as part:
-        write(program, part, description.to_json())
+        if path.suffix == ".onnx":
+            write_onnx(program, part, metadata, options.output_names)
+        else:
+            write_pt2(program, part, metadata)
         exported = read_exported(part)
         parity, agreement = _compare(net, exported, pictures, threshold)
-    return Export(path, options, program.input_hw, parity, agreement)
+    return Export(path, options, input_hw, parity, agreement)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -126,7 +128,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def write_onnx(program: Program, path: Path, metadata: str) -> None:
+def write_onnx(
+    program: ExportedProgram, path: Path, metadata: str, output_names: Sequence[str]
+) -> None:
     """Write a graph of standard ONNX operators with its weights in the same file.
 
     Raises:
@@ -135,7 +139,7 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
     """
     import onnx
 
-    size = sum(tensor.nbytes for tensor in program.exported.state_dict.values())
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size >= _MOST_BYTES:
         raise CamtrainValueError(
             f"An ONNX file holds less than {_MOST_BYTES / 1e9:.1f} GB, this network has "
@@ -144,10 +148,10 @@ def write_onnx(program: Program, path: Path, metadata: str) -> None:
     try:
         with quiet_exporter():
             converted = torch.onnx.export(
-                program.exported,
+                program,
                 dynamo=True,
                 input_names=["images"],
-                output_names=list(program.options.output_names),
+                output_names=list(output_names),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -185,16 +189,15 @@ def foreign_operators(model: onnx.ModelProto) -> set[str]:
     return foreign
 
 
-def write_pt2(program: Program, path: Path, metadata: str) -> None:
+def write_pt2(program: ExportedProgram, path: Path, metadata: str) -> None:
     """Write a program of ``torch.export``: operators, numbers and names, and nothing pickled.
 
     The sample inputs (a pickle) and guards (code) that torch would add are left out.
     """
-    exported = program.exported
-    exported._guards_code = []
-    exported._example_inputs = None
+    program._guards_code = []
+    program._example_inputs = None
     with quiet_exporter():
-        torch.export.save(exported, path, extra_files={METADATA_KEY: metadata})
+        torch.export.save(program, path, extra_files={METADATA_KEY: metadata})
 
 
 def _name_axes(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from camtrain.errors import CamtrainValueError
 from camtrain.files import duplicate, remove_parts, write_text
-from camtrain.inference.bundle import read_checkpoint, write_bundle
+from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import wandb_step
@@ -247,7 +247,7 @@ class RunWriter(Checkpoint):
             return
         duplicate(last, self.folder.best)
         with isolate_rng():  # reading it builds a network
-            bundle = read_checkpoint(self.folder.best)
+            bundle = read_network(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
         threshold = bundle.description.threshold
         write_bundle(self.folder.bundle, bundle.net, threshold=threshold, scores=scores)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import camtrain
 from camtrain import Preprocessing
+from camtrain.inference.bundle import Bundle
 from camtrain.inference.export.command import pictures_of
 from camtrain.inference.export.write import export_network
 
@@ -74,7 +75,7 @@ def test_real_weights_export_with_parity_on_real_photographs(
     if arguments:
         net.preprocessing = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
     folder = shared / "data" / "imagenet_val300"
-    pictures = pictures_of(net, folder=folder, checkpoint=weights)
+    pictures = pictures_of(Bundle(net, net.description), folder)
     done = export_network(net, tmp_path / f"a{suffix}", pictures=pictures)
     assert done.parity is not None
     assert done.parity.images == 16

@@ -16,6 +16,7 @@ import camtrain
 from camtrain import CAMNet, Preprocessing, cli
 from camtrain.data import normalize
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.inference.bundle import read_network
 from camtrain.inference.export import check
 from camtrain.inference.export.command import pictures_of, usage
 from camtrain.inference.export.write import Export, export_network
@@ -447,10 +448,13 @@ def test_the_data_of_a_checkpoint_are_found_and_float16_is_measured_on_them(
     net.preprocessing = Preprocessing((40, 56))
     path = tmp_path / "a.ckpt"
     settings = {"source": "folder", "root": str(photographs), "x": 1}
-    torch.save(
-        {"camtrain": net.description.to_dict(), "datamodule_hyper_parameters": settings}, path
-    )
-    found = pictures_of(net, checkpoint=path)
+    content = {
+        "camtrain": net.description.to_dict(),
+        "state_dict": {f"net.{name}": tensor for name, tensor in net.state_dict().items()},
+        "datamodule_hyper_parameters": settings,
+    }
+    torch.save(content, path)
+    found = pictures_of(read_network(path))
     assert found.source is not None
     assert len(found.images) == 8
     assert "val" in found.origin

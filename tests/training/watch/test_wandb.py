@@ -16,7 +16,7 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from camtrain.inference.bundle import read_bundle
+from camtrain.inference.bundle import read_network
 from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.cli.main import main as run
 from camtrain.training.run.loggers import finish_loggers, start_wandb
@@ -196,7 +196,7 @@ def test_the_best_bundle_becomes_an_artifact_once(trained: Path) -> None:
     assert artifact.name == f"model-{trained.name.rpartition('-')[2]}"
     assert set(artifact.aliases) == {"best", "latest"}
     metadata = json.loads(artifact.metadata)
-    bundle = read_bundle(trained.parents[1] / "model.safetensors")
+    bundle = read_network(trained.parents[1] / "model.safetensors")
     assert {n: v for n, v in metadata.items() if n.startswith("val/")} == {
         n: pytest.approx(v) for n, v in bundle.description.scores.items() if n.startswith("val/")
     }
