@@ -10,7 +10,7 @@ _LAST_CHARACTERS = 120
 
 
 class CamtrainError(Exception):
-    """Something the caller can mend: what is wrong, what was expected, and the next step."""
+    """An error that the caller can correct; its text says how."""
 
 
 class CamtrainValueError(CamtrainError, ValueError):
@@ -31,8 +31,8 @@ def one_line(error: BaseException, *, with_type: bool = True) -> str:
     A longer text loses its middle: its end may name the next step.
 
     Args:
-        error: Of an error of camtrain the text is enough.
-        with_type: Give the type of others before their text; else only where there is no text.
+        error: Of an error of camtrain only the text is given.
+        with_type: Give the type of other errors before their text, not only where they have none.
 
     Example:
         >>> one_line(KeyError("size"))
@@ -50,7 +50,7 @@ def one_line(error: BaseException, *, with_type: bool = True) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, for libraries that add many; its type without any."""
+    """The first line of an exception's text; the name of its type where it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

@@ -15,11 +15,11 @@ from camtrain.errors import CamtrainValueError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The path to write to instead; it takes the place of ``path`` at the end, if all went well.
+    """A path to write to, which replaces ``path`` at the end if no exception was raised.
 
-    It lies in the same folder, since only within a file system is renaming atomic, and is on the
-    disk before it takes the place: a power cut leaves the old file or the new one. It keeps the
-    suffix, and no other process uses its name.
+    The other path lies in the same folder, since renaming is atomic only within a file system. Its
+    content reaches the disk before the renaming: a power cut leaves the old file or the new one.
+    It keeps the suffix, and no other process uses its name.
     """
     part = path.with_name(f".{path.stem}-{uuid4().hex}.part{path.suffix}")
     try:
@@ -59,7 +59,7 @@ def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None
 
 
 def duplicate(source: Path, path: Path) -> None:
-    """Make ``path`` a second name of a file that is only ever replaced; a copy where links fail."""
+    """Link ``path`` to a file that is only ever replaced, or copy the file where links fail."""
     if path.exists() and path.samefile(source):  # renaming one name to the other does nothing
         return
     with replacing(path) as part:
@@ -70,12 +70,12 @@ def duplicate(source: Path, path: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what a killed process had begun to write."""
+    """Delete the unfinished files that a killed process left in a folder and below it."""
     for pattern in (".*.part", ".*.part.*"):  # without a suffix, and with one
         for part in folder.rglob(pattern):
             part.unlink()
 
 
 def user_cache() -> Path:
-    """The folder of everything that camtrain may make anew: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The folder ``camtrain`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may be deleted."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "camtrain"

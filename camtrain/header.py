@@ -67,9 +67,9 @@ class Description:
 
     @property
     def calibrated_threshold(self) -> float | None:
-        """The threshold where it was chosen on pictures with boxes.
+        """The threshold if it was chosen on pictures with boxes, else None.
 
-        Checkpoints did not always say whether it was; another value than the default was.
+        Old checkpoints do not say how it was chosen; there, any value but the default was.
         """
         is_calibrated = self.is_calibrated
         if is_calibrated is None:
@@ -108,7 +108,7 @@ class Description:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
-        """The inverse of ``to_dict``; what older versions did not store has its default.
+        """The inverse of ``to_dict``; values that older versions did not store get their defaults.
 
         Raises:
             Exception: Of any type, where the values are not those that camtrain writes.
@@ -170,7 +170,7 @@ def parse_description(text: str | bytes, path: Path) -> Description:
 
 @contextmanager
 def refusing_damage(path: Path) -> Iterator[None]:
-    """Refuse a file whose metadata cannot be read, in one sentence."""
+    """Raise one CamtrainValueError for any exception that reading a file's metadata raises."""
     try:
         yield
     except Exception as error:  # what damaged values make the readers raise cannot be known
@@ -221,5 +221,5 @@ def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]
 
 
 def checkpoint_description(content: Mapping[str, Any]) -> Description:
-    """The description in a checkpoint that was read."""
+    """The description in the content of a checkpoint."""
     return Description.from_dict(content[METADATA_KEY])

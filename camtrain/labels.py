@@ -86,9 +86,9 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
         )
     last, values = num_classes - 1 if is_number else 1, labels.float()
     if ((values < 0) | (values > last) | (values % 1 != 0)).any():
-        what = f"class numbers 0..{last}" if is_number else "0 or 1 for each class"
+        allowed = f"class numbers 0..{last}" if is_number else "0 or 1 for each class"
         raise CamtrainValueError(
-            f"Labels of a multi-label network must be {what}, got {values.min():g} to "
+            f"Labels of a multi-label network must be {allowed}, got {values.min():g} to "
             f"{values.max():g}."
         )
     return F.one_hot(labels.long(), num_classes).float() if is_number else values

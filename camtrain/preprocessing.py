@@ -96,8 +96,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """The plain values, for JSON and for checkpoints.
 
-        The usual channel order is left out: readers from before there was another know no such
-        value, and so they still read what they can use and refuse what they cannot.
+        The channel order ``rgb`` is left out: older versions of camtrain know no channel order, so
+        they read such values and refuse those of ``bgr``.
         """
         values = {
             name: list(value) if isinstance(value, tuple) else value

@@ -33,12 +33,12 @@ _DRAWING = frozenset(
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network and what it takes to use it.
+    """A trained network, as a file holds it.
 
     Attributes:
         net: The network, in evaluation mode.
         description: What the file says about it.
-        data_settings: How its data were given to training; empty for a bundle, which has none.
+        data_settings: The settings of the data of its training, if the file is a checkpoint.
     """
 
     net: CAMNet
@@ -80,7 +80,7 @@ def write_bundle(
             "which converts it by name."
         )
     description = shipped_description(net, threshold=threshold, scores=scores)
-    # Laid out anew: safetensors refuses the strides of channels-last weights.
+    # Contiguous: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     with replacing(path) as part:
         part.touch()
@@ -96,7 +96,7 @@ def shipped_description(
     scores: Mapping[str, float] | None = None,
     export: Mapping[str, Any] | None = None,
 ) -> Description:
-    """What a file for inference says about its network; every class has a name there.
+    """The description that a file for inference holds: every class has a name in it.
 
     Raises:
         CamtrainValueError: The threshold lies outside [0, 1).
@@ -166,6 +166,6 @@ def _without_drawing(
 
 
 def _check_name(name: str) -> None:
-    """Refuse what timm would look for in a folder or on a network, such as ``hf-hub:...``."""
+    """Refuse names that timm looks up in a folder or on the internet, such as ``hf-hub:...``."""
     if not re.fullmatch(r"(torchvision|timm|camtrain)/[\w.-]+", name):
         raise CamtrainValueError(f"backbone must be LIBRARY/NAME, got {name!r}.")

@@ -36,9 +36,9 @@ def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
     cards = []
     for rank, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
         boxes_xyxy = boxes_from_heatmap(prediction.heatmaps[rank], threshold)
-        drawn = draw_boxes(prediction.overlay(rank), boxes_xyxy, color=_BOX_COLOR)
+        picture = draw_boxes(prediction.overlay(rank), boxes_xyxy, color=_BOX_COLOR)
         count = "1 box" if len(boxes_xyxy) == 1 else f"{len(boxes_xyxy)} boxes"
-        cards.append((drawn, f"{name}: {100 * score:.1f}%, {count}"))
+        cards.append((picture, f"{name}: {100 * score:.1f}%, {count}"))
     return cards
 
 
@@ -59,7 +59,7 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
     with needs_extra("The page", extra="demo"):
         import gradio
 
-    def see(path: str | None, threshold: float) -> tuple[Prediction | None, Cards]:
+    def predict(path: str | None, threshold: float) -> tuple[Prediction | None, Cards]:
         try:
             prediction = predict_file(predictor, path)
         except CamtrainError as error:  # one sentence on the page
@@ -77,7 +77,7 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
         threshold = gradio.Slider(
             0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
         )
-        picture.change(see, [picture, threshold], [prediction, cards], api_name="see")
+        picture.change(predict, [picture, threshold], [prediction, cards], api_name="see")
         threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")
     return blocks
 

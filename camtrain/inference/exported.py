@@ -28,7 +28,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an exported file takes and gives.
+    """The inputs and outputs of an exported file.
 
     Attributes:
         raw: It takes uint8 pixels, (B, C, H, W), colours in the order RGB, and normalizes them;
@@ -81,11 +81,14 @@ class ExportedNetwork:
     """
 
     def __init__(self, path: Path, metadata: bytes | None) -> None:
-        """Read the metadata of a file, or raise CamtrainValueError; ``run`` is set by its reader.
+        """Check the metadata of a file; ``read_exported`` sets ``run`` afterwards.
 
         Args:
             path: Of the file, for messages.
             metadata: JSON; None where the file has none.
+
+        Raises:
+            CamtrainValueError: There are no metadata, or they are damaged.
         """
         if metadata is None:
             raise CamtrainValueError(
@@ -156,7 +159,7 @@ class ExportedNetwork:
             )
 
     def _places(self, outputs: Mapping[str, Tensor], classes: Tensor) -> Tensor:
-        """Where (B, k) among the maps of the file those of ``classes`` (B, k) are."""
+        """The positions (B, k) of ``classes`` (B, k) among the maps that the file gives."""
         if self.top is None:
             return classes
         is_there = outputs["classes"][:, None] == classes[:, :, None]  # (B, k, k of the file)
@@ -218,14 +221,14 @@ def _load_onnx(path: Path, device: str | torch.device, output_names: Sequence[st
         import onnxruntime
     available = onnxruntime.get_available_providers()
     has_cuda = "CUDAExecutionProvider" in available and torch.cuda.is_available()
-    chosen = torch.device("cpu") if device == "auto" and not has_cuda else find_device(device)
-    if chosen.type == "cpu":
+    torch_device = torch.device("cpu") if device == "auto" and not has_cuda else find_device(device)
+    if torch_device.type == "cpu":
         providers: list[object] = ["CPUExecutionProvider"]
-    elif chosen.type == "cuda" and has_cuda:
-        providers = [("CUDAExecutionProvider", {"device_id": chosen.index or 0})]
+    elif torch_device.type == "cuda" and has_cuda:
+        providers = [("CUDAExecutionProvider", {"device_id": torch_device.index or 0})]
     else:
         raise CamtrainValueError(
-            f"device must be cpu for this onnxruntime, which has no {chosen.type}, got "
+            f"device must be cpu for this onnxruntime, which has no {torch_device.type}, got "
             f"{str(device)!r}."
         )
     options = onnxruntime.SessionOptions()
@@ -246,14 +249,14 @@ def _load_onnx(path: Path, device: str | torch.device, output_names: Sequence[st
 
 
 def _load_pt2(path: Path, device: str | torch.device, _: Sequence[str]) -> Run:
-    chosen = find_device(device)
+    torch_device = find_device(device)
     try:
         with quiet_exporter():
             program = torch.export.load(path)
-            if chosen.type != "cpu":
+            if torch_device.type != "cpu":
                 from torch.export.passes import move_to_device_pass
 
-                program = move_to_device_pass(program, chosen)
+                program = move_to_device_pass(program, torch_device)
             module = program.module()
     except Exception as error:  # what a damaged graph makes torch raise cannot be known
         raise CamtrainValueError(
@@ -263,7 +266,7 @@ def _load_pt2(path: Path, device: str | torch.device, _: Sequence[str]) -> Run:
 
     def run(images: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode():
-            outputs: Sequence[Tensor] = module(images.to(chosen))
+            outputs: Sequence[Tensor] = module(images.to(torch_device))
             return outputs
 
     return run

@@ -40,11 +40,11 @@ _MOST_JSON = 2**27  # bytes; the graph of a network of 1,000 layers takes 2 mill
 _WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
 _CONFIGS = (f"{_WEIGHTS}model_weights_config.json", f"{_CONSTANTS}model_constants_config.json")
 _PROGRAM, _SAMPLES, _EXTRA = "models/model.json", "data/sample_inputs/model.pt", "extra/"
-_KNOWN = {
+_MEMBERS = {
     *("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"),
     *("version", "data/version", *_CONFIGS, _PROGRAM, _SAMPLES, f"{_EXTRA}{METADATA_KEY}"),
 }
-_NUMBERS = re.compile(rf"{_WEIGHTS}weight_\d+|{_CONSTANTS}tensor_\d+")
+_TENSOR_MEMBER = re.compile(rf"{_WEIGHTS}weight_\d+|{_CONSTANTS}tensor_\d+")
 
 _NAME = re.compile(r"[\w.-]*")  # layers may be called block1-0; nothing can be called without ()
 _OPERATOR = re.compile(
@@ -59,7 +59,7 @@ _FUNCTION = (
     r"|Eq|Ne|Equality|Unequality|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|And|Or|Not)"
 )
 _EXPRESSION = re.compile(rf"({_SYMBOL}|{_FUNCTION}(?=\()|\d+(\.\d+)?|[-+*/(), ]|True|False)*")
-_WORDS = {"cpu", "none", "tanh", "floor", "trunc", "constant", "reflect", "ij", "nearest"}
+_TEXT_ARGUMENTS = {"cpu", "none", "tanh", "floor", "trunc", "constant", "reflect", "ij", "nearest"}
 _EQUATION = re.compile(r"[A-Za-z, ]+->[A-Za-z]*")
 _CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 _ARGUMENTS = {
@@ -86,14 +86,15 @@ def check_archive(path: Path) -> bytes | None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive, path.stat().st_size)
+            members = _members_of(archive, path.stat().st_size)
             extra = members.get(f"{_EXTRA}{METADATA_KEY}")
             if extra is None:
                 return None
-            _check_program(json.loads(_text(archive, members[_PROGRAM], _MOST_JSON)))
+            _check_program(json.loads(_read_member(archive, members[_PROGRAM], _MOST_JSON)))
             for config in _CONFIGS:
-                _check_numbers(json.loads(_text(archive, members[config], _MOST_JSON)), members)
-            return _text(archive, extra, _MOST_METADATA)
+                content = json.loads(_read_member(archive, members[config], _MOST_JSON))
+                _check_tensors(content, members)
+            return _read_member(archive, extra, _MOST_METADATA)
     except _DAMAGES as error:
         reason = one_line(error, with_type=False)
         raise CamtrainValueError(
@@ -102,8 +103,8 @@ def check_archive(path: Path) -> bytes | None:
         ) from error
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by name below the one folder; torch stores them as they are, side by side."""
+def _members_of(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of the archive by their name below its only folder, uncompressed."""
     infos = archive.infolist()
     stored = sum(info.file_size for info in infos)
     if stored > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
@@ -113,22 +114,22 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     if len(members) != len(infos) or len(folders) != 1 or archive.comment:
         raise ValueError("its members are named twice, or lie in several folders")
     for name, info in members.items():
-        if name not in _KNOWN and not _NUMBERS.fullmatch(name):
+        if name not in _MEMBERS and not _TENSOR_MEMBER.fullmatch(name):
             raise ValueError(f"it holds {name!r:.100}")
         if name == _SAMPLES and info.file_size:
             raise ValueError("it holds pickled sample inputs")
     return members
 
 
-def _text(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
     if info.file_size > most:
         raise ValueError(f"{info.filename} has {info.file_size} bytes, the most is {most}")
     return archive.read(info)
 
 
-def _check_numbers(config: dict[str, Any], members: dict[str, zipfile.ZipInfo]) -> None:
-    """Tensors are numbers, not pickles, and no larger than what is stored of them."""
-    _check(config)
+def _check_tensors(config: dict[str, Any], members: dict[str, zipfile.ZipInfo]) -> None:
+    """Refuse pickled tensors, and tensors larger than the numbers stored for them."""
+    _check_values(config)
     for name, tensor in config["config"].items():
         if tensor["use_pickle"] is not False:
             raise ValueError(f"it pickles the tensor {name!r:.100}")
@@ -139,7 +140,7 @@ def _check_numbers(config: dict[str, Any], members: dict[str, zipfile.ZipInfo]) 
 
 
 def _check_program(program: dict[str, Any]) -> None:
-    """A graph of torch's own operators on tensors and sizes, without guards, which are code."""
+    """Refuse a graph of other than torch's own operators on tensors and sizes, and guards."""
     if program.pop("guards_code", []):
         raise ValueError("it has guards, which are code")
     for expression in program.pop("range_constraints"):
@@ -153,22 +154,22 @@ def _check_program(program: dict[str, Any]) -> None:
         ]
         is_einsum = node["target"] == "torch.ops.aten.einsum.default"
         for word in words:
-            if word not in _WORDS and not (is_einsum and _EQUATION.fullmatch(word)):
+            if word not in _TEXT_ARGUMENTS and not (is_einsum and _EQUATION.fullmatch(word)):
                 raise ValueError(f"it passes the text {word!r:.100} to {node['target']!r:.100}")
-    _check(program)
+    _check_values(program)
 
 
-def _check(value: object, key: str = "") -> None:
-    """Names, numbers and expressions, all the way down."""
+def _check_values(value: object, key: str = "") -> None:
+    """Refuse names, texts and arguments that camtrain never writes, at any depth."""
     if isinstance(value, dict):
         for name, inside in value.items():
             _check_text("", name)
             if name.startswith("as_") and name not in _ARGUMENTS:
                 raise ValueError(f"it has an argument {name!r:.100}")
-            _check(inside, name)
+            _check_values(inside, name)
     elif isinstance(value, list):
         for inside in value:
-            _check(inside, key)
+            _check_values(inside, key)
     elif isinstance(value, str):
         _check_text(key, value)
 
@@ -187,7 +188,7 @@ def _check_text(key: str, text: str) -> None:
 
 
 def _check_spec(spec: dict[str, Any]) -> None:
-    """How inputs and outputs are nested: in tuples, lists and dicts of plain keys."""
+    """Refuse inputs or outputs that are not nested in tuples, lists and dicts of plain keys."""
     keys = "null" if spec["context"] is None else str(spec["context"])
     if spec["type"] not in _CONTAINERS or not re.fullmatch(r"null|\[[\w\", ]*\]", keys):
         raise ValueError(f"its inputs are a {spec['type']!r:.100}")

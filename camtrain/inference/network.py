@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -78,12 +79,12 @@ def display_maps(
     A network of somebody else need not have that method. Then they are its class maps, or what
     its ``refined_maps`` gives where its ``refine`` is not ``none``.
     """
-    door: Any = network
-    if hasattr(door, "display_maps"):
-        return cast("CAMOutput", door.display_maps(images, top=top, classes=classes))
-    if getattr(door, "refine", "none") == "none":
+    untyped: Any = network
+    if hasattr(untyped, "display_maps"):
+        return cast("CAMOutput", untyped.display_maps(images, top=top, classes=classes))
+    if getattr(untyped, "refine", "none") == "none":
         return network.class_maps(images, top=top, classes=classes)
-    output = door.refined_maps(images, top=top, classes=classes)
+    output = untyped.refined_maps(images, top=top, classes=classes)
     return CAMOutput(output.logits, output.refined_maps, output.classes)
 
 
@@ -145,7 +146,7 @@ class TorchNetwork:
 
 
 def _faster(net: CAMNet, precision: Precision) -> CAMNet:
-    """The network itself, or a copy that gives the same with less to compute.
+    """The network itself, or a copy that computes the same faster.
 
     Batch norms are folded into convolutions. For ``bf16`` the convolutions hold bfloat16, so that
     autocast need not cast them each time; the head stays float32, and so do the remaining norms and
@@ -203,10 +204,7 @@ def can_fold(network: nn.Module) -> bool:
 
 
 def _pairs(network: nn.Module) -> list[tuple[fx.GraphModule, str, str]]:
-    """Convolutions and the norms that alone take their results, each used once, by name.
-
-    The names are those within the traced module that comes first.
-    """
+    """A traced module, a convolution in it, and the norm that alone takes the result, by name."""
     pairs = []
     for traced in [module for module in network.modules() if isinstance(module, fx.GraphModule)]:
         layers = [node for node in traced.graph.nodes if node.op == "call_module"]
@@ -237,12 +235,10 @@ def find_device(device: str | torch.device) -> torch.device:
     names = [name for name, count in counts.items() if count]
     if device == "auto":
         return torch.device(names[0])
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in names or (chosen.index or 0) >= counts[chosen.type]:
-        raise CamtrainValueError(
-            f"device must be one of auto, {', '.join(names)} on this machine, got {str(device)!r}."
-        )
-    return chosen
+    with suppress(RuntimeError):  # an unknown name
+        torch_device = torch.device(device)
+        if (torch_device.index or 0) < counts.get(torch_device.type, 0):
+            return torch_device
+    raise CamtrainValueError(
+        f"device must be one of auto, {', '.join(names)} on this machine, got {str(device)!r}."
+    )

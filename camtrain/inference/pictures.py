@@ -36,8 +36,8 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
 
     A folder stands for the pictures in it and below it, sorted, without the hidden ones. A pattern
     holds ``*``, ``?`` or ``[`` and is not the name of a file; ``**`` goes down any number of
-    folders. A folder without pictures, and a pattern that no file fits, stay as they are:
-    ``pixels_of`` refuses them in their turn.
+    folders. A folder without pictures, and a pattern that no file fits, are given as they are, and
+    ``pixels_of`` refuses them.
     """
     is_batch = isinstance(inputs, Tensor) and inputs.ndim == 4
     is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
@@ -50,9 +50,9 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
 
 
 def snapshot(item: Input) -> Input | CamtrainError:
-    """An input as it is now: a copy of a picture in memory, or the path of a file.
+    """A copy of a picture in memory, which its owner may change; the path of a file.
 
-    For a picture that cannot be copied it is the error that ``pixels_of`` raises in its turn.
+    A picture that cannot be copied gives the error, which ``pixels_of`` then raises.
     """
     if isinstance(item, Image.Image):
         try:

@@ -59,11 +59,11 @@ def main(args: Sequence[str]) -> int:
         sheets=not options.no_sheets,
     )
     # The pictures of an earlier prediction may lie below an input.
-    written = {(options.output / name).absolute() for name in _FOLDERS}
+    result_folders = {(options.output / name).absolute() for name in _FOLDERS}
     files = [
         file
         for file in expand_inputs(options.input)
-        if written.isdisjoint(Path(str(file)).absolute().parents)
+        if result_folders.isdisjoint(Path(str(file)).absolute().parents)
     ]
     predictor = load(
         options.model,
@@ -100,7 +100,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: int) -> None:
-    """Write the predictions as they come, under a progress bar."""
+    """Write each prediction as soon as it is computed, and show a progress bar."""
     columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with folder, Progress(TextColumn("Predicting"), *columns) as progress:
         task = progress.add_task("Predicting", total=total)
@@ -111,7 +111,7 @@ def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: i
 
 
 def _classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
-    """Names or numbers between commas; a name may hold a comma, if it is given alone."""
+    """The classes in a text: names or numbers between commas, or one name, commas and all."""
     if text is None:
         return None
     parts = [text] if text in names else text.split(",")
@@ -119,7 +119,7 @@ def _classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
 
 
 class PredictionFolder:
-    """Results written as they come; of each picture only a thumbnail stays in memory.
+    """The folder of results, which are written one by one; only thumbnails stay in memory.
 
     Line n of ``predictions.jsonl`` is input n, and its other files begin with n, so that pictures
     of one name in several folders stay apart.
@@ -184,14 +184,14 @@ class PredictionFolder:
         name = f"{self.count:06d}_{Path(prediction.path or 'picture').stem[:100]}"
         files: dict[str, Any] = {}
         count = min(max(self._overlays, 1 if self._sheets else 0), len(prediction.names))
-        drawn = [
+        overlays = [
             draw_boxes(prediction.overlay(rank), prediction.boxes[rank], color=PREDICTED_BOX)
             for rank in range(count)
         ]
         if self._overlays:
             files["overlays"] = [
-                self._write_overlay(picture, f"{name}_{rank + 1}")
-                for rank, picture in enumerate(drawn[: self._overlays])
+                self._save(overlay, "overlays", f"{name}_{rank}")
+                for rank, overlay in enumerate(overlays[: self._overlays], start=1)
             ]
         if self._heatmaps:
             path = self._path("heatmaps", f"{name}.npy")
@@ -200,7 +200,7 @@ class PredictionFolder:
         if self._sheets:
             best = f"{prediction.names[0]} {prediction.scores[0]:.2f}"
             source = Path(prediction.path or "").name.encode("utf-8", "replace").decode()
-            self._tiles.append((thumbnail(drawn[0], _TILE), best, source))
+            self._tiles.append((thumbnail(overlays[0], _TILE), best, source))
             if len(self._tiles) == _PER_SHEET:
                 self._write_sheet()
         self._write_line({**record(prediction), **files})
@@ -214,8 +214,9 @@ class PredictionFolder:
         self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
         self._file.flush()
 
-    def _write_overlay(self, picture: Image.Image, name: str) -> str:
-        path = self._path("overlays", f"{name}.jpg")
+    def _save(self, picture: Image.Image, folder: str, name: str) -> str:
+        """Save a picture as a JPEG below the output folder; return its path there."""
+        path = self._path(folder, f"{name}.jpg")
         picture.save(self.path / path, quality=90)
         return path
 
@@ -223,11 +224,11 @@ class PredictionFolder:
         self._sheet += 1
         title = f"Best class, its score and its boxes, sheet {self._sheet}"
         sheet = gallery(self._tiles, title=title, tile=_TILE)
-        sheet.save(self.path / self._path("sheets", f"{self._sheet:04d}.jpg"), quality=90)
+        self._save(sheet, "sheets", f"{self._sheet:04d}")
         self._tiles.clear()
 
     def _path(self, folder: str, name: str) -> str:
-        """The path of a file below the output folder; its folder is created."""
+        """The path of a file relative to the output folder; its folder is created."""
         (self.path / folder).mkdir(exist_ok=True)
         return f"{folder}/{name}"
 

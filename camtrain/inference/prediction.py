@@ -122,21 +122,21 @@ def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> Tensor:
         raise CamtrainValueError(
             f"classes must be a list of at least one number or name, got {classes!r}."
         )
-    numbers = [_class_number(chosen, names) for chosen in classes]
+    numbers = [_class_number(key, names) for key in classes]
     if len(set(numbers)) < len(numbers):
         raise CamtrainValueError(f"classes must differ from one another, got {list(classes)}.")
     return torch.tensor(numbers)
 
 
-def _class_number(chosen: int | str, names: Sequence[str]) -> int:
-    if not isinstance(chosen, str):
-        if not 0 <= chosen < len(names):
-            raise CamtrainValueError(f"classes must lie in 0..{len(names) - 1}, got {chosen}.")
-        return chosen
-    numbers = [number for number, name in enumerate(names) if name == chosen]
+def _class_number(key: int | str, names: Sequence[str]) -> int:
+    if not isinstance(key, str):
+        if not 0 <= key < len(names):
+            raise CamtrainValueError(f"classes must lie in 0..{len(names) - 1}, got {key}.")
+        return key
+    numbers = [number for number, name in enumerate(names) if name == key]
     if len(numbers) == 1:
         return numbers[0]
     if numbers:
-        raise CamtrainValueError(f"{chosen!r} is the name of the classes {numbers}; give a number.")
-    near = ", ".join(difflib.get_close_matches(chosen, names)) or ", ".join(names[:5]) + ", ..."
-    raise CamtrainValueError(f"There is no class {chosen!r}; the names next to it are {near}.")
+        raise CamtrainValueError(f"{key!r} is the name of the classes {numbers}; give a number.")
+    near = ", ".join(difflib.get_close_matches(key, names)) or ", ".join(names[:5]) + ", ..."
+    raise CamtrainValueError(f"There is no class {key!r}; the names next to it are {near}.")

@@ -244,21 +244,22 @@ def _predictions(
         batch = start(pool)
         while batch:
             errors = [future.exception() for _, future in batch]  # waits for them all
-            loaded = [future.result() for _, future in batch if future.exception() is None]
-            outputs = run(torch.stack([picture.prepared for picture in loaded])) if loaded else []
+            pictures = [future.result() for _, future in batch if future.exception() is None]
+            prepared = [picture.prepared for picture in pictures]
+            outputs = run(torch.stack(prepared)) if prepared else []
             # On a GPU the network's work is only queued by now, and reading goes on beside it; on a
             # CPU it is done: a network that has all cores to itself is faster than one that shares.
-            following = start(pool)
-            pairs = zip(loaded, outputs, strict=True)
-            finished = in_order(pool, settings.prediction, pairs, ahead=count)
+            next_batch = start(pool)
+            pairs = zip(pictures, outputs, strict=True)
+            predictions = in_order(pool, settings.prediction, pairs, ahead=count)
             for (item, _), error in zip(batch, errors, strict=True):
                 if error is None:
-                    yield next(finished)
+                    yield next(predictions)
                 elif on_error is None or not isinstance(error, CamtrainError):
                     raise error
                 else:
                     on_error(item, error)
-            batch = following
+            batch = next_batch
 
 
 @contextmanager
@@ -294,10 +295,10 @@ def in_order(
 
     The items are taken in the caller's thread.
     """
-    waiting: deque[Future[R]] = deque()
+    futures: deque[Future[R]] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        futures.append(pool.submit(function, item))
+        if len(futures) == ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()

@@ -103,7 +103,7 @@ def merge_flip(maps: Tensor, mirrored_maps: Tensor) -> Tensor:
 
 
 def ten_crop_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
-    """The input of which ten crops have the size that the network was made for.
+    """The preprocessing for an input whose ten crops have the network's own size.
 
     A ``crop`` cuts more of the same resized picture: the whole 256 instead of the centre's 224.
 
@@ -175,13 +175,13 @@ def _maps_of_views(
         classes = torch.cat([classes] * count)
     output = display_maps(net, images, top=None if picks_best else top, classes=classes)
     logits = output.logits.reshape(count, batch, -1).mean(0)
-    maps, chosen = output.maps, output.classes[:batch]
+    maps, classes = output.maps, output.classes[:batch]
     if picks_best:
         assert top is not None
-        chosen = logits.topk(min(top, logits.shape[1])).indices
-        rows = torch.arange(count * batch, device=chosen.device)[:, None]
-        maps = maps[rows, chosen.repeat(count, 1)]
-    return CAMOutput(logits, maps.reshape(count, batch, *maps.shape[1:]), chosen)
+        classes = logits.topk(min(top, logits.shape[1])).indices
+        rows = torch.arange(count * batch, device=classes.device)[:, None]
+        maps = maps[rows, classes.repeat(count, 1)]
+    return CAMOutput(logits, maps.reshape(count, batch, *maps.shape[1:]), classes)
 
 
 def _offsets(size: tuple[int, int], crop_hw: tuple[int, int]) -> list[tuple[int, int]]:

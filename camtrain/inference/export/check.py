@@ -70,7 +70,7 @@ class Parity:
     def complaint(self) -> str | None:
         """What lies outside the tolerance, in words; None where nothing does."""
         heat = self.heatmaps or 0.0
-        # Beyond some hundred, float32 itself is coarser; no trained network is there.
+        # Above 100 float32 itself is coarser; logits of trained networks are smaller.
         allowed = TOLERANCE * max(1.0, self.size_of_logits / _LARGE_LOGIT)
         # Not a comparison with >, which NaN would pass.
         if self.logits <= allowed and self.maps <= TOLERANCE and heat <= _HEATMAP_TOLERANCE:
@@ -140,15 +140,15 @@ def random_pictures(net: CAMNet) -> list[Tensor]:
 
 def spread(count: int, most: int) -> list[int]:
     """The indices of at most ``most`` of ``count`` items, evenly spaced."""
-    chosen = min(count, most)
-    return [place * count // chosen for place in range(chosen)]
+    number = min(count, most)
+    return [place * count // number for place in range(number)]
 
 
 @torch.no_grad()
 def measure_parity(
     net: CAMNet, exported: ExportedNetwork, pictures: list[Tensor], *, threshold: float
 ) -> Parity:
-    """Compare at two sizes with H != W, or at the one size that the file takes.
+    """Compare the outputs at two sizes with H != W, or at the only size that the file takes.
 
     Args:
         net: In evaluation mode, on the CPU.

@@ -28,7 +28,7 @@ class ExportNet(nn.Module):
     std: Tensor
 
     def __init__(self, net: CAMNet, options: ExportOptions) -> None:
-        """Copy the network; the one given stays as it is."""
+        """Copy the network, which itself stays as it is."""
         super().__init__()
         assert net.preprocessing is not None
         self.options = options

@@ -41,7 +41,7 @@ def same_padding(kernel: int, stride: int, dilation: int = 1) -> AxisPadding | N
     is the extent of the kernel, the smaller half of them at the near end. For s = 2 that is e - 1
     pixels where n is odd and e - 2 where it is even. Of an even e the near end then has e / 2 - 1
     pixels either way; of an odd e it is the far end that has (e - 1) / 2 either way, so that end is
-    made the near one by mirroring. One pixel more at the far end starts no further window.
+    made the near one by mirroring. One more pixel at the far end adds no window.
 
     Args:
         kernel: k, in pixels.
