@@ -211,8 +211,8 @@ def read_exported(
             f"precision of an exported network was chosen at its export, got {precision!r}; load "
             "the bundle, or export it with --precision fp16."
         )
-    load = _load_onnx if is_onnx else _load_pt2
-    network.run = load(path, device, network.options.output_names)
+    names = network.options.output_names
+    network.run = _load_onnx(path, device, names) if is_onnx else _load_pt2(path, device)
     return network
 
 
@@ -248,7 +248,7 @@ def _load_onnx(path: Path, device: str | torch.device, output_names: Sequence[st
     return run
 
 
-def _load_pt2(path: Path, device: str | torch.device, _: Sequence[str]) -> Run:
+def _load_pt2(path: Path, device: str | torch.device) -> Run:
     torch_device = find_device(device)
     try:
         with quiet_exporter():

@@ -28,23 +28,18 @@ class Network(Protocol):
 
     This is all that a network of somebody else needs. One whose heatmaps are made of other maps
     than class maps also has ``refine`` and ``display_maps``, see the function ``display_maps``.
+
+    Attributes:
+        class_names: K names.
+        preprocessing: What has to be done to its pictures.
+        task: Whether scores are a softmax over the logits or a sigmoid of each.
+        top: The number of best classes whose maps it gives; None for all classes.
     """
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """K names."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What has to be done to its pictures."""
-
-    @property
-    def task(self) -> Task:
-        """Whether scores are a softmax over the logits or a sigmoid of each."""
-
-    @property
-    def top(self) -> int | None:
-        """The number of best classes whose maps it gives; None for all classes."""
+    class_names: Sequence[str]
+    preprocessing: Preprocessing
+    task: Task
+    top: int | None
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None

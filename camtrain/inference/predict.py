@@ -71,12 +71,6 @@ def main(args: Sequence[str]) -> int:
         device=options.device,
         precision=options.precision,
     )
-    errors: list[CamtrainError] = []
-
-    def on_error(item: Input, error: CamtrainError) -> None:
-        errors.append(error)
-        folder.add_error(str(item), error)
-
     predictions = predictor(
         files,
         top=options.top,
@@ -85,18 +79,18 @@ def main(args: Sequence[str]) -> int:
         method=options.method,
         tta=options.tta,
         batch_size=options.batch_size,
-        on_error=on_error,
+        on_error=folder.add_error,
     )
     start = time.perf_counter()
     _write(predictions, folder, len(files))
     seconds = time.perf_counter() - start
-    for error in errors:
+    for error in folder.errors:
         print(f"camtrain: unreadable: {error}", file=sys.stderr)
     print(
-        f"{len(files) - len(errors)} of {len(files)} pictures predicted in {seconds:.1f} s "
+        f"{len(files) - len(folder.errors)} of {len(files)} pictures predicted in {seconds:.1f} s "
         f"({len(files) / seconds:.1f} images/s); see {folder.path}"
     )
-    return 1 if errors else 0
+    return 1 if folder.errors else 0
 
 
 def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: int) -> None:
@@ -143,6 +137,7 @@ class PredictionFolder:
         """
         self.path = Path(path)
         self.count = 0
+        self.errors: list[CamtrainError] = []
         self._overlays, self._heatmaps, self._sheets = overlays, heatmaps, sheets
         self._tiles: list[tuple[Image.Image, str, str]] = []
         self._sheet = 0
@@ -205,10 +200,11 @@ class PredictionFolder:
                 self._write_sheet()
         self._write_line({**record(prediction), **files})
 
-    def add_error(self, file: str, error: Exception) -> None:
+    def add_error(self, file: Input, error: CamtrainError) -> None:
         """Write the line of a file that could not be read."""
         self.count += 1
-        self._write_line({"file": file, "error": str(error)})
+        self.errors.append(error)
+        self._write_line({"file": str(file), "error": str(error)})
 
     def _write_line(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
