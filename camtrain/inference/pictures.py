@@ -31,6 +31,10 @@ _DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBo
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
+class ExpandedInputs(list[Input]):
+    """Inputs whose folders and patterns are expanded already; they are not searched again."""
+
+
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     """The inputs one by one; batches, folders and patterns are replaced by their pictures.
 
@@ -39,6 +43,9 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     folders. A folder without pictures, and a pattern that no file fits, are given as they are, and
     ``pixels_of`` refuses them.
     """
+    if isinstance(inputs, ExpandedInputs):
+        yield from inputs
+        return
     is_batch = isinstance(inputs, Tensor) and inputs.ndim == 4
     is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single

@@ -28,7 +28,7 @@ from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import check_writable
 from camtrain.inference.network import Precision
-from camtrain.inference.pictures import Input, expand_inputs
+from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import load
 from camtrain.inference.tta import TTA
@@ -60,11 +60,11 @@ def main(args: Sequence[str]) -> int:
     )
     # The pictures of an earlier prediction may lie below an input.
     result_folders = {(options.output / name).absolute() for name in _FOLDERS}
-    files = [
+    files = ExpandedInputs(
         file
         for file in expand_inputs(options.input)
         if result_folders.isdisjoint(Path(str(file)).absolute().parents)
-    ]
+    )
     predictor = load(
         options.model,
         refine=options.refine,
