@@ -280,6 +280,18 @@ def test_the_value_depends_neither_on_batches_nor_order_nor_processes(batch_of: 
         assert other.best_threshold() == whole.best_threshold()
 
 
+def test_maps_may_differ_in_size(batch_of: BatchOf) -> None:
+    pictures = batch_of([1, 2])
+    maps = [pictures["maps"][0], pictures["maps"][1, :3]]
+    together, one_by_one = MaxBoxAccV2(), MaxBoxAccV2()
+    together.update(maps, pictures["boxes_xyxy"], pictures["sizes_hw"])
+    for row, class_map in enumerate(maps):
+        one = slice(row, row + 1)
+        one_by_one.update(class_map[None], pictures["boxes_xyxy"][one], pictures["sizes_hw"][one])
+    assert together.count == 2
+    assert torch.equal(together.hits, one_by_one.hits)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_maps_of_every_precision_are_taken(batch_of: BatchOf, dtype: torch.dtype) -> None:
     pictures = batch_of(list(range(24)))
