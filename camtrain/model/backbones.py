@@ -129,11 +129,16 @@ def backbone_args_for(
         additions["transform_input"] = True
     model = name.removeprefix("torchvision/")
     if model.startswith("vit_") and weights is not None:
-        entries = tv.get_model_weights(model)
-        by_name = {"DEFAULT": entries.DEFAULT, **{entry.name: entry for entry in entries}}
-        if str(weights) in by_name:
-            additions["image_size"] = by_name[str(weights)].transforms().crop_size[0]
+        entry = torchvision_weights(model).get(str(weights))
+        if entry is not None:
+            additions["image_size"] = entry.transforms().crop_size[0]
     return {**additions, **backbone_args}
+
+
+def torchvision_weights(model: str) -> dict[str, Any]:
+    """What torchvision publishes for a model, by name; ``DEFAULT`` is among the names."""
+    entries = tv.get_model_weights(model)
+    return {"DEFAULT": entries.DEFAULT, **{entry.name: entry for entry in entries}}
 
 
 def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any]) -> Preprocessing:

@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line, join_first
 from camtrain.header import Description, read_safetensors_description
-from camtrain.model.backbones import first_conv
+from camtrain.model.backbones import first_conv, torchvision_weights
 from camtrain.model.caffemodel import caffe_weights
 from camtrain.model.recipes import caffe_layers
 
@@ -105,11 +104,10 @@ def _file_weights(name: str, path: Path) -> Weights:
 
 
 def _torchvision_weights(model: str, weights: str) -> Weights:
-    name, published = f"torchvision/{model}", tv.get_model_weights(model)
-    entries = {"DEFAULT": published.DEFAULT, **{entry.name: entry for entry in published}}
-    entry = _entry(name, weights, entries)
+    name = f"torchvision/{model}"
+    entry = _entry(name, weights, torchvision_weights(model))
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    with _naming_file(name, f"{entry.url} and put it into {folder}, or"):
+    with _explaining_failed_download(name, f"{entry.url} and put it into {folder}, or"):
         tensors = entry.get_state_dict(progress=True, check_hash=True)
     return Weights(tensors, f"{name} {weights}", tuple(entry.meta["categories"]))
 
@@ -124,7 +122,7 @@ def _timm_weights(model: str, weights: str) -> Weights:
     configs: dict[str, Any] = {tag: timm.get_pretrained_cfg(f"{model}.{tag}") for tag in tags}
     config = _entry(name, weights, {"DEFAULT": default, **configs})
     file = f"model.safetensors of {config.hf_hub_id}" if config.hf_hub_id else config.url
-    with _naming_file(name, f"{file} and"):
+    with _explaining_failed_download(name, f"{file} and"):
         network = timm.create_model(model, pretrained=True, pretrained_cfg=config)
     return Weights(network.state_dict(), f"{name} {weights}")
 
@@ -140,7 +138,7 @@ def _entry(name: str, weights: str, entries: dict[str, Entry]) -> Entry:
 
 
 @contextmanager
-def _naming_file(name: str, file: str) -> Iterator[None]:
+def _explaining_failed_download(name: str, file: str) -> Iterator[None]:
     """Raise CamtrainFileNotFoundError with the file to fetch where a download fails."""
     try:
         yield
