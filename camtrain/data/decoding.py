@@ -39,6 +39,8 @@ _FLAGS = {  # by which factor a JPEG can be decoded smaller
     2: cv2.IMREAD_REDUCED_COLOR_2,
     1: cv2.IMREAD_COLOR_RGB,
 }
+# What Pillow raises for damaged pictures.
+DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of these is part of the pixels
 
 
@@ -124,7 +126,7 @@ def decode_image(
         raise CamtrainFileNotFoundError(
             f"The image {os.fspath(path)} does not exist; check the path."
         ) from None
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         # Pillow would name the object in memory, another one each time.
         is_foreign = isinstance(error, UnidentifiedImageError)
         reason = "cannot identify image file" if is_foreign else error

@@ -197,11 +197,11 @@ def read_exported(
     path = Path(path)
     is_onnx = path.suffix.lower() == ".onnx"
     if is_onnx:
-        header = read_onnx_header(path)
-        network = ExportedNetwork(path, header.metadata.get(METADATA_KEY))
-        if header.domains - {"", "ai.onnx"}:
+        metadata, domains = read_onnx_header(path)
+        network = ExportedNetwork(path, metadata.get(METADATA_KEY))
+        if domains - {"", "ai.onnx"}:
             raise CamtrainValueError(
-                f"{path} uses operators of {', '.join(sorted(header.domains - {''}))}, which "
+                f"{path} uses operators of {', '.join(sorted(domains - {''}))}, which "
                 "camtrain never exports; export it again."
             )
     else:

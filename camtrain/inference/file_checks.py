@@ -19,7 +19,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.header import METADATA_KEY
@@ -196,20 +196,10 @@ def _check_spec(spec: dict[str, Any]) -> None:
         _check_spec(inside)
 
 
-class OnnxHeader(NamedTuple):
-    """The parts of an ONNX file beside its graph.
+def read_onnx_header(path: Path) -> tuple[dict[str, bytes], set[str]]:
+    """The metadata of an ONNX file by key, and the domains of its operators; "" is the standard.
 
-    Attributes:
-        metadata: Text by key.
-        domains: Domains of the operators that the graph may use; "" is the standard domain.
-    """
-
-    metadata: dict[str, bytes]
-    domains: set[str]
-
-
-def read_onnx_header(path: Path) -> OnnxHeader:
-    """Metadata and operator domains of an ONNX file, without reading its graph.
+    The graph is not read.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
@@ -219,7 +209,9 @@ def read_onnx_header(path: Path) -> OnnxHeader:
         raise CamtrainFileNotFoundError(
             f"No ONNX file at {path.absolute()}; give the path of an exported .onnx."
         )
-    header, has_graph = OnnxHeader({}, set()), False
+    metadata: dict[str, bytes] = {}
+    domains: set[str] = set()
+    has_graph = False
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for number, start, end in _fields(data, 0, len(data)):
@@ -229,16 +221,16 @@ def read_onnx_header(path: Path) -> OnnxHeader:
                         raise ValueError(f"{end - start} bytes of metadata")
                     fields = {n: data[a:b] for n, a, b in _fields(data, start, end)}
                     if number == _METADATA:
-                        header.metadata[fields[_KEY].decode()] = fields.get(_VALUE, b"")
+                        metadata[fields[_KEY].decode()] = fields.get(_VALUE, b"")
                     else:
-                        header.domains.add(fields.get(_DOMAIN, b"").decode())
+                        domains.add(fields.get(_DOMAIN, b"").decode())
         if not has_graph:
             raise ValueError("no graph")
     except (ValueError, IndexError, KeyError) as error:
         raise CamtrainValueError(
             f"{path} is not a readable ONNX file ({error}); export it again."
         ) from error
-    return header
+    return metadata, domains
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data import read_image, to_rgb
+from camtrain.data.decoding import DAMAGE, read_image, to_rgb
 from camtrain.data.tree import IMAGE_SUFFIXES, pictures_below
 from camtrain.errors import (
     CamtrainError,
@@ -27,7 +26,6 @@ from camtrain.errors import (
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
 
-_DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
@@ -64,7 +62,7 @@ def snapshot(item: Input) -> Input | CamtrainError:
     if isinstance(item, Image.Image):
         try:
             return item.copy()
-        except _DAMAGE as error:
+        except DAMAGE as error:
             return _cannot_be_read(error)
     if isinstance(item, np.ndarray):
         return item.copy()
@@ -89,7 +87,7 @@ def pixels_of(item: object) -> Tensor:
     if isinstance(item, Image.Image):
         try:
             item = np.asarray(to_rgb(item))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _cannot_be_read(error) from error
     if not isinstance(item, (np.ndarray, Tensor)):
         raise CamtrainTypeError(

@@ -209,14 +209,16 @@ def load(
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         from camtrain.inference.exported import read_exported
 
-        network = read_exported(path, device=device, precision=precision)
-        threshold, scores = network.description.threshold, network.description.scores
-        return Predictor(network, threshold=threshold, scores=scores, refine=refine)
-    bundle = read_network(path)
+        exported = read_exported(path, device=device, precision=precision)
+        net: CAMNet | Network = exported
+        description = exported.description
+    else:
+        bundle = read_network(path)
+        net, description = bundle.net, bundle.description
     return Predictor(
-        bundle.net,
-        threshold=bundle.description.threshold,
-        scores=bundle.description.scores,
+        net,
+        threshold=description.threshold,
+        scores=description.scores,
         refine=refine,
         device=device,
         precision=precision,
