@@ -112,7 +112,7 @@ class FeatureDataset(Dataset[Sample]):
         return vector if self._maps is None else vector.expand(-1, *self._maps.shape[-2:])
 
     def vectors(self) -> tuple[Tensor, list[int]]:
-        """Pooled vectors (N * V, C) of the readable pictures, and the picture's place of each."""
+        """Pooled vectors (N * V, C) of readable pictures, and the place of the picture of each."""
         assert self._vectors is not None, "maps only"
         channels = self._vectors.shape[2]
         places = np.flatnonzero(self._is_readable).repeat(self._vectors.shape[1]).tolist()

@@ -93,7 +93,7 @@ def check_disk(
 
 
 def _refusal(plan: Plan, root: Path) -> str | None:
-    """The message for a disk that is too small, once unused caches have been deleted."""
+    """``Plan.refusal`` after unused caches have been deleted."""
     if plan.trainer.local_rank == 0:
         store.remove_unused(root)
     return plan.refusal(root)

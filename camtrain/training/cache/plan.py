@@ -196,7 +196,7 @@ class Plan:
 
     @cached_property
     def row_of(self) -> dict[int, int]:
-        """The row of the array of maps by the place of the picture."""
+        """The row in the array of maps, by the place of the picture."""
         return {place: row for row, place in enumerate(self.mapped)}
 
     def specs(self, dtype: torch.dtype) -> dict[str, ArraySpec]:
@@ -239,6 +239,9 @@ class Plan:
         """The message for a disk that is too small for the cache; None if it is large enough.
 
         A cache that is not required leaves half of the free space unused.
+
+        Raises:
+            CamtrainValueError: The disk is too small for a cache that is required.
         """
         needed, free = self.nbytes, free_bytes(root)
         required = is_required(self.trainer.lightning_module, self.settings)

@@ -100,7 +100,7 @@ class Evaluator(nn.Module, Callback):
             )
 
     def log_step(self, module: LightningModule, loss: Tensor, pictures: int, damaged: int) -> None:
-        """Add a training step with the mean loss, (), of its pictures, and its damaged pictures."""
+        """Add a training step: its mean loss, (), and its numbers of good and damaged pictures."""
         self.train_loss.update(loss, pictures)
         self.train_damaged.update(torch.full_like(loss, damaged))  # created on the GPU: no waiting
         self._log_sums(module)
@@ -110,7 +110,7 @@ class Evaluator(nn.Module, Callback):
         module.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the sums of a resumed epoch, in which no training step may be left."""
+        """Log the sums of a resumed epoch, even if none of its training steps is left."""
         if self.train_damaged.update_called:
             self._log_sums(pl_module)
 

@@ -77,7 +77,7 @@ class Freezing(Callback):
         return True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze for the first epoch, which may be a resumed one."""
+        """Freeze for the first epoch; a resumed training may begin at any epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -228,7 +228,7 @@ def _in_steps(arguments: dict[str, Any], steps_per_epoch: float) -> dict[str, An
 
 
 def _depths(backbone: nn.Module) -> dict[str, int]:
-    """The number of the layer of each parameter of a backbone, as timm divides it."""
+    """The layer number of each parameter of a backbone, as timm divides it into layers."""
     trunk = backbone.get_submodule("trunk")
     if hasattr(trunk, "group_matcher"):
         from timm.models import group_parameters

@@ -91,6 +91,7 @@ def solve_head(
     weights = [1.0] * num_classes if class_weights is None else list(map(float, class_weights))
 
     def solution(strength: float) -> Solution:
+        """The head of one regularization strength."""
         if task == "multilabel":
             heads = [
                 _fit(solver, strength, standard, targets[:, k].numpy(), {0: 1.0, 1: weights[k]})
