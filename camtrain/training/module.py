@@ -212,7 +212,7 @@ class CAMModule(LightningModule):
         return self
 
     def on_validation_model_train(self) -> None:
-        """Call ``train``, which changes the graph of a traced trunk; Lightning does not call it."""
+        """Call ``train``, which changes the graph of a traced trunk; Lightning only sets a flag."""
         self.train()
 
     def setup(self, stage: str) -> None:
