@@ -16,7 +16,7 @@ from torch import nn
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.camnet import CAMNet
-from camtrain.model.cut import block_of
+from camtrain.model.cut import block_of, is_inside
 from camtrain.model.probe import Probe, probe
 from camtrain.preprocessing import Preprocessing
 
@@ -139,7 +139,8 @@ def _wrap_again(strategy: Strategy) -> None:
 
 
 def _is_under(name: str, outer: str) -> bool:
-    return outer == "" or name == outer or name.startswith(f"{outer}.")
+    """Whether a layer is ``outer`` or a part of it; all layers are parts of the backbone, ""."""
+    return outer == "" or is_inside(name, outer)
 
 
 def _last(outer: str, numbers: dict[str, int]) -> int:
