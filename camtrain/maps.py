@@ -160,8 +160,8 @@ def whole_picture_maps(
 
     So a border that was cropped away, which gets 0, is as low as the lowest place.
     """
-    moved = (maps - maps.amin((1, 2), keepdim=True)).float()
-    return maps_on_picture(moved, preprocessing, image_hw, size)
+    from_zero = (maps - maps.amin((1, 2), keepdim=True)).float()
+    return maps_on_picture(from_zero, preprocessing, image_hw, size)
 
 
 def picture_heatmaps(
@@ -183,18 +183,18 @@ def picture_heatmaps(
         method: See ``camtrain.heatmaps``.
     """
     if preprocessing.resize_mode == "squash":
-        heat = seen = torch.empty(len(maps), *image_hw, device=maps.device)
+        heat = visible = torch.empty(len(maps), *image_hw, device=maps.device)
     else:
         # A constant map must stay constant, without rounding, and NaN must not spread.
         maps = maps.float()
         maps = torch.where(has_range(maps), maps, 0.0)
         ones = torch.ones_like(maps[:1])
-        is_seen = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
+        is_visible = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
         heat = maps_on_picture(maps, preprocessing, image_hw, image_hw)
-        maps = seen = heat[:, _span(is_seen.any(1)), _span(is_seen.any(0))]  # a view
-    if seen.numel():  # less than a pixel may be left of a sliver
-        for class_map, heatmap in zip(maps, seen, strict=True):  # one by one fits into the cache
-            size = (seen.shape[1], seen.shape[2])
+        maps = visible = heat[:, _span(is_visible.any(1)), _span(is_visible.any(0))]  # a view
+    if visible.numel():  # of a very narrow picture less than a pixel may be visible
+        for class_map, heatmap in zip(maps, visible, strict=True):  # one by one fits into the cache
+            size = (visible.shape[1], visible.shape[2])
             heatmap.copy_(heatmaps(class_map[None, None], size=size, method=method)[0, 0])
     return heat
 

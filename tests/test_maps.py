@@ -248,8 +248,8 @@ def random_maps(*shape: int, seed: int = 0) -> Tensor:
 def test_squash_is_the_plain_heatmap(method: HeatmapMethod) -> None:
     maps = random_maps(2, 5, 7)
     expected = heatmaps(maps[None], size=(40, 90), method=method)[0]
-    found = picture_heatmaps(maps, Preprocessing(size=(20, 28)), (40, 90), method=method)
-    assert torch.equal(found, expected)
+    heat = picture_heatmaps(maps, Preprocessing(size=(20, 28)), (40, 90), method=method)
+    assert torch.equal(heat, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -258,21 +258,21 @@ def test_crop_is_the_plain_heatmap_of_what_was_seen_and_zero_around_it(
 ) -> None:
     maps = random_maps(2, 5, 5)
     preprocessing = Preprocessing(size=(20, 20), resize_mode="crop")
-    found = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
+    heat = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
     expected = heatmaps(maps[None], size=(60, 60), method=method)[0]
-    torch.testing.assert_close(found[:, :, 15:75], expected, rtol=0, atol=1e-5)
-    assert found[:, :, :15].eq(0).all()
-    assert found[:, :, 75:].eq(0).all()
+    torch.testing.assert_close(heat[:, :, 15:75], expected, rtol=0, atol=1e-5)
+    assert heat[:, :, :15].eq(0).all()
+    assert heat[:, :, 75:].eq(0).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_pad_is_the_plain_heatmap_without_the_padding(method: HeatmapMethod) -> None:
     maps = random_maps(2, 6, 6)
     preprocessing = Preprocessing(size=(30, 30), resize_mode="pad")
-    found = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
+    heat = picture_heatmaps(maps, preprocessing, (60, 90), method=method)
     picture = F.interpolate(maps[None], size=(90, 90), mode="bilinear")[:, :, 15:75]
     expected = heatmaps(picture, size=(60, 90), method=method)[0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(heat, expected, rtol=0, atol=1e-5)
 
 
 @given(

@@ -215,13 +215,13 @@ def _erase_overlapping(boxes: list[BoxXYWH]) -> None:
     first = 0
     while first < len(boxes):
         x, y, w, h = boxes[first]
-        other = first + 1
-        while other < len(boxes):
-            x2, y2, w2, h2 = boxes[other]
+        second = first + 1
+        while second < len(boxes):
+            x2, y2, w2, h2 = boxes[second]
             width = min(x + w, x2 + w2) - max(x, x2)
             height = min(y + h, y2 + h2) - max(y, y2)
             intersection = max(width, 0) * max(height, 0)
             if intersection > int(0.5 * max(w * h, w2 * h2)):
-                del boxes[other]
-            other += 1  # also after an erasure: the box that moved up here is skipped
+                del boxes[second]
+            second += 1  # also after an erasure: the box that moved up here is skipped
         first += 1

@@ -1,7 +1,7 @@
 """Every contour of every foreground of a score map, in a few calls of OpenCV.
 
 The WSOL benchmark asks OpenCV for the contours at each of 1,000 thresholds. After quantization at
-most 255 foregrounds differ. Foregrounds that provably have a single contour are not searched: their
+most 255 foregrounds differ. Foregrounds that provably have a single contour are not traced: their
 box is that of the foreground. The others are stacked into tall pictures, several per call, because
 a call costs as much as tracing a small contour, and because short calls of two threads slow each
 other down. The tests compare every contour, in OpenCV's order, with the plain loop.
@@ -78,20 +78,21 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
     levels = quantized(scores)
     values = np.flatnonzero(_histogram(levels)[1:]) + 1
     extents = _extents(levels, values)
-    followers = _followers(scores, levels, values)
-    searched, unsearched = np.flatnonzero(~followers), np.flatnonzero(followers)
-    traced = _find_contours(levels, values, extents, searched)
-    # A follower has one contour if the next higher foreground that was searched has one.
-    leaders = searched[np.searchsorted(searched, unsearched)]
-    is_single = np.bincount(traced.foregrounds, minlength=len(values))[leaders] == 1
-    singles = unsearched[is_single]
-    parts = (
-        traced,
-        _find_contours(levels, values, extents, unsearched[~is_single]),
+    is_follower = _is_follower(scores, levels, values)
+    leaders, followers = np.flatnonzero(~is_follower), np.flatnonzero(is_follower)
+    leader_contours = _find_contours(levels, values, extents, leaders)
+    # A follower has one contour if the next higher leader (no follower) has one.
+    next_leaders = leaders[np.searchsorted(leaders, followers)]
+    is_single = np.bincount(leader_contours.foregrounds, minlength=len(values))[next_leaders] == 1
+    singles = followers[is_single]
+    groups = (
+        leader_contours,
+        _find_contours(levels, values, extents, followers[~is_single]),
         _ContourBoxes(singles, extents[singles], np.zeros(len(singles), dtype=np.int64)),
+        # the empty foreground
         _ContourBoxes(np.array([len(values)]), np.zeros((1, 4), dtype=np.int64), np.array([0])),
     )
-    foregrounds, boxes_xyxy, areas = map(np.concatenate, zip(*parts, strict=True))
+    foregrounds, boxes_xyxy, areas = map(np.concatenate, zip(*groups, strict=True))
 
     order = np.argsort(foregrounds, kind="stable")  # OpenCV's order within each foreground
     counts = np.bincount(foregrounds)
@@ -107,10 +108,10 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
     )
 
 
-def _followers(
+def _is_follower(
     scores: NDArray[np.float64], levels: NDArray[np.uint8], values: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether each foreground has one contour whenever the next higher one has one, (F,) bool.
+    """Whether each foreground is a follower: has one contour if the next higher one has, (F,) bool.
 
     Every component of a foreground holds a local maximum of the scores. If the next higher
     foreground is one component, and none of the pixels added to it is a local maximum, there is
@@ -133,8 +134,8 @@ def _followers(
     has_peak = np.bincount(levels[is_peak], minlength=NUM_LEVELS)[values] > 0
     # A foreground whose Euler number is not 1 has more than one contour.
     is_one = euler == 1
-    followers: NDArray[np.bool_] = is_one & np.append(is_one[1:], False) & ~has_peak
-    return followers
+    is_follower: NDArray[np.bool_] = is_one & np.append(is_one[1:], False) & ~has_peak
+    return is_follower
 
 
 def _find_contours(
@@ -147,13 +148,13 @@ def _find_contours(
     contours: list[NDArray[Any]] = []
     calls = []
     for start in range(0, len(foregrounds), _PER_CALL):
-        chosen = foregrounds[start : start + _PER_CALL]
-        left, top, right, bottom = extents[chosen[0]].tolist()  # the first is the largest
+        batch = foregrounds[start : start + _PER_CALL]
+        left, top, right, bottom = extents[batch[0]].tolist()  # the first is the largest
         # A row of background separates the foregrounds. OpenCV surrounds a picture with background
         # and scans row by row, so each foreground gives the same contours as alone, in this order.
-        stack = np.empty((len(chosen), bottom - top + 1, right - left), dtype=np.uint8)
+        stack = np.empty((len(batch), bottom - top + 1, right - left), dtype=np.uint8)
         stack[:, -1] = 0
-        at_least = values[chosen].astype(np.uint8)[:, None, None]
+        at_least = values[batch].astype(np.uint8)[:, None, None]
         np.greater_equal(levels[top:bottom, left:right], at_least, out=stack[:, :-1].view(np.bool_))
         stack = stack.reshape(-1, right - left)
         outlines, _ = cv2.findContours(

@@ -235,8 +235,8 @@ class CentreBoxAcc(PictureMetric):
         if not 0 < side <= 1:
             raise CamtrainValueError(f"side must lie in (0, 1], got {side}.")
         self.side = side
-        several = [iou_threshold] if isinstance(iou_threshold, (int, float)) else iou_threshold
-        self.iou_thresholds = tuple(check_iou_threshold(threshold) for threshold in several)
+        thresholds = [iou_threshold] if isinstance(iou_threshold, (int, float)) else iou_threshold
+        self.iou_thresholds = tuple(check_iou_threshold(threshold) for threshold in thresholds)
         if not self.iou_thresholds:
             raise CamtrainValueError("iou_threshold must lie in (0, 1], got none.")
         self.add_sums("hits", shape=(len(self.iou_thresholds),), dtype=torch.int64)

@@ -53,10 +53,10 @@ def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
     heapq.heapify(heap)
     plan = []
     while len(heap) >= CELLS:
-        chosen = [heapq.heappop(heap) for _ in range(CELLS)]
+        classes = [heapq.heappop(heap) for _ in range(CELLS)]
         order = torch.randperm(CELLS, generator=generator).tolist()
-        plan.append([pictures[chosen[place][2]].pop() for place in order])
-        for less_left, rank, label in chosen:
+        plan.append([pictures[classes[place][2]].pop() for place in order])
+        for less_left, rank, label in classes:
             if pictures[label]:
                 heapq.heappush(heap, (less_left + 1, rank, label))
     return torch.tensor(plan, dtype=torch.int64).reshape(-1, CELLS)

@@ -250,12 +250,12 @@ def test_the_same_from_a_prediction_file(tmp_path: Path, classes: int) -> None:
         blacklisted=blacklisted,
         iou_threshold=0.3,
     )
-    found = {name: score.item() for name, score in metric.compute().items()}
-    assert 0 < found["top1"] < found["top5"]
-    assert found["top1"] == pytest.approx(1 - errors.localization[0], abs=1e-12)
-    assert found["top5"] == pytest.approx(1 - errors.localization[4], abs=1e-12)
-    assert found["cls_top1"] == pytest.approx(1 - errors.classification[0], abs=1e-12)
-    assert found["cls_top5"] == pytest.approx(1 - errors.classification[4], abs=1e-12)
+    computed = {name: score.item() for name, score in metric.compute().items()}
+    assert 0 < computed["top1"] < computed["top5"]
+    assert computed["top1"] == pytest.approx(1 - errors.localization[0], abs=1e-12)
+    assert computed["top5"] == pytest.approx(1 - errors.localization[4], abs=1e-12)
+    assert computed["cls_top1"] == pytest.approx(1 - errors.classification[0], abs=1e-12)
+    assert computed["cls_top5"] == pytest.approx(1 - errors.classification[4], abs=1e-12)
 
 
 def test_gt_known_of_each_class_adds_up_to_that_of_all(batch_of: BatchOf) -> None:
@@ -289,15 +289,15 @@ def test_the_errors_of_the_official_program(
         truth = truth.astype(np.uint16)
     is_blacklisted = torch.zeros(len(predictions), dtype=torch.bool)
     is_blacklisted[data["blacklist0"]] = blacklist == "with_blacklist"
-    found = flat_errors(
+    computed = flat_errors(
         predictions,
         torch.from_numpy(data["labels"]),
         boxes_xyxy=[torch.from_numpy(truth[rows == row]) for row in range(len(predictions))],
         blacklisted=is_blacklisted,
     )
     for k, expected in enumerate(json.loads((folder / "expected.json").read_text())[blacklist]):
-        assert found.classification[k] == pytest.approx(expected["cls_error"], abs=1e-12)
-        assert found.localization[k] == pytest.approx(expected["clsloc_error"], abs=1e-12)
+        assert computed.classification[k] == pytest.approx(expected["cls_error"], abs=1e-12)
+        assert computed.localization[k] == pytest.approx(expected["clsloc_error"], abs=1e-12)
 
 
 def errors(guesses: list[list[float]], truth: list[list[int]], label: int = 3) -> tuple[float, ...]:
@@ -340,14 +340,14 @@ def test_pictures_without_boxes_leave_localization_only() -> None:
     assert str(errors([[3, 0, 0, 9, 7]], [])[0]) == "nan"
     predictions = torch.zeros(2, 5, 5)
     truth = [torch.zeros(0, 4), torch.tensor([[0, 0, 0, 0]])]
-    found = flat_errors(predictions, torch.tensor([1, 0]), boxes_xyxy=truth)
-    assert found.classification == (0.5,) * 5
-    assert found.localization == (0.0,) * 5
+    computed = flat_errors(predictions, torch.tensor([1, 0]), boxes_xyxy=truth)
+    assert computed.classification == (0.5,) * 5
+    assert computed.localization == (0.0,) * 5
 
 
 def test_flat_errors_of_nothing_are_nan() -> None:
-    found = flat_errors(torch.zeros(0, 5, 5), torch.zeros(0), boxes_xyxy=[])
-    assert np.isnan(found.classification + found.localization).all()
+    computed = flat_errors(torch.zeros(0, 5, 5), torch.zeros(0), boxes_xyxy=[])
+    assert np.isnan(computed.classification + computed.localization).all()
 
 
 @pytest.mark.parametrize(

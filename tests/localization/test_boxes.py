@@ -185,11 +185,11 @@ def test_every_box_of_the_authors_program(shared: Path) -> None:
     cases = json.loads((folder / "expected.json").read_text())["cases"]
     assert cases
     for case in cases:
-        found, expected = dt_boxes(maps[case["map"]], case["params"]).tolist(), case["boxes_xywh"]
+        boxes, expected = dt_boxes(maps[case["map"]], case["params"]).tolist(), case["boxes_xywh"]
         if case["area_tie"]:  # the program's sort leaves boxes of one area in any order
-            assert [w * h for _, _, w, h in found] == [w * h for _, _, w, h in expected]
-            found, expected = sorted(found), sorted(expected)
-        assert found == expected, case
+            assert [w * h for _, _, w, h in boxes] == [w * h for _, _, w, h in expected]
+            boxes, expected = sorted(boxes), sorted(expected)
+        assert boxes == expected, case
 
 
 def rectangles(*boxes_xywh: tuple[int, int, int, int], value: int = 50) -> NDArray[np.uint8]:
@@ -201,9 +201,9 @@ def rectangles(*boxes_xywh: tuple[int, int, int, int], value: int = 50) -> NDArr
 
 
 def test_rectangles_are_found_once_and_the_largest_comes_first() -> None:
-    found = dt_boxes(rectangles((4, 6, 10, 8), (40, 20, 16, 30)))
-    assert found.dtype == torch.int64
-    assert found.tolist() == [[40, 20, 16, 30], [4, 6, 10, 8]]
+    boxes = dt_boxes(rectangles((4, 6, 10, 8), (40, 20, 16, 30)))
+    assert boxes.dtype == torch.int64
+    assert boxes.tolist() == [[40, 20, 16, 30], [4, 6, 10, 8]]
 
 
 def test_a_hole_gives_a_box_one_pixel_larger_than_itself() -> None:
@@ -265,9 +265,9 @@ def test_floats_are_quantized_as_the_paper_saved_its_maps() -> None:
     ],
 )
 def test_dt_boxes_of_a_heatmap_without_foreground_are_none(heatmap: torch.Tensor) -> None:
-    found = dt_boxes(heatmap)
-    assert found.shape == (0, 4)
-    assert found.dtype == torch.int64
+    boxes = dt_boxes(heatmap)
+    assert boxes.shape == (0, 4)
+    assert boxes.dtype == torch.int64
 
 
 def test_a_constant_heatmap_is_one_box() -> None:
@@ -279,8 +279,8 @@ def test_a_constant_heatmap_is_one_box() -> None:
     levels=st.tuples(*[st.integers(-1, 256)] * 3),
 )
 def test_any_map_has_an_answer(heatmap: NDArray[np.uint8], levels: tuple[int, int, int]) -> None:
-    found = dt_boxes(heatmap, levels)
-    areas = (found[:, 2] * found[:, 3]).tolist()
+    boxes = dt_boxes(heatmap, levels)
+    areas = (boxes[:, 2] * boxes[:, 3]).tolist()
     assert areas == sorted(areas, reverse=True)
 
 

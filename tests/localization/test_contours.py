@@ -33,14 +33,14 @@ def plain(levels: NDArray[np.uint8], level: int) -> tuple[list[list[int]], int]:
 
 def assert_contours_are_those_of_the_plain_loop(scores: NDArray[np.float64]) -> None:
     levels = quantized(scores)
-    found = contour_boxes(scores)
-    assert found.values.tolist() == [*sorted({*levels.ravel().tolist()} - {0}), 256]
-    ends = np.append(found.starts[1:], len(found.boxes_xyxy))
+    contours = contour_boxes(scores)
+    assert contours.values.tolist() == [*sorted({*levels.ravel().tolist()} - {0}), 256]
+    ends = np.append(contours.starts[1:], len(contours.boxes_xyxy))
     for value, start, end, largest in zip(
-        found.values.tolist(), found.starts, ends, found.largest, strict=True
+        contours.values.tolist(), contours.starts, ends, contours.largest, strict=True
     ):
         boxes, first_largest = plain(levels, value - 1)
-        assert found.boxes_xyxy[start:end].tolist() == boxes
+        assert contours.boxes_xyxy[start:end].tolist() == boxes
         assert largest == start + first_largest
 
 
@@ -110,25 +110,25 @@ def test_foregrounds_with_a_provably_single_contour_are_not_searched(
 def test_the_first_contour_wins_a_tie_and_the_box_stops_at_the_last_pixel() -> None:
     scores = np.zeros((20, 30))
     scores[2:6, 2:6] = scores[16:20, 26:30] = 1.0
-    found = contour_boxes(scores)
-    assert found.boxes_xyxy.tolist() == [[26, 16, 29, 19], [2, 2, 6, 6], [0, 0, 0, 0]]
-    assert found.starts.tolist() == found.largest.tolist() == [0, 2]
+    contours = contour_boxes(scores)
+    assert contours.boxes_xyxy.tolist() == [[26, 16, 29, 19], [2, 2, 6, 6], [0, 0, 0, 0]]
+    assert contours.starts.tolist() == contours.largest.tolist() == [0, 2]
 
 
 def test_the_border_of_a_hole_is_a_contour() -> None:
     scores = np.zeros((20, 30))
     scores[2:12, 3:20] = 1.0
     scores[5:8, 7:11] = 0.0
-    found = contour_boxes(scores)
-    assert found.boxes_xyxy.tolist() == [[3, 2, 20, 12], [6, 4, 12, 9], [0, 0, 0, 0]]
+    contours = contour_boxes(scores)
+    assert contours.boxes_xyxy.tolist() == [[3, 2, 20, 12], [6, 4, 12, 9], [0, 0, 0, 0]]
 
 
 def test_the_largest_polygon_is_not_the_largest_box() -> None:
     scores = np.zeros((20, 30))
     scores[1:16, 1:16] = np.eye(15)  # a polygon without area
     scores[10:13, 20:23] = 1.0
-    found = contour_boxes(scores)
-    assert found.boxes_xyxy[found.largest[0]].tolist() == [20, 10, 23, 13]
+    contours = contour_boxes(scores)
+    assert contours.boxes_xyxy[contours.largest[0]].tolist() == [20, 10, 23, 13]
 
 
 def test_scores_are_truncated_to_levels() -> None:
@@ -145,11 +145,11 @@ def test_contours_are_those_of_the_benchmark_at_every_threshold(shared: Path) ->
     folder = shared / "oracles" / "wsol_metrics"
     expected = np.load(folder / "expected.npz")
     for index, scores in enumerate(np.load(folder / "inputs.npz")["scoremaps_u16"] / 65535):
-        found = contour_boxes(scores)
+        contours = contour_boxes(scores)
         levels = levels_of_thresholds(int(quantized(scores).max()))
-        foregrounds = np.searchsorted(found.values, levels, side="right")
-        boxes = found.boxes_xyxy[found.largest[foregrounds]]
+        foregrounds = np.searchsorted(contours.values, levels, side="right")
+        boxes = contours.boxes_xyxy[contours.largest[foregrounds]]
         np.testing.assert_array_equal(boxes, expected["box_0.001"][index])
-        counts = np.diff(np.append(found.starts, len(found.boxes_xyxy)))[foregrounds]
+        counts = np.diff(np.append(contours.starts, len(contours.boxes_xyxy)))[foregrounds]
         # The benchmark counts the box of zeros, too, as one.
         np.testing.assert_array_equal(counts, np.maximum(expected["ncontours_0.001"][index], 1))

@@ -56,16 +56,16 @@ def test_scores_and_thresholds_are_those_of_the_benchmark(
 ) -> None:
     metric = MaxBoxAcc(iou_threshold)
     all_contours = MaxBoxAccV2()
-    for one in (metric, all_contours):
-        one.update(*oracle_batch(folder, list(range(40))))
-    for one, multiple in ((metric, False), (all_contours, True)):
+    for box_metric in (metric, all_contours):
+        box_metric.update(*oracle_batch(folder, list(range(40))))
+    for box_metric, multiple in ((metric, False), (all_contours, True)):
         expected = expected_of(folder, multiple)
-        thresholds, accuracy = one.curve(iou_threshold)
+        thresholds, accuracy = box_metric.curve(iou_threshold)
         score = expected["max_box_acc_iou30_50_70"][column] / 100
         assert accuracy.max().item() == pytest.approx(score, abs=1e-12)
         best = expected["argmax_threshold_first"][str(round(iou_threshold * 100))]
-        assert one.best_threshold(iou_threshold) == pytest.approx(best, abs=1e-12)
-        assert thresholds[accuracy.argmax()] == one.best_threshold(iou_threshold)
+        assert box_metric.best_threshold(iou_threshold) == pytest.approx(best, abs=1e-12)
+        assert thresholds[accuracy.argmax()] == box_metric.best_threshold(iou_threshold)
     assert metric.compute() == metric.curve()[1].max()
     assert all_contours.compute().item() == pytest.approx(0.6166666666666667, abs=1e-12)
 
@@ -286,8 +286,8 @@ def test_maps_may_differ_in_size(batch_of: BatchOf) -> None:
     together, one_by_one = MaxBoxAccV2(), MaxBoxAccV2()
     together.update(maps, pictures["boxes_xyxy"], pictures["sizes_hw"])
     for row, class_map in enumerate(maps):
-        one = slice(row, row + 1)
-        one_by_one.update(class_map[None], pictures["boxes_xyxy"][one], pictures["sizes_hw"][one])
+        rows = slice(row, row + 1)
+        one_by_one.update(class_map[None], pictures["boxes_xyxy"][rows], pictures["sizes_hw"][rows])
     assert together.count == 2
     assert torch.equal(together.hits, one_by_one.hits)
 

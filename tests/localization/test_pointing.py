@@ -109,18 +109,18 @@ def test_rounding_points_nowhere() -> None:
 
 
 def test_only_the_positive_part_of_the_upsampled_map_counts() -> None:
-    found = energy(torch.tensor([[-1.0, 1.0]]), [[0, 0, 2, 2]], torch.tensor([[2, 4]]))
+    computed = energy(torch.tensor([[-1.0, 1.0]]), [[0, 0, 2, 2]], torch.tensor([[2, 4]]))
     # Upsampled to 4 columns the map is -1, -0.5, 0.5, 1.
-    assert found == {"energy": 0.0, "area": 0.5}
-    found = energy(torch.tensor([[-1.0, 1.0]]), [[2, 0, 3, 2]], torch.tensor([[2, 4]]))
-    assert found["energy"] == pytest.approx(1 / 3, abs=1e-6)
+    assert computed == {"energy": 0.0, "area": 0.5}
+    computed = energy(torch.tensor([[-1.0, 1.0]]), [[2, 0, 3, 2]], torch.tensor([[2, 4]]))
+    assert computed["energy"] == pytest.approx(1 / 3, abs=1e-6)
 
 
 @given(value=st.sampled_from([0.3, 7.0]), x0=st.integers(0, 15), y1=st.integers(1, 10))
 def test_a_constant_map_earns_the_share_of_the_area(value: float, x0: int, y1: int) -> None:
-    found = energy(torch.full((3, 4), value), [[x0, 0, 16, y1]])
-    assert found["energy"] == pytest.approx(found["area"], abs=1e-6)
-    assert found["area"] == (16 - x0) * y1 / 160
+    computed = energy(torch.full((3, 4), value), [[x0, 0, 16, y1]])
+    assert computed["energy"] == pytest.approx(computed["area"], abs=1e-6)
+    assert computed["area"] == (16 - x0) * y1 / 160
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 0.0, -7.1])
@@ -199,11 +199,11 @@ def of_one(class_map: Tensor, boxes: Tensor = NONE) -> dict[str, float]:
     ],
 )
 def test_area_and_entropy_by_hand(cells: list[float], area: float, entropy: float | None) -> None:
-    found = of_one(torch.tensor(cells, dtype=torch.float64).reshape(2, 2))
-    assert found["area"] == area
+    computed = of_one(torch.tensor(cells, dtype=torch.float64).reshape(2, 2))
+    assert computed["area"] == area
     if entropy is not None:
-        assert found["entropy"] == pytest.approx(entropy, abs=1e-12)
-    assert math.isnan(found["energy_in_box"])
+        assert computed["entropy"] == pytest.approx(entropy, abs=1e-12)
+    assert math.isnan(computed["energy_in_box"])
 
 
 def test_entropy_is_that_of_the_definition() -> None:
@@ -226,16 +226,16 @@ def test_energy_is_that_of_energy_in_box_and_the_mean_of_its_histogram(batch_of:
     batch = batch_of([i for i in range(24) if i not in (3, 7)])
     expected, metric = EnergyInBox(), MapStatistics()
     for place in range(len(batch["maps"])):
-        one = slice(place, place + 1)
+        rows = slice(place, place + 1)
         size_hw = tuple(batch["sizes_hw"][place].tolist())
-        metric.update(batch["maps"][one], batch["boxes_xyxy"][one], size_hw)
+        metric.update(batch["maps"][rows], batch["boxes_xyxy"][rows], size_hw)
     expected.update(batch["maps"], batch["boxes_xyxy"], batch["sizes_hw"])
-    found = metric.compute()
-    assert found["energy_in_box"].item() == pytest.approx(expected.compute()["energy"].item())
+    computed = metric.compute()
+    assert computed["energy_in_box"].item() == pytest.approx(expected.compute()["energy"].item())
     for name, counts in metric.histograms().items():
         middles = (torch.arange(20) + 0.5) / 20
         mean = ((counts * middles).sum() / counts.sum()).item()
-        assert mean == pytest.approx(found[name].item(), abs=0.025)
+        assert mean == pytest.approx(computed[name].item(), abs=0.025)
 
 
 def test_statistics_depend_neither_on_batches_nor_order(batch_of: BatchOf) -> None:
