@@ -24,14 +24,14 @@ _DrawGeometry = Callable[[tuple[int, int], Preprocessing], CropGeometry]  # of a
 
 
 def _flip(image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
-    """The whole picture as evaluation sees it, mirrored half of the time."""
+    """The geometry of evaluation, mirrored half of the time."""
     return _mirrored(CropGeometry.whole(image_hw, preprocessing))
 
 
 def _random_resized_crop(
     image_hw: tuple[int, int], preprocessing: Preprocessing, *, scale: tuple[float, float]
 ) -> CropGeometry:
-    """A random part of the picture, of relative area ``scale``, warped to the size; mirrored."""
+    """A random part of relative area ``scale``, warped to the size; mirrored half of the time."""
     crop = _crop_transform(preprocessing.size, scale).make_params([_like(image_hw)])
     part = (crop["top"], crop["left"], crop["height"], crop["width"])
     return _mirrored(CropGeometry(*part, preprocessing.size, (0, 0), preprocessing.size))
@@ -43,7 +43,7 @@ def _crop_transform(size_hw: tuple[int, int], scale: tuple[float, float]) -> v2.
 
 
 def _paper(image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
-    """A random window of the picture at 8/7 of the size (256 for 224); mirrored."""
+    """A random window of the picture at 8/7 of the size (256 for 224); mirrored as well."""
     height, width = (round(side * 8 / 7) for side in preprocessing.size)
     larger = CropGeometry.whole(image_hw, replace(preprocessing, size=(height, width)))
     window = v2.RandomCrop(preprocessing.size).make_params([_like((height, width))])
@@ -55,7 +55,7 @@ def _mirrored(geometry: CropGeometry) -> CropGeometry:
 
 
 def _like(image_hw: tuple[int, int]) -> Tensor:
-    """Something of the picture's size, for torchvision to draw numbers for."""
+    """A tensor of the picture's size without pixels, for torchvision to draw numbers for."""
     return torch.empty(1, *image_hw, device="meta")
 
 
@@ -71,7 +71,7 @@ AUGMENTATIONS: dict[str, _DrawGeometry] = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A preset, and what may follow it; it draws from torch's global random numbers.
+    """A preset, then perhaps a policy and hide-and-seek; draws from torch's global random numbers.
 
     Call ``draw`` with the picture's size, which may be known before the picture is decoded, then
     ``apply``; or the augmentation with the picture.
@@ -79,7 +79,7 @@ class Augmentation:
     Attributes:
         name: A key of ``AUGMENTATIONS``.
 
-            * ``none``: what evaluation sees; ``flip``: the same, mirrored half of the time.
+            * ``none``: as in evaluation; ``flip``: the same, mirrored half of the time.
             * ``light``, ``imagenet``: a random part of 50 or 8 to 100 % of the area and an aspect
               of 3/4 to 4/3, warped to the size; mirrored.
             * ``paper``: the picture at 8/7 of the size (256 for 224), resized by ``resize_mode``, a
@@ -101,7 +101,7 @@ class Augmentation:
     hide_and_seek: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every value once, at the door."""
+        """Check every value."""
         check_choice("augment", self.name, AUGMENTATIONS)
         if self.name == "wsol" and self.preprocessing.resize_mode != "squash":
             raise CamtrainValueError(
@@ -119,19 +119,16 @@ class Augmentation:
             )
 
     def draw(self, image_hw: tuple[int, int]) -> CropGeometry:
-        """Draw what is seen of a picture of ``image_hw``."""
+        """Draw the part of a picture of (H, W) that is seen."""
         return AUGMENTATIONS[self.name](image_hw, self.preprocessing)
 
     def apply(self, geometry: CropGeometry, image: Tensor, *, factor: int = 1) -> Tensor:
-        """Cut a picture out as drawn, then apply what follows the preset.
+        """The augmented picture, (len(mean), *preprocessing.size) uint8.
 
         Args:
-            geometry: What ``draw`` gave, ``aligned`` to the factor.
+            geometry: From ``draw``, ``aligned`` to the factor.
             image: (C, H, W) uint8; decoded smaller, (C, ceil(H / factor), ceil(W / factor)).
             factor: By which it was decoded smaller.
-
-        Returns:
-            (len(mean), h, w) uint8, h x w being ``preprocessing.size``.
         """
         image = fit_channels(image, len(self.preprocessing.mean))
         mode = INTERPOLATIONS[self.preprocessing.interpolation]
@@ -146,18 +143,12 @@ class Augmentation:
         return fill_colour(self.preprocessing, torch.uint8)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(C, H, W) uint8 -> (len(mean), h, w) uint8, h x w being ``preprocessing.size``."""
+        """Draw and apply: (C, H, W) uint8 -> (len(mean), *preprocessing.size) uint8."""
         return self.apply(self.draw((image.shape[-2], image.shape[-1])), image)
 
 
 def hide(image: Tensor, probability: float, fill: list[float]) -> Tensor:
-    """Hide each cell of a ``HIDDEN_GRID`` x ``HIDDEN_GRID`` grid with a probability.
-
-    Args:
-        image: (C, h, w).
-        probability: Of each cell.
-        fill: Per channel, in units of the image.
-    """
+    """The image, (C, h, w), with cells of a 4 x 4 grid hidden under a colour of its units."""
     is_hidden = torch.rand(HIDDEN_GRID, HIDDEN_GRID) < probability
     rows, columns = (
         torch.arange(side) * HIDDEN_GRID // side for side in (image.shape[-2], image.shape[-1])

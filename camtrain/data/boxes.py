@@ -6,10 +6,10 @@ import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.lists import PathList, csv_reader, path_in
-from camtrain.data.source import Labels, no_boxes
+from camtrain.data.lists import csv_reader, path_in
+from camtrain.data.source import Listing, no_boxes
 from camtrain.errors import CamtrainValueError, one_line
 from camtrain.labels import label_names
 
@@ -27,10 +27,8 @@ from camtrain.labels import label_names
 class BoxError(CamtrainValueError):
     """An entry in a file of boxes that cannot be right.
 
-    Args:
-        message: The file and the line, what was expected, and what is there.
-        path: The picture that the entry is about, as the file spells it; "" where it says none,
-            or where the error comes from a worker.
+    ``path`` is the picture of the entry, as the file spells it; "" where the file names none, or
+    where the error comes from a worker.
     """
 
     def __init__(self, message: str, path: str = "") -> None:
@@ -38,12 +36,12 @@ class BoxError(CamtrainValueError):
         self.path = path
 
 
-_listed: ContextVar[list[BoxError] | None] = ContextVar("_listed", default=None)
+_error_list: ContextVar[list[BoxError] | None] = ContextVar("_error_list", default=None)
 
 
 def refuse_box(message: str, path: str) -> None:
     """Raise a ``BoxError``; within ``listed_box_errors`` list it, and return to the reader."""
-    errors, error = _listed.get(), BoxError(message, path)
+    errors, error = _error_list.get(), BoxError(message, path)
     if errors is None:
         raise error
     errors.append(error)
@@ -53,11 +51,11 @@ def refuse_box(message: str, path: str) -> None:
 def listed_box_errors() -> Iterator[list[BoxError]]:
     """Let the readers of boxes skip bad entries, whose errors are added to the list."""
     errors: list[BoxError] = []
-    token = _listed.set(errors)
+    token = _error_list.set(errors)
     try:
         yield errors
     finally:
-        _listed.reset(token)
+        _error_list.reset(token)
 
 
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
@@ -72,7 +70,7 @@ class Box(NamedTuple):
 
 
 def from_csv(file: Path) -> Iterator[Box]:
-    """Rows of ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
+    """The boxes of a CSV file, ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
     reader = csv_reader(file, _COLUMNS, header="path,xmin,ymin,xmax,ymax,class")
     folder = os.path.abspath(file.parent)
     for row in reader:
@@ -92,13 +90,10 @@ def from_csv(file: Path) -> Iterator[Box]:
             )
 
 
-def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]:
-    """The objects of some classes in an XML file of Pascal VOC or ILSVRC; corners are inclusive.
+def from_xml(file: Path, *, first_pixel: int, names: Collection[str]) -> Iterator[Box]:
+    """The objects of some classes in the XML file of one picture; corners are inclusive there.
 
-    Args:
-        file: One picture's annotation: ``object/name`` and ``object/bndbox/xmin`` and so on.
-        first: Number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
-        names: The classes; objects of others are passed over.
+    ``first_pixel`` is the number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
     """
     try:
         objects = list(ElementTree.parse(file).getroot().iter("object"))
@@ -127,19 +122,15 @@ def from_xml(file: Path, *, first: int, names: Collection[str]) -> Iterator[Box]
             )
             continue
         # Some tools count Pascal's pixels from 0 after all.
-        box_xyxy = (max(0, xmin - first), max(0, ymin - first), xmax - first + 1, ymax - first + 1)
-        yield Box(str(file), box_xyxy, name)
+        xmin, ymin = max(0, xmin - first_pixel), max(0, ymin - first_pixel)
+        yield Box(str(file), (xmin, ymin, xmax - first_pixel + 1, ymax - first_pixel + 1), name)
 
 
 def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
     """The boxes of a COCO file (x, y, width, height; floats), without its crowd regions.
 
-    The edges are rounded to whole pixels, and a box keeps at least one pixel.
-
-    Args:
-        file: With ``images``, ``annotations`` and ``categories``.
-        paths: Of the pictures: a ``file_name`` is one of them, or the name of the only one so
-            called.
+    The edges are rounded to whole pixels, and a box keeps at least one pixel. A ``file_name`` of
+    the file is one of ``paths``, or the name of the only picture so called.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -224,92 +215,71 @@ class BoxTable:
         )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class XmlBoxes:
     """Boxes in one XML file per picture, which is read when its boxes are asked for.
 
     Half a million files would take minutes, and a training looks at few of their boxes.
-
-    Attributes:
-        root: The data folder.
-        paths: Of the N pictures, relative to it.
-        labels: See ``Listing``.
-        names: Of the K classes, as the files spell them.
-        templates: Where the file of a picture may be, relative to ``root``; the first that exists
-            is read. ``{parent}`` is the picture's folder, ``{stem}`` its name without ending, and
-            ``{name}`` that of its class.
-        first: Number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
     """
 
-    root: Path
-    paths: PathList
-    labels: Labels
-    names: Sequence[str]
+    listing: Listing
+    names: Sequence[str]  # of the K classes, as the files spell them
+    # Where the file of a picture may be, relative to the data folder; the first that exists is
+    # read. {parent} is the picture's folder, {stem} its name without ending, {name} its class.
     templates: Sequence[str]
-    first: int
+    first_pixel: int  # number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC
 
     def __call__(self, row: int) -> Tensor:
         """The boxes of the picture at ``row``."""
-        names = label_names(self.labels[row], self.names)
-        parent, _, file_name = self.paths[row].rpartition("/")
+        names = label_names(self.listing.labels[row], self.names)
+        parent, _, file_name = self.listing.paths[row].rpartition("/")
         stem = os.path.splitext(file_name)[0]
         for template in self.templates:
             place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
-            file = self.root / (place if parent else place.lstrip("/"))
+            file = self.listing.root / (place if parent else place.lstrip("/"))
             if file.is_file():
-                boxes = [box.box_xyxy for box in from_xml(file, first=self.first, names=names)]
+                boxes = [
+                    box.box_xyxy
+                    for box in from_xml(file, first_pixel=self.first_pixel, names=names)
+                ]
                 return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
         return no_boxes(row)
 
 
-def match_boxes(
-    boxes: Iterable[Box], paths: Sequence[str], labels: Labels, names: Sequence[str]
-) -> BoxTable:
-    """The boxes that belong to pictures.
+def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) -> BoxTable:
+    """The boxes that belong to the pictures of a listing.
 
     Localization concerns the labelled class, so boxes of another class than the picture's are left
-    out; boxes that name no class count. Boxes of no picture are worth a warning.
-
-    Args:
-        boxes: By path, which is that of a picture as ``paths`` has it.
-        paths: Of the N pictures.
-        labels: See ``Listing``.
-        names: Of the K classes, as the boxes spell them.
+    out; boxes that name no class count. A warning tells of boxes of no picture. ``names`` are those
+    of the K classes, as the boxes spell them.
     """
-    row_of = {path: row for row, path in enumerate(paths)}
+    row_of = {path: row for row, path in enumerate(listing.paths)}
     rows, boxes_xyxy, unmatched_paths = [], [], []
     for path, box_xyxy, class_name in boxes:
         row = row_of.get(path)
         if row is None:
             unmatched_paths.append(path)
-        elif class_name in ("", *label_names(labels[row], names)):
+        elif class_name in ("", *label_names(listing.labels[row], names)):
             rows.append(row)
             boxes_xyxy.append(box_xyxy)
     if unmatched_paths:
         warnings.warn(
             f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
-            f"{unmatched_paths[0]}; paths are relative to the data folder, such as {paths[0]}.",
+            f"{unmatched_paths[0]}; paths are relative to the data folder, such as "
+            f"{listing.paths[0]}.",
             stacklevel=2,
         )
-    return BoxTable(len(paths), rows, boxes_xyxy)
+    return BoxTable(len(row_of), rows, boxes_xyxy)
 
 
-def find_boxes(
-    root: Path, paths: PathList, labels: Labels, names: Sequence[str], *, has_xml: bool
-) -> Callable[[int], Tensor]:
-    """The boxes beside pictures in folders, in the one format that is there.
+def with_boxes(listing: Listing, *, has_xml: bool) -> Listing:
+    """The listing with the boxes beside its pictures, in the one format that is there.
 
     ``root/boxes.csv`` (``path,xmin,ymin,xmax,ymax,class``, half-open), ``root/boxes.json`` or
     ``root/annotations.json`` (COCO), or Pascal VOC XML files beside the pictures
-    (``cat/1.jpg``: ``cat/1.xml``).
-
-    Args:
-        root: The data folder.
-        paths: Of the N pictures, relative to it.
-        labels: See ``Listing``.
-        names: Of the K classes.
-        has_xml: Whether there are XML files beside the pictures.
+    (``cat/1.jpg``: ``cat/1.xml``), if ``has_xml`` says that there are any.
     """
+    root, names = listing.root, listing.class_names
     files = [file for name in (_CSV, *_COCO) if (file := root / name).is_file()]
     if len(files) + has_xml > 1:
         places = [file.name for file in files] + ["XML files beside the pictures"] * has_xml
@@ -318,16 +288,11 @@ def find_boxes(
             "rename all but one."
         )
     if has_xml:
-        return XmlBoxes(
-            root=root,
-            paths=paths,
-            labels=labels,
-            names=names,
-            templates=["{parent}/{stem}.xml"],
-            first=1,
+        return replace(
+            listing, boxes=XmlBoxes(listing, names, ["{parent}/{stem}.xml"], first_pixel=1)
         )
     if not files:
-        return no_boxes
+        return listing
     [file] = files
-    boxes = from_csv(file) if file.name == _CSV else from_coco(file, paths)
-    return match_boxes(boxes, paths, labels, names)
+    boxes = from_csv(file) if file.name == _CSV else from_coco(file, listing.paths)
+    return replace(listing, boxes=match_boxes(boxes, listing, names))

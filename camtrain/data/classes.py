@@ -11,8 +11,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.source import UNDECIDED, Labels, Listing, Split
+from camtrain.data.source import UNDECIDED, Labels, Listing
 from camtrain.errors import CamtrainValueError, join_first
+from camtrain.labels import class_counts
 
 _logger = logging.getLogger(__name__)
 
@@ -40,83 +41,66 @@ def _notice(text: str) -> None:
     _logger.warning(text)
 
 
-def with_classes(listing: Listing, given: Sequence[str] | None) -> Listing:
-    """A listing whose labels are places in one class list, after a check of its splits.
+def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing:
+    """The listing with labels that are places in one class list, after a check of its splits.
 
-    The list is the given one; else that of the data set, if it has one; else the classes of train,
-    where there is no train those of the first split.
-
-    Args:
-        listing: With splits decided.
-        given: The class list of a trained network, which may have more classes than the pictures.
+    The list is the given one, that of a trained network, which may have more classes; else that of
+    the data set, if it has one; else the classes of train, or of the first split without train.
     """
-    rows = listing.rows_by_split()
-    if given is None and not listing.has_class_list:
-        _check_own_classes(listing, rows)
-        counts = listing.counts(next(iter(rows.values())))
-        return _warn_of_missing(_renamed(listing, _with(listing.class_names, counts)), rows)
-    if given is None:
-        return _warn_of_missing(listing, rows)
-    known = set(given)
-    for split, places in rows.items():
-        unknown = [n for n in _with(listing.class_names, listing.counts(places)) if n not in known]
-        if unknown:
+    rows_by_split = listing.rows_by_split()
+    names_by_split = {s: _names_with_pictures(listing, rows) for s, rows in rows_by_split.items()}
+    first = next(iter(names_by_split))
+    names, owner, advice = names_by_split[first], str(first), f"add the class to {first}"
+    if class_names is not None:
+        names, owner, advice = tuple(class_names), "class_names", "give another --data.class_names"
+    elif listing.has_class_list:
+        names = listing.class_names
+    known_names = set(names)
+    for split, names_of_split in names_by_split.items():
+        unknown_names = [name for name in names_of_split if name not in known_names]
+        if unknown_names:
             raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {join_first(unknown)}, "
-                f"unknown to class_names, which has {join_first(given)}; rename or remove the "
-                "pictures, or give another --data.class_names."
+                f"The {split} split of {listing.root} has the class {join_first(unknown_names)}, "
+                f"unknown to {owner}, which has {join_first(names)}; rename or remove the "
+                f"pictures, or {advice}."
             )
-    return _renamed(listing, tuple(given))
-
-
-_Rows = dict[Split, NDArray[np.int64]]
-
-
-def _with(names: Sequence[str], counts: NDArray[np.int64]) -> tuple[str, ...]:
-    """The names of the classes that have pictures."""
-    return tuple(name for name, count in zip(names, counts, strict=True) if count)
-
-
-def _check_own_classes(listing: Listing, rows: _Rows) -> None:
-    """Refuse a class that train lacks, where the classes are those of train."""
-    names = listing.class_names
-    first, *later_splits = rows
-    known = _with(names, listing.counts(rows[first]))
-    of_first = set(known)
-    for split in later_splits:
-        unknown = [n for n in _with(names, listing.counts(rows[split])) if n not in of_first]
-        if unknown:
-            raise CamtrainValueError(
-                f"The {split} split of {listing.root} has the class {join_first(unknown)}, "
-                f"unknown to {first}, which has {join_first(known)}; rename or remove the "
-                f"pictures, or add the class to {first}."
+    if class_names is not None:
+        return _renamed(listing, names)
+    if not listing.has_class_list:
+        _check_own_classes(listing, names, is_train=first == "train")
+    for split, names_of_split in names_by_split.items():
+        names_in_split = set(names_of_split)
+        missing_names = [name for name in names if name not in names_in_split]
+        if missing_names:
+            warnings.warn(
+                f"The {split} split of {listing.root} has no image of the class "
+                f"{join_first(missing_names)}.",
+                stacklevel=3,
             )
-    left_out = _with(names, listing.counts(np.flatnonzero(listing.splits == UNDECIDED)))
-    known_or_undecided = of_first | set(left_out)
-    empty = [name for name in names if name not in known_or_undecided]
-    if empty and first == "train":
+    return _renamed(listing, names)
+
+
+def _names_with_pictures(listing: Listing, rows: NDArray[np.int64]) -> tuple[str, ...]:
+    """The names of the classes that have pictures among some rows."""
+    counts = class_counts(listing.labels[rows], len(listing.class_names)).tolist()
+    return tuple(name for name, count in zip(listing.class_names, counts, strict=True) if count)
+
+
+def _check_own_classes(listing: Listing, names: tuple[str, ...], *, is_train: bool) -> None:
+    """Raise for classes without a picture in train, and for a single class."""
+    undecided = _names_with_pictures(listing, np.flatnonzero(listing.splits == UNDECIDED))
+    with_pictures = {*names, *undecided}
+    empty = [name for name in listing.class_names if name not in with_pictures]
+    if empty and is_train:
         raise CamtrainValueError(
             f"The class {join_first(empty)} has no image in the train split of {listing.root}; "
             "add images or remove the folder."
         )
-    if len(known) < 2 and listing.labels.ndim == 1:
+    if len(names) < 2 and listing.labels.ndim == 1:
         raise CamtrainValueError(
-            f"A classifier needs at least 2 classes, but {listing.root} has one, {known[0]!r}; "
+            f"A classifier needs at least 2 classes, but {listing.root} has one, {names[0]!r}; "
             "add images of something else, or pass class_names."
         )
-
-
-def _warn_of_missing(listing: Listing, rows: _Rows) -> Listing:
-    for split, places in rows.items():
-        present = set(_with(listing.class_names, listing.counts(places)))
-        missing = [name for name in listing.class_names if name not in present]
-        if missing:
-            warnings.warn(
-                f"The {split} split of {listing.root} has no image of the class "
-                f"{join_first(missing)}.",
-                stacklevel=4,
-            )
-    return listing
 
 
 def _renamed(listing: Listing, names: tuple[str, ...]) -> Listing:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from camtrain.data.augment import Augmentation, AutoAugment
 from camtrain.data.decoding import DamagedImageError
 from camtrain.data.loading import seed_of
-from camtrain.data.source import FileSource, Source, SourcePicture
+from camtrain.data.source import FileSource, Shrink, Source, SourcePicture
 from camtrain.data.transforms import normalize
 from camtrain.errors import CamtrainValueError
 from camtrain.preprocessing import Preprocessing
@@ -31,8 +31,7 @@ class Sample:
     Attributes:
         image: (C, h, w) float32, normalized.
         label: Index of its class; for several labels multi-hot, (K,) float32.
-        boxes_xyxy: (n, 4) int64, half-open, in pixels of the original picture; no augmentation
-            applies to them.
+        boxes_xyxy: (n, 4) int64, half-open, in pixels of the original picture.
         size_hw: (H, W) of the original picture.
         index: Its place in the data set.
         path: Where the picture came from.
@@ -53,7 +52,7 @@ class Sample:
 
 
 class Damaged(NamedTuple):
-    """A picture that cannot be read, where a sample was meant to be.
+    """Takes the place of a sample whose picture cannot be read.
 
     Attributes:
         item: Its place in the data set.
@@ -67,17 +66,17 @@ class Damaged(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples side by side.
+    """Samples side by side; see ``Sample`` for the columns of the same names.
 
     Attributes:
         images: (B, C, h, w) float32, normalized.
         labels: (B,) int64; for several labels per picture multi-hot, (B, K) float32.
-        boxes_xyxy: B tensors (n, 4) int64, half-open, in pixels of the original pictures.
-        sizes_hw: (B, 2) int64, height and width of the original pictures.
-        indices: (B,) int64, places in the data set.
-        paths: Where the B pictures came from.
-        masks: B tensors (H, W) uint8 in pixels of the original pictures; (0, 0) without one.
-        input_boxes_xyxy: B tensors (m, 4) float32, half-open, in pixels of ``images``.
+        boxes_xyxy: B tensors.
+        sizes_hw: (B, 2) int64.
+        indices: (B,) int64.
+        paths: B paths.
+        masks: B tensors.
+        input_boxes_xyxy: B tensors.
         places: (B,) int64, places in the batch as it was planned, with the damaged pictures.
         damaged: Pictures that could not be read, and are in none of the columns above.
         is_cached: ``images`` holds cached features of the backbone, (B, C, h, w); where the pooled
@@ -99,22 +98,21 @@ class Batch(NamedTuple):
 
     def take(self, places: list[int]) -> Batch:
         """The batch with only the pictures at these places of it."""
-        taken: dict[str, Any] = {
+        columns: dict[str, Any] = {
             name: column[places] if isinstance(column, Tensor) else [column[n] for n in places]
             for name, column in self._asdict().items()
             if isinstance(column, Tensor | list)
         }
-        return self._replace(**taken)
+        return self._replace(**columns)
 
 
 class PreparedDataset(Dataset[Sample]):
     """The pictures of a source, augmented and normalized.
 
     An item is asked for by ``(epoch, index)``, as ``EpochSampler`` does, or by ``index``, which
-    means epoch 0. The augmentation depends on seed, epoch and index alone (where an epoch draws an
-    item several times, also on the draw), and leaves torch's random state as it was. A loader,
-    which asks for a whole batch at once, is given ``Damaged`` where a file cannot be read; who asks
-    for a single item gets the error.
+    means epoch 0. The augmentation depends on seed, epoch and index alone (and on the draw, where
+    an epoch draws an item several times), and leaves torch's random state as it was. A loader gets
+    ``Damaged`` for a file that cannot be read; ``dataset[key]`` raises the error.
 
     Args:
         source: Where the pictures come from.
@@ -123,8 +121,7 @@ class PreparedDataset(Dataset[Sample]):
         auto_augment: See ``Augmentation``.
         hide_and_seek: See ``Augmentation``.
         seed: Of the augmentation.
-        limit: Keep at most this many pictures, evenly spaced over the source so that every class is
-            met.
+        limit: Keep at most this many pictures, evenly spaced over the source.
         exif: Turn pictures upright; False for a source whose boxes are those of the stored pixels.
         reduced: Decode large JPEGs at 1/2, 1/4 or 1/8 where the network's input needs no more
             pixels: much faster, on average half a gray level of 255 off. Boxes, masks and sizes
@@ -175,7 +172,7 @@ class PreparedDataset(Dataset[Sample]):
 
     @property
     def groups(self) -> Tensor | None:
-        """See ``EpochSampler``."""
+        """The group of every item, see ``EpochSampler``; None without groups."""
         groups = getattr(self.source, "groups", None)
         return None if groups is None else torch.as_tensor(groups)[self.indices]
 
@@ -183,24 +180,20 @@ class PreparedDataset(Dataset[Sample]):
         """The number of items."""
         return len(self.indices)
 
-    def picture(self, index: int) -> SourcePicture:
-        """The whole picture at ``index``, as people see it."""
+    def picture(self, index: int, shrink: Shrink | None = None) -> SourcePicture:
+        """The picture at ``index`` without augmentation; for ``shrink`` see ``decode_image``."""
         row = self.indices[index]
         if self._files is None:
             return self.source.read(row)
-        return self._files.read_file(row, exif=self.exif)
+        return self._files.read_file(row, exif=self.exif, shrink=shrink)
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
         index = index_of(key)
-        row = self.indices[index]
         with self._seeded(key):
             draw = cache(self.augmentation.draw)  # once per picture: decoding may ask for it first
-            if self._files is None:
-                picture = self.source.read(row)
-            else:
-                shrink = (lambda size_hw: draw(size_hw).shrink) if self.reduced else None
-                picture = self._files.read_file(row, exif=self.exif, shrink=shrink)
+            shrink = (lambda size_hw: draw(size_hw).shrink) if self.reduced else None
+            picture = self.picture(index, shrink)
             geometry = draw(picture.size_hw).aligned(picture.factor)
             image = self.augmentation.apply(geometry, picture.image, factor=picture.factor)
         has_moved = self.augmentation.auto_augment is not None
@@ -216,7 +209,7 @@ class PreparedDataset(Dataset[Sample]):
         )
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample | Damaged]:
-        """The samples of a batch; torch's loader asks for them so."""
+        """The samples of a batch, for torch's loader."""
         input_shape = (len(self.preprocessing.mean), *self.preprocessing.size)
         return [sample_or_damaged(self, key, input_shape) for key in keys]
 
@@ -227,7 +220,7 @@ class PreparedDataset(Dataset[Sample]):
 
     @contextmanager
     def _seeded(self, key: Key) -> Iterator[None]:
-        """The random numbers of one sample; torch's own stay as they were."""
+        """Seed torch's random numbers for one sample meanwhile, and restore them."""
         with torch.random.fork_rng(devices=[]):
             numbers = key if isinstance(key, tuple) else (0, key)
             # not torch.manual_seed, which would seed the GPU's random numbers too
@@ -236,14 +229,14 @@ class PreparedDataset(Dataset[Sample]):
 
 
 def index_of(key: Key) -> int:
-    """The place in the data set of what is asked for by ``key``."""
+    """The place in the data set that a key names."""
     return key[1] if isinstance(key, tuple) else key
 
 
 def sample_or_damaged(
     dataset: Dataset[Sample], key: Key, input_shape: tuple[int, int, int]
 ) -> Sample | Damaged:
-    """The sample of a data set at ``key``, or what says that its picture cannot be read."""
+    """The sample of a data set at ``key``, or ``Damaged`` where its picture cannot be read."""
     try:
         return dataset[key]
     except DamagedImageError as error:
@@ -251,7 +244,7 @@ def sample_or_damaged(
 
 
 class DamagedFiles:
-    """Names each damaged file once, and stops where there may be none, or no more of them.
+    """Warns once of each damaged file, and raises where there may be none, or no more of them.
 
     Args:
         max_damaged: Training files that may be damaged.
@@ -288,26 +281,19 @@ class DamagedFiles:
 def collate(samples: Sequence[Sample | Damaged], *, is_cached: bool = False) -> Batch:
     """Stack samples to a batch; give it to a ``DataLoader`` as ``collate_fn``."""
     damaged = tuple(sample for sample in samples if isinstance(sample, Damaged))
-    whole = [sample for sample in samples if not isinstance(sample, Damaged)]
-    places = [place for place, sample in enumerate(samples) if not isinstance(sample, Damaged)]
-    images = [sample.image for sample in whole]
+    numbered = [(n, sample) for n, sample in enumerate(samples) if isinstance(sample, Sample)]
+    images = [sample.image for _, sample in numbered]
+    labels = [torch.as_tensor(sample.label) for _, sample in numbered]
     return Batch(
         images=torch.stack(images) if images else torch.empty(0, *damaged[0].input_shape),
-        labels=_labels(whole),
-        boxes_xyxy=[sample.boxes_xyxy for sample in whole],
-        sizes_hw=torch.tensor([sample.size_hw for sample in whole]).reshape(-1, 2).long(),
-        indices=torch.tensor([sample.index for sample in whole], dtype=torch.int64),
-        paths=[sample.path for sample in whole],
-        masks=[sample.mask for sample in whole],
-        input_boxes_xyxy=[sample.input_boxes_xyxy for sample in whole],
-        places=torch.tensor(places, dtype=torch.int64),
+        labels=torch.stack(labels) if labels else torch.empty(0, dtype=torch.int64),
+        boxes_xyxy=[sample.boxes_xyxy for _, sample in numbered],
+        sizes_hw=torch.tensor([sample.size_hw for _, sample in numbered]).reshape(-1, 2).long(),
+        indices=torch.tensor([sample.index for _, sample in numbered], dtype=torch.int64),
+        paths=[sample.path for _, sample in numbered],
+        masks=[sample.mask for _, sample in numbered],
+        input_boxes_xyxy=[sample.input_boxes_xyxy for _, sample in numbered],
+        places=torch.tensor([place for place, _ in numbered], dtype=torch.int64),
         damaged=damaged,
         is_cached=is_cached,
     )
-
-
-def _labels(samples: Sequence[Sample]) -> Tensor:
-    """(B,) int64, or (B, K) float32 where pictures have several labels."""
-    if not samples:
-        return torch.empty(0, dtype=torch.int64)
-    return torch.stack([torch.as_tensor(sample.label) for sample in samples])

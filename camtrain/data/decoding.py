@@ -92,17 +92,11 @@ def decode_image(
 ) -> Decoded:
     """Decode a picture file, perhaps smaller than it is, which for large JPEGs is much faster.
 
-    Args:
-        path: As for ``read_image``.
-        data: As for ``read_image``.
-        exif: As for ``read_image``.
-        shrink: Given the (H, W) of the upright picture, by how much it may be reduced. A JPEG is
-            then decoded by the largest factor of 8, 4, 2 up to that, averaging factor x factor
-            pixels; other files are decoded whole.
+    Other arguments and the errors are those of ``read_image``.
 
-    Raises:
-        CamtrainFileNotFoundError: As for ``read_image``.
-        DamagedImageError: As for ``read_image``.
+    ``shrink`` says of the (H, W) of the upright picture by how much it may be reduced. A JPEG is
+    then decoded by the largest factor of 8, 4, 2 up to that, averaging factor x factor pixels;
+    other files are decoded whole.
     """
     try:
         if data is None:
@@ -121,7 +115,8 @@ def decode_image(
                 return Decoded(pixels, size_hw, factor)
             # Not asked for its orientation yet: a PNG is read for that, and its damage passed over.
             rgb = to_rgb(image, exif=exif)
-            return Decoded(_pixels(rgb), (rgb.height, rgb.width), 1)
+            pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            return Decoded(pixels, (rgb.height, rgb.width), 1)
     except FileNotFoundError:
         raise CamtrainFileNotFoundError(
             f"The image {os.fspath(path)} does not exist; check the path."
@@ -137,15 +132,16 @@ def decode_image(
 
 
 def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
-    """An RGB picture of 8 bits, whatever the mode of the given one.
+    """An RGB picture of 8 bits, from a picture of any mode.
 
     Transparency is composited on white, 16-bit gray is scaled (not clipped) to 8 bits; ``exif``
     turns the picture upright.
     """
     # Loading turns TIFF files upright, so the orientation is asked for afterwards, or undone.
-    stored = _orientation(image) if image.format == "TIFF" and not exif else None
+    stored_orientation = _orientation(image) if image.format == "TIFF" and not exif else None
     image.load()
-    orientation = _orientation(image) if exif else _UNDONE_BY.get(stored or 1, stored)
+    undoing = _UNDONE_BY.get(stored_orientation or 1, stored_orientation)
+    orientation = _orientation(image) if exif else undoing
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((gray.clip(0, 65535) + 128) // 257).astype(np.uint8))
@@ -178,10 +174,10 @@ def _decode_jpeg(
 def _decode_intact(
     image: Image.Image, data: bytes, pixels_at: int, factor: int
 ) -> NDArray[Any] | None:
-    """The pixels, (h, w, 3), of an opened JPEG; None where it needs a closer look.
+    """The pixels, (h, w, 3), of an opened JPEG; None where it may be damaged.
 
-    OpenCV is up to twice as fast as Pillow, with the same pixels, but of damaged files it keeps
-    silent: so the first marker among the pixels must be the end of the file.
+    OpenCV is up to twice as fast as Pillow, with the same pixels, but does not report damage: so
+    the first marker among the pixels must be the end of the file.
     """
     if "progressive" in image.info:  # pixels in several parts, with markers between them
         is_intact = data.endswith(b"\xff\xd9")
@@ -201,7 +197,7 @@ def _decode_intact(
 
 
 def _factor(most: float, size_hw: tuple[int, int], *, is_turned: bool) -> int:
-    """The largest factor up to ``most``.
+    """The factor by which a JPEG is decoded smaller: the largest up to ``most``.
 
     Where a side is no multiple of it, the last pixel covers less than the others. A turned picture
     would begin with that one, so its sides must be multiples.
@@ -214,12 +210,8 @@ def _factor(most: float, size_hw: tuple[int, int], *, is_turned: bool) -> int:
     return next(allowed, 1)
 
 
-def _pixels(rgb: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; a damaged EXIF block must not cost the picture."""
+    """The EXIF orientation; None where there is none, or where the EXIF block is damaged."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except (OSError, ValueError, SyntaxError, struct.error):
@@ -227,7 +219,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def read_mask(file: Path) -> NDArray[np.bool_]:
-    """Where the picture of a mask is not black, (H, W)."""
+    """Read the file of a mask: (H, W), True where it is not black."""
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("L")) > 0

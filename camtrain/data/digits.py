@@ -56,8 +56,8 @@ class ClutteredDigits:
         rng = np.random.default_rng([seed, get_args(Split).index(split)])
         self._draws = rng.random((length, 5 + 6 * _CLUTTER_TRIES))
         self._glyphs = digits.glyphs
-        self._chosen = (self._draws[:, 0] * len(digits.glyphs)).astype(np.int64)
-        self.labels: list[int] = digits.labels[self._chosen].tolist()
+        self._digit_indices = (self._draws[:, 0] * len(digits.glyphs)).astype(np.int64)
+        self.labels: list[int] = digits.labels[self._digit_indices].tolist()
         self.paths = [f"digits/{split}/{index:06d}" for index in range(length)]
         self._images = torch.zeros(length, 1, CANVAS, CANVAS, dtype=torch.uint8)
         self._boxes = torch.zeros(length, 1, 4, dtype=torch.int64)  # all 0: not drawn yet
@@ -74,15 +74,17 @@ class ClutteredDigits:
         """The picture at ``index``, drawn when it is read for the first time."""
         index = range(len(self))[index]
         if not self._boxes[index].any():
-            drawn, box = _draw(self._glyphs, int(self._chosen[index]), self._draws[index, 1:])
-            self._images[index, 0] = torch.from_numpy(drawn)
+            picture, box = _draw(
+                self._glyphs, int(self._digit_indices[index]), self._draws[index, 1:]
+            )
+            self._images[index, 0] = torch.from_numpy(picture)
             self._boxes[index, 0] = torch.tensor(box)
         image, box_xyxy = self._images[index].clone(), self._boxes[index].clone()
         return SourcePicture(image, self.labels[index], box_xyxy, self.paths[index])
 
 
 class SourceDigits(NamedTuple):
-    """What a split draws from: glyphs (n, 8, 8), labels (n,), rows (n,) in scikit-learn's list."""
+    """The digits of a split: glyphs (n, 8, 8), labels (n,), rows (n,) in scikit-learn's list."""
 
     glyphs: _Gray
     labels: npt.NDArray[np.int64]
@@ -91,8 +93,8 @@ class SourceDigits(NamedTuple):
 
 @cache
 def source_digits(split: Split) -> SourceDigits:
-    """The source digits of one split, the same share of every class; the partition is fixed."""
-    from sklearn.datasets import load_digits  # costs a second, so only who draws digits pays
+    """The source digits of one split: always the same, and the same share of every class."""
+    from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)
@@ -109,15 +111,15 @@ def source_digits(split: Split) -> SourceDigits:
     return SourceDigits(glyphs, labels[chosen], chosen)
 
 
-def _draw(glyphs: _Gray, chosen: int, draws: npt.NDArray[np.float64]) -> tuple[_Gray, _Box]:
-    """The picture, (64, 64), and the box of its digit, from uniform random numbers in [0, 1)."""
+def _draw(glyphs: _Gray, digit_index: int, draws: npt.NDArray[np.float64]) -> tuple[_Gray, _Box]:
+    """A picture, (64, 64), of a digit and its box, from uniform random numbers in [0, 1)."""
     size, row, column, amount = draws[:4].tolist()
-    glyph = np.pad(glyphs[chosen], 1)  # so that strokes end softly
+    glyph = np.pad(glyphs[digit_index], 1)  # so that strokes end softly
     digit = _ink(_enlarge(glyph, _between(_DIGIT_SIDE, size) / 8))
     box = _place(digit, row, column)
     canvas = np.zeros((CANVAS, CANVAS), np.uint8)
     canvas[_window(box)] = digit
-    wanted = _between(_CLUTTER_COUNT, amount)
+    remaining_count = _between(_CLUTTER_COUNT, amount)
     for clutter in draws[4:].reshape(_CLUTTER_TRIES, 6).tolist():
         patch = _clutter(glyphs, clutter[:4])
         place = _place(patch, *clutter[4:])
@@ -125,14 +127,14 @@ def _draw(glyphs: _Gray, chosen: int, draws: npt.NDArray[np.float64]) -> tuple[_
             continue
         region = canvas[_window(place)]
         np.maximum(region, patch, out=region)
-        wanted -= 1
-        if not wanted:
+        remaining_count -= 1
+        if not remaining_count:
             break
     return canvas, box
 
 
 def _place(ink: _Gray, row: float, column: float) -> _Box:
-    """A box of the ink's size somewhere on the canvas."""
+    """A box of the ink's size, at a random place of the canvas."""
     top, left = (
         int(draw * (CANVAS + 1 - side)) for draw, side in zip((row, column), ink.shape, strict=True)
     )
@@ -144,10 +146,10 @@ def _window(box: _Box) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
-def _overlap(one: _Box, other: _Box) -> bool:
-    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
-        one[3], other[3]
-    )
+def _overlap(box_a: _Box, box_b: _Box) -> bool:
+    left, top = map(max, box_a[:2], box_b[:2])
+    right, bottom = map(min, box_a[2:], box_b[2:])
+    return left < right and top < bottom
 
 
 def _clutter(glyphs: _Gray, draws: list[float]) -> _Gray:

@@ -25,12 +25,11 @@ class Without:
     """A source without some of its pictures; classes, order and everything else stay.
 
     Args:
-        source: The pictures.
-        excluded: Tells by a ``SourcePicture.path`` whether it is left out.
+        source: The pictures; none is read.
+        excluded: Says of a ``SourcePicture.path`` whether it is left out.
     """
 
     def __init__(self, source: Source, excluded: Callable[[str], bool]) -> None:
-        """Choose the pictures that stay; none is read."""
         self._source = source
         self._rows = [row for row, path in enumerate(source.paths) if not excluded(path)]
         self.class_names = source.class_names
@@ -57,7 +56,7 @@ class Without:
 
 
 class _FilesWithout(Without):
-    """The same for a source of picture files."""
+    """A source of picture files without some of them."""
 
     _source: FileSource  # checked by `without`; a check of each picture would cost time
 
@@ -71,26 +70,16 @@ class _FilesWithout(Without):
 def make_sources_without(
     name: str, options: SourceOptions, exclude: Collection[str]
 ) -> tuple[dict[Split, Source], dict[Split, Source]]:
-    """All splits of the named source, as they are and without the excluded pictures.
+    """All splits of the named source, first with and then without the excluded pictures.
 
-    Boxes that cannot be right do no harm where they are those of excluded pictures.
-
-    Args:
-        name: A key of ``SOURCES``.
-        options: What the source needs to know.
-        exclude: Paths, relative to the data folder where they lie below it, with forward slashes.
-
-    Raises:
-        CamtrainValueError: As in ``make_sources``; or a split, or a class of train, is left without
-            pictures.
-        CamtrainFileNotFoundError: As in ``make_sources``.
+    Bad boxes of excluded pictures are no errors. See ``make_sources`` and ``without``.
     """
     if not exclude:
-        whole = make_sources(name, options)
-        return whole, whole
+        all_sources = make_sources(name, options)
+        return all_sources, all_sources
     with listed_box_errors() as errors:
-        whole = make_sources(name, options)
-    return whole, without(whole, exclude, options.root, box_errors=errors)
+        all_sources = make_sources(name, options)
+    return all_sources, without(all_sources, exclude, options.root, box_errors=errors)
 
 
 def without(
@@ -100,13 +89,13 @@ def without(
     *,
     box_errors: Sequence[BoxError] = (),
 ) -> dict[Split, Source]:
-    """The splits of a data set without the excluded pictures.
+    """The splits of a data set without the excluded pictures; warns of paths that no split has.
 
     Args:
-        sources: All splits, since a line that no split knows is worth a warning.
+        sources: All splits of the data set.
         exclude: Paths, relative to ``root`` where they lie below it, with forward slashes.
         root: The data folder.
-        box_errors: Of the sources; those of excluded pictures are forgotten.
+        box_errors: Of the sources; those of excluded pictures are no errors.
 
     Raises:
         CamtrainValueError: A split, or a class of train, is left without pictures; or a box error
@@ -114,17 +103,16 @@ def without(
     """
     folder = folder_of(root)
     names = {name_in(folder, posixpath.normpath(name)) for name in exclude}
-    matched: set[str] = set()
+    unmatched = set(names)
     for error in box_errors:
         name = name_in(folder, posixpath.normpath(error.path))
         if name not in names:
             raise error
-        matched.add(name)
+        unmatched.discard(name)
 
     def excluded(path: str) -> bool:
         name = name_in(folder, path)
-        if name in names:
-            matched.add(name)
+        unmatched.discard(name)
         return name in names
 
     remaining: dict[Split, Source] = {
@@ -138,25 +126,23 @@ def without(
             class_counts(pictures.labels, len(source.class_names))
             for pictures in (sources[split], source)
         )
-        is_empty = (before > 0) & (after == 0)
-        if not len(source) or (split == "train" and is_empty.any()):
-            what = (
-                "pictures" if not len(source) else source.class_names[int(is_empty.int().argmax())]
-            )
+        emptied = ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()
+        if not len(source) or (split == "train" and emptied):
+            what = source.class_names[emptied[0]] if len(source) else "pictures"
             raise CamtrainValueError(
                 f"exclude leaves no {what} in the {split} split; add pictures, or shorten the list."
             )
-    if unmatched := sorted(names - matched):
+    if unmatched:
         warnings.warn(
             f"exclude names {len(unmatched)} pictures that the data does not have, the first is "
-            f"{unmatched[0]}; paths are relative to the data folder.",
+            f"{min(unmatched)}; paths are relative to the data folder.",
             stacklevel=2,
         )
     return remaining
 
 
 def folder_of(root: str | os.PathLike[str] | None) -> str:
-    """The data folder, absolute, for ``name_in``; "" where there is none."""
+    """The absolute data folder of ``root``, for ``name_in``; "" where there is none."""
     if root is None:
         return ""
     path = Path(root).expanduser() if is_url(root) else Path(root).expanduser().absolute()
@@ -164,14 +150,14 @@ def folder_of(root: str | os.PathLike[str] | None) -> str:
 
 
 def name_in(folder: str, path: str) -> str:
-    """How a list names a picture: relative to the data folder, wherever that is mounted."""
+    """The path of a picture as lists spell it: relative to the folder, with forward slashes."""
     if folder and path.startswith(os.path.join(folder, "")):
         return path[len(folder) :].lstrip(os.sep).replace(os.sep, "/")
     return path
 
 
 def read_exclude(file: str | os.PathLike[str]) -> list[str]:
-    """The paths in a list of one per line; empty lines and those that begin with # say nothing.
+    """The paths in a text file, one per line; empty lines and those that begin with # are skipped.
 
     Raises:
         CamtrainFileNotFoundError: There is no such file.
@@ -190,11 +176,11 @@ def read_exclude(file: str | os.PathLike[str]) -> list[str]:
 def write_exclude(
     file: str | os.PathLike[str], reasons: Mapping[str, str], comments: Sequence[str] = ()
 ) -> None:
-    """Write what ``read_exclude`` reads.
+    """Write a list for ``read_exclude``, with reasons as comments.
 
     Args:
         file: Where to.
-        reasons: Why each path is excluded, for people.
+        reasons: By path, why it is excluded: a comment for people.
         comments: The lines at the top.
 
     Raises:

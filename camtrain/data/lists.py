@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -21,14 +22,14 @@ class Line(NamedTuple):
     place: str
     fields: list[str]
 
-    def integer(self, column: int, *, below: int | None = None, first: int = 0) -> int:
-        """The whole number in a column, from ``first`` on and below ``below``."""
+    def integer(self, column: int, *, start: int = 0, below: int | None = None) -> int:
+        """The whole number in a column; raises unless it lies in ``start``..``below - 1``."""
         text = self.fields[column]
-        last = "" if below is None else f" to {below - 1}"
+        limits = f"{start}" if below is None else f"{start} to {below - 1}"
         number = int(text) if text.isdecimal() else -1
-        if number < first or (below is not None and number >= below):
+        if number < start or (below is not None and number >= below):
             raise CamtrainValueError(
-                f"{self.place}: expected a whole number from {first}{last}, got {text!r}; correct "
+                f"{self.place}: expected a whole number from {limits}, got {text!r}; correct "
                 "the line, or download the list again."
             )
         return number
@@ -84,7 +85,7 @@ def lines_of(
 
 
 def find(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of some files or folders that exists."""
+    """The first of some files or folders of ``root`` that exists; ``what`` is for the message."""
     for name in names:
         if (root / name).exists():
             return root / name
@@ -117,8 +118,8 @@ def csv_reader(
     Args:
         file: It begins with the names of its columns.
         columns: Those it must have.
-        header: The first line that it may have, for the message.
-        advice: What to do where it has another.
+        header: The expected first line, for the message.
+        advice: What to do if it is another.
         errors: As in ``bytes.decode``.
     """
     try:
@@ -130,10 +131,10 @@ def csv_reader(
             f"0x{error.object[error.start]:02x}; save the file as UTF-8."
         ) from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
+    missing_columns = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing_columns:
         raise CamtrainValueError(
-            f"{file} must start with the line {header}, but it lacks {', '.join(missing)}; "
+            f"{file} must start with the line {header}, but it lacks {', '.join(missing_columns)}; "
             f"{advice}."
         )
     return reader
@@ -154,7 +155,7 @@ def path_in(folder: str, path: str) -> str:
 
 
 class PathList(Sequence[str]):
-    """Paths in one buffer of bytes: some 40 bytes per picture of ImageNet, and shared by its parts.
+    """Many paths in little memory: one buffer of bytes, shared by all lists taken from it.
 
     Args:
         buffer: The paths one after another, as the file system spells them.
@@ -179,9 +180,11 @@ class PathList(Sequence[str]):
     @classmethod
     def of(cls, paths: Iterable[str]) -> PathList:
         """A list of the given paths."""
-        encoded = [os.fsencode(path) for path in paths]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), dtype=np.int64)
-        return cls.ending_at(b"".join(encoded), ends)
+        buffer, ends = bytearray(), array("q")
+        for path in paths:
+            buffer += os.fsencode(path)
+            ends.append(len(buffer))
+        return cls.ending_at(bytes(buffer), np.array(ends, np.int64))
 
     @classmethod
     def ending_at(cls, buffer: bytes, ends: NDArray[np.int64]) -> PathList:
@@ -193,7 +196,7 @@ class PathList(Sequence[str]):
         return PathList(self.buffer, self.starts[rows], self.ends[rows], self.folder)
 
     def below(self, folder: str | os.PathLike[str]) -> PathList:
-        """The paths as seen from where ``folder`` is."""
+        """The same paths, with ``folder`` before those that are not absolute."""
         return PathList(self.buffer, self.starts, self.ends, os.fspath(folder))
 
     def __eq__(self, other: object) -> bool:

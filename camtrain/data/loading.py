@@ -24,21 +24,10 @@ _BUFFER = 8  # shards that are mixed with each other
 
 
 def shuffled_by_shard(shard_of: Tensor, generator: torch.Generator) -> Tensor:
-    """All samples in a random order in which few shards are needed at a time.
+    """A random order of all samples, (N,) int64, in which few shards are needed at a time.
 
-    The shards are shuffled, and the samples of 8 shards after each other are shuffled together.
-
-    Args:
-        shard_of: (N,) int64, the shard of each sample.
-        generator: Where the randomness comes from.
-
-    Returns:
-        (N,) int64, every sample once.
-
-    Example:
-        >>> order = shuffled_by_shard(torch.arange(6) // 2, torch.Generator().manual_seed(0))
-        >>> sorted(order.tolist())
-        [0, 1, 2, 3, 4, 5]
+    The shards ``shard_of``, (N,) int64, are shuffled, and the samples of 8 shards after each other
+    are shuffled together.
     """
     shards, places = np.unique(shard_of.numpy(), return_inverse=True)
     turn = torch.randperm(len(shards), generator=generator) // _BUFFER
@@ -50,23 +39,22 @@ SamplerName = Literal["shuffle", "balanced"]
 
 
 class EpochSampler(DistributedSampler[tuple[int, ...]]):
-    """Yields ``(epoch, index)``; the order depends on seed and epoch alone.
+    """Yields ``(epoch, index)`` in an order that depends on seed and epoch alone.
 
     A balanced epoch may draw an item several times. It yields ``(epoch, index, draw)`` with the
     number of the draw, so that an item is augmented in another way each time.
 
-    Several processes share an epoch as with torch's ``DistributedSampler``: process r of n takes
-    the items r, r + n, ..., and the first items are repeated at the end to give all as many. It
-    inherits from that class, since Lightning leaves such samplers as they are.
+    Several processes share an epoch as with torch's ``DistributedSampler``, of which this is a
+    subclass since Lightning leaves such samplers as they are: process r of n takes the items r,
+    r + n, ..., and the first items are repeated at the end to give all as many.
 
     Args:
         length: Number of items.
         shuffle: A random order in every epoch, or 0, 1, 2, ...
         seed: Of the order.
-        labels: The class of every item: as many items as there are, drawn with replacement, every
-            class that occurs equally likely. None: every item once.
-        groups: (N,), items that had better be asked for one after the other, such as those of a
-            shard; None: any order is as good.
+        labels: The class of every item; then items are drawn with replacement, every class that
+            occurs equally likely. None: every item once.
+        groups: (N,), the shard of every item, so that few shards are needed at a time; or None.
         num_replicas: Number of processes.
         rank: Of this process.
 
@@ -141,10 +129,10 @@ def _places_by_class(labels: Sequence[int] | Tensor, length: int) -> list[Tensor
             f"labels must be as many as items, {length}, got {len(labels)}; give one per item."
         )
     if not all(isinstance(label, int) for label in labels):
-        other = next(label for label in labels if not isinstance(label, int))
+        label = next(label for label in labels if not isinstance(label, int))
         raise CamtrainTypeError(
             "A balanced order needs exactly one class per picture, a number, got "
-            f"{type(other).__name__}; choose sampler shuffle for multi-label pictures."
+            f"{type(label).__name__}; choose sampler shuffle for multi-label pictures."
         )
     label_of_item = torch.tensor(labels)
     return [(label_of_item == label).nonzero()[:, 0] for label in sorted(set(labels))]
@@ -163,93 +151,87 @@ _MEANING = {
 class ResumableLoader(DataLoader[T]):
     """Batches in the order of an ``EpochSampler``, with a state: how many of an epoch were given.
 
-    Batches that workers prepared ahead do not count. The order of an epoch is asked for with the
-    first batch, not before: Lightning sets the epoch after it has asked for the iterator, and
-    workers would have begun with the wrong one. Lightning's fit loop saves and loads the state.
+    Batches that workers prepared ahead do not count. The sampler is asked for the order of an epoch
+    with the first batch, since Lightning sets the epoch only after it has made the iterator.
+    Lightning's fit loop saves and loads the state.
 
     Takes the arguments of a ``DataLoader``; give ``worker_init_fn=leave_signals_to_parent`` with
     workers.
     """
 
     _epoch = 0
-    _given = 0
+    _batches_done = 0
     _continued: tuple[int, int] | None = None  # epoch, batches to leave out
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch promises its own class
         """The batches of the sampler's epoch that were not yet given."""
-        self._epoch = self._epoch_now()
+        self._epoch = int(getattr(self.sampler, "epoch", 0))
         epoch, done = self._continued or (-1, 0)
         self._continued = None
-        self._given = done if epoch == self._epoch else 0
-        if self._given:
+        self._batches_done = done if epoch == self._epoch else 0
+        if self._batches_done:
             assert isinstance(self.sampler, EpochSampler)
             assert self.batch_size is not None
-            self.sampler.start = self._given * self.batch_size
+            self.sampler.start = self._batches_done * self.batch_size
         try:
             for batch in super().__iter__():
-                self._given += 1
+                self._batches_done += 1
                 yield batch
         except CamtrainError as error:
             raise _as_raised(error) from None
 
     def state_dict(self) -> dict[str, int | bool]:
-        """Where the iteration stands, in plain values, and what this place means."""
-        if self._continued is not None:  # loaded, and no batch asked for since
-            epoch, given = self._continued
-        else:
-            epoch, given = self._epoch, self._given
+        """Epoch and number of the batches given, and what the batches depend on; plain values."""
+        epoch, given = self._continued or (
+            self._epoch,
+            self._batches_done,
+        )  # loaded, and not used yet
         return {"epoch": epoch, "batches": given, "length": len(self), **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on there, if it is of that epoch.
+        """Let the next iteration go on at this state, if it is of the same epoch.
 
         Raises:
             CamtrainValueError: The batches of an epoch are no longer what they were.
         """
         if 0 < state["batches"] < state["length"]:
-            self._check_same_batches(state)
-        self._continued = (int(state["epoch"]), int(state["batches"]))
-
-    def _check_same_batches(self, state: dict[str, Any]) -> None:
-        if not isinstance(self.sampler, EpochSampler):
-            raise CamtrainValueError(
-                "Only an order of camtrain's own can be continued within an epoch, got "
-                f"{type(self.sampler).__name__}; leave --trainer.overfit_batches out."
-            )
-        for name, now in self._layout().items():
-            if state[name] != now:
+            if not isinstance(self.sampler, EpochSampler):
                 raise CamtrainValueError(
-                    "A training that stopped within an epoch goes on with the same batches; the "
-                    f"{_MEANING[name]} was {state[name]}, got {now}; give the same settings and "
-                    "data, or start a new run from its network with --model.weights."
+                    "Only an order of camtrain's own can be continued within an epoch, got "
+                    f"{type(self.sampler).__name__}; leave --trainer.overfit_batches out."
                 )
+            for name, now in self._layout().items():
+                if state[name] != now:
+                    raise CamtrainValueError(
+                        "A training that stopped within an epoch goes on with the same batches; "
+                        f"the {_MEANING[name]} was {state[name]}, got {now}; give the same "
+                        "settings and data, or start a new run from its network with "
+                        "--model.weights."
+                    )
+        self._continued = (int(state["epoch"]), int(state["batches"]))
 
     def _layout(self) -> dict[str, int | bool]:
         """What the batches of an epoch depend on, beside seed and epoch."""
-        sampler = self.sampler
+        sampler = self.sampler if isinstance(self.sampler, EpochSampler) else None
         return {
             "batch_size": self.batch_size or 0,
-            "pictures": sampler.length if isinstance(sampler, EpochSampler) else 0,
-            "processes": sampler.num_replicas if isinstance(sampler, EpochSampler) else 1,
-            "balanced": isinstance(sampler, EpochSampler) and sampler.is_balanced,
+            "pictures": sampler.length if sampler else 0,
+            "processes": sampler.num_replicas if sampler else 1,
+            "balanced": sampler is not None and sampler.is_balanced,
         }
-
-    def _epoch_now(self) -> int:
-        return int(getattr(self.sampler, "epoch", 0))
 
 
 def _as_raised(error: CamtrainError) -> CamtrainError:
-    """An error as a worker raised it: torch puts the worker's whole traceback into its text."""
+    """The error without the worker's traceback, which torch puts into its text."""
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     text = str(error)
     return type(error)(text.rpartition(name)[2].rstrip()) if text.startswith("Caught ") else error
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For ``worker_init_fn``: Ctrl-C and a group's SIGTERM reach the training process alone.
+    """A ``worker_init_fn``: Ctrl-C and SIGTERM to the group do not reach the worker.
 
-    A worker that dies of them would end the training before it could write its checkpoint. Workers
-    end with their parent, however that ends.
+    A worker that dies of them would end the training before it could write its checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):

@@ -16,7 +16,6 @@ from torch import Tensor
 from camtrain.data.decoding import decode_image
 from camtrain.data.lists import PathList
 from camtrain.errors import CamtrainValueError
-from camtrain.labels import class_counts
 
 Split = Literal["train", "val", "test"]
 Labels = NDArray[np.int64] | NDArray[np.bool_]
@@ -97,49 +96,34 @@ def split_number(split: Split) -> int:
 
 
 def no_boxes(row: int) -> Tensor:
-    """The boxes of a picture without any, (0, 4) int64."""
+    """No boxes, (0, 4) int64, whatever the row."""
     return torch.zeros(0, 4, dtype=torch.int64)
 
 
 def no_mask(row: int) -> Tensor | None:
-    """The mask of a picture without one."""
+    """No mask, whatever the row."""
     return None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Listing:
-    """All pictures of a data set, of all its splits: N rows. Every reader of a layout makes one.
+    """All pictures of a data set, of all its splits: N rows. The reader of every layout makes one.
 
-    Attributes:
-        root: The data folder.
-        paths: Relative to ``root``, with forward slashes, or absolute.
-        labels: (N,) int64, places in ``class_names``; for several labels multi-hot, (N, K) bool.
-        splits: (N,) int8, a ``split_number`` or ``UNDECIDED``.
-        class_names: K names.
-        has_class_list: The data set itself lists its classes, with or without pictures; else they
-            are those of the training pictures.
-        boxes: From a row to its boxes, (n, 4) int64, half-open xyxy, of the labelled class.
-        masks: From a row to its mask, (H, W) uint8 as in ``SourcePicture``, or None.
-        images: (N, C, H, W) uint8 of pictures that come in one file; then no path is opened.
-        contents: From a row to the content of the picture's file, where there is no such file; then
-            no path is opened either.
-        groups: (N,) int64, pictures that are best read one after the other; None: any order is as
-            good.
-        is_divided: Splits were decided here, by the seed, and not by the data set.
+    The functions take a row. Their boxes and masks are as in ``SourcePicture``.
     """
 
-    root: Path
-    paths: PathList
-    labels: Labels
-    splits: NDArray[np.int8]
-    class_names: tuple[str, ...]
-    has_class_list: bool = False
+    root: Path  # the data folder
+    paths: PathList  # relative to root, with forward slashes, or absolute
+    labels: Labels  # (N,) int64, places in class_names; for several labels multi-hot, (N, K) bool
+    splits: NDArray[np.int8]  # (N,), a split_number or UNDECIDED
+    class_names: tuple[str, ...]  # K
+    has_class_list: bool = False  # class_names is the data set's own list; else: with pictures only
     boxes: Callable[[int], Tensor] = no_boxes
     masks: Callable[[int], Tensor | None] = no_mask
-    images: Tensor | None = None
-    contents: Callable[[int], bytes] | None = None
-    groups: NDArray[np.int64] | None = None
-    is_divided: bool = False
+    images: Tensor | None = None  # (N, C, H, W) uint8, where no picture has a file of its own
+    contents: Callable[[int], bytes] | None = None  # the picture's file, where it is not on disk
+    groups: NDArray[np.int64] | None = None  # (N,), pictures to be read one after the other
+    is_divided: bool = False  # splits were decided by the seed or split.csv, not by the data set
 
     def rows_of(self, split: Split) -> NDArray[np.int64]:
         """The rows of a split, in order."""
@@ -150,26 +134,12 @@ class Listing:
         rows: dict[Split, NDArray[np.int64]] = {s: self.rows_of(s) for s in get_args(Split)}
         return {split: places for split, places in rows.items() if len(places)}
 
-    def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many of the given rows are of each class, (K,)."""
-        counts: NDArray[np.int64] = class_counts(self.labels[rows], len(self.class_names)).numpy()
-        return counts
-
 
 class ListedSource:
-    """One split of a listing: the source of every data set that lies on disk. See ``source_of``.
-
-    Attributes:
-        split: Its name.
-        class_names: K names.
-        labels: The label of every picture; for several labels multi-hot, (N, K) float32.
-        paths: The full path of every picture.
-        is_divided: See ``Listing``.
-        groups: See ``Listing``; (N,).
-    """
+    """One split of a listing, which is shared, not copied: a ``Source``. See ``source_of``."""
 
     def __init__(self, listing: Listing, split: Split) -> None:
-        """Choose the pictures; none is read yet. The listing is shared, not copied."""
+        """Choose the pictures; none is read yet."""
         self.split = split
         self.root = listing.root
         self.class_names = listing.class_names

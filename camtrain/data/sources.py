@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 from camtrain.arguments import metavar_of
 from camtrain.data.classes import with_classes
@@ -30,55 +30,50 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 class SourceOptions:
     """What the sources need to know; ``SOURCES`` says which options each of them takes.
 
-    Attributes:
-        root: The data folder; the digits need none.
-        lengths: Numbers of drawn digits in train, val, test.
-        class_names: The class list of a trained network; None: that of the data.
-
-    The other options are described by the help texts beside them.
+    Those with a help text are also options of ``check-data`` and ``shards``.
     """
 
-    root: str | os.PathLike[str] | None = None
-    seed: int = field(default=0, metadata={"help": "of the division into splits"})
-    val_fraction: float = field(
-        default=0.15,
-        metadata={"help": "part of each class for validation, where the source has no such split"},
-    )
-    test_fraction: float = field(
-        default=0.15,
-        metadata={"help": "part of each class for test, where the source has no splits"},
-    )
-    split_file: str | os.PathLike[str] | None = field(
-        default=None, metadata={"help": "split.csv of a run, which says the split of each picture"}
-    )
-    lengths: tuple[int, int, int] = (6000, 1000, 1000)
-    class_names: Sequence[str] | None = None
-    metadata: str | os.PathLike[str] | None = field(
-        default=None, metadata={"help": "of wsol: the folder of its lists (default root/metadata)"}
-    )
-    shards_cache: str | os.PathLike[str] | None = field(
-        default=None, metadata={"help": "of shards behind a URL: the folder that keeps them"}
-    )
-    shards_cache_gb: float = field(
-        default=100.0, metadata={"help": "the most that it may hold, in 10^9 bytes"}
-    )
+    root: str | os.PathLike[str] | None = None  # the data folder; the digits need none
+    seed: Annotated[int, "of the division into splits"] = 0
+    val_fraction: Annotated[
+        float, "part of each class for validation, where the source has no such split"
+    ] = 0.15
+    test_fraction: Annotated[
+        float, "part of each class for test, where the source has no splits"
+    ] = 0.15
+    split_file: Annotated[
+        str | os.PathLike[str] | None, "split.csv of a run, which says the split of each picture"
+    ] = None
+    lengths: tuple[int, int, int] = (6000, 1000, 1000)  # drawn digits in train, val, test
+    class_names: Sequence[str] | None = None  # of a trained network; None: those of the data
+    metadata: Annotated[
+        str | os.PathLike[str] | None, "of wsol: the folder of its lists (default root/metadata)"
+    ] = None
+    shards_cache: Annotated[
+        str | os.PathLike[str] | None, "of shards behind a URL: the folder that keeps them"
+    ] = None
+    shards_cache_gb: Annotated[float, "the most that it may hold, in 10^9 bytes"] = 100.0
 
     def named(self, names: Sequence[str]) -> dict[str, Any]:
         """The values of the options with these names."""
         return {name: getattr(self, name) for name in names}
 
 
+_HELP_TEXTS = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(SourceOptions, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
+
+
 class SourceKind(NamedTuple):
     """A source and the options it takes.
 
-    Attributes:
-        read: Lists the pictures of a data folder; None for drawn digits.
-        options: Names in ``SourceOptions`` of what ``read`` takes beside the folder. Every data set
-            on disk also takes ``root``, ``class_names`` and the options of ``with_splits``.
+    Every data set on disk also takes ``root``, ``class_names`` and the options of ``with_splits``.
     """
 
-    read: Callable[..., Listing] | None
-    options: tuple[str, ...] = ()
+    read: Callable[..., Listing] | None  # lists the pictures of a data folder; None: drawn digits
+    options: tuple[str, ...] = ()  # of SourceOptions, what `read` takes beside the folder
 
 
 SOURCES: dict[str, SourceKind] = {
@@ -114,20 +109,19 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
             f"The data source must be one of {', '.join(SOURCES)}, got {name!r}; "
             "choose with --data.source."
         )
-    read, names = SOURCES[name]
-    if read is None:
+    if name == "digits":
         return {
             split: ClutteredDigits(split, length=length, seed=options.seed)
             for split, length in zip(get_args(Split), options.lengths, strict=True)
         }
-    listing = _listing(name, read, options.named(names), options)
+    listing = _listing(name, options)
     return {split: source_of(listing, split) for split in listing.rows_by_split()}
 
 
-def _listing(
-    name: str, read: Callable[..., Listing], settings: dict[str, Any], options: SourceOptions
-) -> Listing:
+def _listing(name: str, options: SourceOptions) -> Listing:
     """The pictures of a data set on disk, with splits and classes decided."""
+    read, names = SOURCES[name]
+    assert read is not None
     if options.root is None:
         raise CamtrainValueError(
             f"The source {name} needs a data folder, got none; give --data.root PATH."
@@ -135,7 +129,7 @@ def _listing(
     place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
     if name != "shards":
         place = data_folder(place, or_file=name == "csv")
-    listing = with_splits(read(place, **settings), **options.named(_DIVISION))
+    listing = with_splits(read(place, **options.named(names)), **options.named(_DIVISION))
     return with_classes(listing, options.class_names)
 
 
@@ -149,11 +143,8 @@ class ImageFolder(ListedFiles):
     Args:
         root: The data folder.
         split: ``train``, ``val`` or ``test``.
-        seed: Of the division into splits.
-        val_fraction: Part of each class for val, where val is split off.
-        test_fraction: Part of each class for test, for ``root/CLASS/*``.
-        class_names: The class list of a trained network, for a folder that may lack some of its
-            classes.
+        options: ``seed``, ``val_fraction``, ``test_fraction``, ``split_file`` and ``class_names``
+            of ``SourceOptions``.
 
     Raises:
         CamtrainFileNotFoundError: No such folder, no images in it, or no such split.
@@ -161,19 +152,9 @@ class ImageFolder(ListedFiles):
             to train, or damaged boxes.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        split: Split,
-        *,
-        seed: int = 0,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.15,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, root: str | os.PathLike[str], split: Split, **options: Any) -> None:
         """List the pictures; no picture is read yet."""
-        options = SourceOptions(root, seed, val_fraction, test_fraction, class_names=class_names)
-        listing = _listing("folder", folder_listing, {}, options)
+        listing = _listing("folder", SourceOptions(root, **options))
         splits = list(listing.rows_by_split())
         if split not in splits:
             raise CamtrainFileNotFoundError(
@@ -191,27 +172,24 @@ def is_divided(sources: dict[Split, Source]) -> bool:
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the data folder and the options to read it, spelled as in the data module."""
+    """Add the data folder and the options of reading it to a parser, named as in ``fit``."""
     parser.add_argument("path", nargs="?", metavar="FOLDER", help="the data folder")
     data = parser.add_argument_group("the data, as camtrain fit reads it by --data.OPTION")
     sources = f"one of {', '.join(SOURCES)} (default folder)"
     data.add_argument("--source", default="folder", metavar="NAME", help=sources)
-    for option in _OFFERED:
-        default, text = option.default, option.metadata["help"]
+    for name, text in _HELP_TEXTS.items():
+        default = getattr(SourceOptions, name)
         kind = "PATH" if default is None else metavar_of(type(default))
         data.add_argument(
-            f"--{option.name}",
+            f"--{name}",
             type=str if default is None else type(default),
             default=default,
-            metavar="0..1" if "fraction" in option.name else kind,
+            metavar="0..1" if "fraction" in name else kind,
             help=text if default is None else f"{text} (default {default})",
         )
 
 
 def source_options(settings: argparse.Namespace) -> SourceOptions:
     """The options given with ``add_source_arguments``."""
-    given = {option.name: getattr(settings, option.name) for option in _OFFERED}
-    return SourceOptions(root=settings.path, **given)
-
-
-_OFFERED = [option for option in fields(SourceOptions) if "help" in option.metadata]
+    values = {name: getattr(settings, name) for name in _HELP_TEXTS}
+    return SourceOptions(root=settings.path, **values)

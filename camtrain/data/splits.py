@@ -54,7 +54,7 @@ def divide(
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raise when no split can have these parts."""
+    """Raise if a fraction is negative, or if nothing is left for train."""
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise CamtrainValueError(
             "val_fraction and test_fraction must be at least 0 and leave something for train "
@@ -84,13 +84,8 @@ def with_splits(
     val, train is divided into train and val. Both by ``divide``, class by class. Where the pictures
     have several labels, each goes with the rarest of its classes.
 
-    Args:
-        listing: As the data set has it.
-        seed: Of the division.
-        val_fraction: Part of each class for val.
-        test_fraction: Part of each class for test, of pictures of no split.
-        split_file: What ``write_split`` kept of an earlier division. It decides for the pictures
-            that it names; others that would have to be divided are left out, with a warning.
+    ``split_file``, written by ``write_split``, decides instead for the pictures that it names;
+    others that would have to be divided are left out, with a warning.
     """
     check_fractions(val_fraction, test_fraction)
     splits = listing.splits.copy()
@@ -100,7 +95,9 @@ def with_splits(
         test_fraction = 0.0
     rows = np.flatnonzero(is_open)
     if split_file is not None:
-        return replace(listing, splits=_as_stored(listing, rows, Path(split_file)), is_divided=True)
+        return replace(
+            listing, splits=_splits_of_file(listing, rows, Path(split_file)), is_divided=True
+        )
     for stratum in _strata(listing, rows):
         places = {listing.paths[row]: row for row in stratum}
         parts = divide(places, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
@@ -110,7 +107,7 @@ def with_splits(
 
 
 def _strata(listing: Listing, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows that are divided together: of one class, of several the rarest, or of none."""
+    """Groups of rows that are divided together: those of one class, and those of no class."""
     labels = listing.labels[rows]
     if labels.ndim == 2:
         rarest_first = np.argsort(labels.sum(0), kind="stable")
@@ -120,22 +117,22 @@ def _strata(listing: Listing, rows: NDArray[np.int64]) -> list[NDArray[np.int64]
     return np.split(rows[order], np.flatnonzero(np.diff(labels[order])) + 1) if len(rows) else []
 
 
-def _as_stored(listing: Listing, open_rows: NDArray[np.int64], file: Path) -> NDArray[np.int8]:
-    """The splits of the file; of rows that it does not name, ``open_rows`` are in none."""
-    stored = read_split(file)
+def _splits_of_file(listing: Listing, open_rows: NDArray[np.int64], file: Path) -> NDArray[np.int8]:
+    """The splits of the file; ``open_rows`` that it does not name are left ``UNDECIDED``."""
+    stored_splits = read_split(file)
     splits = listing.splits.copy()
     splits[open_rows] = UNDECIDED
-    known = 0
+    count = 0
     for row, path in enumerate(listing.paths):
-        if path in stored:
-            splits[row] = split_number(stored[path])
-            known += 1
-    if not known:
+        if path in stored_splits:
+            splits[row] = split_number(stored_splits[path])
+            count += 1
+    if not count:
         raise CamtrainValueError(
             f"{file} holds the split of other pictures than those of {listing.root}; give the "
             "data folder that it was made with, or --data.split_file null to divide anew."
         )
-    new, lost = int((splits == UNDECIDED).sum()), len(stored) - known
+    new, lost = int((splits == UNDECIDED).sum()), len(stored_splits) - count
     if new:
         warnings.warn(
             f"{new} of the pictures of {listing.root} are in no split of {file} and are left out; "
@@ -164,27 +161,23 @@ def read_split(file: Path) -> dict[str, Split]:
         advice="it is written by a run, take that of another",
         errors="surrogateescape",
     )
-    stored: dict[str, Split] = {}
+    split_of: dict[str | None, Split] = {split: split for split in get_args(Split)}
+    stored_splits: dict[str, Split] = {}
     for row in reader:
-        split = next((split for split in get_args(Split) if split == row["split"]), None)
-        if split is None:
+        if row["split"] not in split_of:
             raise CamtrainValueError(
                 f"{file}, line {reader.line_num}: the split must be one of "
                 f"{', '.join(get_args(Split))}, got {row['split']!r}; correct the line."
             )
-        stored[row["path"]] = split
-    return stored
+        stored_splits[row["path"]] = split_of[row["split"]]
+    return stored_splits
 
 
 def write_split(file: Path, sources: Mapping[Split, Source]) -> None:
-    """Write which picture is in which split, as ``path,label,split``, atomically.
+    """Write which picture of a data set is in which split, as ``path,label,split``, atomically.
 
     Paths are relative to the data folder, so that it can be moved; the file can also be read as the
     source ``csv``, once it lies in the data folder.
-
-    Args:
-        file: In a folder that exists.
-        sources: All splits of one data set.
     """
     with (
         replacing(file) as part,

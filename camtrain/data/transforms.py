@@ -26,32 +26,22 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """A part of a picture, resized, laid into the network's input, and perhaps mirrored.
+    """Where a part of a picture, resized and perhaps mirrored, lies in the network's input."""
 
-    Attributes:
-        top: First row of the part, in pixels of the picture.
-        left: First column.
-        height: Rows of the part.
-        width: Columns.
-        resized_hw: (H, W) of the part after the resize.
-        offset_yx: Where the resized part begins in the input; negative where its border is cut
-            away, positive where the input is padded.
-        size_hw: (H, W) of the input.
-        is_mirrored: Left and right are swapped at last.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    resized_hw: tuple[int, int]
+    top: int  # first row of the part, in pixels of the picture
+    left: int  # first column
+    height: int  # rows of the part
+    width: int  # columns
+    resized_hw: tuple[int, int]  # (H, W) of the part after the resize
+    # Where the resized part begins in the input; negative where its border is cut away, positive
+    # where the input is padded.
     offset_yx: tuple[int, int]
-    size_hw: tuple[int, int]
-    is_mirrored: bool = False
+    size_hw: tuple[int, int]  # (H, W) of the input
+    is_mirrored: bool = False  # left and right are swapped at the end
 
     @classmethod
     def whole(cls, image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
-        """What evaluation and prediction see of a picture of ``image_hw``."""
+        """The geometry of evaluation and prediction for a picture of (H, W)."""
         place = preprocessing.placement(image_hw)
         return cls(
             *(0, 0, *image_hw),
@@ -61,17 +51,17 @@ class CropGeometry:
         )
 
     def moved(self, y: int, x: int, size_hw: tuple[int, int]) -> CropGeometry:
-        """The window of ``size_hw`` that begins at (y, x) of this input."""
+        """The geometry of the window of ``size_hw`` at (y, x) of this input."""
         offset = (self.offset_yx[0] - y, self.offset_yx[1] - x)
         return replace(self, offset_yx=offset, size_hw=size_hw)
 
     @property
     def shrink(self) -> float:
-        """By how much the picture may be reduced so that the part is still resized downwards."""
+        """The largest factor to reduce the picture by, without enlarging the part afterwards."""
         return min(self.height / self.resized_hw[0], self.width / self.resized_hw[1])
 
     def aligned(self, factor: int) -> CropGeometry:
-        """The part moved up and left by less than ``factor``, to where reduced pixels begin."""
+        """The part moved up and left to the nearest multiples of ``factor``."""
         if factor == 1:
             return self
         return replace(self, top=self.top - self.top % factor, left=self.left - self.left % factor)
@@ -84,7 +74,7 @@ class CropGeometry:
         *,
         factor: int = 1,
     ) -> Tensor:
-        """What the network sees of a picture.
+        """The network's input, (C, *size_hw), of a picture; of the same type.
 
         Args:
             image: (C, H, W) uint8, or float in [0, 1]. A picture that was decoded smaller:
@@ -92,9 +82,6 @@ class CropGeometry:
             interpolation: Of the resize; ``NEAREST_EXACT`` only for the factor 1.
             fill: Per channel, what the picture is padded with, in its units.
             factor: ``top`` and ``left`` are its multiples, see ``aligned``.
-
-        Returns:
-            (C, *size_hw) of the same type.
         """
         top, left = self.top // factor, self.left // factor
         height, width = self.height / factor, self.width / factor  # perhaps not whole pixels
@@ -117,15 +104,15 @@ class CropGeometry:
     def boxes(self, boxes_xyxy: Tensor) -> Tensor:
         """Boxes of the picture in pixels of the input, (n, 4) -> (m, 4) float32, half-open.
 
-        They are clipped to what the network sees; those without a pixel in it are left out.
+        They are clipped to the input; those without a pixel in it are left out.
         """
         if not len(boxes_xyxy):  # most pictures of a training have none
             return torch.zeros(0, 4)
         corner = torch.tensor([self.left, self.top] * 2)
         part_size = torch.tensor([self.width, self.height] * 2)
-        inside = (boxes_xyxy.float() - corner).clamp(min=0).minimum(part_size)
+        boxes_in_part = (boxes_xyxy.float() - corner).clamp(min=0).minimum(part_size)
         scale_y, scale_x = self.resized_hw[0] / self.height, self.resized_hw[1] / self.width
-        boxes = boxes_to_input(inside, Placement(scale_y, scale_x, *self.offset_yx))
+        boxes = boxes_to_input(boxes_in_part, Placement(scale_y, scale_x, *self.offset_yx))
         height, width = self.size_hw
         if self.is_mirrored:
             boxes = boxes[:, [2, 1, 0, 3]]
@@ -134,7 +121,7 @@ class CropGeometry:
         return boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)]
 
     def _laid(self, resized: Tensor, fill: Sequence[float]) -> Tensor:
-        """The resized part in the input."""
+        """The input: the resized part, cropped or padded, and mirrored."""
         image = resized.contiguous()
         (y, x), (height, width) = self.offset_yx, self.size_hw
         rows, columns = self.resized_hw
@@ -149,14 +136,7 @@ class CropGeometry:
 
 
 def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Boxes of a picture in pixels of the network's input; they may reach over its border.
-
-    Args:
-        boxes_xyxy: (n, 4), half-open, in pixels of the picture.
-        placement: Where the picture lies in the input.
-
-    Returns:
-        (n, 4) float32, half-open, in pixels of the input.
+    """Boxes of a picture, (n, 4), in pixels of the network's input, (n, 4) float32; not clipped.
 
     Example:
         >>> boxes_to_input(torch.tensor([[2, 4, 6, 8]]), Placement(0.5, 2.0, 1, -3))
@@ -168,9 +148,9 @@ def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
 
 
 def _without_gaps(image: Tensor) -> Tensor:
-    """The same pixels; those of a decoded picture, colours side by side, without gaps.
+    """The same picture; a part of a channels-last picture is copied, so that torch keeps the order.
 
-    torch would otherwise take them apart by colours and put them together again.
+    torch would otherwise take it apart by colours and put it together again.
     """
     if image.shape[0] != 3 or image.stride(0) != 1:
         return image
@@ -178,14 +158,7 @@ def _without_gaps(image: Tensor) -> Tensor:
 
 
 def fit_channels(image: Tensor, channels: int) -> Tensor:
-    """A gray picture repeated to ``channels``, or a colour picture reduced to its luma.
-
-    Args:
-        image: (C, H, W), uint8 or float.
-        channels: What the network expects.
-
-    Returns:
-        (channels, H, W) of the same type.
+    """A picture, (C, H, W), with the channels of the network: gray repeated, or colour made gray.
 
     Raises:
         CamtrainValueError: The numbers of channels cannot be reconciled.
@@ -206,12 +179,7 @@ def fit_channels(image: Tensor, channels: int) -> Tensor:
 def resize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The picture at the size of the network's input, placed as ``preprocessing.placement`` says.
 
-    Args:
-        image: (C, H, W), uint8, or float in [0, 1].
-        preprocessing: Size, resize mode and interpolation.
-
-    Returns:
-        (len(mean), h, w) of the same type, h x w being ``preprocessing.size``.
+    (C, H, W), uint8 or float in [0, 1] -> (len(mean), *preprocessing.size) of the same type.
     """
     image = fit_channels(image, len(preprocessing.mean))
     geometry = CropGeometry.whole((image.shape[-2], image.shape[-1]), preprocessing)
@@ -237,15 +205,7 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The inverse of ``normalize``, to the rounding of a pixel.
-
-    Args:
-        normalized: (..., C, h, w), float.
-        preprocessing: What ``normalize`` was given.
-
-    Returns:
-        The same shape, uint8; colours in the order RGB.
-    """
+    """The inverse of ``normalize``: (..., C, h, w) float -> uint8, colours in the order RGB."""
     mean, std = (_columns(v, normalized.device) for v in (preprocessing.mean, preprocessing.std))
     pixels = _reordered(normalized * std + mean, preprocessing)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -258,12 +218,12 @@ def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @cache
 def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(C, 1, 1)."""
+    """Values per channel as a tensor, (C, 1, 1)."""
     return torch.tensor(values, device=device)[:, None, None]
 
 
 def _reordered(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The channels (..., C, h, w) of a picture in the network's order, or the other way round."""
+    """A picture (..., C, h, w) from RGB to the network's order of channels, or back."""
     return image.flip(-3) if preprocessing.channel_order == "bgr" else image
 
 

@@ -1,4 +1,4 @@
-"""Finding the pictures below a folder, and remembering them as long as the folders are the same."""
+"""The pictures below a folder, found by a walk or, while no folder has changed, in a cache."""
 
 from __future__ import annotations
 
@@ -28,96 +28,90 @@ _SETTLED = 2.0  # seconds: a folder that changed later may change again at the s
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The picture files below a folder, F folders and N pictures.
+    """The picture files below a folder, F folders and N pictures."""
 
-    Attributes:
-        folders: Every folder, also the empty ones, relative, with forward slashes, sorted.
-        counts: (F,) int64, the pictures that lie directly in each.
-        paths: The pictures, relative, folder by folder, sorted by name within each.
-        has_xml: Whether a folder holds a file that ends in ``.xml``.
-    """
-
-    folders: PathList
-    counts: NDArray[np.int64]
-    paths: PathList
-    has_xml: bool
+    folders: PathList  # all folders, also the empty ones, relative, sorted
+    counts: NDArray[np.int64]  # (F,), the pictures that lie directly in each
+    paths: PathList  # the pictures, relative, folder by folder, sorted by name within each
+    has_xml: bool  # whether a folder holds a file that ends in .xml
 
 
 def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
     """Find the pictures below some folders of a data folder, at any depth.
 
-    Hidden files and folders are passed over, links are followed. What was found below 10,000
-    pictures and more is kept in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and
-    taken from there while no folder has changed: adding, removing or renaming changes the time
-    stamp of the folder, so nothing but the folders is looked at again.
-
-    Args:
-        root: The data folder.
-        tops: The folders in it, relative; the empty name is all of ``root``.
+    Hidden files and folders are skipped, links are followed. A tree of 10,000 pictures or more is
+    kept in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and taken from there
+    while no folder has another time stamp: adding, removing or renaming a file changes it.
+    ``tops`` are relative to the data folder; the empty name is all of it.
     """
     index = _index_file(root, tops)
-    tree = _remembered(index, root)
+    tree = _load(index, root)
     if tree is not None:
         return tree
     start = time.time()
     tree, times = _scanned(root, tops)
     if len(tree.paths) >= _WORTH_CACHING and times.max() < (start - _SETTLED) * 1e9:
-        _remember(index, tree, times)
+        _save(index, tree, times)
     return tree
 
 
 def _scanned(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]]:
-    """The tree, and the time stamp of each folder from before it was read."""
-    folders, times, counts, lengths = [], array("q"), array("q"), array("q")
-    chunks, has_xml = [], False
-    for found in (found for top in sorted(tops) for found in _walk(root, top)):
-        start = f"{found.folder}/" if found.folder else ""
-        encoded = [os.fsencode(start + name) for name in sorted(found.names)]
-        folders.append(found.folder)
-        times.append(found.time)
-        counts.append(len(encoded))
-        lengths.extend(map(len, encoded))
-        chunks.append(b"".join(encoded))
-        has_xml = has_xml or found.has_xml
-    ends = np.cumsum(np.array(lengths, np.int64), dtype=np.int64)
-    paths = PathList.ending_at(b"".join(chunks), ends)
+    """Walk the folders: the tree, and the time stamp of each folder before it was read."""
+    folders, times, counts = [], array("q"), array("q")
+    has_xml = False
+
+    def pictures() -> Iterator[str]:
+        nonlocal has_xml
+        for folder in (folder for top in sorted(tops) for folder in _walk(root, top)):
+            folders.append(folder.path)
+            times.append(folder.time)
+            counts.append(len(folder.pictures))
+            has_xml = has_xml or folder.has_xml
+            yield from (_joined(folder.path, name) for name in sorted(folder.pictures))
+
+    paths = PathList.of(pictures())
     tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml)
     return tree, np.array(times, np.int64)
 
 
-class _Folder(NamedTuple):
-    """One folder: its time stamp in ns, and the names of the pictures in it."""
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
-    folder: str
+
+class _Folder(NamedTuple):
+    """One folder: its relative path, its time stamp in ns, and the names of its pictures."""
+
+    path: str
     time: int
-    names: list[str]
+    pictures: list[str]
     has_xml: bool
 
 
 def _walk(root: Path, folder: str) -> Iterator[_Folder]:
-    """A folder and all below it; a link to one of its own parents ends there."""
-    here = os.path.join(root, folder)
-    stamp = os.stat(here).st_mtime_ns
-    names, inner, has_xml = [], [], False
-    with os.scandir(here) as entries:
+    """A folder and all below it; a link to one of its own parents is not followed."""
+    path = os.path.join(root, folder)
+    stamp = os.stat(path).st_mtime_ns
+    pictures, subfolder_names, has_xml = [], [], False
+    with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
                 continue
             if name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                names.append(name)
+                pictures.append(name)
             elif entry.is_dir():
-                if not (entry.is_symlink() and _is_parent(entry.path, here)):
-                    inner.append(name)
+                if not (entry.is_symlink() and _is_parent(entry.path, path)):
+                    subfolder_names.append(name)
             elif name.endswith(".xml"):
                 has_xml = True
-    yield _Folder(folder, stamp, names, has_xml)
-    for name in sorted(inner):
-        yield from _walk(root, f"{folder}/{name}" if folder else name)
+    yield _Folder(folder, stamp, pictures, has_xml)
+    for name in sorted(subfolder_names):
+        yield from _walk(root, _joined(folder, name))
 
 
-def _is_parent(folder: str, other: str) -> bool:
-    return Path(other).resolve().is_relative_to(Path(folder).resolve())
+def _is_parent(folder: str, inner: str) -> bool:
+    """Whether ``inner`` is ``folder`` or lies below it, once all links are followed."""
+    return Path(inner).resolve().is_relative_to(Path(folder).resolve())
 
 
 def pictures_below(folder: str | os.PathLike[str]) -> list[str]:
@@ -145,26 +139,27 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def top_of(folder: str, tops: Iterable[str]) -> str:
-    """The one of some relative folders that ``folder`` is, or lies in."""
+    """The one of ``tops`` that is ``folder`` or contains it."""
     return next(top for top in tops if f"{folder}/".startswith(f"{top}/"))
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
     """All files below a folder, relative, with forward slashes; hidden ones are left out."""
-    for folder, inside, files in os.walk(root):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        below = Path(folder).relative_to(root).as_posix()
+    for folder, subfolder_names, files in os.walk(root):
+        subfolder_names[:] = sorted(name for name in subfolder_names if not name.startswith("."))
+        below = Path(folder).relative_to(root)
         for name in sorted(name for name in files if not name.startswith(".")):
-            yield name if below == "." else f"{below}/{name}"
+            yield (below / name).as_posix()
 
 
 def _index_file(root: Path, tops: Sequence[str]) -> Path:
+    """The file of the user's cache that keeps the tree of these folders."""
     key = "\0".join([str(root), *sorted(tops), *IMAGE_SUFFIXES, str(_VERSION)])
     return user_cache() / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"
 
 
-def _remember(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
-    """Write the index atomically; a cache folder that cannot be written only costs time."""
+def _save(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
+    """Keep the tree in the cache, if that can be written."""
     with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
         with replacing(index) as part:
@@ -180,15 +175,15 @@ def _remember(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
             )
 
 
-def _remembered(index: Path, root: Path) -> Tree | None:
-    """The tree of the index, if there is one and no folder has changed since."""
+def _load(index: Path, root: Path) -> Tree | None:
+    """The tree in the cache, if there is one and no folder has changed since."""
     try:
-        with index.open("rb") as file, np.load(file) as stored:
-            folders = PathList.ending_at(stored["folders"].tobytes(), stored["folder_ends"])
-            for folder, seen in zip(folders, stored["times"], strict=True):
-                if os.stat(root / folder).st_mtime_ns != seen:
+        with index.open("rb") as file, np.load(file) as arrays:
+            folders = PathList.ending_at(arrays["folders"].tobytes(), arrays["folder_ends"])
+            for folder, stamp in zip(folders, arrays["times"], strict=True):
+                if os.stat(root / folder).st_mtime_ns != stamp:
                     return None
-            paths = PathList.ending_at(stored["paths"].tobytes(), stored["ends"])
-            return Tree(folders, stored["counts"], paths, bool(stored["has_xml"]))
+            paths = PathList.ending_at(arrays["paths"].tobytes(), arrays["ends"])
+            return Tree(folders, arrays["counts"], paths, bool(arrays["has_xml"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # none, or a damaged one
+        return None  # there is no index, or it is damaged

@@ -35,12 +35,7 @@ from camtrain.preprocessing import (
     Preprocessing,
     ResizeMode,
 )
-from camtrain.training.cache import (
-    FeatureDataset,
-    cached_split,
-    check_disk,
-    uses_cache,
-)
+from camtrain.training.cache import FeatureDataset, cached_split, check_disk, uses_cache
 
 
 class CAMDataModule(LightningDataModule):
@@ -94,8 +89,7 @@ class CAMDataModule(LightningDataModule):
             root: The data folder; of ``csv`` also the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
-            resize_mode: ``squash`` warps the whole picture, ``crop`` cuts the centre, ``pad`` fills
-                up.
+            resize_mode: ``squash`` warps the picture, ``crop`` cuts the centre, ``pad`` fills up.
             crop_pct: Only for ``crop``: the part of the resized short side that is kept.
             interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
             mean: Per channel, in units of [0, 1]; None means the network's own.
@@ -111,8 +105,8 @@ class CAMDataModule(LightningDataModule):
                 input needs no more; evaluation and prediction decode them whole.
             exif: Turn pictures upright as their EXIF says; false where the boxes are those of the
                 pixels as they are stored.
-            max_damaged: Training files that may be damaged, and are skipped, before the training
-                stops; counted by each process.
+            max_damaged: Damaged training files that are skipped; one more stops the training.
+                Each process counts its own.
             allow_damaged: Skip damaged files in evaluation too, where they are errors otherwise.
             sampler: ``shuffle``: every training picture once per epoch; ``balanced``: as many,
                 drawn with replacement so that every class is equally likely.
@@ -126,17 +120,16 @@ class CAMDataModule(LightningDataModule):
             class_names: The class list of a trained network; None: that of the data.
             lengths: Numbers of drawn digits in train, val, test.
             exclude: Pictures to leave out of every split: a text file with one path per line, such
-                as ``camtrain check-data`` writes, or the paths, relative to ``root``. Checkpoints
-                keep the paths.
+                as ``camtrain check-data`` writes, or the paths, relative to ``root``.
             shards_cache: Of ``shards`` behind a URL: the folder that keeps them on this disk; None
                 means one in the user's cache folder.
             shards_cache_gb: The most that it may hold, in 10^9 bytes; beyond it, the shards that
                 were fetched first are deleted.
-            cache_features: Keep what a frozen backbone makes of every picture (and its mirror
-                image), so that epochs touch only neck and head; None means wherever it can be done,
-                which takes ``augment`` ``none`` or ``flip``.
-            cache_dir: Folder of what is kept; None means ``camtrain/features`` in the user's cache
-                folder. What no training has used for 30 days is removed when the next one writes.
+            cache_features: Compute the features of a frozen backbone once for every picture (and
+                its mirror image), so that epochs run only neck and head; None means wherever it can
+                be done, which takes ``augment`` ``none`` or ``flip``.
+            cache_dir: Folder of these features; None means ``camtrain/features`` in the user's
+                cache folder. Those that no training has used for 30 days are removed.
         """
         super().__init__()
         # Checkpoints hold plain values.
@@ -160,8 +153,8 @@ class CAMDataModule(LightningDataModule):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
             )
-        given = locals()  # the hparams of a subclass are the arguments of the subclass
-        self._options = SourceOptions(**{o.name: given[o.name] for o in fields(SourceOptions)})
+        arguments = locals()  # not the hparams, which may be those of a subclass
+        self._options = SourceOptions(**{o.name: arguments[o.name] for o in fields(SourceOptions)})
         # The network's mean, std and channel order take their place once a trainer brings it.
         self._preprocessing = Preprocessing(
             size=(size, size) if isinstance(size, int) else (size[0], size[1]),
@@ -181,9 +174,9 @@ class CAMDataModule(LightningDataModule):
 
     @cached_property
     def sources(self) -> dict[Split, Source]:
-        """The splits there are; the folder is read, and refused if need be, on first use."""
-        exclude = self.hparams["exclude"] or ()
-        self._whole, sources = make_sources_without(self.hparams["source"], self._options, exclude)
+        """The splits of the data by name; the data folder is read on first use, which may raise."""
+        name, exclude = self.hparams["source"], self.hparams["exclude"] or ()
+        self._all_sources, sources = make_sources_without(name, self._options, exclude)
         return sources
 
     @property
@@ -199,18 +192,23 @@ class CAMDataModule(LightningDataModule):
     @property
     def preprocessing(self) -> Preprocessing:
         """What happens to every picture; the network's mean, std, order where none were given."""
-        net = getattr(getattr(self.trainer, "lightning_module", None), "net", None)
-        own = getattr(net, "preprocessing", None)
-        if own is None:
+        of_network = getattr(self._net, "preprocessing", None)
+        if of_network is None:
             return self._preprocessing
         names = ("mean", "std", "channel_order")
-        taken = {name: getattr(own, name) for name in names if self.hparams[name] is None}
-        return replace(self._preprocessing, **taken)
+        values = {name: getattr(of_network, name) for name in names if self.hparams[name] is None}
+        return replace(self._preprocessing, **values)
+
+    @property
+    def _net(self) -> object:
+        """The network of the trainer's module; None without a trainer."""
+        return getattr(getattr(self.trainer, "lightning_module", None), "net", None)
 
     @property
     def is_divided_by_seed(self) -> bool:
         """Whether splits were decided by the seed, and not by the data or a file."""
-        return self.hparams["split_file"] is None and bool(self.sources) and is_divided(self._whole)
+        is_read = self.hparams["split_file"] is not None
+        return not is_read and bool(self.sources) and is_divided(self._all_sources)
 
     def follow_split(self, file: str | None) -> None:
         """Divide the pictures as ``split.csv`` of an earlier run does; None changes nothing."""
@@ -220,13 +218,13 @@ class CAMDataModule(LightningDataModule):
             self.__dict__.pop("sources", None)  # read anew on next use
 
     def write_split(self, file: Path) -> None:
-        """Keep which picture is in which split, where that was decided by the seed.
+        """Write which picture is in which split, where that was decided by the seed.
 
         Args:
-            file: What ``split_file`` reads; left alone where it exists.
+            file: ``split.csv``, for ``split_file`` to read; left alone if it exists.
         """
-        if self.sources and is_divided(self._whole) and not file.exists():
-            write_split(file, self._whole)
+        if self.sources and is_divided(self._all_sources) and not file.exists():
+            write_split(file, self._all_sources)
 
     def setup(self, stage: str) -> None:
         """Build the data sets of all splits."""
@@ -235,7 +233,7 @@ class CAMDataModule(LightningDataModule):
         for split in self.sources:
             augment = self.hparams["augment"] if split == "train" else "none"
             self.datasets[split] = self._prepared(split, augment)
-        uses_cache(self.trainer, self.hparams)  # refuses at once what it will refuse
+        uses_cache(self.trainer, self.hparams)  # raises early what it would raise later
 
     def _prepared(self, split: Split, augment: str) -> PreparedDataset:
         names = ["seed", "exif"]
@@ -246,10 +244,10 @@ class CAMDataModule(LightningDataModule):
         return PreparedDataset(self.sources[split], self.preprocessing, augment=augment, **settings)
 
     def cached(self, split: Split) -> FeatureDataset | None:
-        """What the frozen backbone made of the pictures, where a training is fed with that.
+        """The cached features of a split, where a training runs on them; else None.
 
         Raises:
-            CamtrainValueError: It was asked for and cannot be.
+            CamtrainValueError: ``cache_features`` asks for them and they cannot be computed.
         """
         if split not in self._cached and uses_cache(self.trainer, self.hparams):
             assert self.trainer is not None
@@ -258,10 +256,11 @@ class CAMDataModule(LightningDataModule):
         return self._cached.setdefault(split, None)
 
     def check_cache(self) -> None:
-        """Refuse kept features that cannot be kept, before a training begins.
+        """Check, before a training begins, whether features can be cached.
 
         Raises:
-            CamtrainValueError: They were asked for and cannot be kept, or the disk is too small.
+            CamtrainValueError: ``cache_features`` asks for it and it cannot be done, or the disk is
+                too small.
         """
         if uses_cache(self.trainer, self.hparams):
             assert self.trainer is not None
@@ -270,20 +269,20 @@ class CAMDataModule(LightningDataModule):
                     check_disk(self.trainer, self._prepared(split, "none"), split, self.hparams)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Name the damaged files of a batch, and stop where there may be none, or no more."""
+        """Warn of the damaged files of a batch, and raise where there may be none, or no more."""
         is_training = self.trainer is not None and self.trainer.training
         self._damaged.record(batch, is_training=is_training)
         return batch
 
     def _check_task(self) -> None:
-        net = getattr(getattr(self.trainer, "lightning_module", None), "net", None)
-        has_several = any(isinstance(source.labels, Tensor) for source in self.sources.values())
-        if has_several and getattr(net, "task", "multilabel") != "multilabel":
+        if not any(isinstance(source.labels, Tensor) for source in self.sources.values()):
+            return
+        if getattr(self._net, "task", "multilabel") != "multilabel":
             raise CamtrainValueError(
                 f"The pictures of {self.hparams['root']} have several labels each, and the network "
                 "expects one; give --model.task multilabel."
             )
-        if has_several and self.hparams["sampler"] == "balanced":
+        if self.hparams["sampler"] == "balanced":
             raise CamtrainValueError(
                 "sampler must be shuffle where pictures have several labels, got balanced, which "
                 "draws every class equally often and needs one label each."
@@ -300,8 +299,8 @@ class CAMDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """How many batches of an epoch were trained on.
 
-        Lightning keeps the state of the loader too, but forgets to load it where the optimizer has
-        asked for the length of the training, which makes the loader before its time.
+        Lightning saves the state of the loader too, but does not load it if the loader exists
+        already, since the optimizer has asked for the length of the training.
         """
         return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
 

@@ -1,1 +1,1 @@
-"""Looking at every picture of a data set once, before a training does."""
+"""``camtrain check-data``: every picture is read once, before a training reads it."""

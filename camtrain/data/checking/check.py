@@ -1,4 +1,4 @@
-"""``camtrain check-data``: a data set is read once and held against what training needs."""
+"""``camtrain check-data``: a data set is read once, and what would harm a training is reported."""
 
 from __future__ import annotations
 

@@ -29,32 +29,22 @@ _PILLOW = Path(Image.__file__).parent
 
 
 class Record(NamedTuple):
-    """What was found out about one picture by reading it.
+    """What was found out about one picture by reading it."""
 
-    Attributes:
-        size_hw: (H, W) upright, as training sees it; (0, 0) where it cannot be read.
-        pixels: Hash of the decoded pixels; b"" where it cannot be read.
-        error: Why it cannot be read; "" where it can.
-        is_empty: The file has 0 bytes.
-        complaint: What a decoder reported of a picture that it could read all the same; mostly "".
-        format: Pillow's name for the file's content; "" where it is no file, or no picture.
-        boxes: How many boxes it has.
-        off_boxes: Of each bad box: what is wrong, and how far it reaches outside, in pixels (0: it
-            cannot be read, or has no area).
-    """
-
-    size_hw: tuple[int, int] = (0, 0)
-    pixels: bytes = b""
-    error: str = ""
-    is_empty: bool = False
-    complaint: str = ""
-    format: str = ""
-    boxes: int = 0
+    size_hw: tuple[int, int] = (0, 0)  # upright, as in training; (0, 0): it cannot be read
+    pixels: bytes = b""  # hash of the decoded pixels; b"": it cannot be read
+    error: str = ""  # why it cannot be read
+    is_empty: bool = False  # the file has 0 bytes
+    complaint: str = ""  # what a decoder reported of a picture that it could read all the same
+    format: str = ""  # Pillow's name for the content; "": it is no file, or no picture
+    boxes: int = 0  # how many it has
+    # Of each bad box: what is wrong, and how many pixels it reaches outside (0: it cannot be read,
+    # or has no area).
     off_boxes: tuple[tuple[str, int], ...] = ()
 
 
 def examine(source: Source, index: int, *, exif: bool = True) -> Record:
-    """Read one picture with the decoder of training and return what that tells about it."""
+    """Read one picture with the decoder of training and return its record."""
     path = Path(source.paths[index])
     is_file = path.is_file()
     if is_file and not path.stat().st_size:
@@ -117,7 +107,7 @@ class _Records(Dataset[Record]):
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without what the reader of a report knows, or cannot use."""
+    """The message of an error in one line, without type, path and addresses of objects."""
     text = one_line(error.__cause__ or error, with_type=False)
     return re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", text)  # Pillow's, of open files
 
@@ -133,6 +123,7 @@ def format_of(path: Path) -> str:
 
 
 def _off_boxes(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Iterator[tuple[str, int]]:
+    """The boxes without area or partly outside the picture, as in ``Record.off_boxes``."""
     height, width = size_hw
     for xmin, ymin, xmax, ymax in boxes_xyxy.tolist():
         box = f"box {xmin},{ymin},{xmax},{ymax}"
@@ -151,7 +142,10 @@ def _decoder_messages() -> Iterator[list[str]]:
     """
     messages: list[str] = []
     standard_error = os.dup(2)
-    with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryFile() as output:
+    with (
+        warnings.catch_warnings(record=True) as caught_warnings,
+        tempfile.TemporaryFile() as output,
+    ):
         warnings.simplefilter("always")
         os.dup2(output.fileno(), 2)
         try:
@@ -161,7 +155,7 @@ def _decoder_messages() -> Iterator[list[str]]:
             os.close(standard_error)
         output.seek(0)
         lines = output.read().decode(errors="replace").splitlines()
-    for warning in caught:
+    for warning in caught_warnings:
         if Path(warning.filename).parent == _PILLOW:
             messages.append(str(warning.message))
         else:  # of another thread, such as that of the progress bar

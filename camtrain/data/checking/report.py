@@ -19,16 +19,10 @@ from camtrain.data.source import Split
 
 
 class Kind(NamedTuple):
-    """What can be wrong.
+    """What can be wrong."""
 
-    Attributes:
-        text: What it means and what to do.
-        weight: ``error``: breaks a training, or its measurement of boxes. ``warning``: the scores
-            mean less than they seem to. ``note``: worth a look.
-    """
-
-    text: str
-    weight: str
+    text: str  # what it means and what to do
+    weight: str  # "error": breaks a training or its boxes; "warning": scores mean less; "note"
 
 
 KINDS = {
@@ -50,35 +44,21 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        kind: A key of ``KINDS``.
-        paths: The pictures it concerns, relative to the data folder.
-        detail: What exactly is wrong.
-        split: Where; "" for what concerns several splits or none.
-    """
-
-    kind: str
-    paths: tuple[str, ...]
-    detail: str
-    split: str = ""
+    kind: str  # a key of KINDS
+    paths: tuple[str, ...]  # the pictures it concerns, relative to the data folder
+    detail: str  # what exactly is wrong
+    split: str = ""  # "" for what concerns several splits or none
 
 
 class CheckedSplit(NamedTuple):
-    """One split after reading; all lists are in the order of the source.
+    """One split after reading; all lists are in the order of the source."""
 
-    Attributes:
-        class_names: K names.
-        paths: Relative to the data folder.
-        classes: The class numbers of each picture, one or several.
-        records: What each picture showed.
-    """
-
-    class_names: Sequence[str]
-    paths: Sequence[str]
-    classes: Sequence[tuple[int, ...]]
-    records: Sequence[Record]
+    class_names: Sequence[str]  # K
+    paths: Sequence[str]  # relative to the data folder
+    classes: Sequence[tuple[int, ...]]  # the class numbers of each picture, one or several
+    records: Sequence[Record]  # what each picture showed
 
 
 _Range = tuple[float, float, float] | None  # smallest, median, largest; None where there is none
@@ -86,27 +66,16 @@ _Range = tuple[float, float, float] | None  # smallest, median, largest; None wh
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split in numbers.
-
-    Attributes:
-        pictures: How many.
-        classes: Pictures of every class, by name, 0 included.
-        imbalance: Largest class / smallest class that has pictures.
-        width: Smallest, median, largest, in pixels; None where nothing could be read.
-        height: Likewise.
-        aspect: Likewise, width / height.
-        with_boxes: Pictures that have boxes.
-        boxes: All their boxes.
-    """
+    """One split in numbers."""
 
     pictures: int
-    classes: dict[str, int]
-    imbalance: float
-    width: _Range
+    classes: dict[str, int]  # the pictures of every class by name, 0 included
+    imbalance: float  # largest class / smallest class that has pictures
+    width: _Range  # in pixels
     height: _Range
-    aspect: _Range
-    with_boxes: int
-    boxes: int
+    aspect: _Range  # width / height
+    with_boxes: int  # pictures that have boxes
+    boxes: int  # all boxes
 
 
 def summarize(split: CheckedSplit) -> SplitSummary:
@@ -143,7 +112,7 @@ def find(splits: Mapping[Split, CheckedSplit], *, tiny: int) -> Iterator[Finding
 
 
 def _of_pictures(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
-    """What one picture alone shows."""
+    """Findings about single pictures."""
     formats = Image.registered_extensions()
     for path, record in zip(split.paths, split.records, strict=True):
         if record.error:
@@ -162,7 +131,7 @@ def _of_pictures(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
 
 
 def _of_classes(split: CheckedSplit) -> Iterator[Finding]:
-    """Classes without pictures or without boxes, and pictures without boxes in the others."""
+    """Findings about missing classes, and about missing boxes where others have some."""
     counts: Counter[int] = Counter()
     with_boxes: Counter[int] = Counter()
     for numbers, record in zip(split.classes, split.records, strict=True):
@@ -179,7 +148,7 @@ def _of_classes(split: CheckedSplit) -> Iterator[Finding]:
 
 
 def _same_pixels(splits: Mapping[Split, CheckedSplit]) -> Iterator[Finding]:
-    """Groups of pictures with the same pixels: one finding for each way in which that matters."""
+    """Findings about groups of pictures with the same pixels."""
     places: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
     for name, split in splits.items():
         for row, record in enumerate(split.records):
@@ -194,12 +163,12 @@ def _same_pixels(splits: Mapping[Split, CheckedSplit]) -> Iterator[Finding]:
             split = splits[name]
             paths[name].append(split.paths[row])
             labels.add(";".join(split.class_names[number] for number in split.classes[row]))
-        together = tuple(path for of_split in paths.values() for path in of_split)
+        all_paths = tuple(path for of_split in paths.values() for path in of_split)
         if len(paths) > 1:
             counts = ", ".join(f"{len(of_split)} in {name}" for name, of_split in paths.items())
-            yield Finding("leakage", together, counts)
+            yield Finding("leakage", all_paths, counts)
         if len(labels) > 1:
-            yield Finding("contradiction", together, ", ".join(sorted(labels)))
+            yield Finding("contradiction", all_paths, ", ".join(sorted(labels)))
         for name, of_split in paths.items():
             if len(of_split) > 1:
                 yield Finding("duplicate", tuple(of_split), f"{len(of_split)} times", name)
@@ -207,27 +176,26 @@ def _same_pixels(splits: Mapping[Split, CheckedSplit]) -> Iterator[Finding]:
 
 _EXAMPLES = 5  # findings of a kind that are printed
 _CLASSES = 20  # up to here every class has a row
+_ROWS = {
+    "pictures": "pictures",
+    "with boxes": "with_boxes",
+    "boxes": "boxes",
+    "width, px": "width",
+    "height, px": "height",
+    "width : height": "aspect",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a check.
+    """The result of a check."""
 
-    Attributes:
-        source: Name of the source.
-        root: The data folder; "" where there is none.
-        splits: The numbers of every split.
-        findings: What is wrong, errors first.
-        strict: Leakage and contradictory labels count as errors.
-        unused: Files in the data folder that are in no split, by suffix.
-    """
-
-    source: str
-    root: str
+    source: str  # its name
+    root: str  # the data folder; "" where there is none
     splits: Mapping[Split, SplitSummary]
-    findings: Sequence[Finding]
-    strict: bool = False
-    unused: Mapping[str, int] | None = None
+    findings: Sequence[Finding]  # errors first
+    strict: bool = False  # leakage and contradictory labels count as errors
+    unused: Mapping[str, int] | None = None  # files of the folder in no split, by suffix
 
     def _weight(self, kind: str) -> str:
         weight = KINDS[kind].weight
@@ -287,12 +255,8 @@ class Report:
         """A column for every split; of many classes, the largest and the smallest."""
         table = Table("", *self.splits)
         summaries = list(self.splits.values())
-        table.add_row("pictures", *(str(summary.pictures) for summary in summaries))
-        table.add_row("with boxes", *(str(summary.with_boxes) for summary in summaries))
-        table.add_row("boxes", *(str(summary.boxes) for summary in summaries))
-        table.add_row("width, px", *(_range_text(summary.width) for summary in summaries))
-        table.add_row("height, px", *(_range_text(summary.height) for summary in summaries))
-        table.add_row("width : height", *(_range_text(summary.aspect) for summary in summaries))
+        for title, attribute in _ROWS.items():
+            table.add_row(title, *(_text(getattr(summary, attribute)) for summary in summaries))
         table.add_section()
         totals: Counter[str] = Counter()
         for summary in summaries:
@@ -311,6 +275,7 @@ class Report:
 
 
 def _examples(findings: Sequence[Finding]) -> Iterator[str]:
+    """A line for each of the first findings of a kind, and how many more there are."""
     for finding in findings[:_EXAMPLES]:
         paths = finding.paths
         if len(paths) > 4:  # those of several splits are in their order
@@ -322,5 +287,7 @@ def _examples(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"and {len(findings) - _EXAMPLES} more; --json FILE has them all"
 
 
-def _range_text(values: _Range) -> str:
-    return "-" if values is None else " ".join(f"{value:.4g}" for value in values)
+def _text(value: int | _Range) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "-" if value is None else " ".join(f"{number:.4g}" for number in value)

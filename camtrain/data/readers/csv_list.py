@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from camtrain.data.boxes import find_boxes
+from camtrain.data.boxes import with_boxes
 from camtrain.data.classes import in_order
 from camtrain.data.lists import PathList, check_first, csv_reader, find, path_in
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split, split_number
@@ -24,7 +24,7 @@ def csv_listing(root: Path) -> Listing:
     Columns ``path``, relative to the file's folder or absolute, ``label``, the name of a class, and
     perhaps ``split``: train, val or test, in every row or in none. Labels of a picture separated by
     ``;`` make all labels multi-hot; only then may one be empty, which means of no class. For boxes
-    see ``find_boxes``.
+    see ``with_boxes``.
     """
     file = root if root.is_file() else find(root, ["labels.csv"], "the list path,label[,split]")
     folder = os.path.abspath(file.parent)
@@ -58,14 +58,14 @@ def csv_listing(root: Path) -> Listing:
     labels, class_names = _labels(file, texts, list(lines.values()))
     check_first(file.parent / paths[0], file)
     has_xml = _has_xml({os.path.dirname(file.parent / path) for path in lines})
-    return Listing(
+    listing = Listing(
         root=file.parent,
         paths=paths,
         labels=labels,
         splits=np.array(splits, np.int8),
         class_names=class_names,
-        boxes=find_boxes(file.parent, paths, labels, class_names, has_xml=has_xml),
     )
+    return with_boxes(listing, has_xml=has_xml)
 
 
 def _labels(

@@ -31,7 +31,7 @@ def cub_listing(root: Path) -> Listing:
     boxes = _lines(folder, "bounding_boxes.txt", "image_id x y width height", images)
     splits = (split_number("test"), split_number("train"))
     paths = [f"images/{line.fields[1]}" for line in images.values()]
-    numbers = [labels[key].integer(1, first=1, below=len(classes) + 1) - 1 for key in images]
+    numbers = [labels[key].integer(1, start=1, below=len(classes) + 1) - 1 for key in images]
     boxes_xyxy = [from_xywh(*boxes[key].numbers(1, 2, 3, 4)) for key in images]
     check_first(folder / paths[0], folder / "images.txt")
     return Listing(
@@ -48,14 +48,15 @@ def cub_listing(root: Path) -> Listing:
 def _lines(
     folder: Path, name: str, form: str, images: dict[str, Line] | None = None
 ) -> dict[str, Line]:
-    """The lines of a list by their first number, one for each of ``images``."""
+    """The lines of a list by the number before them; raises if one of ``images`` has no line."""
     file = find(folder, [name], f"the list {form} of CUB-200-2011")
     lines = {line.fields[0]: line for line in lines_of(file, form, from_right=False)}
-    missing = [key for key in images or () if key not in lines]
-    if missing:
+    missing_keys = [key for key in images or () if key not in lines]
+    if missing_keys:
         raise CamtrainValueError(
             f"{file} must have a line for every picture of images.txt, but lacks "
-            f"{len(missing)} of them, first number {missing[0]}; download the data set again."
+            f"{len(missing_keys)} of them, first number {missing_keys[0]}; download the data set "
+            "again."
         )
     return lines
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camtrain.data.boxes import find_boxes
+from camtrain.data.boxes import with_boxes
 from camtrain.data.classes import in_order
 from camtrain.data.decoding import read_mask
 from camtrain.data.lists import PathList
@@ -38,7 +38,7 @@ def folder_listing(root: Path) -> Listing:
 
     A folder named after a split is one only if it holds folders: ``root/train/*.jpg`` are pictures
     of trains. Folders in a class folder belong to the class. Hidden files and folders are passed
-    over. For boxes see ``find_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask
+    over. For boxes see ``with_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask
     of ``root/PATH.jpg``.
     """
     on_disk = [split for split in get_args(Split) if subfolders(root / split)]
@@ -66,17 +66,17 @@ def folder_listing(root: Path) -> Listing:
             "and are left out.",
             stacklevel=2,
         )
-    paths, labels = tree.paths.take(rows), labels[rows]
+    paths = tree.paths.take(rows)
     has_masks = bool(on_disk) and (root / "masks").is_dir()
-    return Listing(
+    listing = Listing(
         root=root,
         paths=paths,
-        labels=labels,
+        labels=labels[rows],
         splits=split_of_rows,
         class_names=names,
-        boxes=find_boxes(root, paths, labels, names, has_xml=tree.has_xml),
         masks=partial(_mask, root / "masks", paths) if has_masks else no_mask,
     )
+    return with_boxes(listing, has_xml=tree.has_xml)
 
 
 def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> None:

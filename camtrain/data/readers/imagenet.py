@@ -10,11 +10,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
@@ -77,15 +77,15 @@ def imagenet_listing(root: Path) -> Listing:
         )
     labels = np.array([number[wnid] for wnid in classes], np.int64)
     splits = np.array([tops[top_of(folder, tops)] for folder in tree.folders], np.int8)
-    return Listing(
+    listing = Listing(
         root=root,
         paths=tree.paths,
         labels=labels,
         splits=np.repeat(splits, tree.counts),
         class_names=tuple(wnids) if words is None else _readable(words),
         has_class_list=words is not None,
-        boxes=_boxes(root, tree, labels, wnids),
     )
+    return replace(listing, boxes=_boxes(listing, wnids, has_xml=tree.has_xml))
 
 
 def _is_split(folder: Path) -> bool:
@@ -110,43 +110,41 @@ def _classes(root: Path, tree: Tree, words: Mapping[str, str] | None) -> list[st
     if all(classes):
         return classes
     wnids = sorted(set(of_folders) - {""}) if words is None else list(words)
-    listed = _validation_classes(root, wnids, is_whole=words is not None)
+    wnid_of = _validation_classes(root, wnids, is_whole=words is not None)
     for row, wnid in enumerate(classes):
         if wnid:
             continue
         name = _stem(tree.paths[row])
-        if name not in listed:
+        if name not in wnid_of:
             raise CamtrainValueError(
-                f"The list of validation classes has {len(listed)} pictures, but not {name}, which "
-                f"is {root / tree.paths[row]}; complete the list, or move the picture into the "
-                "folder of its WNID."
+                f"The list of validation classes has {len(wnid_of)} pictures, but not {name}, "
+                f"which is {root / tree.paths[row]}; complete the list, or move the picture into "
+                "the folder of its WNID."
             )
-        classes[row] = listed[name]
+        classes[row] = wnid_of[name]
     return classes
 
 
-def _boxes(
-    root: Path, tree: Tree, labels: NDArray[np.int64], wnids: Sequence[str]
-) -> Callable[[int], Tensor]:
+def _boxes(listing: Listing, wnids: Sequence[str], *, has_xml: bool) -> Callable[[int], Tensor]:
+    """The boxes in the first of the formats that is there, see ``imagenet_listing``."""
+    root = listing.root
     folders = [name for name in _BOX_FOLDERS if (root / name).is_dir()]
     templates = [f"{folder}/{form}" for folder in folders for form in _XML]
-    if tree.has_xml:
+    if has_xml:
         templates.append("{parent}/{stem}.xml")
     if templates:
-        return XmlBoxes(
-            root=root, paths=tree.paths, labels=labels, names=wnids, templates=templates, first=0
-        )
+        return XmlBoxes(listing, wnids, templates, first_pixel=0)
     if (root / "boxes.csv").is_file():
-        return match_boxes(from_csv(root / "boxes.csv"), tree.paths, labels, wnids)
+        return match_boxes(from_csv(root / "boxes.csv"), listing, wnids)
     if not (root / _SOLUTION).is_file():
         return no_boxes
     solution = _read_solution(root / _SOLUTION)
     rows, boxes_xyxy = [], []
-    for row, path in enumerate(tree.paths):
+    for row, path in enumerate(listing.paths):
         for box in solution.get(_stem(path), ("", []))[1]:
             rows.append(row)
             boxes_xyxy.append(box)
-    return BoxTable(len(tree.paths), rows, boxes_xyxy)
+    return BoxTable(len(listing.paths), rows, boxes_xyxy)
 
 
 def _read_words(root: Path) -> dict[str, str] | None:
@@ -155,8 +153,8 @@ def _read_words(root: Path) -> dict[str, str] | None:
     From ``synset_words.txt`` or ``LOC_synset_mapping.txt`` (``n01440764 tench, Tinca tinca``), else
     from the devkit's ``meta.mat``.
     """
-    meta = _first(root, [f"{folder}/meta.mat" for folder in _DEVKITS])
-    if file := _first(root, _WORDS):
+    meta = _first_file(root, [f"{folder}/meta.mat" for folder in _DEVKITS])
+    if file := _first_file(root, _WORDS):
         lines = lines_of(file, "wnid words", from_right=False)
         return dict(sorted((_wnid(line), line.fields[1]) for line in lines))
     return dict(sorted(_devkit_classes(meta).values())) if meta else None
@@ -189,11 +187,11 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
     """
     if (root / _SOLUTION).is_file():
         return {name: wnid for name, (wnid, _) in _read_solution(root / _SOLUTION).items()}
-    if labels := _first(root, _LABELS):
+    if labels := _first_file(root, _LABELS):
         return _numbered(labels, wnids, is_whole)
-    if synsets := _first(root, _SYNSETS):
+    if synsets := _first_file(root, _SYNSETS):
         ordered = [_wnid(line) for line in lines_of(synsets, "wnid")]
-    elif truth := _first(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
+    elif truth := _first_file(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
         meta = truth.with_name("meta.mat")
         if not meta.is_file():
             raise CamtrainFileNotFoundError(
@@ -202,7 +200,7 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
             )
         classes = _devkit_classes(meta)
         numbers = (
-            line.integer(0, first=1, below=len(classes) + 1)
+            line.integer(0, start=1, below=len(classes) + 1)
             for line in lines_of(truth, "ILSVRC2012_ID")
         )
         ordered = [classes[number][0] for number in numbers]
@@ -240,19 +238,19 @@ def _read_solution(file: Path) -> dict[str, tuple[str, list[list[int]]]]:
 
 
 def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
-    """``ILSVRC2012_val_00000001.JPEG 65``, places in the sorted WNIDs, or WNIDs."""
-    classes, last = {}, -1
+    """The WNIDs of a list of lines ``NAME.JPEG 65`` (place in ``wnids``) or ``NAME.JPEG WNID``."""
+    classes, largest = {}, -1
     for line in lines_of(file, "picture label"):
         name = _stem(line.fields[0])
         if _WNID.fullmatch(line.fields[1]):
             classes[name] = line.fields[1]
             continue
         number = line.integer(1)
-        last = max(last, number)
+        largest = max(largest, number)
         classes[name] = wnids[number] if number < len(wnids) else ""
-    if last >= len(wnids) or (last >= 0 and not is_whole and last != len(wnids) - 1):
+    if largest >= len(wnids) or (largest >= 0 and not is_whole and largest != len(wnids) - 1):
         raise CamtrainValueError(
-            f"{file} numbers the sorted classes up to {last}, but {len(wnids)} are known; put "
+            f"{file} numbers the sorted classes up to {largest}, but {len(wnids)} are known; put "
             f"{_WORDS[0]}, which lists all of them, beside it."
         )
     return classes
@@ -260,7 +258,7 @@ def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str
 
 def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
     """ILSVRC2012_ID to WNID and words, of the synsets without children, from ``meta.mat``."""
-    from scipy.io import loadmat  # comes with scikit-learn; only who has a devkit pays for it
+    from scipy.io import loadmat  # comes with scikit-learn; slow to import, and rarely needed
     from scipy.io.matlab import MatReadError
 
     damages = (MatReadError, ValueError, KeyError, TypeError, IndexError, NotImplementedError)
@@ -279,15 +277,18 @@ def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
         ) from error
 
 
-def _first(root: Path, names: Sequence[str]) -> Path | None:
+def _first_file(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of some files of ``root`` that exists."""
     return next((root / name for name in names if (root / name).is_file()), None)
 
 
 def _stem(path: str) -> str:
+    """The name of a file without its folders and endings."""
     return path.rpartition("/")[2].partition(".")[0]
 
 
 def _wnid(line: Line) -> str:
+    """The WNID in the first field of a line; raises if it is none."""
     if not _WNID.fullmatch(line.fields[0]):
         raise CamtrainValueError(
             f"{line.place}: expected a WordNet id such as n01440764, got "

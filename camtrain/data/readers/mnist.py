@@ -60,7 +60,7 @@ def mnist_listing(root: Path) -> Listing:
 
 
 def _download(root: Path) -> None:
-    from torchvision.datasets import MNIST  # costs a second, so only who downloads pays
+    from torchvision.datasets import MNIST  # takes a second to import
 
     try:
         MNIST(root, train=True, download=True)

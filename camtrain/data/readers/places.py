@@ -63,13 +63,9 @@ def _listing(
     categories: str,
     parts: dict[Split, tuple[str, Sequence[str]]],
 ) -> Listing:
-    """The pictures of some splits.
+    """The pictures of some splits, whose lists lie in one of the folders.
 
-    Args:
-        root: The data folder.
-        folders: Where its lists may be, relative to it.
-        categories: The list of the classes.
-        parts: Of each split its list, and the folders where its pictures may be.
+    ``parts`` has for each split its list, and the folders where its pictures may be.
     """
     names = [folder + categories for folder in folders]
     class_names = _class_names(find(root, names, "the list of the classes"))
@@ -98,7 +94,7 @@ def _listing(
 
 
 def _class_names(file: Path) -> tuple[str, ...]:
-    """The names of ``/a/apartment_building/outdoor 8``: apartment_building/outdoor, in order."""
+    """The names in order of number; ``/a/abbey/outdoor 8`` is the class abbey/outdoor, number 8."""
     numbered = {
         line.integer(1): re.sub(r"^/?[a-z]/", "", line.fields[0])
         for line in lines_of(file, "/letter/name number")

@@ -91,11 +91,11 @@ def _labels(folder: Path, ids: Sequence[str]) -> list[int]:
     label_of = {
         line.fields[0]: line.integer(1) for line in lines_of(file, "path,class", separator=",")
     }
-    missing = [path for path in ids if path not in label_of]
-    if missing:
+    missing_paths = [path for path in ids if path not in label_of]
+    if missing_paths:
         raise CamtrainValueError(
             f"{file} must have a line for every picture of image_ids.txt, but lacks "
-            f"{len(missing)} of them, first {missing[0]}; download the lists again."
+            f"{len(missing_paths)} of them, first {missing_paths[0]}; download the lists again."
         )
     return [label_of[path] for path in ids]
 
@@ -106,13 +106,9 @@ def _add_localization(
     boxes: list[tuple[int, tuple[int, ...]]],
     masks: dict[int, tuple[list[str], str]],
 ) -> None:
-    """Add the half-open boxes, or the masks and the ignore mask, of the pictures of one split.
+    """Add the boxes or masks of one split, by row; its list need not exist.
 
-    Args:
-        file: The list of the split, which need not exist.
-        rows: The row of each picture of the split.
-        boxes: A row and a box each; boxes are added here.
-        masks: By row; masks are added here.
+    ``rows`` has the row of each picture. A box is half-open; masks come with their ignore mask.
     """
     if not file.is_file():
         return
@@ -136,7 +132,7 @@ def _has_masks(file: Path) -> bool:
 
 
 def _half_open(line: Line) -> list[tuple[int, ...]]:
-    """The box of a line, whose right and lower edges are those of the last pixels inside."""
+    """The half-open box of a line, whose corners are inclusive; none if it is refused."""
     xmin, ymin, xmax, ymax = (line.integer(column) for column in (1, 2, 3, 4))
     if xmin > xmax or ymin > ymax:
         refuse_box(
@@ -152,12 +148,8 @@ def _mask(root: Path, files: Mapping[int, tuple[Sequence[str], str]], row: int) 
     """The mask of the picture at ``row``, (H, W) uint8 of 0, 1 and 255, if there is one.
 
     What is an object in one of the masks is an object; of the rest, what the ignore mask covers is
-    unknown (the benchmark's evaluation.py, ``get_mask``).
-
-    Args:
-        root: What the files are relative to.
-        files: By row: the masks, and the ignore mask or an empty name.
-        row: Of the picture.
+    unknown (the benchmark's evaluation.py, ``get_mask``). ``files`` has by row the masks, and the
+    ignore mask or an empty name.
     """
     if row not in files:
         return None
@@ -170,6 +162,7 @@ def _mask(root: Path, files: Mapping[int, tuple[Sequence[str], str]], row: int) 
 
 
 def _of_one_size(root: Path, names: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """The masks in some files; raises if their sizes differ."""
     masks = [read_mask(root / name) for name in names]
     if len({mask.shape for mask in masks}) > 1:
         sizes = ", ".join(

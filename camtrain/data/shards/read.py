@@ -54,44 +54,26 @@ def is_url(root: str | os.PathLike[str]) -> bool:
 
 
 class Shard(NamedTuple):
-    """One tar file.
+    """One tar file, with samples of one split."""
 
-    Attributes:
-        file: Its name in the folder of the index.
-        split: Train, val or test: a shard has samples of one split.
-        samples: How many.
-        bytes: The size of the file.
-    """
-
-    file: str
+    file: str  # its name in the folder of the index
     split: Split
-    samples: int
-    bytes: int
+    samples: int  # how many
+    bytes: int  # the size of the file
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """N samples, in the order of the shards and, within each, of the tar file.
-
-    Attributes:
-        class_names: K names.
-        shards: The tar files.
-        labels: (N,) int64, or multi-hot, (N, K) bool.
-        paths: Of the pictures before, relative to their data folder.
-        places: (N, 2) int64, first byte and number of bytes of each picture in its shard.
-        mask_places: (N, 2) int64, likewise of its mask; 0 bytes: none.
-        box_rows: (M,) int64, the sample of each box.
-        boxes_xyxy: (M, 4) int64, half-open.
-    """
+    """N samples, in the order of the shards and, within each, of the tar file."""
 
     class_names: tuple[str, ...]
     shards: tuple[Shard, ...]
-    labels: Labels
-    paths: PathList
-    places: NDArray[np.int64]
-    mask_places: NDArray[np.int64]
-    box_rows: NDArray[np.int64]
-    boxes_xyxy: NDArray[np.int64]
+    labels: Labels  # (N,) int64, or multi-hot, (N, K) bool
+    paths: PathList  # of the N pictures before, relative to their data folder
+    places: NDArray[np.int64]  # (N, 2), first byte and number of bytes of each picture
+    mask_places: NDArray[np.int64]  # (N, 2), the same of its mask; 0 bytes: it has none
+    box_rows: NDArray[np.int64]  # (M,), the sample of each box
+    boxes_xyxy: NDArray[np.int64]  # (M, 4), half-open
 
     @cached_property
     def shard_of(self) -> NDArray[np.int64]:
@@ -185,7 +167,7 @@ class Store:
         try:
             return _opened(str(self.cache / name))
         except FileNotFoundError:
-            pass
+            pass  # it is fetched below
         cache = webdataset("cache").FileCache(
             str(self.cache),
             url_to_name=lambda url: name,
@@ -214,27 +196,21 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def load_index(content: bytes, store: Store, folder: str) -> ShardIndex:
-    """The index of a folder of shards.
-
-    Args:
-        content: Of ``index.json``.
-        store: The files of the folder.
-        folder: Its name in messages.
-    """
+def load_index(index_json: bytes, store: Store, folder: str) -> ShardIndex:
+    """The index of the folder that ``store`` reads, from the content of ``index.json``."""
     try:
-        stated = json.loads(content)
-        version = stated["camtrain_shards"]
+        content = json.loads(index_json)
+        version = content["camtrain_shards"]
         if version > _FORMAT:
             raise CamtrainValueError(
                 f"The shards of {folder} have format {version}, and this version of camtrain reads "
                 f"up to {_FORMAT}; update camtrain."
             )
-        with np.load(io.BytesIO(store.read_all(stated["arrays"])), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(store.read_all(content["arrays"])), allow_pickle=False) as arrays:
             names = ("labels", "places", "mask_places", "box_rows", "boxes_xyxy")
             index = ShardIndex(
-                class_names=tuple(stated["class_names"]),
-                shards=tuple(Shard(**shard) for shard in stated["shards"]),
+                class_names=tuple(content["class_names"]),
+                shards=tuple(Shard(**shard) for shard in content["shards"]),
                 paths=PathList.ending_at(arrays["path_bytes"].tobytes(), arrays["path_ends"]),
                 **{name: arrays[name] for name in names},
             )
@@ -299,12 +275,7 @@ def shards_listing(
 
 @dataclass(frozen=True, eq=False)
 class ShardFiles:
-    """The files of the samples, by the row of their picture.
-
-    Attributes:
-        store: Where the shards are.
-        index: What they hold.
-    """
+    """The files of the samples, by the row of their picture."""
 
     store: Store
     index: ShardIndex

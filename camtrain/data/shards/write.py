@@ -124,15 +124,9 @@ def _emptied_on_error(folder: Path) -> Iterator[None]:
 def _places(
     folder: Path, first_rows: Mapping[Split, int], count: int
 ) -> tuple[tuple[Shard, ...], np.ndarray, np.ndarray]:
-    """The shards in a folder, and where the pictures and masks of ``count`` rows lie in them.
+    """The shards in a folder, and ``places`` and ``mask_places`` of ``ShardIndex`` for N rows.
 
-    Args:
-        folder: Of the tar files.
-        first_rows: The row of each split's first sample; a sample's name is its number from there.
-        count: N.
-
-    Returns:
-        The shards, and ``places`` and ``mask_places`` of ``ShardIndex``.
+    A sample's name is its number within the split, whose first sample is that of ``first_rows``.
     """
     shards = []
     places, mask_places = np.zeros((2, count, 2), np.int64)
