@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -26,7 +26,7 @@ from camtrain.data.loading import (
 from camtrain.data.source import Source, Split
 from camtrain.data.sources import SourceOptions, is_divided
 from camtrain.data.splits import write_split
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -147,8 +147,7 @@ class CAMDataModule(LightningDataModule):
             )
         if max_damaged < 0:
             raise CamtrainValueError(f"max_damaged must be at least 0 files, got {max_damaged}.")
-        if sampler not in ("shuffle", "balanced"):
-            raise CamtrainValueError(f"sampler must be shuffle or balanced, got {sampler!r}.")
+        check_choice("sampler", sampler, get_args(SamplerName))
         if (mean is None) != (std is None):
             raise CamtrainValueError(
                 f"mean and std must be given together, got mean={mean}, std={std}."
