@@ -57,7 +57,7 @@ def cached_split(
     if strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
         _print_once(trainer, f"Feature cache of {split}: {folder}, of an earlier run")
     else:
-        refusal = _refusal(plan, root)
+        refusal = plan.refusal(root)
         if not strategy.reduce_boolean_decision(refusal is None, all=True):
             _print_once(trainer, f"{refusal} The training goes on without the cache.")
             return None
@@ -89,14 +89,7 @@ def check_disk(
         root = store.cache_folder(settings["cache_dir"])
         plan = Plan(trainer, bare, split, settings)
         if not store.is_complete(root / _key(plan)):
-            _refusal(plan, root)
-
-
-def _refusal(plan: Plan, root: Path) -> str | None:
-    """``Plan.refusal`` after unused caches have been deleted."""
-    if plan.trainer.local_rank == 0:
-        store.remove_unused(root)
-    return plan.refusal(root)
+            plan.refusal(root)
 
 
 def _key(plan: Plan) -> str:

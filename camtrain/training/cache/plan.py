@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from camtrain.data import Damaged, PreparedDataset, Sample, Split
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
-from camtrain.training.cache.store import ArraySpec, free_bytes
+from camtrain.training.cache.store import ArraySpec, free_bytes, remove_unused
 
 # How many different pictures an augmentation makes of one picture.
 VIEWS = {"none": 1, "flip": 2}
@@ -238,11 +238,13 @@ class Plan:
     def refusal(self, root: Path) -> str | None:
         """The message for a disk that is too small for the cache; None if it is large enough.
 
-        A cache that is not required leaves half of the free space unused.
+        Unused caches are deleted first. A cache that is not required leaves half of the space free.
 
         Raises:
             CamtrainValueError: The disk is too small for a cache that is required.
         """
+        if self.trainer.local_rank == 0:
+            remove_unused(root)
         needed, free = self.nbytes, free_bytes(root)
         required = is_required(self.trainer.lightning_module, self.settings)
         if needed <= free * (0.95 if required else 0.5):
