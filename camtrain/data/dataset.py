@@ -52,17 +52,11 @@ class Sample:
 
 
 class Damaged(NamedTuple):
-    """Takes the place of a sample whose picture cannot be read.
+    """Takes the place of a sample whose picture cannot be read."""
 
-    Attributes:
-        item: Its place in the data set.
-        message: One sentence that names the file.
-        input_shape: (C, h, w), the shape of the image that is missing.
-    """
-
-    item: int
-    message: str
-    input_shape: tuple[int, int, int]
+    item: int  # its place in the data set
+    message: str  # one sentence that names the file
+    input_shape: tuple[int, int, int]  # (C, h, w) of the image that is missing
 
 
 class Batch(NamedTuple):

@@ -49,17 +49,11 @@ class DamagedImageError(CamtrainValueError):
 
 
 class Decoded(NamedTuple):
-    """A decoded file.
+    """A decoded file; pixel i of ``image`` covers [factor i, factor (i + 1)) of the picture."""
 
-    Attributes:
-        image: (3, h, w) uint8, upright; h = ceil(H / factor), w = ceil(W / factor).
-        size_hw: (H, W) of the whole picture, upright.
-        factor: 1, 2, 4 or 8. Pixel i of ``image`` covers [factor i, factor (i + 1)) of the picture.
-    """
-
-    image: Tensor
-    size_hw: tuple[int, int]
-    factor: int
+    image: Tensor  # (3, h, w) uint8, upright; h = ceil(H / factor), w = ceil(W / factor)
+    size_hw: tuple[int, int]  # (H, W) of the whole picture, upright
+    factor: int  # 1, 2, 4 or 8
 
 
 def read_image(
