@@ -32,10 +32,7 @@ IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 def hits_at_thresholds(
-    class_map: Tensor,
-    boxes_xyxy: Tensor,
-    size_hw: SizeHW,
-    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    class_map: Tensor, boxes_xyxy: Tensor, size_hw: SizeHW, iou_thresholds: Sequence[float]
 ) -> Tensor:
     """Whether boxes of a class map hit any truth box, at each of the benchmark's thresholds.
 

@@ -104,14 +104,9 @@ def maps_on_cpu(maps: Tensor | Sequence[Tensor], batch_size: int) -> Tensor | li
 def check_batch(
     name: str, tensor: Tensor, shape: str, batch_size: int, like: str = "boxes_xyxy"
 ) -> None:
-    """Raise CamtrainValueError unless a tensor has the shape, such as "B h w", for B pictures.
+    """Raise CamtrainValueError unless a tensor has a shape such as "B h w", for B pictures.
 
-    Args:
-        name: The argument, for the message.
-        tensor: The tensor to check.
-        shape: One letter, or the number 2, per axis, separated by spaces.
-        batch_size: B.
-        like: The argument that has B entries, for the message.
+    ``name``, and ``like``, the argument that has B entries, are for the message.
     """
     letters, known = shape.split(), {"B": batch_size, "2": 2}
     fits = tensor.ndim == len(letters) and all(
