@@ -232,7 +232,7 @@ def _predictions(
     batch_size: int,
     on_error: OnError | None,
 ) -> Iterator[Prediction]:
-    """Read a batch in threads, run it, finish its pictures in threads; one batch ahead."""
+    """The predictions in order; threads read pictures one batch ahead and make heatmaps."""
 
     def start(pool: Executor) -> list[tuple[Input, Future[LoadedPicture]]]:
         # A caller who gives pictures one by one may fill the same image or array again.
@@ -266,10 +266,10 @@ def _predictions(
 
 @contextmanager
 def helper_threads(count: int) -> Iterator[Executor]:
-    """Threads that compute on one core each; the caller keeps the number of cores it had.
+    """A pool of threads that compute on one core each; the caller keeps its number of cores.
 
-    By default each would bring torch's threads for every core: they would wait for one another
-    longer than they compute. On leaving, calls that have not begun are dropped.
+    By default torch would use all cores in each of them, and they would mostly wait for one
+    another. On leaving, calls that have not begun are dropped.
     """
     cores = torch.get_num_threads()
     started = Barrier(count + 1)

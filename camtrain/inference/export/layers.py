@@ -91,8 +91,8 @@ class SamePadded(nn.Module):
 def with_exportable_layers(network: Network) -> Network:
     """A copy of a network in evaluation mode that computes the same with exportable layers.
 
-    Its layers pad by constants, except those of a stride above 2. None works in place, since the
-    exporter decomposes in-place activations, which takes minutes for some networks.
+    Its layers pad by constants, except those of a stride above 2. No layer works in place: in-place
+    activations can take the exporter minutes.
     """
     network = copy.deepcopy(network).eval()
     for name, layer in list(network.named_modules(remove_duplicate=False)):
