@@ -40,7 +40,7 @@ TRAINER_DEFAULTS = {
     "max_epochs": 20,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "log_every_n_steps": 1,  # everything is logged by epoch; Lightning warns about short ones
+    "log_every_n_steps": 1,  # scores are logged by epoch; Lightning warns about short epochs
 }
 _MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
 # Units that multiply bfloat16; a CPU without them emulates it, slower than float32.

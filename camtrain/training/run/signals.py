@@ -67,13 +67,13 @@ class StopSignals:
         raise SIGTERMException if self.received == SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a child between its fork and its own handlers
+        if os.getpid() != self._process:  # a forked child that has not set its own handlers yet
             return
         is_first, self.received = self.received is None, self.received or Signals(number)
         if not self.is_training or (not is_first and number == SIGINT):
             self.stop()
         elif is_first and number == SIGINT:
-            os.write(2, _MESSAGE)  # print may itself be what is interrupted
+            os.write(2, _MESSAGE)  # the signal may have interrupted a print
 
 
 @contextmanager

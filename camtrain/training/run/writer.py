@@ -25,7 +25,7 @@ from camtrain.training.run.resume import (
 )
 from camtrain.training.run.signals import StopSignals
 
-_LOST_TO_VALIDATION = 60  # seconds of training, at most, when a validation is interrupted
+_LOST_TO_VALIDATION = 60  # most seconds of training that an interrupted validation loses
 _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 
 
@@ -119,7 +119,7 @@ class RunWriter(Checkpoint):
         if state.get("is_epoch_end") and trainer.max_steps != -1:
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for part in (progress["total"], progress["current"]):
-                part["completed"] = part["processed"]  # or the epoch would end a second time
+                part["completed"] = part["processed"]  # else the epoch would end a second time
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` at once where there is none; it marks the folder as a run."""

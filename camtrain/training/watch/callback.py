@@ -295,7 +295,10 @@ class BatchPicture(Callback):
         if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         images = batch[0][:MOST_PICTURES].detach().cpu().float()
-        if not len(images) or images.shape[1] not in (1, 3):  # all are damaged, or no colours
+        if not len(images) or images.shape[1] not in (
+            1,
+            3,
+        ):  # all pictures are damaged, or no colours
             return
         net = getattr(pl_module, "net", None)
         pixels = _pixels(images, getattr(net, "preprocessing", None))
