@@ -162,8 +162,8 @@ def contact_sheet(rows: Sequence[SheetRow], *, title: str, columns: int = 2) -> 
     margin = 4 * unit
     margins = (margin, 15 * unit, margin, margin)
     sheet, corners = grid(panels, columns, gaps=(margin, 3 * unit), margins=margins)
-    title = shorten(title, sheet.width - 2 * margin, 3 * unit)
-    write(sheet, title, at=(margin, 5 * unit), size=3 * unit)
+    short_title = shorten(title, sheet.width - 2 * margin, 3 * unit)
+    write(sheet, short_title, at=(margin, 5 * unit), size=3 * unit)
     _draw_legend(sheet, rows[0].colormap, at=(margin, 9 * unit), unit=unit)
     for left, _ in corners[:columns]:
         headings = ("picture", "heatmap of true class", "heatmap of predicted class")

@@ -88,14 +88,7 @@ def check_same_settings(
 
     Lightning restores the learning rate and the rest of the optimizer from the checkpoint, and
     would silently ignore new ones; with other data or losses no config would describe the run.
-
-    Args:
-        checkpoint: The checkpoint to continue from.
-        folder: Folder of its run.
-        model: Settings of the module, now.
-        data: Settings of the data module, now.
-        monitor: Score that chooses the best epoch, now.
-        max_epochs: More epochs than before are allowed; None and -1 mean no limit.
+    All arguments but the checkpoint are those of the training that is about to start.
 
     Raises:
         CamtrainValueError: A setting differs, or the training has had more epochs already.

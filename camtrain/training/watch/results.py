@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ class WatchRunner:
     ) -> None:
         self._dataset = dataset
         self.pictures = self._load(indices, net, count)
-        # What follows is by index too. Mistakes of which only the input is known have negative
-        # ones, since their batch does not say which pictures they are.
+        # These are by index too. A mistake of which only the input is known has a negative index,
+        # since its batch does not tell which picture it is.
         self._mistakes: dict[int, ValidationPicture] = {}
         self._features: dict[int, Tensor] = {}  # of the validation that is going on
         self._backbone: dict[int, Tensor] | None = {} if is_backbone_cached else None
@@ -106,19 +107,15 @@ class WatchRunner:
         wrong_pictures = self._load_mistakes(mistakes, net)
         results = self._results({**wrong_pictures, **self.pictures}, net)
         self._features = {}
-        return [results[index] for index in self.pictures], [
-            results[index] for index in wrong_pictures
-        ]
+        watched = [results[index] for index in self.pictures]
+        return watched, [results[index] for index in wrong_pictures]
 
     def _load(
         self, indices: Sequence[int], net: CAMNet, count: int
     ) -> dict[int, ValidationPicture]:
-        pictures: dict[int, ValidationPicture] = {}
-        for index in indices:
-            picture = load_picture(self._dataset, index, net) if len(pictures) < count else None
-            if picture is not None:
-                pictures[index] = picture
-        return pictures
+        """The first ``count`` pictures whose files are not damaged, by index."""
+        pictures = ((index, load_picture(self._dataset, index, net)) for index in indices)
+        return dict(islice(((i, picture) for i, picture in pictures if picture is not None), count))
 
     def _load_mistakes(
         self, mistakes: Sequence[Mistake], net: CAMNet
@@ -164,8 +161,7 @@ class WatchRunner:
             return net.backbone_output(images).packed()
 
         def neck(packed: Tensor) -> Tensor:
-            backbone_output = BackboneOutput.unpacked(packed, net.vector_channels)
-            return net.apply_neck(backbone_output).packed()
+            return net.apply_neck(BackboneOutput.unpacked(packed, net.vector_channels)).packed()
 
         if self._backbone is not None:
             _compute_missing(pictures, self._backbone, net, backbone)

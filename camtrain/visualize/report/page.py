@@ -89,7 +89,7 @@ def packed_map(class_map: Tensor) -> dict[str, Any]:
 
 
 def unpacked_map(packed: Mapping[str, Any]) -> Tensor:
-    """The class map (h, w) that ``packed_map`` has packed, to a 256th of its range; else zeros.
+    """The class map (h, w) of a ``packed_map``, to a 256th of its range; zeros if it has no range.
 
     Example:
         >>> unpacked_map(packed_map(torch.tensor([[-1.0, 0.0, 1.0]])))[0, ::2].tolist()
