@@ -37,40 +37,26 @@ _PADDING, _RIGHT, _WRONG, _SWATCH = (241, 243, 246), (21, 128, 61), (185, 28, 28
 class SheetRow:
     """A picture, its classes and their heatmaps. Each of its tiles is drawn once, when first used.
 
-    Errors of ``overlay`` and ``draw_boxes`` are raised when the tiles are drawn.
-
-    Attributes:
-        image: PIL image, or uint8 (C, H, W) with C = 1 or 3.
-        true_heatmap: Heatmap of the true class, (H, W) in [0, 1].
-        predicted_heatmap: Heatmap of the predicted class, (H, W) in [0, 1].
-        true_boxes_xyxy: (n, 4) half-open pixels of the image; (0, 4) where the truth is unknown.
-        predicted_boxes_xyxy: (n, 4) half-open pixels of the image, found in ``true_heatmap``.
-        true_name: Name of the true class.
-        predicted_name: Name of the predicted class.
-        true_score: Score of the true class, in [0, 1].
-        predicted_score: Score of the predicted class, in [0, 1].
-        is_right: Whether the prediction is right. Names cannot tell: ImageNet has two cranes.
-        colormap: See ``overlay``.
-        opacity: See ``overlay``.
-        tile: Longer side of a tile, 224 to 512 pixels; text and spaces of sheets grow with it.
+    Errors of ``overlay`` and ``draw_boxes`` are raised when the tiles are drawn. Boxes are
+    half-open, in pixels of the image.
 
     Raises:
         CamtrainValueError: ``tile`` is out of range.
     """
 
-    image: Image.Image | Tensor
-    true_heatmap: Tensor
-    predicted_heatmap: Tensor
-    true_boxes_xyxy: Tensor
-    predicted_boxes_xyxy: Tensor
+    image: Image.Image | Tensor  # PIL image, or uint8 (C, H, W) with C = 1 or 3
+    true_heatmap: Tensor  # of the true class, (H, W) in [0, 1]
+    predicted_heatmap: Tensor  # of the predicted class, (H, W) in [0, 1]
+    true_boxes_xyxy: Tensor  # (n, 4); (0, 4) where the truth is unknown
+    predicted_boxes_xyxy: Tensor  # (n, 4), of `true_heatmap`
     true_name: str
     predicted_name: str
-    true_score: float
-    predicted_score: float
-    is_right: bool
-    colormap: str = "viridis"
-    opacity: float = 0.5
-    tile: int = 256
+    true_score: float  # score of the true class, in [0, 1]
+    predicted_score: float  # score of the predicted class, in [0, 1]
+    is_right: bool  # whether the prediction is right; names cannot tell: ImageNet has two cranes
+    colormap: str = "viridis"  # see `overlay`
+    opacity: float = 0.5  # see `overlay`
+    tile: int = 256  # longer side of a tile, 224 to 512; text and spaces of sheets grow with it
 
     def __post_init__(self) -> None:
         """Check the size at once."""

@@ -36,15 +36,10 @@ _failed: WeakSet[WandbLogger] = WeakSet()
 
 @dataclass(frozen=True)
 class LoggedSoFar:
-    """Where the loggers of a continued run go on.
+    """Where the loggers of a continued run go on."""
 
-    Attributes:
-        global_step: For TensorBoard, which hides what a killed run has logged from there on.
-        wandb_step: The internal counter of W&B, which an offline run cannot look up.
-    """
-
-    global_step: int = 0
-    wandb_step: int = 0
+    global_step: int = 0  # from here on TensorBoard hides what a killed run has logged
+    wandb_step: int = 0  # the internal counter of W&B, which an offline run cannot look up
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> LoggedSoFar:

@@ -16,21 +16,13 @@ from camtrain.model.camnet import CAMNet
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """A picture whose best class is not one of its own.
+    """A picture whose best class is not one of its own."""
 
-    Attributes:
-        confidence: Score of that class, in [0, 1].
-        index: Number of the picture in the data set; in the validation where ``image`` is given.
-        label: Class number or multi-hot, (K,).
-        image: The network's input, (C, h, w), where the picture cannot be read again.
-        features: See ``BackboneOutput.packed``, (C, h, w), if they are known.
-    """
-
-    confidence: float
-    index: int
-    label: Tensor
-    image: Tensor | None = None
-    features: Tensor | None = None
+    confidence: float  # score of that class, in [0, 1]
+    index: int  # of the picture in the data set; in the validation where `image` is given
+    label: Tensor  # class number or multi-hot, (K,)
+    image: Tensor | None = None  # the network's input, where the picture cannot be read again
+    features: Tensor | None = None  # (C, h, w), see `BackboneOutput.packed`, if they are known
 
 
 class Mistakes:

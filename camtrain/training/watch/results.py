@@ -35,21 +35,14 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class PictureResult:
-    """What the network predicts for one picture.
-
-    Attributes:
-        picture: The picture.
-        true: Result for the true class, the first of several; None for a picture of no class.
-        predicted: Result for the best class.
-        is_right: Whether the prediction is one of the true classes.
-        is_located: Whether the box of the true class is right (GT-known: IoU of at least 0.5 with
-            any true box); None where the picture has no box.
-    """
+    """What the network predicts for one picture."""
 
     picture: ValidationPicture
-    true: ClassResult | None
-    predicted: ClassResult
-    is_right: bool
+    true: ClassResult | None  # of the true class, the first of several; None without a class
+    predicted: ClassResult  # of the best class
+    is_right: bool  # whether the prediction is one of the true classes
+    # whether the box of the true class has an IoU of at least 0.5 with any true box (GT-known);
+    # None where the picture has no box
     is_located: bool | None
 
     @property

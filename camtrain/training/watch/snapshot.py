@@ -36,27 +36,17 @@ class ValidationStatistics:
 
 @dataclass(frozen=True, eq=False)
 class EpochSnapshot:
-    """What is shown of an epoch. Sheets and tiles are drawn once, when they are first used.
+    """What is shown of an epoch. Sheets and tiles are drawn once, when they are first used."""
 
-    Attributes:
-        epoch: Epochs done; 0 before the training.
-        step: The step under which Lightning logs the scores.
-        names: K class names.
-        results: Results of the watched pictures.
-        mistakes: Results of the most confident mistakes of the validation, the worst first.
-        statistics: None before the training, and for a module that is not a ``CAMModule``.
-        colormap: See ``camtrain.visualize.overlay``.
-        tile: Longer side of a drawn picture, in pixels.
-    """
-
-    epoch: int
-    step: int
-    names: Sequence[str]
-    results: Sequence[PictureResult]
-    mistakes: Sequence[PictureResult]
+    epoch: int  # epochs done; 0 before the training
+    step: int  # the step under which Lightning logs the scores
+    names: Sequence[str]  # K class names
+    results: Sequence[PictureResult]  # of the watched pictures
+    mistakes: Sequence[PictureResult]  # the most confident ones of the validation, worst first
+    # None before the training, and for a module that is not a `CAMModule`
     statistics: ValidationStatistics | None
     colormap: str = "viridis"
-    tile: int = 256
+    tile: int = 256  # longer side of a drawn picture, in pixels
 
     @cached_property
     def rows(self) -> dict[PictureResult, SheetRow]:
