@@ -212,7 +212,8 @@ class _BlockReader:
 
     def __init__(self, network: nn.Module, cut: int | None) -> None:
         self.cut = cut
-        self.blocks = list(listed_blocks(network))[: None if cut is None else cut + 1]
+        names = [name for name, _ in listed_blocks(network)]
+        self.blocks = names if cut is None else names[: cut + 1]
         kind = type(network).__name__
         self.choice = f"blocks of {kind}, whose forward pass cannot be read as a graph"
 

@@ -196,7 +196,7 @@ class TimmBlocks(TimmBackbone):
     def __init__(self, network: nn.Module, cut: str) -> None:
         """Find the block; raise CamtrainValueError with those listed if there is none."""
         super().__init__(network)
-        self.blocks = listed_blocks(network)
+        self.blocks = dict(listed_blocks(network))
         if cut not in self.blocks or not hasattr(network, "forward_intermediates"):
             blocks = ", ".join(
                 f"{name} (stride {info['reduction']})" for name, info in self.blocks.items()
@@ -222,10 +222,13 @@ class TimmBlocks(TimmBackbone):
         return features
 
 
-def listed_blocks(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """The blocks that a timm network lists, with channels ``num_chs`` and stride ``reduction``."""
+def listed_blocks(network: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """The blocks that a timm network lists, with channels ``num_chs`` and stride ``reduction``.
+
+    A network of several branches may list a name more than once.
+    """
     infos: Any = getattr(network, "feature_info", ())
-    return {str(info["module"]): info for info in infos}
+    return [(str(info["module"]), info) for info in infos]
 
 
 def _as_text(size_hw: Sequence[int] | None) -> str:

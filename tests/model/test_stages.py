@@ -170,6 +170,14 @@ def test_a_trunk_that_is_no_graph_gives_the_blocks_that_it_lists() -> None:
         net.set_refine("affinity", ["layer9"])
 
 
+def test_a_network_of_two_branches_lists_its_blocks_twice() -> None:
+    with torch.device("meta"):
+        net = camtrain.create_model("timm/crossvit_tiny_240", 3, weights=None, neck=())
+        net.set_refine("affinity")
+    assert net.stages is not None
+    assert net.stages.layers == ("blocks.0", "blocks.1")
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
