@@ -1,4 +1,4 @@
-"""One fact has one home: sizes, the direction of imports, and what only one module may know."""
+"""One fact has one home: sizes, and what only one module may know; imports: test_package.py."""
 
 import ast
 import re
@@ -11,48 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "camtrain"
 MODULES = {path.relative_to(PACKAGE): path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
 
-# A room imports rooms of lower floors and nothing above; `__init__` and `cli` only hand over.
-FLOORS = (
-    ("arguments", "errors", "lazy", "version"),
-    ("files", "labels", "preprocessing"),
-    ("maps", "header"),
-    ("localization", "visualize"),
-    ("data", "model"),
-    ("inference",),
-    ("training",),
-)
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
     for path, text in MODULES.items():
         yield path, ast.parse(text)
-
-
-def room_of(path: Path) -> str:
-    return path.parts[0].removesuffix(".py")
-
-
-def imported_rooms(tree: ast.Module) -> set[str]:
-    """The rooms of camtrain that a module imports, also within functions."""
-    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names += [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("camtrain.")}
-
-
-def test_every_room_has_a_floor() -> None:
-    assert {room_of(path) for path in MODULES} == {*FLOOR_OF, "__init__", "cli"}
-
-
-def test_imports_point_down() -> None:
-    upward = [
-        f"{path} imports {room}"
-        for path, tree in trees()
-        if room_of(path) in FLOOR_OF
-        for room in imported_rooms(tree)
-        if room != room_of(path) and FLOOR_OF[room] >= FLOOR_OF[room_of(path)]
-    ]
-    assert not upward
 
 
 def test_files_and_classes_are_at_most_350_lines_long() -> None:

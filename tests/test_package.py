@@ -40,7 +40,7 @@ ROOMS = {
     "visualize": LOW,
     "inference": LOW | MIDDLE | {"version"},
     "training": LOW | MIDDLE | {"version", "inference"},
-    "cli": {"errors", "camtrain"},
+    "cli": {"arguments", "errors", "camtrain"},
     "camtrain": LOW | MIDDLE | {"version", "inference"},
 }
 

@@ -29,7 +29,7 @@ from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, Traini
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teaching
-from camtrain.training.run.resume import check_same_network, fixed_parts
+from camtrain.training.run.resume import check_same_network
 
 # Arguments of `create_model` that are passed on as they are.
 _ARCHITECTURE = (
@@ -224,7 +224,7 @@ class CAMModule(LightningModule):
             )
         self.evaluator.check_is_callback(self)
         self._seed = torch.initial_seed()
-        self._take_from_data()
+        self.follow_data(getattr(self.trainer, "datamodule", None))
         if stage != "fit":
             return
         if self.teacher is not None:
@@ -238,8 +238,8 @@ class CAMModule(LightningModule):
         if self.hparams["compile"]:
             self.net.compile()
 
-    def _take_from_data(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+    def follow_data(self, data: object) -> None:
+        """Take class names and preprocessing from a data module that has them."""
         names = getattr(data, "class_names", None)
         if names is not None:
             self.net.name_classes(names)
@@ -333,9 +333,7 @@ class CAMModule(LightningModule):
         metadata, stored = checkpoint[METADATA_KEY], checkpoint_description(checkpoint)
         is_resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_resuming:
-            teacher = self.teacher.hash if self.teacher else None
-            current = fixed_parts(self.net.description, teacher)
-            check_same_network(fixed_parts(stored, metadata.get("teacher")), current)
+            check_same_network(self, checkpoint)
         if self.net.recipe != stored.architecture:
             net = from_recipe(cast("dict[str, Any]", stored.architecture))
             self.net = net.to(self.device).to(memory_format=self._memory_format)
@@ -347,4 +345,4 @@ class CAMModule(LightningModule):
         if is_resuming and len(sums) == self.trainer.world_size:
             self.evaluator.restore_sums(sums[self.global_rank])
         if self._trainer is not None:  # the data module's settings hold from now on
-            self._take_from_data()
+            self.follow_data(getattr(self.trainer, "datamodule", None))

@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.evaluate.box_scores import BoxScores
-from camtrain.training.run.fit import best_precision
+from camtrain.training.run.trainer import best_precision
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 
 from camtrain.training import CAMDataModule, CAMModule
-from camtrain.training.run.fit import best_precision
+from camtrain.training.run.trainer import best_precision
 
 EPOCHS = 40
 PARTS = ("vectors", "mirrored", "neck", "scores")

@@ -24,7 +24,7 @@ from torch import Tensor
 import camtrain
 from camtrain.data import Batch
 from camtrain.training import CAMDataModule
-from camtrain.training.run.fit import best_precision
+from camtrain.training.run.trainer import best_precision
 
 BATCH_SIZE, STEPS, WORKERS = 16, 6, 2
 

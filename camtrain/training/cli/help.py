@@ -222,6 +222,28 @@ def _hint(message: str, options: list[str]) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else "; camtrain VERB --help lists them"
 
 
+def spelled_as_options(message: str) -> str:
+    """A message about arguments of a script, with the options of the command line in their place.
+
+    Example:
+        >>> spelled_as_options('lr must be above 0, got -1; continue with ckpt_path="last".')
+        '--model.lr must be above 0, got -1; continue with --ckpt_path last.'
+    """
+    names = [name for group in PAGES["fit"].groups.values() for name in group]
+    options = {name.rpartition(".")[2]: name for name in reversed(names)}
+    options |= {name: name for name in names}
+
+    def spelled(match: re.Match[str]) -> str:
+        if match[1] not in options:
+            return match[0]
+        value = (match[2] or "").strip("='\"")
+        return f"--{options[match[1]]}" + (f" {value}" if value not in ("", "True") else "")
+
+    value = r"""=(?:"[^"]*"|'[^']*'|\([^)]*\)|\w[^\s;,()]*\w|\w)"""
+    message = re.sub(rf"(?<![-\w.])([\w.]+)({value})", spelled, message)
+    return re.sub(r"^([\w.]+)()(?= must )", spelled, message)
+
+
 def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """The options of a parser and of its subcommands."""
     for action in parser._actions:

@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from camtrain.errors import CamtrainValueError
+from camtrain.arguments import announce
+from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.header import checkpoint_description, read_checkpoint_content
-from camtrain.training.cli.help import OneLineParser
+from camtrain.training.cli.help import OneLineParser, spelled_as_options
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
-from camtrain.training.run.fit import (
-    TRAINER_DEFAULTS,
-    as_list,
-    best_precision,
-    default_monitor,
-    fit,
-)
+from camtrain.training.run.fit import default_monitor, fit
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 from camtrain.training.run.results import MapWriter, write_scores
 from camtrain.training.run.resume import check_is_file, split_beside
 from camtrain.training.run.signals import StopSignals, ending_cleanly
+from camtrain.training.run.trainer import (
+    TRAINER_DEFAULTS,
+    as_list,
+    best_precision,
+    build_trainer,
+)
 from camtrain.training.watch import CAMLogger
 
 # Arguments of `fit` that are options of the same name, with its defaults and texts.
@@ -111,7 +111,9 @@ class CamtrainCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data and network; the trainer follows once the verb is known to make sense."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        root, backbone = self.settings["data"]["root"], self.settings["model"]["backbone"]
+        with announce(f"Reading {root or 'the data'}, building {backbone}"):
+            self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
 
@@ -143,7 +145,7 @@ class CamtrainCLI(LightningCLI):
             callbacks = [MapWriter(folder / "wsol", root=settings["data"]["root"]), *callbacks]
         changes = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
         precision = trainer_options["precision"] or best_precision()
-        trainer = Trainer(**{**trainer_options, **changes, "precision": precision})
+        trainer = build_trainer({**trainer_options, **changes, "precision": precision})
         self._warn_of_division()
         with ending_cleanly(trainer, StopSignals()):
             evaluate = trainer.validate if split == "val" else trainer.test
@@ -178,15 +180,18 @@ def main(args: Sequence[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    with _checkpoint_defaults(args) as parser_kwargs:
-        CamtrainCLI(
-            args=list(args),
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            auto_configure_optimizers=False,
-            parser_kwargs=parser_kwargs,
-        )
+    try:
+        with _checkpoint_defaults(args) as parser_kwargs:
+            CamtrainCLI(
+                args=list(args),
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                auto_configure_optimizers=False,
+                parser_kwargs=parser_kwargs,
+            )
+    except CamtrainError as error:
+        raise type(error)(spelled_as_options(str(error))) from error
 
 
 @contextmanager

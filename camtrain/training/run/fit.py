@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camtrain.data import Split
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, one_line
 from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_names
@@ -30,21 +30,20 @@ from camtrain.training.run.loggers import (
     upload_bundle,
 )
 from camtrain.training.run.results import print_header, print_written, write_scores
-from camtrain.training.run.resume import as_plain, check_same_settings, check_start, split_beside
+from camtrain.training.run.resume import (
+    as_plain,
+    check_same_network,
+    check_same_settings,
+    check_start,
+    split_beside,
+)
 from camtrain.training.run.signals import StopSignals, ending_cleanly
+from camtrain.training.run.trainer import TRAINER_DEFAULTS, as_list, best_precision, build_trainer
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
 from camtrain.training.watch.callback import BatchPicture
 
-TRAINER_DEFAULTS = {
-    "max_epochs": 20,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,  # scores are logged by epoch; Lightning warns about short epochs
-}
 _MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
-# Units that multiply bfloat16; a CPU without them emulates it, slower than float32.
-_BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
 
 
 @dataclass(frozen=True)
@@ -223,25 +222,7 @@ def _make_trainer(
         changes["plugins"] = [*as_list(options.get("plugins")), AtomicCheckpointIO()]
     if writer is None or makes_loggers:  # the loggers are made once the run is open
         changes["logger"] = False
-    return Trainer(**{**options, **changes, "callbacks": [*callbacks, cams]})
-
-
-def as_list(value: object) -> list[Any]:
-    """Callbacks or plugins as a list; Lightning's ``Trainer`` also takes one or None."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-def best_precision() -> Literal["bf16-mixed", "32-true"]:
-    """``bf16-mixed`` where the GPU, or else the CPU, has bfloat16 units; ``32-true`` otherwise."""
-    if torch.cuda.is_available():
-        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
-        capabilities: dict[str, Any] = get_capabilities()
-        has_units = any(capabilities.get(unit) for unit in _BFLOAT16_UNITS)
-    return "bf16-mixed" if has_units else "32-true"
+    return build_trainer({**options, **changes, "callbacks": [*callbacks, cams]})
 
 
 def open_run(
@@ -260,10 +241,16 @@ def open_run(
     run = writer.folder
     if trainer.is_global_zero:  # the other processes start later, when the run has begun
         check_start(run, ckpt_path, overwrite=overwrite)
+        trainer.strategy.connect(module)  # as `Trainer.fit` does
+        data.trainer = trainer
+        module.follow_data(data)
+        if module.teacher is not None:
+            module.teacher.check(module.net)
         if isinstance(data, CAMDataModule):
-            data.trainer = trainer
-            trainer.strategy.connect(module)  # as `Trainer.fit` does
             data.check_cache()
+            _check_size(module)
+        if ckpt_path not in (None, "last"):
+            check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
     if ckpt_path != "last":
         if trainer.is_global_zero and run.path.exists():
             shutil.rmtree(run.path)
@@ -281,6 +268,23 @@ def open_run(
         max_epochs=trainer.max_epochs,
     )
     return str(run.last), LoggedSoFar.of(checkpoint)
+
+
+def _check_size(module: CAMModule) -> None:
+    """Refuse pictures that are too small for the network, before anything is written."""
+    preprocessing = module.net.preprocessing
+    assert preprocessing is not None
+    picture = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
+    try:
+        with torch.no_grad():
+            module.net.eval()(picture)
+    except RuntimeError as error:
+        raise CamtrainValueError(
+            f"data.size={preprocessing.size} is too small for {module.hparams['backbone']} "
+            f"({one_line(error, with_type=False)}); give a larger one."
+        ) from error
+    finally:
+        module.train()
 
 
 def _conclude_run(

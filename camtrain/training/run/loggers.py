@@ -19,6 +19,7 @@ from weakref import WeakSet
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.files import write_text
 
@@ -79,7 +80,8 @@ def make_loggers(
     if kind == "csv":  # each part of a continued run is a version of its own
         return [CSVLogger(folder, name="csv")]
     if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
-        run = start_wandb(folder, project, so_far)
+        with announce("Starting W&B"):
+            run = start_wandb(folder, project, so_far)
         return [] if run is None else [run]
     return []
 

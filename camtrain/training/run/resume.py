@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,13 @@ from pytorch_lightning import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.header import Description
+from camtrain.files import check_writable
+from camtrain.header import METADATA_KEY, Description, checkpoint_description
 from camtrain.training.learn.optimizer import count_steps, make_schedule
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
+
+if TYPE_CHECKING:
+    from camtrain.training.module import CAMModule
 
 # Settings that may change: where the pictures lie and how fast they are read. Weights were read
 # once and for all when the run began.
@@ -53,6 +57,7 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
                 'another name, or continue the run with ckpt_path="last".'
             )
     if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
+        check_writable(folder.path, "folder")
         return
     if not overwrite:
         raise CamtrainValueError(
@@ -134,33 +139,31 @@ def as_plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def fixed_parts(description: Description, teacher: str | None) -> dict[str, object]:
-    """What must stay the same when a training is continued, by the names that messages use.
+def check_same_network(module: CAMModule, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to continue the training of another network.
 
-    Args:
-        description: Of the network.
-        teacher: The hash of the teacher's weights.
+    Raises:
+        CamtrainValueError: The architecture, classes, refinement or teacher differ.
     """
+    teacher = module.teacher.hash if module.teacher else None
+    stored_teacher = checkpoint[METADATA_KEY].get("teacher")
+    stored = _fixed_parts(checkpoint_description(checkpoint), stored_teacher)
+    for name, value in _fixed_parts(module.net.description, teacher).items():
+        if value != stored[name]:
+            raise CamtrainValueError(
+                f"A training is continued with the {name} it began with, {stored[name]}, got "
+                f"{value}; give the same settings, or start a new run with model.weights."
+            )
+
+
+def _fixed_parts(description: Description, teacher: str | None) -> dict[str, object]:
+    """What must stay the same when a training is continued, by the names that messages use."""
     return {
         "network": description.architecture,
         "classes": list(description.class_names or ()),
         "refinement": description.refinement,
         "weights of the teacher": teacher,
     }
-
-
-def check_same_network(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
-    """Refuse to continue the training of another network; compare its ``fixed_parts``.
-
-    Raises:
-        CamtrainValueError: A part differs.
-    """
-    for name, value in current.items():
-        if value != stored[name]:
-            raise CamtrainValueError(
-                f"A training is continued with the {name} it began with, {stored[name]}, got "
-                f"{value}; give the same settings, or start a new run with model.weights."
-            )
 
 
 def check_same_steps(stored: int | None, current: int | None) -> None:

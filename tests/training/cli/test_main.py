@@ -335,7 +335,7 @@ def test_overwriting_keeps_the_checkpoint_it_is_told_to_start_from(
     fitted()
     checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
     assert main(fit_arguments("--overwrite", "--ckpt_path", str(checkpoint))) == 2
-    assert "overwrite=True would delete" in capsys.readouterr().err
+    assert "--overwrite would delete" in capsys.readouterr().err
     assert checkpoint.is_file()
     assert main(fit_arguments("--overwrite", "--ckpt_path", "nowhere.ckpt")) == 2
     assert "nowhere.ckpt does not exist" in capsys.readouterr().err

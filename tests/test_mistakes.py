@@ -1,0 +1,132 @@
+"""The commonest mistakes: each is one sentence and exit status 2, and nothing is written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from camtrain.cli import main
+from tests.conftest import fit_of
+
+
+class Mistake(NamedTuple):
+    """A command and a part of the sentence that it must give.
+
+    Words of the command with braces are filled in: ``{photos}`` is a data folder, ``{run}`` the
+    folder of a finished training on it, ``{other}`` a data folder of other classes, ``{empty}`` an
+    empty folder, ``{damaged}`` a folder whose one picture is cut off. ``fit`` alone stands for the
+    arguments of a training of seconds.
+    """
+
+    command: str
+    sentence: str
+
+
+BUNDLE = "{run}/model.safetensors"
+BEST = "{run}/checkpoints/best.ckpt"
+
+MISTAKES = {
+    # A word that no option knows.
+    "verb": Mistake("train --data.root photos", "did you mean fit?"),
+    "option": Mistake("fit --model.bakbone vgg16", "did you mean model.backbone"),
+    "backbone": Mistake("fit --model.backbone resnet19", "resnet18"),
+    "cut": Mistake("fit --model.cut conv9", "conv3"),
+    "optimizer": Mistake("fit --model.optimizer adamm", "adam"),
+    "augmentation": Mistake("fit --data.augment flipp", "none, flip, light"),
+    "monitor": Mistake("fit --monitor val/accuracy", "val/acc1"),
+    "logger": Mistake("fit --logger wand", "--logger must be one of wandb, tensorboard, csv, none"),
+    "format": Mistake(f"export {BEST} --format tflite", "safetensors, onnx, pt2"),
+    "no format": Mistake(f"export {BEST}", "--format"),
+    "network": Mistake("models zzz", "none of"),
+    # A value of the wrong kind.
+    "mean": Mistake(
+        "fit --data.mean 0.5,0.5,0.5", "--data.mean must be a list of numbers such as [0.5, 0.5]"
+    ),
+    "neck": Mistake(
+        "fit --model.neck abc", "--model.neck must be a list of integers such as [64, 64]"
+    ),
+    "rate": Mistake("fit --model.lr fast", "--model.lr must be a number, got fast"),
+    "negative rate": Mistake("fit --model.lr -1", "lr must be above 0"),
+    "batch size": Mistake("fit --data.batch_size 0", "batch_size must be at least 1"),
+    "fraction": Mistake("fit --data.val_fraction 2", "val_fraction"),
+    "epochs": Mistake("fit --trainer.max_epochs -3", "--trainer.max_epochs must be"),
+    "precision": Mistake("fit --trainer.precision 8", "--trainer.precision must be one of"),
+    "devices": Mistake("fit --trainer.devices -5", "--trainer.devices"),
+    "accelerator": Mistake("fit --trainer.accelerator gpu", "--trainer.accelerator auto"),
+    "size": Mistake("fit --data.size 2", "--data.size"),
+    # A path that is not there, or not what it should be.
+    "data": Mistake("check-data {empty}/photoos", "does not exist"),
+    "empty data": Mistake("check-data {empty}", "holds no images"),
+    "config": Mistake("fit --config nowhere.yaml", "nowhere.yaml"),
+    "weights": Mistake("fit --model.weights nowhere.pth", "--model.weights must be"),
+    "checkpoint": Mistake("test --ckpt_path {run}/best.ckpt", "does not exist"),
+    "no checkpoint": Mistake("test", "--ckpt_path"),
+    "not a checkpoint": Mistake("test --ckpt_path {photos}/boxes.csv", "is not a camtrain"),
+    "bundle": Mistake("predict nowhere.safetensors {photos}/test --output out", "nowhere"),
+    "teacher": Mistake("fit --model.teacher nowhere.safetensors", "nowhere.safetensors"),
+    # A place where nothing can be written.
+    "runs_dir": Mistake("fit --runs_dir /proc/x", "/proc/x"),
+    "output of export": Mistake(f"export {BEST} --format onnx --output /proc/m.onnx", "/proc"),
+    "output of predict": Mistake(f"predict {BUNDLE} {{photos}}/test --output /proc/x", "/proc/x"),
+    "folder in use": Mistake("fit --runs_dir {run}/.. --name run", "--ckpt_path last"),
+    # What does not belong together.
+    "other classes": Mistake(f"fit --data.root {{other}} --ckpt_path {BEST}", "'green'"),
+    "teacher of other classes": Mistake(
+        f"fit --data.root {{other}} --model.teacher {BUNDLE}", "'green'"
+    ),
+    "pictures of other classes": Mistake(f"test --ckpt_path {BEST} --data.root {{other}}", "green"),
+    "nothing to continue": Mistake("fit --ckpt_path last", "--ckpt_path last"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(
+    tmp_path_factory: pytest.TempPathFactory,
+    photographs_once: Path,
+    fitted_once: Callable[..., Path],
+) -> dict[str, Path]:
+    """The folders that the commands name."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    empty, other, damaged = (folder / name for name in ("empty", "other", "damaged"))
+    empty.mkdir()
+    for split in ("train", "val"):
+        shutil.copytree(photographs_once / split, other / split)
+        (other / split / "red").rename(other / split / "green")
+    shutil.copytree(photographs_once, damaged)
+    picture = damaged / "val" / "red" / "0.jpg"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    picture.write_bytes(picture.read_bytes()[:400])
+    run = fitted_once()
+    places = {"photos": photographs_once, "empty": empty, "other": other, "damaged": damaged}
+    return {**places, "run": run}
+
+
+@pytest.mark.filterwarnings("ignore:.* boxes are of no picture")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    name: str,
+    places: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+    verb, *words = MISTAKES[name].command.split()
+    args = [verb, *(word.format(**places) for word in words)]
+    if verb == "fit":
+        args = [*fit_of(places["photos"], Path("runs")), *args[1:]]
+    try:
+        status: object = main(args)
+    except SystemExit as exit_:
+        status = exit_.code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("camtrain")]
+    assert status == 2
+    assert "Traceback" not in error
+    assert [line.startswith("camtrain: error: ") for line in lines] == [True]
+    assert MISTAKES[name].sentence in lines[0]
+    assert list(tmp_path.rglob("*")) == []
