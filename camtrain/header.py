@@ -22,6 +22,10 @@ from camtrain.preprocessing import Preprocessing
 from camtrain.version import __version__
 
 METADATA_KEY = "camtrain"
+# Files of a run's folder: its settings, and the network of its best epoch in two formats.
+CONFIG_NAME = "config.yaml"
+BUNDLE_NAME = "model.safetensors"
+BEST_NAME = "checkpoints/best.ckpt"
 DEFAULT_THRESHOLD = 0.2
 # Every version has stored these arguments of `create_model`.
 _ARGUMENTS = (
@@ -178,6 +182,33 @@ def refusing_damage(path: Path) -> Iterator[None]:
             f"{path} has unreadable camtrain metadata ({one_line(error)}); take it from its source "
             "again, or export it again."
         ) from error
+
+
+def model_file(path: str | Path, name: str = BUNDLE_NAME) -> Path:
+    """The file of a network; a run's folder stands for the network of its best epoch.
+
+    Args:
+        path: A file, which is returned as it is, or the folder of a run.
+        name: The file in such a folder: ``BUNDLE_NAME`` to predict, ``BEST_NAME`` to measure and
+            to export.
+
+    Raises:
+        CamtrainFileNotFoundError: The folder is not that of a run, or no epoch was the best yet.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / CONFIG_NAME).is_file():
+        raise CamtrainFileNotFoundError(
+            f"{path} is not the folder of a run (no {CONFIG_NAME} in it); give runs/NAME, or a "
+            f"file such as runs/NAME/{name}."
+        )
+    if not (path / name).is_file():
+        raise CamtrainFileNotFoundError(
+            f"The run in {path} has no {name} yet, since no epoch was validated; continue it with "
+            "camtrain fit --ckpt_path last, or give the path of another file."
+        )
+    return path / name
 
 
 def read_safetensors_description(path: Path) -> Description | None:

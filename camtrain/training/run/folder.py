@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from camtrain.files import replacing
+from camtrain.header import BEST_NAME, BUNDLE_NAME, CONFIG_NAME
 
 SPLIT_NAME = "split.csv"
 
@@ -22,9 +23,9 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"  # a run is continued from it
-        self.best = self.checkpoints / "best.ckpt"  # of the best epoch
-        self.bundle = self.path / "model.safetensors"  # the network of the best epoch
-        self.config = self.path / "config.yaml"  # every setting
+        self.best = self.path / BEST_NAME  # of the best epoch
+        self.bundle = self.path / BUNDLE_NAME  # the network of the best epoch
+        self.config = self.path / CONFIG_NAME  # every setting
         self.metrics = self.path / "metrics.csv"  # a row per epoch
         self.split = self.path / SPLIT_NAME  # the split of each picture, where the run divides them
         self.cams = self.path / "cams"  # the heatmap sheets
