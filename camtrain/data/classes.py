@@ -18,13 +18,13 @@ from camtrain.labels import class_counts
 _logger = logging.getLogger(__name__)
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: sorted, purely numeric ones as numbers.
+def sort_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels: as numbers if all are numbers, else as text.
 
-    A line on the terminal says so of numeric names, since other programs sort them as text.
+    If they are sorted as numbers, a line on the terminal says so: other programs sort them as text.
 
     Example:
-        >>> in_order(["cat", "ant", "10"])
+        >>> sort_class_names(["cat", "ant", "10"])
         ('10', 'ant', 'cat')
     """
     names = sorted(names)
@@ -37,15 +37,20 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 @cache
 def _notice(text: str) -> None:
-    """Print a line on the terminal, once for each text."""
+    """Print a text on the terminal, the same text only once."""
     _logger.warning(text)
 
 
 def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing:
-    """The listing with labels that are places in one class list, after a check of its splits.
+    """The listing with one class list for all splits; each label is a position in this list.
 
-    The list is the given one, that of a trained network, which may have more classes; else that of
-    the data set, if it has one; else the classes of train, or of the first split without train.
+    The list is ``class_names``, if given: that of a trained network, which may have more classes.
+    Otherwise it is the list that comes with the data set. If there is none, it is made of the
+    classes that have pictures in train, or in the first split if there is no train.
+
+    Raises:
+        CamtrainValueError: A split has a class that is not in the list; or the list is made of the
+            pictures, and train has no picture of a class or a classifier has one class only.
     """
     rows_by_split = listing.rows_by_split()
     names_by_split = {s: _names_with_pictures(listing, rows) for s, rows in rows_by_split.items()}
@@ -65,9 +70,9 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
                 f"pictures, or {advice}."
             )
     if class_names is not None:
-        return _renamed(listing, names)
+        return _with_class_list(listing, names)
     if not listing.has_class_list:
-        _check_own_classes(listing, names, is_train=first == "train")
+        _check_classes_found(listing, names, is_train=first == "train")
     for split, names_of_split in names_by_split.items():
         names_in_split = set(names_of_split)
         missing_names = [name for name in names if name not in names_in_split]
@@ -77,7 +82,7 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
                 f"{join_first(missing_names)}.",
                 stacklevel=3,
             )
-    return _renamed(listing, names)
+    return _with_class_list(listing, names)
 
 
 def _names_with_pictures(listing: Listing, rows: NDArray[np.int64]) -> tuple[str, ...]:
@@ -86,8 +91,11 @@ def _names_with_pictures(listing: Listing, rows: NDArray[np.int64]) -> tuple[str
     return tuple(name for name, count in zip(listing.class_names, counts, strict=True) if count)
 
 
-def _check_own_classes(listing: Listing, names: tuple[str, ...], *, is_train: bool) -> None:
-    """Raise for classes without a picture in train, and for a single class."""
+def _check_classes_found(listing: Listing, names: tuple[str, ...], *, is_train: bool) -> None:
+    """Check that train has pictures of every class, and that a classifier has two classes.
+
+    ``names`` are the classes that have pictures, in train if ``is_train``.
+    """
     undecided = _names_with_pictures(listing, np.flatnonzero(listing.splits == UNDECIDED))
     with_pictures = {*names, *undecided}
     empty = [name for name in listing.class_names if name not in with_pictures]
@@ -103,14 +111,14 @@ def _check_own_classes(listing: Listing, names: tuple[str, ...], *, is_train: bo
         )
 
 
-def _renamed(listing: Listing, names: tuple[str, ...]) -> Listing:
-    """The same pictures with labels that are places in another list, -1 for those left out."""
-    place = {name: number for number, name in enumerate(names)}
-    moved = np.array([place.get(name, -1) for name in listing.class_names], np.int64)
+def _with_class_list(listing: Listing, names: tuple[str, ...]) -> Listing:
+    """The listing with another class list; a class that is not in it gets the label -1."""
+    position = {name: number for number, name in enumerate(names)}
+    new_labels = np.array([position.get(name, -1) for name in listing.class_names], np.int64)
     labels: Labels
     if listing.labels.ndim == 1:
-        labels = moved[listing.labels.astype(np.int64)]
+        labels = new_labels[listing.labels.astype(np.int64)]
     else:
         labels = np.zeros((len(listing.labels), len(names)), np.bool_)
-        labels[:, moved[moved >= 0]] = listing.labels[:, moved >= 0]
+        labels[:, new_labels[new_labels >= 0]] = listing.labels[:, new_labels >= 0]
     return replace(listing, labels=labels, class_names=names)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from camtrain.data import Listing, classes
-from camtrain.data.classes import in_order, with_classes
+from camtrain.data.classes import sort_class_names, with_classes
 from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, split_number
 from camtrain.errors import CamtrainValueError
@@ -37,7 +37,7 @@ def test_the_examples_print_what_they_say() -> None:
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
 def test_numbers_sort_as_numbers(numbers: list[int]) -> None:
-    assert list(map(int, in_order(map(str, numbers)))) == sorted(numbers)
+    assert list(map(int, sort_class_names(map(str, numbers)))) == sorted(numbers)
 
 
 def test_the_list_is_that_of_train_or_of_the_first_split() -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 
 from camtrain.data.boxes import with_boxes
-from camtrain.data.classes import in_order
+from camtrain.data.classes import sort_class_names
 from camtrain.data.lists import PathList, check_first, csv_reader, find, path_in
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
@@ -73,7 +73,7 @@ def _labels(
 ) -> tuple[Labels, tuple[str, ...]]:
     """Labels, class numbers or multi-hot, and the class names."""
     sets = [[name for part in text.split(_SEPARATOR) if (name := part.strip())] for text in texts]
-    class_names = in_order({name for names in sets for name in names})
+    class_names = sort_class_names({name for names in sets for name in names})
     number = {name: place for place, name in enumerate(class_names)}
     if any(_SEPARATOR in text for text in texts):
         hot = np.zeros((len(sets), len(class_names)), np.bool_)

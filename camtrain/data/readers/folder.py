@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camtrain.data.boxes import with_boxes
-from camtrain.data.classes import in_order
+from camtrain.data.classes import sort_class_names
 from camtrain.data.decoding import read_mask
 from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, Listing, Split, no_mask, split_number
@@ -54,7 +54,7 @@ def folder_listing(root: Path) -> Listing:
     # Class folders with pictures, and the empty ones of train, which are an error later.
     home = (split_number("train"), UNDECIDED)
     counted = zip(classes, splits, tree.counts, strict=True)
-    names = in_order({name for name, split, n in counted if name and (n or split in home)})
+    names = sort_class_names({name for name, split, n in counted if name and (n or split in home)})
     number = {name: place for place, name in enumerate(names)}
     labels = np.repeat([number.get(name, -1) for name in classes], tree.counts).astype(np.int64)
     rows = np.flatnonzero(labels >= 0)

@@ -25,14 +25,14 @@ def mnist_listing(root: Path) -> Listing:
 
     The four files, plain or ``.gz``, lie in ``root``, in ``root/raw`` or, where torchvision puts
     them, in ``root/MNIST/raw``. If there is none of them, torchvision downloads them. The pictures
-    are gray and kept in memory. There is no val: it is split off train.
+    are gray and kept in memory. The data set has no val split: it is split off train.
     """
-    if not any(_file(root, f"{part}-images-idx3-ubyte") for part in _PARTS.values()):
+    if not any(_find_file(root, f"{part}-images-idx3-ubyte") for part in _PARTS.values()):
         _download(root)
     images, labels, splits, paths = [], [], [], []
     for split, part in _PARTS.items():
-        pictures = _read(root, f"{part}-images-idx3-ubyte", dimensions=3)
-        numbers = _read(root, f"{part}-labels-idx1-ubyte", dimensions=1)
+        pictures = _read_idx(root, f"{part}-images-idx3-ubyte", dimensions=3)
+        numbers = _read_idx(root, f"{part}-labels-idx1-ubyte", dimensions=1)
         if len(pictures) != len(numbers):
             raise CamtrainValueError(
                 f"The {split} files of {root} must hold as many labels as pictures, got "
@@ -60,6 +60,7 @@ def mnist_listing(root: Path) -> Listing:
 
 
 def _download(root: Path) -> None:
+    """Download the four files with torchvision."""
     from torchvision.datasets import MNIST  # takes a second to import
 
     try:
@@ -72,18 +73,19 @@ def _download(root: Path) -> None:
         ) from error
 
 
-def _file(root: Path, name: str) -> Path | None:
-    """One of the four files, in whichever folder it lies."""
+def _find_file(root: Path, name: str) -> Path | None:
+    """The path of one of the four files, plain or ``.gz``; None if it is missing."""
     files = (root / folder / f"{name}{end}" for folder in _FOLDERS for end in ("", ".gz"))
     return next((file for file in files if file.is_file()), None)
 
 
-def _read(root: Path, name: str, *, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an idx file: two zeros, type 8 (uint8), the dimensions, their sizes, the values.
+def _read_idx(root: Path, name: str, *, dimensions: int) -> NDArray[np.uint8]:
+    """Read the array of an idx file.
 
-    The sizes are 32-bit, high byte first.
+    The file holds two zeros, the type 8 (uint8), the number of dimensions, their sizes (32-bit,
+    high byte first) and the values.
     """
-    file = _file(root, name)
+    file = _find_file(root, name)
     if file is None:
         raise CamtrainFileNotFoundError(
             f"{root} lacks {name} or {name}.gz, and holds others of the four files of MNIST; put "

@@ -97,7 +97,7 @@ def _key(plan: Plan) -> str:
     trainer, refining = plan.trainer, plan.refining_net
     parts = {
         "backbone": store.backbone_parts(plan.net),
-        "settings": store.other_settings(plan.settings),
+        "settings": store.settings_in_key(plan.settings),
         "preprocessing": plan.pictures.preprocessing.to_dict(),
         # Only the key of the first process is used.
         "pictures": store.hash_of_pictures(plan.pictures.source) if trainer.is_global_zero else "",
@@ -127,11 +127,11 @@ def _fill(plan: Plan, folder: Path) -> None:
 
 
 def _is_filled_as(dtype: torch.dtype, plan: Plan, folder: Path) -> bool:
-    """Compute a cache and name it; returns False if its maps do not fit into ``dtype``."""
+    """Compute a cache and store it; return False if its maps do not fit into ``dtype``."""
     trainer, strategy, specs = plan.trainer, plan.trainer.strategy, plan.specs(dtype)
-    # Every node fills its own cache, under its own name in case they share a disk.
-    part = store.part_of(folder, f"{strategy.broadcast(uuid4().hex)} {trainer.node_rank}")
-    lock = store.begin(part, specs) if trainer.local_rank == 0 else None
+    # Every node fills a cache of its own; the names differ, since nodes may share a disk.
+    part = store.part_folder(folder, f"{strategy.broadcast(uuid4().hex)} {trainer.node_rank}")
+    lock = store.create_part(part, specs) if trainer.local_rank == 0 else None
     strategy.barrier()
     arrays = store.open_part(part, specs)
     fits = all(_write(arrays, batch, dtype, plan) for batch in _batches(plan))
@@ -139,14 +139,16 @@ def _is_filled_as(dtype: torch.dtype, plan: Plan, folder: Path) -> bool:
         array.flush()
     fits = strategy.reduce_boolean_decision(fits, all=True)
     if lock is not None:
-        store.finish(part, folder if fits else None, {"dtype": str(dtype).removeprefix("torch.")})
+        store.finish_part(
+            part, folder if fits else None, {"dtype": str(dtype).removeprefix("torch.")}
+        )
         os.close(lock)
     strategy.barrier()
     return fits
 
 
 def _write(arrays: store.WritableArrays, batch: Batch, dtype: torch.dtype, plan: Plan) -> bool:
-    """Write the features of a batch; returns False if they do not fit into ``dtype``."""
+    """Write the features of a batch; return False if they do not fit into ``dtype``."""
     if not len(batch.images):  # all of them are damaged
         return True
     indices = batch.indices.tolist()

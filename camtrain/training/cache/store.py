@@ -1,4 +1,4 @@
-"""Feature caches on disk: complete folders of arrays, named by a key of what made the features."""
+"""Feature caches on disk: folders of arrays, named by a hash of all that the features depend on."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ _MAX_UNUSED_DAYS = 30
 # Parts of a network's recipe that come after the backbone.
 _AFTER_THE_BACKBONE = ("num_classes", "pool", "dropout", "task")
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
-# Settings of the data module that change no picture, or are in the key in another form. A setting
-# that is not listed changes the key.
-_OTHER_SETTINGS = (
+# Settings of the data module that change no picture, or are in the key in another form. Any other
+# setting, also one that is added later, is in the key.
+_NOT_IN_KEY = (
     *("source", "root", "seed", "val_fraction", "test_fraction", "class_names", "lengths"),
     *("split_file", "metadata", "exclude", "shards_cache", "shards_cache_gb"),
     *("batch_size", "workers", "sampler", "augment", "cache_features", "cache_dir"),
     *("auto_augment", "hide_and_seek", "max_damaged", "allow_damaged"),
     *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),
 )
-# The modules of camtrain that decide about pixels and features.
-_OWN_CODE = ("data/**/*.py", "model/*.py", "training/cache/*.py", "maps.py", "preprocessing.py")
+# The modules of camtrain that compute pixels and features.
+_CODE_IN_KEY = ("data/**/*.py", "model/*.py", "training/cache/*.py", "maps.py", "preprocessing.py")
 
 
 def key_of(parts: dict[str, Any]) -> str:
-    """The name of a cache: 20 hexadecimal digits, computed from plain values.
+    """The name of a cache: 20 hexadecimal digits, a hash of plain values.
 
     Example:
         >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
@@ -62,7 +62,7 @@ def key_of(parts: dict[str, Any]) -> str:
 
 
 def backbone_parts(net: CAMNet) -> dict[str, Any]:
-    """How the backbone is built, and a hash of its parameters and buffers."""
+    """The backbone, for ``key_of``: how it is built, and a hash of its parameters and buffers."""
     return {
         "architecture": {
             name: value
@@ -100,16 +100,19 @@ def hash_of_pictures(source: Source) -> str:
     return total.hexdigest()
 
 
-def other_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Further settings of a data module that may change a picture, as plain values."""
-    return {name: repr(value) for name, value in settings.items() if name not in _OTHER_SETTINGS}
+def settings_in_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a data module that may change a picture, as text, for ``key_of``.
+
+    Settings that are in the key in another form are left out.
+    """
+    return {name: repr(value) for name, value in settings.items() if name not in _NOT_IN_KEY}
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the libraries that make pixels and features, and a hash of our own such code."""
+    """The versions of the libraries that compute the features, and a hash of camtrain's code."""
     folder = Path(__file__).parents[2]
-    files = sorted(path for pattern in _OWN_CODE for path in folder.glob(pattern))
+    files = sorted(path for pattern in _CODE_IN_KEY for path in folder.glob(pattern))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return {"camtrain": code, **{library: version(library) for library in _LIBRARIES}}
 
@@ -139,7 +142,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether there is a complete cache; an incomplete one has another name."""
+    """Whether a complete cache lies in ``folder``; see ``part_folder`` for an incomplete one."""
     return (folder / _ABOUT).is_file()
 
 
@@ -152,17 +155,20 @@ def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     return {n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in names}, about
 
 
-def part_of(folder: Path, name: str) -> Path:
-    """The folder of a cache while the processes that share ``name`` fill it."""
+def part_folder(folder: Path, name: str) -> Path:
+    """The folder that a cache has while it is filled; later it is renamed to ``folder``.
+
+    Processes that fill one cache together pass the same ``name``, all others another one.
+    """
     return folder.with_name(f".{folder.name}.{hashlib.sha256(name.encode()).hexdigest()[:8]}.part")
 
 
-def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
-    """Create an incomplete cache and reserve its disk space.
+def create_part(part: Path, specs: Mapping[str, ArraySpec]) -> int:
+    """Create the folder of an incomplete cache, and reserve the disk space of its arrays.
 
     Returns:
-        Its lock, a file descriptor to be closed when the cache is complete. Other runs see from the
-        lock that the cache is in use; the lock of a killed process vanishes.
+        A lock: a file descriptor that is to be closed when the cache is complete. It tells other
+        runs that the cache is in use. The system removes the lock of a killed process.
 
     Raises:
         OSError: The disk is too small.
@@ -183,6 +189,7 @@ def begin(part: Path, specs: Mapping[str, ArraySpec]) -> int:
 
 
 def _allocate(path: Path, spec: ArraySpec) -> None:
+    """Create the file of an array and reserve its disk space."""
     np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=spec.shape)
     if hasattr(os, "posix_fallocate"):
         # A full disk is an error here; when mapped memory is written, it kills the process.
@@ -195,8 +202,11 @@ def open_part(part: Path, specs: Mapping[str, ArraySpec]) -> WritableArrays:
     return {name: np.load(part / f"{name}.npy", mmap_mode="r+") for name in specs}
 
 
-def finish(part: Path, folder: Path | None, about: dict[str, Any]) -> None:
-    """Rename a filled cache once everything is on the disk; if ``folder`` is None, delete it."""
+def finish_part(part: Path, folder: Path | None, about: dict[str, Any]) -> None:
+    """Rename ``part`` to ``folder``, with ``about`` as metadata; if ``folder`` is None, delete it.
+
+    Everything is written to the disk before.
+    """
     if folder is None:
         shutil.rmtree(part)
         return

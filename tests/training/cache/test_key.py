@@ -15,7 +15,7 @@ from camtrain.training.cache.store import (
     hash_of_pictures,
     hash_of_tensors,
     key_of,
-    other_settings,
+    settings_in_key,
     versions,
 )
 from tests.training.conftest import small_module
@@ -94,8 +94,8 @@ def test_drawn_pictures_stand_for_their_pixels() -> None:
 
 def test_a_setting_that_nobody_has_thought_of_changes_the_key() -> None:
     known = {"batch_size": 4, "workers": 0, "seed": 1, "augment": "flip", "cache_dir": None}
-    assert other_settings(known) == {}
-    assert other_settings({**known, "gamma": 2.2}) == {"gamma": "2.2"}
+    assert settings_in_key(known) == {}
+    assert settings_in_key({**known, "gamma": 2.2}) == {"gamma": "2.2"}
 
 
 def test_libraries_count() -> None:

@@ -17,14 +17,14 @@ SPECS = {"vectors": ArraySpec((3, 2, 4), "float32"), "maps": ArraySpec((1, 2, 4,
 
 
 def make(folder: Path, value: float = 1.0) -> None:
-    part = store.part_of(folder, uuid4().hex)
-    lock = store.begin(part, SPECS)
+    part = store.part_folder(folder, uuid4().hex)
+    lock = store.create_part(part, SPECS)
     arrays = store.open_part(part, SPECS)
     for array in arrays.values():
         array[:] = value
     for array in arrays.values():
         array.flush()
-    store.finish(part, folder, {"dtype": "float16"})
+    store.finish_part(part, folder, {"dtype": "float16"})
     os.close(lock)
 
 
@@ -44,10 +44,10 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 def test_an_unfinished_cache_is_not_there(tmp_path: Path) -> None:
     folder = tmp_path / KEY
-    part = store.part_of(folder, "one")
-    lock = store.begin(part, SPECS)
+    part = store.part_folder(folder, "one")
+    lock = store.create_part(part, SPECS)
     assert not store.is_complete(folder)
-    store.finish(part, None, {})
+    store.finish_part(part, None, {})
     os.close(lock)
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +62,8 @@ def test_of_two_runs_with_one_key_both_go_on(tmp_path: Path) -> None:
 
 def test_processes_that_share_a_name_share_a_part(tmp_path: Path) -> None:
     folder = tmp_path / KEY
-    assert store.part_of(folder, "a") == store.part_of(folder, "a") != store.part_of(folder, "b")
+    parts = [store.part_folder(folder, name) for name in ("a", "a", "b")]
+    assert parts[0] == parts[1] != parts[2]
 
 
 def test_space_is_reserved_before_anything_is_written(
@@ -73,14 +74,14 @@ def test_space_is_reserved_before_anything_is_written(
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match=r"No space left for \d+ bytes"):
-        store.begin(store.part_of(tmp_path / KEY, "a"), SPECS)
+        store.create_part(store.part_folder(tmp_path / KEY, "a"), SPECS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_what_the_killed_and_the_unused_left_is_removed(tmp_path: Path) -> None:
-    dead, alive = (store.part_of(tmp_path / KEY, name) for name in ("dead", "alive"))
-    os.close(store.begin(dead, SPECS))  # as the kernel does for the killed
-    lock = store.begin(alive, SPECS)
+    dead, alive = (store.part_folder(tmp_path / KEY, name) for name in ("dead", "alive"))
+    os.close(store.create_part(dead, SPECS))  # as the kernel does for the killed
+    lock = store.create_part(alive, SPECS)
     used, unused = tmp_path / KEY, tmp_path / KEY[::-1]
     make(used)
     make(unused)
