@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes on
 
 
 class ExpandedInputs(list[Input]):
-    """Inputs whose folders and patterns are expanded already; they are not searched again."""
+    """Inputs whose folders and patterns are expanded already; ``expand_inputs`` keeps them."""
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
@@ -38,8 +38,8 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
 
     A folder stands for the pictures in it and below it, sorted, without the hidden ones. A pattern
     holds ``*``, ``?`` or ``[`` and is not the name of a file; ``**`` goes down any number of
-    folders. A folder without pictures, and a pattern that no file fits, are given as they are, and
-    ``pixels_of`` refuses them.
+    folders. A folder without pictures, and a pattern that no file fits, are returned as they are;
+    ``pixels_of`` raises for them.
     """
     if isinstance(inputs, ExpandedInputs):
         yield from inputs
@@ -48,22 +48,22 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single
     for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
-        if isinstance(item, (str, Path)) and (files := _files(str(item))):
+        if isinstance(item, (str, Path)) and (files := _picture_files(str(item))):
             yield from files
         else:
             yield item
 
 
-def snapshot(item: Input) -> Input | CamtrainError:
-    """A copy of a picture in memory, which its owner may change; the path of a file.
+def copy_input(item: Input) -> Input | CamtrainError:
+    """A copy of a picture in memory, since the caller may change it; a path is returned as it is.
 
-    A picture that cannot be copied gives the error, which ``pixels_of`` then raises.
+    If a picture cannot be copied, the error is returned, and ``pixels_of`` raises it.
     """
     if isinstance(item, Image.Image):
         try:
             return item.copy()
         except DAMAGE as error:
-            return _cannot_be_read(error)
+            return _pil_error(error)
     if isinstance(item, np.ndarray):
         return item.copy()
     return item.clone() if isinstance(item, Tensor) else item
@@ -73,7 +73,7 @@ def pixels_of(item: object) -> Tensor:
     """The picture of an input, (C, H, W), uint8 or float32 in [0, 1].
 
     Raises:
-        CamtrainTypeError: An input of another type.
+        CamtrainTypeError: The input has another type.
         CamtrainValueError: An address such as ``https://...``, a picture that cannot be read, or
             pixels of another shape or range.
         CamtrainFileNotFoundError: A path that does not exist, a folder without pictures, or a
@@ -88,7 +88,7 @@ def pixels_of(item: object) -> Tensor:
         try:
             item = np.asarray(to_rgb(item))
         except DAMAGE as error:
-            raise _cannot_be_read(error) from error
+            raise _pil_error(error) from error
     if not isinstance(item, (np.ndarray, Tensor)):
         raise CamtrainTypeError(
             "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got "
@@ -98,7 +98,7 @@ def pixels_of(item: object) -> Tensor:
     is_float = pixels.is_floating_point()
     is_picture = pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.numel() > 0
     if not is_picture or not (is_float or pixels.dtype == torch.uint8):
-        raise _refusal(item)
+        raise _pixels_error(item)
     if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise CamtrainValueError(
             "Float pixels must lie in [0, 1], raw and never normalized, got "
@@ -107,13 +107,14 @@ def pixels_of(item: object) -> Tensor:
     return pixels.float() if is_float else pixels
 
 
-def _cannot_be_read(error: Exception) -> CamtrainValueError:
+def _pil_error(error: Exception) -> CamtrainValueError:
+    """The error for a PIL image that cannot be read because of ``error``."""
     return CamtrainValueError(
         f"The PIL image cannot be read ({error}); open its file anew, or leave it out."
     )
 
 
-def _files(path: str) -> list[str]:
+def _picture_files(path: str) -> list[str]:
     """The pictures in a folder, or the files that fit a pattern; empty for any other path."""
     if os.path.isdir(path):
         return pictures_below(path)
@@ -123,6 +124,7 @@ def _files(path: str) -> list[str]:
 
 
 def _check_path(path: str) -> None:
+    """Raise for an address, for a folder, and for a pattern that no file fits."""
     if _ADDRESS.match(path):
         raise CamtrainValueError(
             f"{path} is an address, and camtrain reads only files; download it first."
@@ -136,16 +138,17 @@ def _check_path(path: str) -> None:
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:
-    """(C, H, W) of an array (H, W, C) or (H, W)."""
+    """A tensor (C, H, W) with the pixels of an array (H, W, C) or (H, W)."""
     if array.ndim not in (2, 3) or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
-        raise _refusal(array)
+        raise _pixels_error(array)
     dtype = np.uint8 if array.dtype == np.uint8 else np.float32
     # A copy, since torch takes neither read-only memory nor the negative strides of BGR[..., ::-1].
     pixels = torch.from_numpy(np.array(array, dtype, order="C"))
     return pixels[None] if array.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _refusal(pixels: NDArray[Any] | Tensor) -> CamtrainValueError:
+def _pixels_error(pixels: NDArray[Any] | Tensor) -> CamtrainValueError:
+    """The error for pixels of a wrong shape or type."""
     return CamtrainValueError(
         "Pixels must be arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (1, H, W), uint8 "
         f"0..255 or float 0..1, got {type(pixels).__name__} of shape {tuple(pixels.shape)} and "

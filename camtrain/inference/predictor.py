@@ -19,7 +19,7 @@ from camtrain.errors import CamtrainError, CamtrainValueError, check_choice
 from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.network import Network, Precision, TorchNetwork
-from camtrain.inference.pictures import Input, expand_inputs, snapshot
+from camtrain.inference.pictures import Input, copy_input, expand_inputs
 from camtrain.inference.prediction import (
     LoadedPicture,
     PictureOutput,
@@ -237,7 +237,7 @@ def _predictions(
     def start(pool: Executor) -> list[tuple[Input, Future[LoadedPicture]]]:
         # A caller who gives pictures one by one may fill the same image or array again.
         return [
-            (item, pool.submit(settings.load, snapshot(item)))
+            (item, pool.submit(settings.load, copy_input(item)))
             for item in islice(inputs, batch_size)
         ]
 

@@ -46,7 +46,7 @@ def ten_crops(images: Tensor, crop_hw: tuple[int, int] = (224, 224)) -> Tensor:
         [[0.0, 1.0], [1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]
     """
     height, width = crop_hw
-    offsets = _offsets((images.shape[-2], images.shape[-1]), crop_hw)
+    offsets = _crop_offsets((images.shape[-2], images.shape[-1]), crop_hw)
     crops = torch.stack([images[..., y : y + height, x : x + width] for y, x in offsets])
     return torch.cat((crops, crops.flip(-1)))
 
@@ -61,7 +61,7 @@ def merge_ten_crops(
 
     Args:
         maps: (10, ..., h, w), signed, in the order of ``ten_crops``. Maps that have the size of the
-            crop are summed as they are: to upsample in another way, do it before.
+            crop are summed as they are, so that you may upsample them in your own way before.
         size: (H, W) of the image, in pixels.
         crop_hw: (H, W) of a crop, in pixels.
 
@@ -79,7 +79,7 @@ def merge_ten_crops(
     """
     if maps.ndim < 3 or len(maps) != 10:
         raise CamtrainValueError(f"maps must be (10, ..., h, w), got {tuple(maps.shape)}.")
-    offsets = _offsets(size, crop_hw)
+    offsets = _crop_offsets(size, crop_hw)
     if maps.shape[-2:] != crop_hw:
         flat = maps.reshape(-1, 1, *maps.shape[-2:])
         flat = F.interpolate(flat, size=crop_hw, mode="bilinear", align_corners=False)
@@ -103,9 +103,10 @@ def merge_flip(maps: Tensor, mirrored_maps: Tensor) -> Tensor:
 
 
 def ten_crop_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
-    """The preprocessing for an input whose ten crops have the network's own size.
+    """The preprocessing of images whose ten crops are as large as the network's input.
 
-    A ``crop`` cuts more of the same resized picture: the whole 256 instead of the centre's 224.
+    If ``resize_mode`` is ``crop``, the picture is resized as before and a larger centre is cut out:
+    256 x 256 pixels instead of 224 x 224, for example.
 
     Example:
         >>> ten_crop_preprocessing(Preprocessing((224, 224), resize_mode="crop", crop_pct=0.875))
@@ -130,26 +131,26 @@ def tta_maps(
 ) -> CAMOutput:
     """Display maps from several views of each image, in one forward pass of all views.
 
-    Logits are the mean over the views, and the best classes are chosen by them. (The authors
-    average the ten crops' softmax scores.)
+    The logits are averaged over the views, and the best classes are those with the largest mean.
+    (The authors average the softmax scores of the ten crops instead.)
 
     Args:
         net: The network.
-        images: (B, C, H, W). For ``tencrop`` larger than the images of training, since the network
-            gets crops of 7/8 of each side: 256 x 256 for a network of 224 x 224.
-        tta: ``none``: the image itself. ``flip``: also mirrored; twice the time. ``tencrop``: ten
-            crops as the authors merge them; ten times the time.
-        top: As of ``CAMNet.display_maps``.
-        classes: As of ``CAMNet.display_maps``.
+        images: (B, C, H, W). For ``tencrop`` they must be larger than the network's input, since
+            each crop has 7/8 of each side: 256 x 256 for a network of 224 x 224.
+        tta: ``none``: the image itself. ``flip``: the image and its mirror image, which takes twice
+            the time. ``tencrop``: ten crops, merged as the authors do, which takes ten times.
+        top: As in ``CAMNet.display_maps``.
+        classes: As in ``CAMNet.display_maps``.
 
     Returns:
-        logits (B, K), maps, classes (B, k). The maps are (B, k, h, w), signed, for ``none`` and
-        ``flip``, of which the mean over space still gives the logit of an average-pooling network;
-        for ``tencrop`` they are (B, k, H, W) and not negative.
+        logits (B, K), maps, classes (B, k). For ``none`` and ``flip`` the maps are (B, k, h, w) and
+        signed; in a network with average pooling their mean over space still gives the logit. For
+        ``tencrop`` they are (B, k, H, W) and not negative.
 
     Raises:
-        CamtrainValueError: ``tta`` is unknown, or as ``CAMNet.display_maps``.
-        CamtrainTypeError: As ``CAMNet.display_maps``.
+        CamtrainValueError: ``tta`` is unknown, or ``CAMNet.display_maps`` raises it.
+        CamtrainTypeError: ``CAMNet.display_maps`` raises it.
     """
     check_choice("tta", tta, get_args(TTA))
     if tta == "none":
@@ -184,8 +185,8 @@ def _maps_of_views(
     return CAMOutput(logits, maps.reshape(count, batch, *maps.shape[1:]), classes)
 
 
-def _offsets(size: tuple[int, int], crop_hw: tuple[int, int]) -> list[tuple[int, int]]:
-    """Where (y, x) the five crops of an image lie, in the authors' order."""
+def _crop_offsets(size: tuple[int, int], crop_hw: tuple[int, int]) -> list[tuple[int, int]]:
+    """The top left corners (y, x) of the five crops of an image, in the authors' order."""
     if not (0 < crop_hw[0] <= size[0] and 0 < crop_hw[1] <= size[1]):
         raise CamtrainValueError(
             f"crop_hw must be at least (1, 1) and fit into the image, {tuple(size)}, got "

@@ -145,15 +145,15 @@ class LocalizationAccuracy(PictureMetric):
                 self.class_count[int(labels[index])] += 1
 
     def by_class(self) -> tuple[Tensor, Tensor]:
-        """Pictures of each class whose box is right, and pictures that have boxes, (K,) int64 each.
+        """For each class, the number of pictures whose box is right, and of those that have boxes.
 
-        Of all processes; empty where the number of classes was not given.
+        Both are (K,) int64, summed over all processes; empty if ``num_classes`` was not given.
         """
         with self.sync_context():
             return self.class_right.cpu().clone(), self.class_count.cpu().clone()
 
     def compute(self) -> dict[str, Tensor]:
-        """The fractions by name, float64 scalars; NaN when nothing was counted."""
+        """The fractions by name, float64 scalars; NaN if no picture was counted."""
         localization = {"gt_known": self.gt_known, "top1": self.top1, "top5": self.top5}
         classification = {"cls_top1": self.cls_top1, "cls_top5": self.cls_top5}
         return {name: right.double() / self.count for name, right in localization.items()} | {
@@ -162,11 +162,12 @@ class LocalizationAccuracy(PictureMetric):
 
 
 class FlatErrors(NamedTuple):
-    """Parts of the pictures that are wrong when the first 1, 2, ..., 5 guesses count.
+    """The fraction of wrong pictures when the first k guesses count, for k = 1, 2, ..., 5.
 
     Attributes:
-        classification: Five numbers in [0, 1], falling; NaN when nothing was counted.
-        localization: The same, with the box.
+        classification: Five numbers in [0, 1], none above the one before; NaN if no picture was
+            counted. A picture is wrong if no guess has its label.
+        localization: The same numbers, but a guess must also have a right box.
     """
 
     classification: tuple[float, ...]
@@ -235,11 +236,11 @@ def flat_errors(
         truth = boxes_xyxy[row].cpu().double().reshape(-1, 4)
         iou = box_iou_inclusive(predictions[row, :, 1:], truth)
         has_box[row] = (iou >= iou_threshold).any(dim=1)
-    return FlatErrors(_errors(has_label), _errors((has_label & has_box)[is_counted]))
+    return FlatErrors(_top_k_errors(has_label), _top_k_errors((has_label & has_box)[is_counted]))
 
 
-def _errors(is_right: Tensor) -> tuple[float, ...]:
-    """The error with the first 1, 2, ..., 5 guesses, of (n, 5) bool."""
+def _top_k_errors(is_right: Tensor) -> tuple[float, ...]:
+    """The top-1 to top-5 error; ``is_right`` (n, 5) says whether each guess is right."""
     number_right = is_right.cummax(dim=1).values.sum(dim=0)
     return tuple((1 - number_right.double() / len(is_right)).tolist())
 
@@ -269,14 +270,14 @@ def read_predictions(path: str | Path) -> Tensor:
     predictions[:, :, 0] = NO_GUESS
     for row, line in enumerate(lines):
         try:
-            guesses = _guesses(line)
+            guesses = _parse_guesses(line)
         except ValueError as error:
             raise CamtrainValueError(f"{path}, line {row + 1}: {error}") from error
         predictions[row, : len(guesses)] = guesses
     return predictions
 
 
-def _guesses(line: str) -> Tensor:
+def _parse_guesses(line: str) -> Tensor:
     """The guesses of a line, (g, 5) float64; a ValueError says what is wrong with the line."""
     numbers = []
     for word in line.split():
