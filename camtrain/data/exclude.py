@@ -22,11 +22,11 @@ _UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # any file name of t
 
 
 class Without:
-    """A source without some of its pictures; classes, order and everything else stay.
+    """A source without some of its pictures; the classes and the order of the others stay.
 
     Args:
-        source: The pictures; none is read.
-        excluded: Says of a ``SourcePicture.path`` whether it is left out.
+        source: The source of all pictures; no picture is read.
+        excluded: Tells of a ``SourcePicture.path`` whether that picture is left out.
     """
 
     def __init__(self, source: Source, excluded: Callable[[str], bool]) -> None:
@@ -72,7 +72,7 @@ def make_sources_without(
 ) -> tuple[dict[Split, Source], dict[Split, Source]]:
     """All splits of the named source, first with and then without the excluded pictures.
 
-    Bad boxes of excluded pictures are no errors. See ``make_sources`` and ``without``.
+    A wrong box of an excluded picture is no error. See ``make_sources`` and ``without``.
     """
     if not exclude:
         all_sources = make_sources(name, options)
@@ -95,13 +95,13 @@ def without(
         sources: All splits of the data set.
         exclude: Paths, relative to ``root`` where they lie below it, with forward slashes.
         root: The data folder.
-        box_errors: Of the sources; those of excluded pictures are no errors.
+        box_errors: The errors in the boxes of the sources; those of excluded pictures are ignored.
 
     Raises:
-        CamtrainValueError: A split, or a class of train, is left without pictures; or a box error
-            is about another picture.
+        CamtrainValueError: A split, or a class of train, is left without pictures; or a picture
+            that is not excluded has a box error.
     """
-    folder = folder_of(root)
+    folder = absolute_data_folder(root)
     names = {name_in(folder, posixpath.normpath(name)) for name in exclude}
     unmatched = set(names)
     for error in box_errors:
@@ -110,13 +110,13 @@ def without(
             raise error
         unmatched.discard(name)
 
-    def excluded(path: str) -> bool:
+    def is_excluded(path: str) -> bool:
         name = name_in(folder, path)
         unmatched.discard(name)
         return name in names
 
     remaining: dict[Split, Source] = {
-        split: (_FilesWithout if isinstance(source, FileSource) else Without)(source, excluded)
+        split: (_FilesWithout if isinstance(source, FileSource) else Without)(source, is_excluded)
         for split, source in sources.items()
     }
     for split, source in remaining.items():
@@ -141,8 +141,11 @@ def without(
     return remaining
 
 
-def folder_of(root: str | os.PathLike[str] | None) -> str:
-    """The absolute data folder of ``root``, for ``name_in``; "" where there is none."""
+def absolute_data_folder(root: str | os.PathLike[str] | None) -> str:
+    """The absolute path of the data folder, for ``name_in``; "" if ``root`` is None.
+
+    A file with a list of pictures gives its folder; a URL stays a URL.
+    """
     if root is None:
         return ""
     path = Path(root).expanduser() if is_url(root) else Path(root).expanduser().absolute()
@@ -179,12 +182,12 @@ def write_exclude(
     """Write a list for ``read_exclude``, with reasons as comments.
 
     Args:
-        file: Where to.
-        reasons: By path, why it is excluded: a comment for people.
-        comments: The lines at the top.
+        file: The file to write.
+        reasons: By path, why the picture is excluded; it becomes a comment above the path.
+        comments: Comments for the top of the file.
 
     Raises:
-        CamtrainValueError: A path has a line break in it.
+        CamtrainValueError: A path contains a line break.
     """
     lines = [f"{_COMMENT} {comment}" for comment in comments]
     for path, reason in reasons.items():

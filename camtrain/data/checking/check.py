@@ -18,7 +18,7 @@ from camtrain.arguments import VerbParser
 from camtrain.data.boxes import listed_box_errors
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
-from camtrain.data.exclude import folder_of, name_in, write_exclude
+from camtrain.data.exclude import absolute_data_folder, name_in, write_exclude
 from camtrain.data.source import FileSource
 from camtrain.data.sources import SourceOptions, add_source_arguments, make_sources, source_options
 from camtrain.data.tree import IMAGE_SUFFIXES, files_below
@@ -55,7 +55,7 @@ def check_data(
             its files itself.
     """
     options = options or SourceOptions()
-    folder = folder_of(options.root)
+    folder = absolute_data_folder(options.root)
     with warnings.catch_warnings(), listed_box_errors() as box_errors:
         warnings.simplefilter("ignore")  # of missing classes, which are reported
         sources = make_sources(source, options)
@@ -115,7 +115,7 @@ def main(args: Sequence[str]) -> int:
     settings = _parser().parse_args(args[1:])
     exclude_file = Path(settings.exclude).expanduser()
     json_file = Path(settings.json).expanduser() if settings.json else None
-    header = [_HEADER, f"{_DATA}{folder_of(settings.path).replace(chr(10), ' ')}"]
+    header = [_HEADER, f"{_DATA}{absolute_data_folder(settings.path).replace(chr(10), ' ')}"]
     if settings.workers < 0 or settings.tiny < 0:
         raise CamtrainValueError(
             f"--workers and --tiny must be at least 0, got {settings.workers} and {settings.tiny}."
