@@ -22,18 +22,18 @@ SCHEDULES = (
     *("warmup_cosine", "cosine", "tanh", "poly", "wsd", "rsqrt"),
     *("step", "multistep", "constant", "none"),
 )
-_ENDLESS = ("step", "multistep", "constant", "none")
-_NEEDED = {"step": ("decay_epochs", "decay_steps"), "multistep": ("decay_milestones",)}
+_ENDLESS_SCHEDULES = ("step", "multistep", "constant", "none")
+_REQUIRED_ARGUMENTS = {"step": ("decay_epochs", "decay_steps"), "multistep": ("decay_milestones",)}
 
 # timm calls SGD "momentum"; its "sgd" is SGD with Nesterov's momentum, as is its "nesterov".
-_OPTIMIZERS = {"sgd": "momentum"}
+_TIMM_NAMES = {"sgd": "momentum"}
 
 # As in timm's `auto_group_layers`: for networks that timm cannot divide into layers.
 _PARAMETERS_PER_LAYER = 12
 
 
 def check_optimization(hparams: Mapping[str, Any]) -> None:
-    """Check the settings of ``CAMModule`` for optimizer, schedule and average.
+    """Check the settings of ``CAMModule`` for optimizer, schedule and weight average.
 
     Raises:
         CamtrainValueError: A value is out of range, or a name is unknown.
@@ -64,7 +64,7 @@ def check_optimization(hparams: Mapping[str, Any]) -> None:
 
 
 def count_steps(trainer: Trainer) -> dict[str, float]:
-    """The numbers ``steps`` of the whole training and ``steps_per_epoch``; infinite if unknown."""
+    """The number of optimizer steps, ``steps``, and ``steps_per_epoch``; infinite if unknown."""
     if math.isinf(trainer.num_training_batches):  # Lightning has not counted them yet
         trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches
@@ -91,13 +91,13 @@ def configure(
 
 
 def parameter_groups(net: CAMNet, hparams: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All parameters, grouped by ``weight_decay`` and by ``lr_scale``, the factor of their rate.
+    """All parameters, grouped by ``weight_decay`` and by ``lr_scale``, a factor of ``lr``.
 
     Biases and norms are not decayed. The backbone's rate is ``backbone_lr_ratio`` times that of
     neck and head, and each layer of the backbone has ``layer_decay`` times the rate of the next
     layer (Clark et al., ELECTRA, arXiv 2003.10555, appendix A).
     """
-    depths = _depths(net.backbone) if hparams["layer_decay"] < 1 else {}
+    depths = _layer_numbers(net.backbone) if hparams["layer_decay"] < 1 else {}
     end = max(depths.values(), default=0) + 1
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
@@ -125,7 +125,7 @@ def make_optimizer(groups: list[dict[str, Any]], hparams: Mapping[str, Any]) -> 
     try:
         optimizer: Optimizer = untyped.create_optimizer_v2(
             groups,
-            opt=_OPTIMIZERS.get(name, name),
+            opt=_TIMM_NAMES.get(name, name),
             lr=hparams["lr"],
             momentum=hparams["momentum"],
             **(arguments or {}),
@@ -153,7 +153,7 @@ def make_schedule(
             arguments.
     """
     name, warmup_epochs = hparams["schedule"], hparams["warmup_epochs"]
-    if math.isinf(steps) and name not in _ENDLESS:
+    if math.isinf(steps) and name not in _ENDLESS_SCHEDULES:
         raise CamtrainValueError(
             f"The schedule {name} reaches its lowest rate at the end of the training, and this one "
             "has no end; give --trainer.max_epochs or --trainer.max_steps."
@@ -184,7 +184,7 @@ def make_schedule(
             warmup_epochs=warmup,
             step_on_epochs=False,
             updates_per_epoch=1,  # one step here is one epoch for timm
-            **_in_steps({"warmup_lr": 0.0, **(arguments or {})}, steps_per_epoch),
+            **_arguments_in_steps({"warmup_lr": 0.0, **(arguments or {})}, steps_per_epoch),
         )
     except Exception as error:  # timm checks with assertions
         raise CamtrainValueError(
@@ -208,12 +208,14 @@ def warmup_cosine(step: int, warmup: int, total: int, scale: float = 1.0) -> flo
     return scale * (0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _in_steps(arguments: dict[str, Any], steps_per_epoch: float) -> dict[str, Any]:
-    """Arguments for timm, which takes steps for epochs; ``..._steps`` are in steps already.
+def _arguments_in_steps(arguments: dict[str, Any], steps_per_epoch: float) -> dict[str, Any]:
+    """Arguments for timm with epochs converted to steps, since timm counts each step as an epoch.
+
+    Arguments named ``..._steps`` are steps already, and only get timm's name, ``..._epochs``.
 
     Example:
-        >>> _in_steps({"decay_epochs": 2, "decay_rate": 0.1, "decay_milestones": [3, 5]}, 10)
-        {'decay_epochs': 20, 'decay_rate': 0.1, 'decay_milestones': [30, 50]}
+        >>> _arguments_in_steps({"decay_epochs": 2, "warmup_steps": 7, "decay_rate": 0.1}, 10)
+        {'decay_epochs': 20, 'warmup_epochs': 7, 'decay_rate': 0.1}
     """
     converted: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -227,8 +229,8 @@ def _in_steps(arguments: dict[str, Any], steps_per_epoch: float) -> dict[str, An
     return converted
 
 
-def _depths(backbone: nn.Module) -> dict[str, int]:
-    """The layer number of each parameter of a backbone, as timm divides it into layers."""
+def _layer_numbers(backbone: nn.Module) -> dict[str, int]:
+    """For each parameter of a backbone, the number of its layer, as timm counts the layers."""
     trunk = backbone.get_submodule("trunk")
     if hasattr(trunk, "group_matcher"):
         from timm.models import group_parameters
@@ -241,6 +243,7 @@ def _depths(backbone: nn.Module) -> dict[str, int]:
 
 
 def _check_optimizer(name: str) -> None:
+    """Raise if timm has no optimizer of this name."""
     if name in ("sgd", "adamw"):  # no need to import timm
         return
     from timm import optim
@@ -256,13 +259,14 @@ def _check_optimizer(name: str) -> None:
 
 
 def _check_schedule(name: str, arguments: dict[str, Any]) -> None:
+    """Raise if the schedule is unknown, lacks an argument, or takes none."""
     check_choice("schedule", name, SCHEDULES)
     if name == "warmup_cosine" and arguments:
         raise CamtrainValueError(
             f"schedule_args belong to timm's schedules, got {arguments} for warmup_cosine; choose "
             "schedule=cosine, which takes them."
         )
-    needed = _NEEDED.get(name, ())
+    needed = _REQUIRED_ARGUMENTS.get(name, ())
     if needed and not set(needed) & set(arguments):
         raise CamtrainValueError(
             f"schedule={name} needs to know when the rate falls; give it in schedule_args, as "

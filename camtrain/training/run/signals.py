@@ -22,52 +22,56 @@ _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
 
 class StopSignals:
-    """While entered, remembers the first signal, so that the training can stop by itself.
+    """A context manager that remembers the first signal, so that the training can stop.
 
-    A second Ctrl-C interrupts at once, and so does a signal before or after the training itself.
+    A second Ctrl-C interrupts at once, and so does any signal before or after the training.
 
     Attributes:
         received: The first signal, or None.
-        is_training: Whether the training looks at ``received``; if not, signals interrupt at once.
+        is_training: Whether the training checks ``received``; if not, signals interrupt at once.
     """
 
     def __init__(self) -> None:
         self.received: Signals | None = None
         self.is_training = False
-        self._process = 0
-        self._before: dict[Signals, Any] = {}
+        self._process_id = 0
+        self._previous_handlers: dict[Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        """Listen; only the main thread can."""
-        self._process = os.getpid()
+        """Install the handlers, if this is the main thread; no other thread can."""
+        self._process_id = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
-            self.listen()
+            self._previous_handlers = {number: getsignal(number) for number in (SIGINT, SIGTERM)}
+            self.install_handlers()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop listening."""
+        """Restore the previous handlers."""
         self.is_training = False
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal(number, handler)
 
-    def listen(self) -> None:
-        """Take the signals back from Lightning, whose handler talks to other processes."""
-        for number in self._before:
+    def install_handlers(self) -> None:
+        """Install the handlers, again after Lightning has installed its own.
+
+        Lightning's handler of SIGTERM may wait for the other processes.
+        """
+        for number in self._previous_handlers:
             signal(number, self._handle)
 
     def stop(self) -> None:
-        """End the training; the signal may have been sent to another process.
+        """End the training by an exception.
 
         Raises:
-            KeyboardInterrupt: After Ctrl-C.
-            SIGTERMException: After SIGTERM.
+            SIGTERMException: The first signal of this process was SIGTERM.
+            KeyboardInterrupt: It was Ctrl-C, or only another process has received a signal.
         """
         self.received = self.received or SIGINT
         raise SIGTERMException if self.received == SIGTERM else KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked child that has not set its own handlers yet
+        """Remember the signal, or interrupt at once."""
+        if os.getpid() != self._process_id:  # a forked child that has not set its own handlers yet
             return
         is_first, self.received = self.received is None, self.received or Signals(number)
         if not self.is_training or (not is_first and number == SIGINT):
@@ -80,11 +84,13 @@ class StopSignals:
 def ending_cleanly(
     trainer: Trainer, signals: StopSignals, run: RunFolder | None = None
 ) -> Iterator[None]:
-    """Finish the loggers when a training ends early; after a signal, also print what was written.
+    """Finish the loggers if the training in the context ends early.
+
+    After a signal, also print which files of the run were written.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, where Lightning exits with status 1.
-        SystemExit: After SIGTERM, with status 143.
+        KeyboardInterrupt: Ctrl-C was pressed; Lightning alone would exit with status 1.
+        SystemExit: SIGTERM was received; the status is 143.
     """
     try:
         yield

@@ -160,7 +160,7 @@ class RunWriter(Checkpoint):
             trainer.fit_loop.epoch_loop.restarting = False
         if "steps" in self._loaded:
             follow_new_schedule(trainer, self._loaded["steps"])
-        self.signals.listen()
+        self.signals.install_handlers()
         self.signals.is_training = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
