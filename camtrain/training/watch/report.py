@@ -105,12 +105,12 @@ class TrainingReport:
 
     def add_scores(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
         """Give an epoch scores, by logged name, in addition to those it has."""
-        self._epochs.setdefault(epoch, EpochRecord(epoch)).scores.update(_finite(scores))
+        self._epochs.setdefault(epoch, EpochRecord(epoch)).scores.update(_finite_scores(scores))
         self._unwritten.add(epoch)
 
     def set_test_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Set the scores of the test split, by logged name."""
-        self._test = _finite(scores)
+        self._test = _finite_scores(scores)
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the new records and the page, each file atomically."""
@@ -139,7 +139,7 @@ class TrainingReport:
             "maps": map_charts(epochs),
             "epochs": [
                 {"epoch": record.epoch, "looks": self._results_of(record)}
-                for record in self._that_fit(with_results)
+                for record in self._records_that_fit(with_results)
             ],
             "epochs_seen": len(with_results),
             **self._latest,
@@ -151,7 +151,7 @@ class TrainingReport:
         """The result of each watched picture; None where it was not watched yet."""
         return [record.looks.get(index) for index in self._indices]
 
-    def _that_fit(self, records: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+    def _records_that_fit(self, records: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
         """As many records, evenly spread, as the page has room for."""
         if not records:
             return records
@@ -168,18 +168,18 @@ class TrainingReport:
         are early ones, where most changes.
         """
         labelled = [(row, picture) for row, picture in enumerate(pictures) if picture.labels]
-        records = self._early_dense([r for _, r in sorted(self._epochs.items()) if r.looks])
+        records = self._records_of_timeline([r for _, r in sorted(self._epochs.items()) if r.looks])
         if not labelled or not records:
             return None
         rows = []
         for row, picture in labelled[:_TIMELINE_PICTURES]:
-            image = _enlarged(picture)
+            image = _enlarge(picture)
             results = [record.looks.get(self._indices[row]) for record in records]
-            rows.append([image, *(_drawn(picture, image, r, self.colormap) for r in results)])
+            rows.append([image, *(_draw_result(picture, image, r, self.colormap) for r in results)])
         return timeline(rows, ["picture", *(f"epoch {record.epoch}" for record in records)])
 
     @staticmethod
-    def _early_dense(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+    def _records_of_timeline(records: Sequence[EpochRecord]) -> list[EpochRecord]:
         """At most six records; the early ones lie closer together."""
         count = min(_TIMELINE_EPOCHS, len(records))
         parts = [i / max(1, count - 1) for i in range(count)]
@@ -189,16 +189,17 @@ class TrainingReport:
         return [records[row] for row in rows]
 
 
-def _enlarged(picture: ValidationPicture) -> Image.Image:
+def _enlarge(picture: ValidationPicture) -> Image.Image:
+    """The picture as an image, enlarged by a whole factor if it is small."""
     image = Image.fromarray(rgb_pixels(picture.pixels))
     factor = max(1, _TIMELINE_SIDE // max(image.size))  # small pictures keep their pixels
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _drawn(
+def _draw_result(
     picture: ValidationPicture, image: Image.Image, result: dict[str, Any] | None, colormap: str
 ) -> Image.Image:
-    """The picture with boxes, under the heatmap of its true class that the report keeps."""
+    """Draw the stored heatmap of the true class, and the boxes, over the picture."""
     if result is None:  # the picture was not watched yet
         return image
     true, size_hw = result["true"], (image.height, image.width)
@@ -214,6 +215,7 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _finite(scores: Mapping[str, Tensor]) -> dict[str, float | None]:
+def _finite_scores(scores: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """The scores as numbers; None where a score is not finite."""
     values = {name: float(value) for name, value in scores.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

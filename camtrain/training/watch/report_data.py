@@ -20,7 +20,7 @@ from camtrain.training.watch.snapshot import class_table, confused_pairs
 from camtrain.version import __version__
 from camtrain.visualize.report.page import packed_map, part_of_picture
 
-_MATRIX_CLASSES = 30  # more are listed
+_MATRIX_CLASSES = 30  # with more classes, the report lists only the pairs
 _PAIRS = 300  # of true and predicted classes, the most frequent ones
 _CURVE_POINTS = 200
 
@@ -45,17 +45,17 @@ Chart = dict[str, Any]
 
 @dataclass
 class EpochRecord:
-    """What the report keeps of an epoch, in a file of its own."""
+    """The values of one epoch that the report keeps; each epoch has its own file."""
 
     epoch: int  # epochs done
     scores: dict[str, float | None] = field(default_factory=dict)  # by logged name
     histograms: dict[str, list[int]] = field(default_factory=dict)  # of the maps, by statistic
-    # `result_data` of the watched pictures, by index in the data set
+    # what the network says about the watched pictures: `result_data` by index in the data set
     looks: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> EpochRecord:
-        """The record that a file holds."""
+        """Read a record from the text of its file."""
         values = json.loads(text)
         looks = {int(index): result for index, result in values.pop("looks").items()}
         return cls(**values, looks=looks)
@@ -99,27 +99,28 @@ def result_data(result: PictureResult, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _series(epochs: Sequence[EpochRecord], name: str) -> dict[str, Any]:
+def _score_series(epochs: Sequence[EpochRecord], name: str) -> dict[str, Any]:
+    """The curve of a logged score: a point (epoch, value) for each epoch that has it."""
     values = ((epoch.epoch, epoch.scores.get(name)) for epoch in epochs)
     points = [[number, value] for number, value in values if value is not None]
     return {"name": name, "points": points, "reference": name in _REFERENCES}
 
 
 def score_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
-    """Loss, accuracy and localization by epoch, as far as they were logged."""
+    """The charts of loss, accuracy and localization by epoch; scores not logged are left out."""
     charts = []
     for title, (range_, names) in _CURVES.items():
-        series = [s for s in (_series(epochs, name) for name in names) if s["points"]]
+        series = [s for s in (_score_series(epochs, name) for name in names) if s["points"]]
         if series:
             charts.append({"title": title, "range": range_, "series": series})
     return charts
 
 
 def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
-    """Mean and histogram of each statistic of the maps by epoch."""
+    """For each statistic of the maps, a chart of its mean and its histogram by epoch."""
     charts = []
     for name in STATISTICS:
-        series = {**_series(epochs, f"val/cam_{name}"), "name": "mean"}
+        series = {**_score_series(epochs, f"val/cam_{name}"), "name": "mean"}
         density = [
             [epoch.epoch, epoch.histograms[name]]
             for epoch in epochs
@@ -132,7 +133,7 @@ def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
 
 
 def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """The accuracy against the threshold, from ``BoxScores.report``; none without boxes."""
+    """The chart of accuracy by threshold, from ``BoxScores.report``; empty without boxes."""
     if not report:
         return []
     thresholds = report["curves"]["threshold"]
@@ -158,7 +159,10 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
 
 
 def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | None:
-    """The confusion matrix of up to 30 classes, and tables of any number of classes."""
+    """The class table, the pairs of classes confused most often, and the confusion matrix.
+
+    The matrix is left out for more than 30 classes. None if there is no ``class_table``.
+    """
     table, confusion = class_table(scores, names), scores.confusion
     if table is None:
         return None

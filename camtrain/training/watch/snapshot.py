@@ -19,7 +19,7 @@ from camtrain.visualize import SheetRow, contact_sheet
 
 @dataclass(frozen=True, eq=False)
 class ValidationStatistics:
-    """What a validation has measured, beyond its scores."""
+    """What a validation measures besides its scores."""
 
     classes: ClassScores
     histograms: Mapping[str, Tensor]  # pictures per bin by name, see `MapStatistics`
@@ -62,7 +62,7 @@ class EpochSnapshot:
 
     @cached_property
     def mistake_sheet(self) -> Image.Image:
-        """The contact sheet of the mistakes, of which there must be one."""
+        """The contact sheet of the mistakes; there must be a mistake."""
         title = f"epoch {self.epoch}  ·  the most confident mistakes"
         return contact_sheet([self.rows[result] for result in self.mistakes], title=title)
 
@@ -100,7 +100,7 @@ class ClassTable(NamedTuple):
 
 
 def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
-    """A row for each class; None where only the number of classes is known."""
+    """A table with a row for each class; None if nothing was counted by class."""
     columns, values = [Column("class", "text")], [list[Any](names)]
     if scores.confusion is not None:
         pictures = scores.confusion.sum(1)
