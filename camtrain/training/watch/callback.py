@@ -41,24 +41,24 @@ class CAMLogger(Callback):
     """Shows the same class-stratified validation pictures after every epoch, and before the first.
 
     Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
-    names and scores. Where labels are multi-hot, the first class of a picture is shown as the true
-    one, a prediction is right if it is any of its classes, and a picture of no class has only a
-    predicted one. Pictures of more than 1,024 pixels along a side are reduced to 1,024.
+    names and scores. If a picture has several true classes, the heatmap of the first one is shown,
+    and the prediction is right if it is any of them; a picture without a class has only the heatmap
+    of the prediction. Pictures of more than 1,024 pixels along a side are reduced to 1,024.
 
-    On disk: contact sheets ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, one page that needs
-    no network: scores, the pictures with a slider over the epochs, confusions, localization against
-    the threshold, mistakes, settings. It is written anew after every epoch; its data lies in the
-    folder ``report``, so that a resumed training continues it. The end of the training writes
-    ``over_epochs.png`` beside it: some heatmaps over the epochs in one picture.
+    The callback writes contact sheets, ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, a page
+    that needs no network: scores, the pictures with a slider over the epochs, confusions,
+    localization against the threshold, mistakes, settings. The page is written anew after every
+    epoch; its data lies in the folder ``report``, so that a resumed training continues it. At the
+    end, ``over_epochs.png`` beside the page shows heatmaps of up to five pictures in six epochs.
 
-    The loggers of the trainer get, in the row of the epoch's scores: W&B ``val/cams`` (overlays
-    with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``, ``val/classes``,
-    ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``; TensorBoard the
-    contact sheets, the confusion matrix and the histograms; a CSV logger ``cams.csv``.
+    The loggers of the trainer get, at the same step as the epoch's scores: W&B ``val/cams``
+    (overlays with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``,
+    ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``;
+    TensorBoard the contact sheets, the confusion matrix and the histograms; CSV ``cams.csv``.
 
-    Works with any module whose ``.net`` is a ``CAMNet``. Classes, histograms and localization are
-    measured by ``CAMModule`` only. Mistakes are known where ``validation_step`` returns ``logits``
-    and ``batch``, as ``CAMModule`` does; with ``features`` too, nothing is computed a second time.
+    It works with any module whose ``.net`` is a ``CAMNet``. Only ``CAMModule`` measures classes,
+    histograms and localization. Mistakes are shown if ``validation_step`` returns ``logits`` and
+    ``batch``, as ``CAMModule`` does; if it returns ``features`` too, they are not computed again.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class CAMLogger(Callback):
             report: File of the report; None means ``report.html`` beside that folder.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.
-            seed: For choosing the pictures.
+            seed: Seed for the choice of the pictures.
         """
         limits = {"num_images": (num_images, 1), "num_mistakes": (num_mistakes, 0)}
         for name, (number, least) in limits.items():
@@ -118,22 +118,22 @@ class CAMLogger(Callback):
         self._choice = state_dict.get("choice", "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the pictures, and show them with the untrained network."""
+        """Choose the pictures; a new training shows them with the untrained network."""
         net, dataset = _net_of(pl_module), validation_dataset(trainer)
         self._has_pictures = dataset is not None
         self._runner, self._page, self._sinks = None, None, []
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         self._folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
-        page = self.report or self._folder.parent / "report.html"
-        self._page = TrainingReport(page, self._colormap)
+        path = self.report or self._folder.parent / "report.html"
+        self._page = TrainingReport(path, self._colormap)
         is_new = trainer.global_step == 0
         if is_new:
             self._page.clear()
         else:
             self._page.load(trainer.current_epoch)
         with isolate_rng():  # a data set may draw random numbers
-            self._runner = None if dataset is None else self._choose(dataset, net)
+            self._runner = None if dataset is None else self._make_runner(dataset, net)
         if self._runner is None:
             return
         names = _class_names(trainer, net) or net.display_names
@@ -143,8 +143,8 @@ class CAMLogger(Callback):
             self._show(trainer, net, epoch=0)
             self._page.write(trainer, pl_module)
 
-    def _choose(self, dataset: Sequence[Any], net: CAMNet) -> WatchRunner | None:
-        """A runner for the pictures to watch; None where no picture can be read."""
+    def _make_runner(self, dataset: Sequence[Any], net: CAMNet) -> WatchRunner | None:
+        """Choose the pictures and return what evaluates them; None if none can be read."""
         is_cached = isinstance(dataset, FeatureDataset)
         dataset = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
         try:
@@ -183,7 +183,7 @@ class CAMLogger(Callback):
         """Keep the most confident mistakes, and the features of watched pictures."""
         if not isinstance(outputs, Mapping) or not {"logits", "batch"} <= outputs.keys():
             return
-        if dataloader_idx or not self._is_on(trainer):
+        if dataloader_idx or not self._is_watching(trainer):
             return
         val_batch, features = outputs["batch"], outputs.get("features")
         if isinstance(val_batch, Batch) and val_batch.is_cached:
@@ -193,10 +193,10 @@ class CAMLogger(Callback):
         self._mistakes.update(_net_of(pl_module), outputs["logits"], val_batch, features=features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the watched pictures with the network of now, and show them."""
-        # In later hooks an average of the weights is no longer in its place, and the loggers have
-        # closed the row of the scores.
-        if not self._is_on(trainer):
+        """Evaluate the watched pictures with the current network, and show them."""
+        # In later hooks the network no longer has its averaged weights, and the loggers have
+        # already written the epoch's scores.
+        if not self._is_watching(trainer):
             return
         statistics = None
         if isinstance(pl_module, CAMModule):
@@ -208,20 +208,20 @@ class CAMLogger(Callback):
                 self._show(trainer, net, epoch=epoch, mistakes=mistakes, statistics=statistics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the report the scores of the validation; within an epoch, write it."""
-        if self._page is not None and self._is_on(trainer):
+        """Add the scores to the report; write it, unless ``on_train_epoch_end`` is about to."""
+        if self._page is not None and self._is_watching(trainer):
             self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "val/"))
             if not trainer.is_last_batch:
                 self._page.write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, with the scores of the training."""
+        """Add the scores of the training to the report, and write it."""
         if self._page is not None:
             self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "train/"))
             self._page.write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write how the heatmaps have changed over the epochs."""
+        """Write ``over_epochs.png``, heatmaps of some pictures over the epochs."""
         if self._page is None or self._runner is None:
             return
         picture = self._page.timeline(list(self._runner.pictures.values()))
@@ -230,7 +230,7 @@ class CAMLogger(Callback):
                 picture.save(part, "PNG")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report with the scores of the test after the training."""
+        """Add the scores of a test to the report, and write it."""
         page = self._page
         if page is None and self.report is not None and trainer.is_global_zero:
             page = TrainingReport(self.report, self._colormap)  # nothing was left to train
@@ -239,8 +239,8 @@ class CAMLogger(Callback):
             page.set_test_scores(_scores(trainer, "test/"))
             page.write(trainer, pl_module)
 
-    def _is_on(self, trainer: Trainer) -> bool:
-        """Whether a training with validation pictures is watched; the same in all processes."""
+    def _is_watching(self, trainer: Trainer) -> bool:
+        """Whether a training, not a trial run, validates pictures; equal in all processes."""
         is_trial = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
         is_training = trainer.state.fn == TrainerFn.FITTING
         return self._has_pictures and is_training and not is_trial
@@ -290,16 +290,13 @@ class BatchPicture(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
     ) -> None:
-        """Write the picture before the first step; a continued training has it already."""
+        """Write the picture before the first step of a new training."""
         is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
         if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         images = batch[0][:MOST_PICTURES].detach().cpu().float()
-        if not len(images) or images.shape[1] not in (
-            1,
-            3,
-        ):  # all pictures are damaged, or no colours
-            return
+        if not len(images) or images.shape[1] not in (1, 3):
+            return  # all pictures are damaged, or they have no colours
         net = getattr(pl_module, "net", None)
         pixels = _pixels(images, getattr(net, "preprocessing", None))
         boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
@@ -316,13 +313,14 @@ class BatchPicture(Callback):
 
 
 def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """The pixels of normalized images, (B, C, h, w) uint8."""
+    """Normalized images (B, C, h, w) as uint8; see ``BatchPicture``."""
     if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
         return to_pixels(images, preprocessing)
     return (parts_of_range(images, *images.aminmax()) * 255).round().byte()
 
 
 def _net_of(pl_module: LightningModule) -> CAMNet:
+    """The ``net`` of a module; raises CamtrainTypeError if it is no ``CAMNet``."""
     net = getattr(pl_module, "net", None)
     if not isinstance(net, CAMNet):
         raise CamtrainTypeError(
@@ -333,12 +331,12 @@ def _net_of(pl_module: LightningModule) -> CAMNet:
 
 
 def _class_names(trainer: Trainer, net: object) -> Sequence[str] | None:
-    """The class names that the network or the data module knows."""
+    """The class names of the network or else of the data module; None if neither has any."""
     owners = (net, getattr(trainer, "datamodule", None))
     return next((names for o in owners if (names := getattr(o, "class_names", None))), None)
 
 
-def _scores(trainer: Trainer, split: str) -> dict[str, Tensor]:
-    """Logged scores of a split, by their full names."""
+def _scores(trainer: Trainer, prefix: str) -> dict[str, Tensor]:
+    """The logged scores whose names begin with ``prefix``, such as ``val/``."""
     metrics = trainer.callback_metrics
-    return {name: value for name, value in metrics.items() if name.startswith(split)}
+    return {name: value for name, value in metrics.items() if name.startswith(prefix)}

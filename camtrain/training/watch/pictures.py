@@ -44,14 +44,17 @@ class ValidationPicture:
         return self.pixels.shape[1], self.pixels.shape[2]
 
     @cached_property
-    def packed(self) -> dict[str, Any]:
-        """The picture as the report shows it, encoded once."""
+    def packed_pixels(self) -> dict[str, Any]:
+        """The pixels as the report stores them, see ``packed_picture``."""
         return packed_picture(self.pixels)
 
 
 def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
-    """The indexed data set of the first validation loader, if it has one; call in every process."""
-    if trainer.val_dataloaders is None:  # as Lightning does, but not where an epoch has none
+    """The data set of the first validation loader; None if it has no items by index.
+
+    Every process must call it, since it may set up the loaders.
+    """
+    if trainer.val_dataloaders is None:  # Lightning waits for the first epoch with a validation
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         trainer.training = True
@@ -65,14 +68,14 @@ def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pictures that can be watched."""
+    """The validation pictures from which the watched ones are chosen."""
 
     indices: Sequence[int]  # in the data set
     labels: Sequence[int]  # the first class of each picture, -1 for none
 
     @classmethod
     def of(cls, dataset: Sequence[Any]) -> Candidates:
-        """All pictures where the data set knows the labels; else up to 512, which are read."""
+        """All pictures if the data set lists their labels; else up to 512, which are read."""
         labels = _known_labels(dataset)
         if labels is not None:
             return cls(range(len(labels)), labels)
@@ -82,7 +85,7 @@ class Candidates:
 
     @property
     def identity(self) -> str:
-        """A hash that is the same for the same data."""
+        """A hash of indices and labels, by which a resumed training recognizes its data."""
         pairs = ",".join(f"{i}:{c}" for i, c in zip(self.indices, self.labels, strict=True))
         return hashlib.sha256(pairs.encode()).hexdigest()[:16]
 
@@ -102,7 +105,7 @@ class Candidates:
 
 
 def _known_labels(dataset: Sequence[Any]) -> list[int] | None:
-    """The first class of each item, without reading one; None if the data set has no labels."""
+    """The first class of each item, without reading any; None if labels are not listed."""
     if isinstance(dataset, Subset):
         labels = _known_labels(cast("Sequence[Any]", dataset.dataset))
         return None if labels is None else [labels[index] for index in dataset.indices]
@@ -115,6 +118,7 @@ def _known_labels(dataset: Sequence[Any]) -> list[int] | None:
 
 
 def _first_class(label: object) -> int:
+    """The first class of a label, -1 if it has none."""
     return next(iter(classes_of(label)), -1)
 
 
@@ -122,18 +126,20 @@ def load_picture(dataset: Sequence[Any], index: int, net: CAMNet) -> ValidationP
     """The picture at ``index``; None if its file is damaged, which the validation reports."""
     if not isinstance(dataset, PreparedDataset):
         image, label = dataset[index][:2]
-        return picture_of_input(image, label, net, path=f"picture {index}")
+        return picture_from_input(image, label, net, path=f"picture {index}")
     try:
         sample, source = dataset[index], dataset.picture(index)
     except DamagedImageError:
         return None
-    pixels, boxes = _reduced(source.image, sample.boxes_xyxy)
+    pixels, boxes = _scale_down(source.image, sample.boxes_xyxy)
     labels, path = classes_of(sample.label), "/".join(Path(sample.path).parts[-3:])
     return ValidationPicture(pixels, sample.image, labels, boxes, dataset.preprocessing, path)
 
 
-def picture_of_input(image: Tensor, label: object, net: CAMNet, *, path: str) -> ValidationPicture:
-    """The picture for the network's input (C, h, w), where nothing else is known of it."""
+def picture_from_input(
+    image: Tensor, label: object, net: CAMNet, *, path: str
+) -> ValidationPicture:
+    """A picture made from the network's input (C, h, w) alone; it has no boxes."""
     preprocessing = net.preprocessing or Preprocessing()
     pixels = to_pixels(image, preprocessing)
     squash = replace(preprocessing, size=(image.shape[1], image.shape[2]), resize_mode="squash")
@@ -141,8 +147,8 @@ def picture_of_input(image: Tensor, label: object, net: CAMNet, *, path: str) ->
     return ValidationPicture(pixels, image, classes_of(label), no_boxes, squash, path)
 
 
-def _reduced(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """A picture (C, H, W) uint8 and its boxes, scaled down to ``MOST_PIXELS`` if it is larger."""
+def _scale_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale a picture (C, H, W) uint8 and its boxes down to ``MOST_PIXELS`` if it is larger."""
     height, width = image.shape[1:]
     scale = MOST_PIXELS / max(height, width)
     if scale >= 1:

@@ -72,7 +72,7 @@ def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, 
         (input_h - placement.offset_y) / placement.scale_y,
     ]
     return {
-        **picture.packed,
+        **picture.packed_pixels,
         "covered": part_of_picture([covered], picture.size_hw)[0],
         "boxes": part_of_picture(picture.boxes_xyxy, picture.size_hw),
         "name": ", ".join(names[label] for label in picture.labels) or "no class",

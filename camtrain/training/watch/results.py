@@ -17,7 +17,7 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import evaluating
 from camtrain.model.refine import BackboneOutput
 from camtrain.training.watch.mistakes import Mistake
-from camtrain.training.watch.pictures import ValidationPicture, load_picture, picture_of_input
+from camtrain.training.watch.pictures import ValidationPicture, load_picture, picture_from_input
 
 _RIGHT_IOU = 0.5
 
@@ -121,7 +121,7 @@ class WatchRunner:
             if mistake.image is not None:
                 path = f"validation picture {index}"
                 index = -number
-                pictures[index] = picture_of_input(mistake.image, mistake.label, net, path=path)
+                pictures[index] = picture_from_input(mistake.image, mistake.label, net, path=path)
             elif index in known_pictures:
                 pictures[index] = known_pictures[index]
             else:
