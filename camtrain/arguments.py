@@ -1,4 +1,4 @@
-"""What the verbs share: a parser, words for the kinds of values, a line about what takes long."""
+"""What the verbs share: a parser, words for the values of options, a notice of slow work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE = 0.5  # seconds
 
 @contextmanager
 def announce(work: str) -> Iterator[None]:
-    """Name the work on the terminal if it takes longer than half a second."""
+    """Print the name of the work to stderr if it takes longer than half a second."""
     timer = Timer(_PATIENCE, print, [f"{work} ..."], {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
@@ -31,20 +31,20 @@ class VerbParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the arguments, and exit."""
-        exit_with(f"{message}; {self.prog} --help lists the options.")
+        exit_with_error(f"{message}; {self.prog} --help lists the options.")
 
 
-def exit_with(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """Print an error of the command line and exit with status 2."""
     print(f"camtrain: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 class _Kind(NamedTuple):
-    """How help names a value, and what a message says of it in the singular and the plural."""
+    """Words for one kind of value."""
 
-    metavar: str
-    singular: str
+    metavar: str  # in the help of an option
+    singular: str  # these three in messages
     plural: str = ""
     example: str = ""
 
@@ -76,19 +76,20 @@ def expected_value(annotation: object) -> str:
         'a list of numbers such as [0.5, 0.5], or null'
     """
     choices = [kind.singular for kind in _kinds(annotation)]
-    if type(None) in _members(annotation):
+    if type(None) in _union_members(annotation):
         choices.append("null")
     return ", or ".join(dict.fromkeys(choices))
 
 
-def _members(annotation: object) -> list[Any]:
+def _union_members(annotation: object) -> list[Any]:
+    """The types of a union; for another annotation, a list of it alone."""
     is_union = get_origin(annotation) in (Union, types.UnionType)
     return list(get_args(annotation)) if is_union else [annotation]
 
 
 def _kinds(annotation: object) -> Iterator[_Kind]:
-    """The kinds that a value may have, ``null`` left out."""
-    members = _members(annotation)
+    """The kinds of values that an annotation allows, without ``null``."""
+    members = _union_members(annotation)
     words = [word for m in members if get_origin(m) is Literal for word in get_args(m)]
     if words:
         names = list(dict.fromkeys(map(str, words)))

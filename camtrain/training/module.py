@@ -28,7 +28,7 @@ from camtrain.training.learn.freezing import Freezing
 from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
-from camtrain.training.learn.teacher import Teacher, check_teaching
+from camtrain.training.learn.teacher import Teacher, check_teacher_settings
 from camtrain.training.run.resume import check_same_network
 
 # Arguments of `create_model` that are passed on as they are.
@@ -159,7 +159,7 @@ class CAMModule(LightningModule):
         self.save_hyperparameters()
         check_optimization(self.hparams)  # these checks come before weights are fetched
         check_loss(self.hparams)
-        check_teaching(self.hparams)
+        check_teacher_settings(self.hparams)
         architecture = {name: self.hparams[name] for name in _ARCHITECTURE}
         net = create_model(backbone, num_classes, weights=weights, **architecture)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -303,7 +303,7 @@ class CAMModule(LightningModule):
         images = batch[0].contiguous(memory_format=self._memory_format)
         teacher, weight = self.teacher, cast("float", self.hparams["teacher_weight"])
         if teacher is not None:
-            logits, disagreement = teacher.teach(self.net, images, batch[1], is_cached=is_cached)
+            logits, disagreement = teacher.compare(self.net, images, batch[1], is_cached=is_cached)
             return self._loss(logits, batch[1]) + weight * disagreement
         logits = self.net.classify(self.net.neck(images.float())) if is_cached else self(images)
         return self._loss(logits, batch[1])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-from camtrain.arguments import exit_with, expected_value, metavar_of
+from camtrain.arguments import exit_with_error, expected_value, metavar_of
 
 
 class Page(NamedTuple):
@@ -187,7 +187,7 @@ class OneLineParser(LightningArgumentParser):
             line = f"--{refused[1]} must be {expected_value(annotation)}, got {refused[2]}."
         else:
             line = f"{line}{_hint(line, list(options))}"
-        exit_with(line)
+        exit_with_error(line)
 
 
 def _printed(action: argparse.Action, verb: str) -> argparse.Action:

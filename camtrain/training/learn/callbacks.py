@@ -34,7 +34,10 @@ class ExponentialAverage(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore average and weights to continue a training; evaluation needs the average only."""
+        """Restore the average and the weights if a training continues.
+
+        An evaluation loads the ``state_dict``, which is the average, and needs no more.
+        """
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -71,7 +74,7 @@ class FoundLearningRate(LearningRateFinder):
         pl_module.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the rate, and build optimizer and schedule anew with it; see ``steepest``."""
+        """Find the rate, and set optimizer and schedule up again with it."""
         if self._is_resumed or getattr(trainer, "fast_dev_run", False):
             return
         epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
@@ -83,22 +86,23 @@ class FoundLearningRate(LearningRateFinder):
             trainer.fit_loop.max_epochs = epochs
             module.is_trying_rates = False
         assert self.optimal_lr is not None
-        pl_module.hparams["lr"] = steepest(**self.optimal_lr.results)
+        pl_module.hparams["lr"] = rate_of_steepest_loss(**self.optimal_lr.results)
         trainer.strategy.setup_optimizers(trainer)
         if trainer.is_global_zero:
             print(f"Learning rate found: {pl_module.hparams['lr']:.3g}")
 
 
-def steepest(lr: Sequence[float], loss: Sequence[float]) -> float:
+def rate_of_steepest_loss(lr: Sequence[float], loss: Sequence[float]) -> float:
     """The learning rate at which the loss falls fastest over the logarithm of the rate.
 
-    Lightning's losses are running averages, which lag behind by up to decades of the rate, and its
-    suggestion is the steepest slope over the rate itself, which noise at the lowest rates decides.
-    So the running average is undone, and replaced by the mean of the eleven steps around each step.
+    The suggestion of Lightning's callback is not used, for two reasons. It is the steepest slope
+    over the rate itself, so that noise at the lowest rates decides. And the callback's losses are
+    running averages, which lag behind by up to decades of the rate. Here the running average is
+    undone, and each loss is replaced by the mean of the eleven steps around it.
 
     Args:
-        lr: Learning rates in geometric order.
-        loss: The running average after each of them, of factor 0.98, from Lightning's callback.
+        lr: Learning rates of the steps, in geometric order.
+        loss: The callback's loss after each step, a running average of factor 0.98.
 
     Raises:
         CamtrainValueError: The loss falls nowhere, or is finite in fewer than twelve steps.

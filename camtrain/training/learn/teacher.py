@@ -1,8 +1,8 @@
-"""Learning where to look from a trained network, the teacher: its refined maps are soft targets.
+"""A teacher is a trained network whose refined maps are targets for the maps of another network.
 
-As in Wei et al., CVPR 2017 (arXiv 1703.08448), a network learns from another network's maps to
-cover more of the object, with image labels only. Here maps are compared by their correlation, since
-a heatmap does not depend on the scale and the offset of its map.
+As in Wei et al., CVPR 2017 (arXiv 1703.08448), a network learns from them to cover more of the
+object, with image labels only. Here maps are compared by their correlation, since a heatmap does
+not depend on the scale and the offset of its map.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Teacher:
         path: A bundle or a checkpoint of this project.
 
     Attributes:
-        net: The network; it refines its maps as it was shipped, or else by affinity.
+        net: The network. If it was saved without a refinement, its maps are refined by affinity.
         hash: SHA-256 of its weights.
 
     Raises:
@@ -93,10 +93,10 @@ class Teacher:
             parts["architecture"].pop("own_head", None)
         return all_parts[0] == all_parts[1]
 
-    def teach(
+    def compare(
         self, net: CAMNet, images: Tensor, labels: Tensor, *, is_cached: bool
     ) -> tuple[Tensor, Tensor]:
-        """Compute the logits of a network, and compare its maps with those of the teacher.
+        """Compute the logits of a network, and how far its maps are from those of the teacher.
 
         Args:
             net: The network that learns.
@@ -133,8 +133,10 @@ class Teacher:
         return self
 
 
-def check_teaching(hparams: Mapping[str, Any]) -> None:
-    """Check that the settings of ``CAMModule`` leave one true class per picture to a teacher.
+def check_teacher_settings(hparams: Mapping[str, Any]) -> None:
+    """Check that the settings of ``CAMModule`` suit its teacher, if it has one.
+
+    A teacher needs one true class per picture, and a network that is trained step by step.
 
     Raises:
         CamtrainValueError: A setting excludes the teacher, or its weight is not above 0.
@@ -155,5 +157,6 @@ def check_teaching(hparams: Mapping[str, Any]) -> None:
 
 
 def _normalization(net: CAMNet) -> object:
+    """Means, deviations and channel order; None if the network has no preprocessing."""
     preprocessing = net.preprocessing
     return preprocessing and (preprocessing.mean, preprocessing.std, preprocessing.channel_order)

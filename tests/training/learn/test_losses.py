@@ -15,7 +15,7 @@ from camtrain.errors import CamtrainError
 from camtrain.labels import Task
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.learn import callbacks, losses
-from camtrain.training.learn.callbacks import steepest
+from camtrain.training.learn.callbacks import rate_of_steepest_loss
 from camtrain.training.learn.losses import TrainingLoss, balanced_weights, loss_of
 from tests.training.cli.test_main import Arguments
 from tests.training.conftest import quiet_trainer, small_module
@@ -160,9 +160,9 @@ def test_the_rate_is_found_where_the_loss_falls_fastest() -> None:
     for step, loss in enumerate(losses_, start=1):  # as Lightning's callback does
         average = 0.98 * average + 0.02 * loss
         smoothed.append(average / (1 - 0.98 ** (step + 1)))
-    assert rates[60] < steepest(rates, smoothed) < rates[75]
+    assert rates[60] < rate_of_steepest_loss(rates, smoothed) < rates[75]
     with pytest.raises(CamtrainError, match="no learning rate at which the loss falls"):
-        steepest(rates, [float("nan")] * 100)
+        rate_of_steepest_loss(rates, [float("nan")] * 100)
 
 
 def test_losses_of_a_search_for_a_rate_do_not_stop_the_training_after_it(
