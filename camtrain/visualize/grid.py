@@ -34,12 +34,13 @@ def grid(
     gaps: tuple[int, int],
     margins: tuple[int, int, int, int],
 ) -> tuple[Image.Image, list[tuple[int, int]]]:
-    """Pictures on white paper (on nothing, for RGBA), read line by line.
+    """Place pictures in rows on a white canvas; it is transparent if they are RGBA.
 
     Args:
-        cells: One picture or more, of one width and mode. A line is as high as its highest cell.
+        cells: The pictures, row by row: one or more, all of one width and mode. A row is as high as
+            its highest cell.
         columns: Cells side by side.
-        gaps: Pixels between columns and between lines.
+        gaps: Pixels between columns and between rows.
         margins: Pixels at the left, at the top, at the right and at the bottom.
 
     Returns:
@@ -70,9 +71,9 @@ def gallery(
 
     Args:
         pictures: One or more: the picture, what it shows, and where it comes from.
-        title: One line.
-        columns: Pictures side by side, at most as many as there are.
-        tile: The square that a picture is shrunk or enlarged into, in pixels.
+        title: One line of text.
+        columns: Pictures side by side, at least 1; fewer if there are fewer pictures.
+        tile: Side of the square that each picture is shrunk or enlarged to fit, in pixels.
 
     Raises:
         CamtrainValueError: There is no picture or no column.
@@ -100,14 +101,14 @@ def gallery(
 
 
 def thumbnail(picture: Image.Image, tile: int) -> Image.Image:
-    """The picture with its longer side at ``tile`` pixels, its aspect kept."""
+    """The picture shrunk or enlarged to ``tile`` pixels along its longer side."""
     scale = tile / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def enlarged(picture: Image.Image, longer_side: int) -> tuple[Image.Image, float]:
-    """The picture at another size, and its scale; much enlarged, a picture keeps its pixels."""
+def resize_longer_side(picture: Image.Image, longer_side: int) -> tuple[Image.Image, float]:
+    """The picture at another size, and its scale; from a scale of 2 on, pixels become squares."""
     scale = longer_side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
@@ -123,13 +124,13 @@ def batch_sheet(
         images: (B, C, h, w) uint8, C = 1 or 3.
         boxes_xyxy: B tensors (n, 4), half-open, in pixels of ``images``.
         names: B names.
-        title: One line.
+        title: One line of text.
 
     Returns:
         RGB, 1480 pixels wide.
 
     Raises:
-        CamtrainValueError: No picture, or not one set of boxes and one name for each.
+        CamtrainValueError: There is no picture, or not one set of boxes and one name for each.
     """
     if not len(images) or not len(images) == len(boxes_xyxy) == len(names):
         raise CamtrainValueError(
@@ -140,7 +141,7 @@ def batch_sheet(
     tile, spare = divmod(_BATCH_WIDTH - (_BATCH_COLUMNS + 1) * gap, _BATCH_COLUMNS)
     cells = []
     for image, boxes in zip(images, boxes_xyxy, strict=True):
-        resized, _ = enlarged(Image.fromarray(rgb_pixels(image)), tile)
+        resized, _ = resize_longer_side(Image.fromarray(rgb_pixels(image)), tile)
         factors = torch.tensor(
             [resized.width / image.shape[-1], resized.height / image.shape[-2]] * 2
         )
@@ -162,12 +163,12 @@ def batch_sheet(
 def timeline(
     rows: Sequence[Sequence[Image.Image]], headings: Sequence[str], *, tile: int = 128
 ) -> Image.Image:
-    """A row for each picture and a column for each moment, as RGBA with nothing behind them.
+    """A row for each picture and a column for each moment, as RGBA with a transparent background.
 
     Args:
-        rows: Each with a picture for each heading.
-        headings: Of the columns.
-        tile: The square that a picture is shrunk or enlarged into, in pixels.
+        rows: Each row has a picture for each heading.
+        headings: Texts above the columns.
+        tile: Side of the square that each picture is shrunk or enlarged to fit, in pixels.
 
     Raises:
         CamtrainValueError: There is no picture, or a row has not one for each heading.

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.visualize.grid import enlarged, grid
+from camtrain.visualize.grid import grid, resize_longer_side
 from camtrain.visualize.overlay import (
     INK,
     MUTED,
@@ -69,7 +69,7 @@ class SheetRow:
 
     @property
     def picture_tile(self) -> Image.Image:
-        """The picture alone; small ones are enlarged, big ones shrunk. RGB without boxes."""
+        """The picture alone, enlarged or shrunk to the size of a tile; RGB without boxes."""
         return self._picture_and_scale[0]
 
     @cached_property
@@ -88,7 +88,7 @@ class SheetRow:
 
     @cached_property
     def _picture_and_scale(self) -> tuple[Image.Image, float]:
-        return enlarged(Image.fromarray(self._pixels), self.tile)
+        return resize_longer_side(Image.fromarray(self._pixels), self.tile)
 
     def _blended(self, heatmap: Tensor) -> Image.Image:
         levels = Image.fromarray(heatmap_levels(heatmap, self._pixels.shape[:2]))
