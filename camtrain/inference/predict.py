@@ -1,4 +1,4 @@
-"""``camtrain predict``: a trained network over pictures, and the folder of results it writes."""
+"""``camtrain predict`` applies a trained network to pictures, and writes a folder of results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Rate(ProgressColumn):
 
 
 def main(args: Sequence[str]) -> int:
-    """``camtrain predict MODEL INPUT... --output DIR``; 1 where a file could not be read."""
+    """``camtrain predict MODEL INPUT... --output DIR``; returns 1 if a file could not be read."""
     options = _parser().parse_args(args[1:])
     folder = PredictionFolder(
         options.output,
@@ -74,7 +74,7 @@ def main(args: Sequence[str]) -> int:
     predictions = predictor(
         files,
         top=options.top,
-        classes=_classes(options.classes, predictor.network.class_names),
+        classes=_parse_classes(options.classes, predictor.network.class_names),
         threshold=options.threshold,
         method=options.method,
         tta=options.tta,
@@ -104,8 +104,8 @@ def _write(predictions: Iterator[Prediction], folder: PredictionFolder, total: i
         progress.update(task, completed=folder.count)
 
 
-def _classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
-    """The classes in a text: names or numbers between commas, or one name, commas and all."""
+def _parse_classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
+    """The names or numbers in a text, split at commas unless the whole text is a class name."""
     if text is None:
         return None
     parts = [text] if text in names else text.split(",")
@@ -113,10 +113,10 @@ def _classes(text: str | None, names: Sequence[str]) -> list[int | str] | None:
 
 
 class PredictionFolder:
-    """The folder of results, which are written one by one; only thumbnails stay in memory.
+    """The output folder. Results are written one by one; only thumbnails stay in memory.
 
-    Line n of ``predictions.jsonl`` is input n, and its other files begin with n, so that pictures
-    of one name in several folders stay apart.
+    Line n of ``predictions.jsonl`` is input n. The names of its other files begin with n, so that
+    pictures of the same name do not overwrite each other.
     """
 
     def __init__(
@@ -125,15 +125,16 @@ class PredictionFolder:
         """Check the folder; nothing is written or deleted before it is entered.
 
         Args:
-            path: Of the folder.
-            overwrite: What an earlier prediction wrote there may be deleted; other files stay.
-            overlays: Classes per picture of which an overlay is written, best first.
-            heatmaps: Whether heatmaps are written as ``.npy``, (k, H, W) float32.
+            path: The folder; it is created if it does not exist.
+            overwrite: Whether to delete what an earlier prediction wrote there; other files stay.
+            overlays: For how many classes of a picture an overlay is written, best first.
+            heatmaps: Whether the heatmaps of all k predicted classes are written as ``.npy``,
+                (k, H, W) float32.
             sheets: Whether contact sheets are written, 60 pictures on each.
 
         Raises:
-            CamtrainValueError: The folder is not empty and may not be overwritten or holds no
-                earlier prediction, or is no folder; or ``overlays`` is negative.
+            CamtrainValueError: ``path`` is a file. Or the folder is not empty, and ``overwrite`` is
+                False or no earlier prediction is in it. Or ``overlays`` is negative.
         """
         self.path = Path(path)
         self.count = 0
@@ -168,13 +169,13 @@ class PredictionFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write the last sheet and close the lines."""
+        """Write the last contact sheet, and close ``predictions.jsonl``."""
         with self._file:
             if self._tiles:
                 self._write_sheet()
 
     def add(self, prediction: Prediction) -> None:
-        """Write the files of a picture, then its line: a picture with a line is complete."""
+        """Write the files of a picture, and then its line, so that it is complete."""
         self.count += 1
         name = f"{self.count:06d}_{Path(prediction.path or 'picture').stem[:100]}"
         files: dict[str, Any] = {}
@@ -189,7 +190,7 @@ class PredictionFolder:
                 for rank, overlay in enumerate(overlays[: self._overlays], start=1)
             ]
         if self._heatmaps:
-            path = self._path("heatmaps", f"{name}.npy")
+            path = self._make_path("heatmaps", f"{name}.npy")
             np.save(self.path / path, prediction.heatmaps.numpy())
             files["heatmaps"] = path
         if self._sheets:
@@ -198,7 +199,7 @@ class PredictionFolder:
             self._tiles.append((thumbnail(overlays[0], _TILE), best, source))
             if len(self._tiles) == _PER_SHEET:
                 self._write_sheet()
-        self._write_line({**record(prediction), **files})
+        self._write_line({**json_values(prediction), **files})
 
     def add_error(self, file: Input, error: CamtrainError) -> None:
         """Write the line of a file that could not be read."""
@@ -211,8 +212,8 @@ class PredictionFolder:
         self._file.flush()
 
     def _save(self, picture: Image.Image, folder: str, name: str) -> str:
-        """Save a picture as a JPEG below the output folder; return its path there."""
-        path = self._path(folder, f"{name}.jpg")
+        """Save a picture as a JPEG; return its path relative to the output folder."""
+        path = self._make_path(folder, f"{name}.jpg")
         picture.save(self.path / path, quality=90)
         return path
 
@@ -223,14 +224,14 @@ class PredictionFolder:
         self._save(sheet, "sheets", f"{self._sheet:04d}")
         self._tiles.clear()
 
-    def _path(self, folder: str, name: str) -> str:
-        """The path of a file relative to the output folder; its folder is created."""
+    def _make_path(self, folder: str, name: str) -> str:
+        """Create a subfolder; return the path of a file in it, relative to the output folder."""
         (self.path / folder).mkdir(exist_ok=True)
         return f"{folder}/{name}"
 
 
-def record(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as plain values for JSON; every list is best class first."""
+def json_values(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as plain values for JSON; lists begin with the best class."""
     return {
         "file": prediction.path,
         "size_hw": list(prediction.size_hw),

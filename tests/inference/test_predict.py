@@ -15,7 +15,7 @@ from PIL import Image
 
 import camtrain
 from camtrain import cli
-from camtrain.inference.predict import record
+from camtrain.inference.predict import json_values
 from camtrain.model.camnet import CAMNet
 
 NAMES = ["ant", "bee", "cat, wild", "dog", "eel", "3"]
@@ -101,7 +101,7 @@ def test_every_file_is_predicted_and_the_bad_ones_are_recorded(
     good = [line for line in lines if "error" not in line]
     expected = list(camtrain.load(model)([line["file"] for line in good], batch_size=1))
     for line, prediction in zip(good, expected, strict=True):
-        values = json.loads(json.dumps(record(prediction)))
+        values = json.loads(json.dumps(json_values(prediction)))
         assert {name: line[name] for name in values} == values
         assert line["threshold"] == 0.2
         heat = np.load(output / line["heatmaps"])
@@ -192,7 +192,7 @@ def test_options_are_those_of_the_predictor(
     [usual] = camtrain.load(model)(path)
     assert line["boxes_xyxy"] == [boxes.tolist() for boxes in expected.boxes]
     assert line["scores"] == pytest.approx(expected.scores, abs=1e-6)
-    assert record(expected) != record(usual)
+    assert json_values(expected) != json_values(usual)
 
 
 @pytest.mark.parametrize(
