@@ -1,4 +1,4 @@
-"""``camtrain shards``: a data set is written as a few large tar files."""
+"""``camtrain shards`` writes a data set as a few large tar files."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def write_shards(
     shard_mb: float = 200.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Write the pictures of a data set as shards, and at last their index.
+    """Write the pictures of a data set as shards, and finally their index.
 
     A sample is the file of its picture, byte for byte (a picture without a file becomes a PNG),
     a JSON file with ``path``, ``labels``, ``classes`` and ``boxes_xyxy``, and ``mask.png`` where it
-    has a mask. The pictures of train are shuffled first, so that every shard has a bit of
-    everything. Every picture is decoded once: shards hold no damaged ones. After an error nothing
-    is left of what was written.
+    has a mask. Training pictures are shuffled first, so that every shard holds a mixture of them.
+    Every picture is decoded once, to be sure that it is not damaged. After an error, everything
+    that was written is deleted.
 
     Args:
         sources: All splits.
-        folder: New, or empty.
-        root: The data folder of the pictures.
-        shard_mb: Size of a shard, in 10^6 bytes, about.
-        seed: Of the order of train.
+        folder: A new or empty folder.
+        root: The data folder; pictures in it are named relative to it.
+        shard_mb: Approximate size of a shard, in 10^6 bytes.
+        seed: Seed for the order of the training pictures.
 
     Yields:
         The number of pictures written so far.
@@ -69,7 +69,7 @@ def write_shards(
     labels: list[object] = []
     boxes: list[np.ndarray] = []
     first_rows: dict[Split, int] = {}
-    with _emptied_on_error(folder):
+    with _delete_on_error(folder):
         for split, source in sources.items():
             first_rows[split] = len(paths)
             order = torch.arange(len(source))
@@ -91,7 +91,7 @@ def write_shards(
                     labels.append(np.asarray(picture.label))
                     boxes.append(picture.boxes_xyxy.numpy())
                     yield len(paths)
-        shards, places, mask_places = _places(folder, first_rows, len(paths))
+        shards, places, mask_places = _find_places(folder, first_rows, len(paths))
         labels_array = np.array(labels)
         ShardIndex(
             class_names=next(iter(sources.values())).class_names,
@@ -106,8 +106,8 @@ def write_shards(
 
 
 @contextmanager
-def _emptied_on_error(folder: Path) -> Iterator[None]:
-    """Make a folder; after an error it is empty again, or gone: half a data set is useless."""
+def _delete_on_error(folder: Path) -> Iterator[None]:
+    """Make a folder; after an error, delete its files, and also the folder if it is new."""
     is_new = not folder.exists()
     check_writable(folder, "--to")
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,18 @@ def _emptied_on_error(folder: Path) -> Iterator[None]:
         raise
 
 
-def _places(
+def _find_places(
     folder: Path, first_rows: Mapping[Split, int], count: int
 ) -> tuple[tuple[Shard, ...], np.ndarray, np.ndarray]:
-    """The shards in a folder, and ``places`` and ``mask_places`` of ``ShardIndex`` for N rows.
+    """Read from the shards in a folder where the files of each sample lie.
 
-    A sample's name is its number within the split, whose first sample is that of ``first_rows``.
+    Args:
+        folder: It holds the shards. The name of a sample is its number within its split.
+        first_rows: The row of the first sample of each split.
+        count: N, the number of rows.
+
+    Returns:
+        The shards, and ``places`` and ``mask_places`` of ``ShardIndex``, (N, 2) each.
     """
     shards = []
     places, mask_places = np.zeros((2, count, 2), np.int64)
@@ -148,7 +154,7 @@ def _places(
 def _sample(
     number: int, picture: SourcePicture, name: str, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The files of a sample, as webdataset wants them."""
+    """The files of a sample by suffix, and its name as ``__key__``, for webdataset."""
     path = Path(picture.path)
     if path.is_file():
         suffix, content = path.suffix.lower().removeprefix("."), path.read_bytes()
@@ -170,7 +176,7 @@ def _sample(
 
 
 def _png(image: Tensor) -> bytes:
-    """A lossless file of (C, H, W) uint8 with one or three channels."""
+    """The PNG file of (C, H, W) uint8 with one or three channels."""
     pixels = image.permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
