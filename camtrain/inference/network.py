@@ -117,7 +117,7 @@ class TorchNetwork:
         self.task: Task = net.task
         self.top: int | None = None
         self.refine: Refine = net.refine
-        self._fast_net = _faster(self.net, precision)
+        self._fast_net = _make_faster(self.net, precision)
 
     def class_maps(
         self, images: Tensor, *, top: int | None = None, classes: Tensor | None = None
@@ -140,7 +140,7 @@ class TorchNetwork:
             return run(images, top=top, classes=classes)
 
 
-def _faster(net: CAMNet, precision: Precision) -> CAMNet:
+def _make_faster(net: CAMNet, precision: Precision) -> CAMNet:
     """The network itself, or a copy that computes the same faster.
 
     Batch norms are folded into convolutions. For ``bf16`` the convolutions hold bfloat16, so that
@@ -152,7 +152,7 @@ def _faster(net: CAMNet, precision: Precision) -> CAMNet:
     )
     if precision == "fp32" and not folds:
         return net
-    faster = copy.deepcopy(net, _replaced_by_folding(net.backbone) if folds else {})
+    faster = copy.deepcopy(net, _tensors_replaced_by_folding(net.backbone) if folds else {})
     if folds:
         fold_batch_norms(faster.backbone)
     for part in (faster.backbone, faster.neck) if precision == "bf16" else ():
@@ -185,7 +185,7 @@ def fold_batch_norms(network: nn.Module) -> None:
         traced.set_submodule(norm, nn.Identity())
 
 
-def _replaced_by_folding(network: nn.Module) -> dict[int, Tensor]:
+def _tensors_replaced_by_folding(network: nn.Module) -> dict[int, Tensor]:
     """The tensors that ``fold_batch_norms`` replaces, by id: a copy need not copy them."""
     uses = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     layers = [traced.get_submodule(name) for traced, *pair in _pairs(network) for name in pair]

@@ -69,8 +69,9 @@ class Predictor:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
 
         Args:
-            net: The network; names and preprocessing given here become its own. Or a ``Network``
-                that is ready on its device; of the other arguments it takes a threshold and scores.
+            net: The network; names and preprocessing given here become its own. It may also be a
+                ``Network`` that is ready on its device: then only ``threshold`` and ``scores`` of
+                the other arguments are used.
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
@@ -124,10 +125,10 @@ class Predictor:
         batch_size: int = 8,
         on_error: OnError | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions, one per picture, in order, computed as they are asked for.
+        """The predictions, one per picture, in order; each is computed when it is asked for.
 
-        The pictures of one more batch are read meanwhile, in threads; memory does not grow with
-        their number.
+        Threads read the pictures of the next batch meanwhile. Memory does not grow with the number
+        of pictures.
 
         Args:
             inputs: One or many: paths of pictures, of folders (which stand for the pictures in them
@@ -136,19 +137,20 @@ class Predictor:
                 tensors hold raw pixels, uint8 0..255 or float 0..1. Any sizes.
             top: Classes per picture, best first; min(top, K), by default 5 (or fewer, if an
                 exported file gives fewer).
-            classes: Instead of the best, these, by number or name; they too come best first.
-            threshold: Instead of the predictor's own, in [0, 1).
+            classes: The classes to predict instead of the best ones, as numbers or names; they
+                come best first too.
+            threshold: A threshold in [0, 1) to use instead of the predictor's own.
             method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
             tta: ``flip`` adds the mirrored picture, ``tencrop`` takes ten crops; for two and ten
                 times the time, see ``tta_maps``.
             batch_size: Pictures per forward pass.
-            on_error: Called in turn with an input that cannot be read and its error; that picture
-                is left out. By default the error is raised.
+            on_error: A function that is called with each input that cannot be read, in its turn,
+                and with the error. The picture is left out. By default the error is raised.
 
         Raises:
-            CamtrainTypeError: An input of another type.
-            CamtrainValueError: A picture that cannot be read, or an option that cannot work.
-            CamtrainFileNotFoundError: A path that does not exist.
+            CamtrainTypeError: An input has another type.
+            CamtrainValueError: A picture cannot be read, or an option cannot work.
+            CamtrainFileNotFoundError: A path does not exist.
         """
         if top is not None and classes is not None:
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
@@ -196,15 +198,15 @@ def load(
     """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
 
     Args:
-        path: Its suffix tells which of them the file is.
+        path: The file; its suffix says which kind it is.
         refine: See ``Predictor``; by default as the file says.
         device: Where to compute, see ``TorchNetwork``.
         precision: Of backbone and neck, see ``TorchNetwork``.
 
     Raises:
-        CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: None of them, a bundle of a newer format version, or no such device or
-            precision.
+        CamtrainFileNotFoundError: There is no such file.
+        CamtrainValueError: The file is of another kind or of a newer format version, or there is no
+            such device or precision.
     """
     if Path(path).suffix.lower() in (".onnx", ".pt2"):
         from camtrain.inference.exported import read_exported
@@ -253,7 +255,7 @@ def _predictions(
             # CPU it is done: a network that has all cores to itself is faster than one that shares.
             next_batch = start(pool)
             pairs = zip(pictures, outputs, strict=True)
-            predictions = in_order(pool, settings.prediction, pairs, ahead=count)
+            predictions = map_in_order(pool, settings.prediction, pairs, ahead=count)
             for (item, _), error in zip(batch, errors, strict=True):
                 if error is None:
                     yield next(predictions)
@@ -268,8 +270,8 @@ def _predictions(
 def helper_threads(count: int) -> Iterator[Executor]:
     """A pool of threads that compute on one core each; the caller keeps its number of cores.
 
-    By default torch would use all cores in each of them, and they would mostly wait for one
-    another. On leaving, calls that have not begun are dropped.
+    By default torch would use all cores in each thread, and the threads would mostly wait for each
+    other. When the context ends, calls that have not begun are dropped.
     """
     cores = torch.get_num_threads()
     started = Barrier(count + 1)
@@ -290,7 +292,7 @@ def helper_threads(count: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(
+def map_in_order(
     pool: Executor, function: Callable[[T], R], items: Iterable[T], *, ahead: int
 ) -> Iterator[R]:
     """``map(function, items)`` in a pool; at most ``ahead`` results are computed in advance.

@@ -54,7 +54,7 @@ def boxes_from_heatmap(
         >>> boxes_from_heatmap(heatmap).tolist()
         [[3, 1, 6, 3], [0, 1, 1, 2]]
     """
-    heatmap = _as_one_map(heatmap)
+    heatmap = _check_heatmap(heatmap)
     check_threshold(threshold)
     values = heatmap.detach().cpu().double().numpy()
     if not np.isfinite(values).all():
@@ -66,7 +66,7 @@ def boxes_from_heatmap(
     return torch.from_numpy(boxes_xyxy).to(heatmap.device)
 
 
-def _as_one_map(heatmap: Tensor | NDArray[Any]) -> Tensor:
+def _check_heatmap(heatmap: Tensor | NDArray[Any]) -> Tensor:
     """The heatmap as a tensor; raise CamtrainValueError unless it is a non-empty (H, W)."""
     heatmap = torch.as_tensor(heatmap)
     if heatmap.ndim != 2 or heatmap.numel() == 0:
@@ -176,7 +176,7 @@ def dt_boxes(
         >>> dt_boxes(heatmap).tolist()
         [[20, 10, 30, 20], [10, 40, 15, 10]]
     """
-    heatmap = _as_one_map(heatmap)
+    heatmap = _check_heatmap(heatmap)
     device, heatmap = heatmap.device, heatmap.detach().cpu()
     if heatmap.dtype != torch.uint8:
         if not heatmap.is_floating_point():

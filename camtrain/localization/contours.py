@@ -20,7 +20,7 @@ THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)  # (1000,), parts of a 
 _PER_CALL = 16  # foregrounds; fewer would need more calls, more would not fit into the cache
 
 
-def quantized(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+def quantize(scores: NDArray[np.float64]) -> NDArray[np.uint8]:
     """A score map in [0, 1] as 8-bit levels, truncated."""
     return (scores * 255).astype(np.uint8)
 
@@ -75,7 +75,7 @@ def contour_boxes(scores: NDArray[np.float64]) -> Contours:
         >>> contours.boxes_xyxy.tolist()
         [[30, 10, 50, 30], [35, 15, 40, 20], [0, 0, 0, 0]]
     """
-    levels = quantized(scores)
+    levels = quantize(scores)
     values = np.flatnonzero(_histogram(levels)[1:]) + 1
     extents = _extents(levels, values)
     is_follower = _is_follower(scores, levels, values)

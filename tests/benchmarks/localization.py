@@ -31,7 +31,7 @@ from camtrain import Preprocessing
 from camtrain.data import ImageFolder, PreparedDataset, collate
 from camtrain.localization import MaxBoxAccV2, PxAP
 from camtrain.localization.boxes import inclusive_boxes
-from camtrain.localization.contours import THRESHOLDS, quantized
+from camtrain.localization.contours import THRESHOLDS, quantize
 from camtrain.maps import score_map
 
 Pictures = tuple[Tensor, list[Tensor], Tensor]  # maps, boxes_xyxy, sizes_hw
@@ -127,7 +127,7 @@ def class_maps(shared: Path, stride: int) -> Pictures:
 def measure(name: str, pictures: Pictures) -> None:
     """Hold our hits against those of the loop, then print a line of times."""
     maps, boxes_xyxy, sizes_hw = pictures
-    levels = [quantized(score_map(one)) for one in maps]
+    levels = [quantize(score_map(one)) for one in maps]
     truth = [
         inclusive_boxes(boxes, (height, width)).numpy()
         for boxes, (height, width) in zip(boxes_xyxy, sizes_hw.tolist(), strict=True)

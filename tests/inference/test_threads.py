@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from camtrain.inference.predictor import helper_threads, in_order
+from camtrain.inference.predictor import helper_threads, map_in_order
 
 
 def test_helpers_use_one_core_each_and_the_caller_keeps_its_own() -> None:
@@ -47,7 +47,7 @@ def test_results_come_in_order_and_at_most_so_many_ahead(ahead: int) -> None:
         return number * number
 
     with helper_threads(3) as pool:
-        for number, found in enumerate(in_order(pool, slow, items(), ahead=ahead)):
+        for number, found in enumerate(map_in_order(pool, slow, items(), ahead=ahead)):
             assert found == number * number
             assert len(taken) <= number + ahead
     assert len(taken) == 20
@@ -68,7 +68,7 @@ def test_leaving_drops_what_has_not_begun() -> None:
 
 def test_an_error_reaches_the_caller_in_its_turn() -> None:
     with helper_threads(2) as pool:
-        found = in_order(pool, lambda number: 6 // number, [3, 2, 0, 1], ahead=4)
+        found = map_in_order(pool, lambda number: 6 // number, [3, 2, 0, 1], ahead=4)
         assert [next(found), next(found)] == [2, 3]
         with pytest.raises(ZeroDivisionError):
             next(found)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from camtrain.localization import contours as module
-from camtrain.localization.contours import contour_boxes, levels_of_thresholds, quantized
+from camtrain.localization.contours import contour_boxes, levels_of_thresholds, quantize
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=16)
 PLATEAUS = hnp.arrays(np.float64, SHAPES, elements=st.sampled_from([0, 0.01, 0.3, 0.99, 1]))
@@ -32,7 +32,7 @@ def plain(levels: NDArray[np.uint8], level: int) -> tuple[list[list[int]], int]:
 
 
 def assert_contours_are_those_of_the_plain_loop(scores: NDArray[np.float64]) -> None:
-    levels = quantized(scores)
+    levels = quantize(scores)
     contours = contour_boxes(scores)
     assert contours.values.tolist() == [*sorted({*levels.ravel().tolist()} - {0}), 256]
     ends = np.append(contours.starts[1:], len(contours.boxes_xyxy))
@@ -132,7 +132,7 @@ def test_the_largest_polygon_is_not_the_largest_box() -> None:
 
 
 def test_scores_are_truncated_to_levels() -> None:
-    assert quantized(np.array([0, 0.9999, 1 / 255, 0.5, 1.0])).tolist() == [0, 254, 1, 127, 255]
+    assert quantize(np.array([0, 0.9999, 1 / 255, 0.5, 1.0])).tolist() == [0, 254, 1, 127, 255]
 
 
 def test_thresholds_become_integer_levels_of_the_maximum() -> None:
@@ -146,7 +146,7 @@ def test_contours_are_those_of_the_benchmark_at_every_threshold(shared: Path) ->
     expected = np.load(folder / "expected.npz")
     for index, scores in enumerate(np.load(folder / "inputs.npz")["scoremaps_u16"] / 65535):
         contours = contour_boxes(scores)
-        levels = levels_of_thresholds(int(quantized(scores).max()))
+        levels = levels_of_thresholds(int(quantize(scores).max()))
         foregrounds = np.searchsorted(contours.values, levels, side="right")
         boxes = contours.boxes_xyxy[contours.largest[foregrounds]]
         np.testing.assert_array_equal(boxes, expected["box_0.001"][index])
