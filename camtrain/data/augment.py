@@ -25,16 +25,16 @@ _DrawGeometry = Callable[[tuple[int, int], Preprocessing], CropGeometry]  # of a
 
 def _flip(image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeometry:
     """The geometry of evaluation, mirrored half of the time."""
-    return _mirrored(CropGeometry.whole(image_hw, preprocessing))
+    return _mirror_at_random(CropGeometry.whole(image_hw, preprocessing))
 
 
 def _random_resized_crop(
     image_hw: tuple[int, int], preprocessing: Preprocessing, *, scale: tuple[float, float]
 ) -> CropGeometry:
     """A random part of relative area ``scale``, warped to the size; mirrored half of the time."""
-    crop = _crop_transform(preprocessing.size, scale).make_params([_like(image_hw)])
+    crop = _crop_transform(preprocessing.size, scale).make_params([_empty_picture(image_hw)])
     part = (crop["top"], crop["left"], crop["height"], crop["width"])
-    return _mirrored(CropGeometry(*part, preprocessing.size, (0, 0), preprocessing.size))
+    return _mirror_at_random(CropGeometry(*part, preprocessing.size, (0, 0), preprocessing.size))
 
 
 @cache
@@ -46,15 +46,16 @@ def _paper(image_hw: tuple[int, int], preprocessing: Preprocessing) -> CropGeome
     """A random window of the picture at 8/7 of the size (256 for 224); mirrored as well."""
     height, width = (round(side * 8 / 7) for side in preprocessing.size)
     larger = CropGeometry.whole(image_hw, replace(preprocessing, size=(height, width)))
-    window = v2.RandomCrop(preprocessing.size).make_params([_like((height, width))])
-    return _mirrored(larger.moved(window["top"], window["left"], preprocessing.size))
+    window = v2.RandomCrop(preprocessing.size).make_params([_empty_picture((height, width))])
+    return _mirror_at_random(larger.moved(window["top"], window["left"], preprocessing.size))
 
 
-def _mirrored(geometry: CropGeometry) -> CropGeometry:
+def _mirror_at_random(geometry: CropGeometry) -> CropGeometry:
+    """The geometry, mirrored in half of the cases."""
     return replace(geometry, is_mirrored=bool(torch.rand(1) < 0.5))
 
 
-def _like(image_hw: tuple[int, int]) -> Tensor:
+def _empty_picture(image_hw: tuple[int, int]) -> Tensor:
     """A tensor of the picture's size without pixels, for torchvision to draw numbers for."""
     return torch.empty(1, *image_hw, device="meta")
 

@@ -184,7 +184,7 @@ class PreparedDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         """The sample at ``(epoch, index)`` or ``(epoch, index, draw)``."""
         index = index_of(key)
-        with self._seeded(key):
+        with self._seed_for_sample(key):
             draw = cache(self.augmentation.draw)  # once per picture: decoding may ask for it first
             shrink = (lambda size_hw: draw(size_hw).shrink) if self.reduced else None
             picture = self.picture(index, shrink)
@@ -209,12 +209,12 @@ class PreparedDataset(Dataset[Sample]):
 
     def is_mirrored(self, key: Key) -> bool:
         """Whether the picture at ``(epoch, index)`` is mirrored, without reading it."""
-        with self._seeded(key):
+        with self._seed_for_sample(key):
             return self.augmentation.draw(self.preprocessing.size).is_mirrored
 
     @contextmanager
-    def _seeded(self, key: Key) -> Iterator[None]:
-        """Seed torch's random numbers for one sample meanwhile, and restore them."""
+    def _seed_for_sample(self, key: Key) -> Iterator[None]:
+        """Seed torch's random numbers for one sample in a context, and restore them after it."""
         with torch.random.fork_rng(devices=[]):
             numbers = key if isinstance(key, tuple) else (0, key)
             # not torch.manual_seed, which would seed the GPU's random numbers too

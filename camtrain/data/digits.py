@@ -115,11 +115,11 @@ def _draw(glyphs: _Gray, digit_index: int, draws: npt.NDArray[np.float64]) -> tu
     """A picture, (64, 64), of a digit and its box, from uniform random numbers in [0, 1)."""
     size, row, column, amount = draws[:4].tolist()
     glyph = np.pad(glyphs[digit_index], 1)  # so that strokes end softly
-    digit = _ink(_enlarge(glyph, _between(_DIGIT_SIDE, size) / 8))
+    digit = _ink(_enlarge(glyph, _integer_between(_DIGIT_SIDE, size) / 8))
     box = _place(digit, row, column)
     canvas = np.zeros((CANVAS, CANVAS), np.uint8)
     canvas[_window(box)] = digit
-    remaining_count = _between(_CLUTTER_COUNT, amount)
+    remaining_count = _integer_between(_CLUTTER_COUNT, amount)
     for clutter in draws[4:].reshape(_CLUTTER_TRIES, 6).tolist():
         patch = _clutter(glyphs, clutter[:4])
         place = _place(patch, *clutter[4:])
@@ -158,7 +158,7 @@ def _clutter(glyphs: _Gray, draws: list[float]) -> _Gray:
     pixels = 3 + int(size * 2)
     top, left = (int(draw * (9 - pixels)) for draw in (y, x))
     patch = glyphs[int(which * len(glyphs)), top : top + pixels, left : left + pixels]
-    return _enlarge(patch, _between(_CLUTTER_SIDE, (size * 2) % 1) / 8)
+    return _enlarge(patch, _integer_between(_CLUTTER_SIDE, (size * 2) % 1) / 8)
 
 
 def _enlarge(glyph: _Gray, factor: float) -> _Gray:
@@ -175,6 +175,6 @@ def _ink(digit: _Gray) -> _Gray:
     return digit[window] * visible[window]
 
 
-def _between(limits: tuple[int, int], draw: float) -> int:
-    """An integer from both limits inclusive."""
+def _integer_between(limits: tuple[int, int], draw: float) -> int:
+    """The integer between both limits, inclusive, that ``draw`` in [0, 1) stands for."""
     return limits[0] + int(draw * (limits[1] - limits[0] + 1))

@@ -178,7 +178,7 @@ class ResumableLoader(DataLoader[T]):
                 self._batches_done += 1
                 yield batch
         except CamtrainError as error:
-            raise _as_raised(error) from None
+            raise _original_error(error) from None
 
     def state_dict(self) -> dict[str, int | bool]:
         """Epoch and number of the batches given, and what the batches depend on; plain values."""
@@ -221,7 +221,7 @@ class ResumableLoader(DataLoader[T]):
         }
 
 
-def _as_raised(error: CamtrainError) -> CamtrainError:
+def _original_error(error: CamtrainError) -> CamtrainError:
     """The error without the worker's traceback, which torch puts into its text."""
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     text = str(error)

@@ -86,10 +86,10 @@ class CropGeometry:
         top, left = self.top // factor, self.left // factor
         height, width = self.height / factor, self.width / factor  # perhaps not whole pixels
         part = image[:, top : top + math.ceil(height), left : left + math.ceil(width)]
-        part = _without_gaps(part)
+        part = _contiguous(part)
         if factor == 1:
             size = list(self.resized_hw)
-            return self._laid(TF.resize(part, size, interpolation=interpolation), fill)
+            return self._place_in_input(TF.resize(part, size, interpolation=interpolation), fill)
         # a little more, so that rounding down gives the size and not one less
         scales = [(self.resized_hw[0] + 1e-4) / height, (self.resized_hw[1] + 1e-4) / width]
         resized = F.interpolate(
@@ -99,7 +99,7 @@ class CropGeometry:
             antialias=True,
             recompute_scale_factor=False,  # the scale is exact where the last pixel is not whole
         )[0]
-        return self._laid(resized, fill)
+        return self._place_in_input(resized, fill)
 
     def boxes(self, boxes_xyxy: Tensor) -> Tensor:
         """Boxes of the picture in pixels of the input, (n, 4) -> (m, 4) float32, half-open.
@@ -120,7 +120,7 @@ class CropGeometry:
         boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
         return boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)]
 
-    def _laid(self, resized: Tensor, fill: Sequence[float]) -> Tensor:
+    def _place_in_input(self, resized: Tensor, fill: Sequence[float]) -> Tensor:
         """The input: the resized part, cropped or padded, and mirrored."""
         image = resized.contiguous()
         (y, x), (height, width) = self.offset_yx, self.size_hw
@@ -147,7 +147,7 @@ def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
     return boxes_xyxy * scale + offset
 
 
-def _without_gaps(image: Tensor) -> Tensor:
+def _contiguous(image: Tensor) -> Tensor:
     """The same picture; a part of a channels-last picture is copied, so that torch keeps the order.
 
     torch would otherwise take it apart by colours and put it together again.
@@ -197,7 +197,7 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         The same shape, float32.
     """
-    image = _reordered(image, preprocessing)
+    image = _reorder_channels(image, preprocessing)
     mean, std = (_columns(v, image.device) for v in (preprocessing.mean, preprocessing.std))
     if image.dtype != torch.uint8:
         return image.to(torch.float32).sub(mean).div_(std)
@@ -207,7 +207,7 @@ def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 def to_pixels(normalized: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The inverse of ``normalize``: (..., C, h, w) float -> uint8, colours in the order RGB."""
     mean, std = (_columns(v, normalized.device) for v in (preprocessing.mean, preprocessing.std))
-    pixels = _reordered(normalized * std + mean, preprocessing)
+    pixels = _reorder_channels(normalized * std + mean, preprocessing)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -222,13 +222,15 @@ def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)[:, None, None]
 
 
-def _reordered(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+def _reorder_channels(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """A picture (..., C, h, w) from RGB to the network's order of channels, or back."""
     return image.flip(-3) if preprocessing.channel_order == "bgr" else image
 
 
 def fill_colour(preprocessing: Preprocessing, dtype: torch.dtype) -> list[float]:
     """The mean of a picture, per channel, in units of ``dtype``; normalized it is nearly 0."""
-    mean = _reordered(torch.tensor(preprocessing.mean)[:, None, None], preprocessing).flatten()
+    mean = _reorder_channels(
+        torch.tensor(preprocessing.mean)[:, None, None], preprocessing
+    ).flatten()
     colour = mean if dtype.is_floating_point else (mean * 255).round()
     return colour.tolist()

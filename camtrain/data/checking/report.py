@@ -106,12 +106,12 @@ def find(splits: Mapping[Split, CheckedSplit], *, tiny: int) -> Iterator[Finding
         tiny: Pixels of the shorter side below which a picture is reported.
     """
     for name, split in splits.items():
-        for finding in (*_of_pictures(split, tiny), *_of_classes(split)):
+        for finding in (*_picture_findings(split, tiny), *_class_findings(split)):
             yield finding._replace(split=name)
     yield from _same_pixels(splits)
 
 
-def _of_pictures(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
+def _picture_findings(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
     """Findings about single pictures."""
     formats = Image.registered_extensions()
     for path, record in zip(split.paths, split.records, strict=True):
@@ -130,7 +130,7 @@ def _of_pictures(split: CheckedSplit, tiny: int) -> Iterator[Finding]:
             yield Finding("suffix", (path,), f"the content is {content}")
 
 
-def _of_classes(split: CheckedSplit) -> Iterator[Finding]:
+def _class_findings(split: CheckedSplit) -> Iterator[Finding]:
     """Findings about missing classes, and about missing boxes where others have some."""
     counts: Counter[int] = Counter()
     with_boxes: Counter[int] = Counter()

@@ -39,7 +39,7 @@ def cub_listing(root: Path) -> Listing:
         paths=PathList.of(paths),
         labels=np.array(numbers, np.int64),
         splits=np.array([splits[sides[key].integer(1, below=2)] for key in images], np.int8),
-        class_names=tuple(_readable(line.fields[1]) for line in classes),
+        class_names=tuple(_readable_name(line.fields[1]) for line in classes),
         has_class_list=True,
         boxes=BoxTable(len(paths), range(len(paths)), boxes_xyxy),
     )
@@ -61,7 +61,7 @@ def _lines(
     return lines
 
 
-def _readable(name: str) -> str:
+def _readable_name(name: str) -> str:
     """``001.Black_footed_Albatross`` as people write it: Black footed Albatross."""
     number, _, words = name.partition(".")
     return (words if number.isdecimal() and words else name).replace("_", " ")

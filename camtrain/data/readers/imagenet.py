@@ -82,7 +82,7 @@ def imagenet_listing(root: Path) -> Listing:
         paths=tree.paths,
         labels=labels,
         splits=np.repeat(splits, tree.counts),
-        class_names=tuple(wnids) if words is None else _readable(words),
+        class_names=tuple(wnids) if words is None else _readable_names(words),
         has_class_list=words is not None,
     )
     return replace(listing, boxes=_boxes(listing, wnids, has_xml=tree.has_xml))
@@ -160,7 +160,7 @@ def _read_words(root: Path) -> dict[str, str] | None:
     return dict(sorted(_devkit_classes(meta).values())) if meta else None
 
 
-def _readable(words: Mapping[str, str]) -> tuple[str, ...]:
+def _readable_names(words: Mapping[str, str]) -> tuple[str, ...]:
     """The first word of each class, with the WNID where two would be called the same."""
     short = {wnid: text.split(",")[0].strip() for wnid, text in words.items()}
     counts = Counter(short.values())
@@ -188,7 +188,7 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
     if (root / _SOLUTION).is_file():
         return {name: wnid for name, (wnid, _) in _read_solution(root / _SOLUTION).items()}
     if labels := _first_file(root, _LABELS):
-        return _numbered(labels, wnids, is_whole)
+        return _read_numbers(labels, wnids, is_whole)
     if synsets := _first_file(root, _SYNSETS):
         ordered = [_wnid(line) for line in lines_of(synsets, "wnid")]
     elif truth := _first_file(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
@@ -237,8 +237,11 @@ def _read_solution(file: Path) -> dict[str, tuple[str, list[list[int]]]]:
     return solution
 
 
-def _numbered(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
-    """The WNIDs of a list of lines ``NAME.JPEG 65`` (place in ``wnids``) or ``NAME.JPEG WNID``."""
+def _read_numbers(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
+    """The WNID of each picture from a file of lines ``NAME.JPEG 65`` or ``NAME.JPEG WNID``.
+
+    A number is a position in ``wnids``.
+    """
     classes, largest = {}, -1
     for line in lines_of(file, "picture label"):
         name = _stem(line.fields[0])

@@ -154,14 +154,14 @@ def _mask(root: Path, files: Mapping[int, tuple[Sequence[str], str]], row: int) 
     if row not in files:
         return None
     names, ignore = files[row]
-    mask = np.logical_or.reduce(_of_one_size(root, names)).astype(np.uint8)
+    mask = np.logical_or.reduce(_read_masks(root, names)).astype(np.uint8)
     if ignore:
-        *_, is_unknown = _of_one_size(root, [names[0], ignore])
+        *_, is_unknown = _read_masks(root, [names[0], ignore])
         mask[is_unknown & (mask == 0)] = _UNKNOWN
     return torch.from_numpy(mask)
 
 
-def _of_one_size(root: Path, names: Sequence[str]) -> list[NDArray[np.bool_]]:
+def _read_masks(root: Path, names: Sequence[str]) -> list[NDArray[np.bool_]]:
     """The masks in some files; raises if their sizes differ."""
     masks = [read_mask(root / name) for name in names]
     if len({mask.shape for mask in masks}) > 1:

@@ -133,7 +133,7 @@ class Store:
         """The content of a small file, which is not kept in the cache."""
         place = f"{self.root}/{name}"
         try:
-            with _opened(place) as file:
+            with _open(place) as file:
                 return file.read()
         except OSError as error:
             raise CamtrainFileNotFoundError(
@@ -145,7 +145,7 @@ class Store:
         """``count`` bytes of a shard, from byte ``start`` on."""
         place = f"{self.root}/{shard.file}"
         try:
-            with self._fetched(place, shard.file) if self.is_url else _opened(place) as file:
+            with self._open_cached(place, shard.file) if self.is_url else _open(place) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size == shard.bytes:
                     file.seek(start)
@@ -162,10 +162,10 @@ class Store:
             "the shards again with camtrain shards."
         )
 
-    def _fetched(self, url: str, name: str) -> IO[bytes]:
-        """The shard in the cache; one process fetches it while the others wait for it."""
+    def _open_cached(self, url: str, name: str) -> IO[bytes]:
+        """Open a shard in the cache; one process downloads it while the others wait."""
         try:
-            return _opened(str(self.cache / name))
+            return _open(str(self.cache / name))
         except FileNotFoundError:
             pass  # it is fetched below
         cache = webdataset("cache").FileCache(
@@ -174,20 +174,21 @@ class Store:
             cache_size=self.cache_bytes,
             cache_cleanup_interval=0,
         )
-        with _locked(self.cache.with_name(f"{self.cache.name}.locks") / name):
+        with _lock(self.cache.with_name(f"{self.cache.name}.locks") / name):
             try:
-                return _opened(cache.get_file(url))
+                return _open(cache.get_file(url))
             except FileNotFoundError:  # another process has just made room
-                return _opened(cache.get_file(url))
+                return _open(cache.get_file(url))
 
 
-def _opened(path: str) -> IO[bytes]:
+def _open(path: str) -> IO[bytes]:
     file: IO[bytes] = webdataset("gopen").gopen(path)
     return file
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file."""
     import fcntl  # there is none on Windows, where URLs cannot be read then
 
     path.parent.mkdir(parents=True, exist_ok=True)
