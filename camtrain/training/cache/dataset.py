@@ -25,13 +25,13 @@ _NO_MASK = torch.zeros(0, 0, dtype=torch.uint8)
 
 
 class FeatureDataset(Dataset[Sample]):
-    """What the frozen backbone computed of every picture; it is used like a ``PreparedDataset``.
+    """The output of the frozen backbone for every picture, used like a ``PreparedDataset``.
 
     Args:
         pictures: The data set that it replaces.
         arrays: ``kept`` (N,), which pictures could be read; ``vectors`` (N, V, C) float32, ``maps``
             (M, V, C, h, w) or both; V is 2 if there are mirror images, else 1.
-        mapped: The places in ``pictures`` of the M maps.
+        places_with_maps: The places in ``pictures`` of the M maps.
         annotations: Samples without pixels by place, as far as they have been read.
         is_bfloat16: Whether the int16 numbers of ``maps`` are bfloat16, which NumPy lacks.
         for_training: True: samples are mirrored as those of ``pictures``, and know only their
@@ -43,7 +43,7 @@ class FeatureDataset(Dataset[Sample]):
         pictures: PreparedDataset,
         arrays: Arrays,
         *,
-        mapped: Sequence[int] = (),
+        places_with_maps: Sequence[int] = (),
         annotations: Mapping[int, Sample] | None = None,
         is_bfloat16: bool = False,
         for_training: bool,
@@ -53,7 +53,7 @@ class FeatureDataset(Dataset[Sample]):
         self._is_readable = arrays["kept"]
         self._vectors = arrays.get("vectors")
         self._maps = arrays.get("maps")
-        self._row_of = {index: row for row, index in enumerate(mapped)}
+        self._row_of = {index: row for row, index in enumerate(places_with_maps)}
         self._is_bfloat16 = is_bfloat16
         self._for_training = for_training
         features = arrays["maps"] if self._vectors is None else self._vectors
@@ -78,7 +78,7 @@ class FeatureDataset(Dataset[Sample]):
                 "can be now; begin the training again."
             )
         if not self._for_training:
-            return replace(self._annotated(index), image=self.features(index))
+            return replace(self._sample_without_pixels(index), image=self.features(index))
         # The pictures' own augmentation decides, so features and pictures are mirrored in the same
         # epochs.
         view = int(self._has_mirrors and self.pictures.is_mirrored(key))
@@ -100,7 +100,7 @@ class FeatureDataset(Dataset[Sample]):
     def features(self, index: int, view: int = 0) -> Tensor:
         """The feature map of a picture, (C, h, w), or its pooled vector, (C, 1, 1).
 
-        If other pictures have maps, the vector becomes a constant map, whose mean it is.
+        If other pictures have maps, the vector is spread over a constant map.
         """
         row = self._row_of.get(index)
         if row is not None:
@@ -118,8 +118,8 @@ class FeatureDataset(Dataset[Sample]):
         places = np.flatnonzero(self._is_readable).repeat(self._vectors.shape[1]).tolist()
         return torch.from_numpy(self._vectors[self._is_readable].reshape(-1, channels)), places
 
-    def _annotated(self, index: int) -> Sample:
-        """The sample of a picture without its pixels; read only once, unless it has a mask."""
+    def _sample_without_pixels(self, index: int) -> Sample:
+        """The sample of a picture without pixels; it is read only once, unless it has a mask."""
         if index not in self._annotations:
             sample = replace(self.pictures[index], image=torch.zeros(0))
             if sample.mask.numel():  # masks are as large as their pictures: too large to keep all

@@ -70,7 +70,7 @@ def cached_split(
     return FeatureDataset(
         pictures,
         arrays,
-        mapped=plan.mapped,
+        places_with_maps=plan.places_with_maps,
         annotations=plan.annotations,
         is_bfloat16=about["dtype"] == "bfloat16",
         for_training=plan.is_train,
@@ -103,7 +103,7 @@ def _key(plan: Plan) -> str:
         "pictures": store.hash_of_pictures(plan.pictures.source) if trainer.is_global_zero else "",
         "indices": plan.pictures.indices,
         "views": plan.views,
-        "mapped": plan.mapped,
+        "mapped": plan.places_with_maps,
         "refine": None if refining is None else refining.description.refinement,
         "pool": plan.net.pool if plan.has_vectors else None,
         "precision": str(trainer.precision) if plan.is_train else "32-true",
@@ -153,16 +153,16 @@ def _write(arrays: store.WritableArrays, batch: Batch, dtype: torch.dtype, plan:
         return True
     indices = batch.indices.tolist()
     arrays["kept"][indices] = True
-    mapped = [place for place, index in enumerate(indices) if index in plan.row_of]
-    rows = [plan.row_of[indices[place]] for place in mapped]
+    with_maps = [place for place, index in enumerate(indices) if index in plan.row_of]
+    rows = [plan.row_of[indices[place]] for place in with_maps]
     images = batch.images.to(plan.trainer.lightning_module.device)
     for view in range(plan.views):
         features = plan.features(images.flip(-1) if view else images)
         if plan.has_vectors:
             vectors = pool_maps(features.float(), plan.net.pool)
             arrays["vectors"][indices, view] = vectors.cpu().numpy()
-        if mapped:
-            maps = features[mapped]
+        if with_maps:
+            maps = features[with_maps]
             packed = 0 if plan.refining_net is None else plan.refining_net.vector_channels
             if dtype == torch.float16 and not fits_float16(maps[:, : maps.shape[1] - packed]):
                 return False

@@ -136,7 +136,7 @@ class Plan:
         shape: (C, h, w) of a feature map.
         dtype: The type in which the backbone computes.
         has_vectors: Whether the pooled vectors of all pictures are cached.
-        mapped: The places of the pictures whose feature maps are cached.
+        places_with_maps: The places of the pictures whose feature maps are cached.
         annotations: Samples without pixels by place, as far as planning has read them.
     """
 
@@ -166,14 +166,14 @@ class Plan:
         )
         if self.is_train and self.refining_net is not None:  # a teacher compares maps
             self.has_vectors = False
-        self.mapped: list[int] = []
+        self.places_with_maps: list[int] = []
         self.annotations: dict[int, Sample] = {}
         if not self.has_vectors:
-            self.mapped = list(range(len(pictures)))
+            self.places_with_maps = list(range(len(pictures)))
         elif not self.is_train:
             if trainer.is_global_zero:
                 self._read_annotations()
-            self.mapped = trainer.strategy.broadcast(self.mapped)
+            self.places_with_maps = trainer.strategy.broadcast(self.places_with_maps)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class Plan:
     @cached_property
     def row_of(self) -> dict[int, int]:
         """The row in the array of maps, by the place of the picture."""
-        return {place: row for row, place in enumerate(self.mapped)}
+        return {place: row for row, place in enumerate(self.places_with_maps)}
 
     def specs(self, dtype: torch.dtype) -> dict[str, ArraySpec]:
         """The arrays by name, with maps of type ``dtype``; int16 stands for bfloat16 in NumPy."""
@@ -205,9 +205,11 @@ class Plan:
         if self.has_vectors:
             shape = (len(self.pictures), self.views, self.shape[0])
             specs["vectors"] = ArraySpec(shape, "float32")
-        if self.mapped:
+        if self.places_with_maps:
             map_type = "int16" if dtype == torch.bfloat16 else "float16"
-            specs["maps"] = ArraySpec((len(self.mapped), self.views, *self.shape), map_type)
+            specs["maps"] = ArraySpec(
+                (len(self.places_with_maps), self.views, *self.shape), map_type
+            )
         return specs
 
     @property
@@ -231,8 +233,8 @@ class Plan:
             factors += [f"{channels} channels", *map(str, map_hw)]
             terms.append(" x ".join([*factors, f"{4 if spec.dtype == 'float32' else 2} bytes"]))
         return (
-            f"Feature cache of {self.split}: {' + '.join(terms)} = {as_size(self.nbytes)} in "
-            f"{root}, {as_size(free_bytes(root))} free"
+            f"Feature cache of {self.split}: {' + '.join(terms)} = {format_bytes(self.nbytes)} in "
+            f"{root}, {format_bytes(free_bytes(root))} free"
         )
 
     def refusal(self, root: Path) -> str | None:
@@ -250,9 +252,9 @@ class Plan:
         if needed <= free * (0.95 if required else 0.5):
             return None
         message = (
-            f"The feature cache of {self.split} takes {as_size(needed)}, and the disk of {root} "
-            f"has {as_size(free)} free; give --data.cache_dir on a larger disk, make the maps "
-            "smaller (--data.size, --model.stride), or give --data.cache_features false."
+            f"The feature cache of {self.split} takes {format_bytes(needed)}, and the disk of "
+            f"{root} has {format_bytes(free)} free; give --data.cache_dir on a larger disk, make "
+            "the maps smaller (--data.size, --model.stride), or give --data.cache_features false."
         )
         if required:
             raise CamtrainValueError(message)
@@ -269,16 +271,16 @@ class Plan:
             )
             for sample, has_mask in (entry for batch in loader for entry in batch):
                 if has_mask or len(sample.boxes_xyxy):
-                    self.mapped.append(sample.index)
+                    self.places_with_maps.append(sample.index)
                 if not has_mask:
                     self.annotations[sample.index] = sample
 
 
-def as_size(nbytes: int) -> str:
+def format_bytes(nbytes: int) -> str:
     """A number of bytes in decimal units.
 
     Example:
-        >>> as_size(900), as_size(66_200_000), as_size(2_100_000_000)
+        >>> format_bytes(900), format_bytes(66_200_000), format_bytes(2_100_000_000)
         ('0.0 MB', '66.2 MB', '2.1 GB')
     """
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

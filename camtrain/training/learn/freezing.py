@@ -54,7 +54,7 @@ class Freezing(Callback):
     def __init__(self, net: CAMNet, hparams: Mapping[str, Any]) -> None:
         freeze_until = hparams["freeze_until"]
         self.unfreeze_at_epoch: int | None = hparams["unfreeze_at_epoch"]
-        _check(hparams["freeze_backbone"], freeze_until, self.unfreeze_at_epoch)
+        _check_settings(hparams["freeze_backbone"], freeze_until, self.unfreeze_at_epoch)
         self.part = FrozenPart()
         if hparams["freeze_backbone"]:
             self.part = FrozenPart((net.backbone,), tuple(net.backbone.parameters()))
@@ -64,7 +64,7 @@ class Freezing(Callback):
         self.apply(epoch=0)
 
     def apply(self, epoch: int) -> bool:
-        """Freeze or unfreeze for an epoch, counted from 0; returns whether anything changed."""
+        """Freeze or unfreeze for an epoch, counted from 0; return whether anything changed."""
         is_frozen = bool(self.part.parameters) and (
             self.unfreeze_at_epoch is None or epoch < self.unfreeze_at_epoch
         )
@@ -107,17 +107,17 @@ def part_until(net: CAMNet, layer: str) -> FrozenPart:
     probed = probe(backbone, len(preprocessing.mean), preprocessing.size)
     uses = {name: number for number, name in enumerate(probed.weights)}  # in order of first use
     calls = {called.name: number for number, called in enumerate(probed.layers)}
-    last_call = _last(f"{_TRUNK}{layer}", calls)
-    last_use = _last(f"{_TRUNK}{layer}", uses)
+    last_call = _last_number(f"{_TRUNK}{layer}", calls)
+    last_use = _last_number(f"{_TRUNK}{layer}", uses)
     if last_use < 0:  # it has no weights: those of the layers before it count
         before = [name for name, number in calls.items() if number <= last_call]
-        last_use = max((_last(name, uses) for name in before), default=-1)
+        last_use = max((_last_number(name, uses) for name in before), default=-1)
     if last_use < 0:
-        raise _unknown(layer, backbone, probed)
+        raise _unknown_layer_error(layer, backbone, probed)
 
     names: list[str] = []  # of the outermost frozen modules
     for name, _ in backbone.named_modules():
-        use = _last(name, uses)
+        use = _last_number(name, uses)
         is_frozen = use <= last_use if use >= 0 else calls.get(name, last_call + 1) <= last_call
         if is_frozen and not any(_is_under(name, outer) for outer in names):
             names.append(name)
@@ -143,12 +143,14 @@ def _is_under(name: str, outer: str) -> bool:
     return outer == "" or is_inside(name, outer)
 
 
-def _last(outer: str, numbers: dict[str, int]) -> int:
+def _last_number(outer: str, numbers: dict[str, int]) -> int:
     """The largest number of the names under ``outer``; -1 if there are none."""
     return max((number for name, number in numbers.items() if _is_under(name, outer)), default=-1)
 
 
-def _check(freeze_backbone: bool, freeze_until: str | None, unfreeze_at_epoch: int | None) -> None:
+def _check_settings(
+    freeze_backbone: bool, freeze_until: str | None, unfreeze_at_epoch: int | None
+) -> None:
     if freeze_backbone and freeze_until is not None:
         raise CamtrainValueError(
             f"freeze_backbone freezes more than freeze_until={freeze_until!r}; give one of them."
@@ -169,7 +171,8 @@ def _check(freeze_backbone: bool, freeze_until: str | None, unfreeze_at_epoch: i
         )
 
 
-def _unknown(layer: str, backbone: nn.Module, probed: Probe) -> CamtrainValueError:
+def _unknown_layer_error(layer: str, backbone: nn.Module, probed: Probe) -> CamtrainValueError:
+    """The error for a layer that the backbone does not have."""
     layers = [called.name.removeprefix(_TRUNK) for called in probed.layers]
     blocks = dict.fromkeys(block_of(name) for name in layers)
     every = [name.removeprefix(_TRUNK) for name, _ in backbone.named_modules() if name]

@@ -29,7 +29,7 @@ from camtrain.training.run.loggers import (
     make_loggers,
     upload_bundle,
 )
-from camtrain.training.run.results import print_header, print_written, write_scores
+from camtrain.training.run.results import print_header, print_run_files, write_scores
 from camtrain.training.run.resume import (
     as_plain,
     check_same_network,
@@ -309,7 +309,7 @@ def _conclude_run(
         description = read_safetensors_description(run.bundle)
         scores = {**(description.scores if description else {}), **test}
         upload_bundle(trainer.loggers, run.bundle, scores)
-    print_written(run, trainer)
+    print_run_files(run, trainer)
     finish_loggers(trainer.loggers)
     bundle, best, last = (p if p.is_file() else None for p in (run.bundle, run.best, run.last))
     epoch = None if writer.best is None else int(writer.best["epoch"])

@@ -185,15 +185,15 @@ class _Worker(threading.Thread):
 def enqueue_call(logger: WandbLogger, call: Callable[[], object]) -> None:
     """Make a call that uses a W&B run, after all earlier ones: at once, or in the run's thread."""
 
-    def guarded() -> None:
+    def call_safely() -> None:
         with errors_as_warnings(logger):
             call()
 
     worker = getattr(logger, "_worker", None)
     if worker is None:
-        guarded()
+        call_safely()
     else:
-        worker.calls.put(guarded)
+        worker.calls.put(call_safely)
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def start_wandb(
     """
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")  # `print_written` says once where the run is
+    os.environ.setdefault("WANDB_SILENT", "true")  # `print_run_files` says once where the run is
     if os.environ.get(_DATA_DIR) in _data_dirs:
         # Files that wait for their upload stay with the run, not in the user's home.
         _data_dirs.add(str(folder.absolute() / "wandb" / "data"))

@@ -50,8 +50,8 @@ def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer)
     )
 
 
-def print_written(folder: RunFolder, trainer: Trainer) -> None:
-    """Print where everything was written, and how to continue a run that was stopped."""
+def print_run_files(folder: RunFolder, trainer: Trainer) -> None:
+    """Print the paths of all files of a run, and how to continue a run that was stopped."""
     if not trainer.is_global_zero:
         return
     paths = {
@@ -151,7 +151,7 @@ class MapWriter(Callback):
     """
 
     def __init__(self, folder: Path, *, root: str | Path | None) -> None:
-        """Nothing is written before the evaluation begins.
+        """Take the folder; the files are written when the evaluation begins.
 
         Args:
             folder: The folder to write; an earlier evaluation in it is deleted.

@@ -100,11 +100,11 @@ def check_same_settings(
     """
     writer = checkpoint["callbacks"].get("RunWriter", {})
     stored = {
-        **_named("model", checkpoint.get("hyper_parameters", {})),
-        **_named("data", checkpoint.get("datamodule_hyper_parameters", {})),
+        **_with_prefix("model", checkpoint.get("hyper_parameters", {})),
+        **_with_prefix("data", checkpoint.get("datamodule_hyper_parameters", {})),
         "monitor": writer.get("monitor", monitor),
     }
-    current = {**_named("model", model), **_named("data", data), "monitor": monitor}
+    current = {**_with_prefix("model", model), **_with_prefix("data", data), "monitor": monitor}
     set_by_training = {"model.lr"} if model.get("find_lr") else set()
     changed = [
         f"{name} was {stored[name]!r}, got {current[name]!r}"
@@ -126,7 +126,8 @@ def check_same_settings(
         )
 
 
-def _named(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _with_prefix(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings sorted by name, with ``part.`` before each name."""
     return {f"{part}.{name}": settings[name] for name in sorted(settings)}
 
 
@@ -157,7 +158,7 @@ def check_same_network(module: CAMModule, checkpoint: Mapping[str, Any]) -> None
 
 
 def _fixed_parts(description: Description, teacher: str | None) -> dict[str, object]:
-    """What must stay the same when a training is continued, by the names that messages use."""
+    """The values that a continued training must not change, by the names that messages use."""
     return {
         "network": description.architecture,
         "classes": list(description.class_names or ()),

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
-from camtrain.training.run.results import print_written
+from camtrain.training.run.results import print_run_files
 
 _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
@@ -98,7 +98,7 @@ def ending_cleanly(
         if not trainer.interrupted:
             raise
         if run is not None:
-            print_written(run, trainer)
+            print_run_files(run, trainer)
         finish_loggers(trainer.loggers)
         if signals.received == SIGTERM:
             sys.exit(128 + SIGTERM)

@@ -32,8 +32,9 @@ _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 class RunWriter(Checkpoint):
     """Writes ``last.ckpt``, and from it ``metrics.csv``, ``best.ckpt`` and the bundle.
 
-    At the end of an epoch ``last.ckpt`` is written first and holds everything, scores included;
-    the other files are derived from it. A run killed in between derives them when it is continued.
+    At the end of an epoch ``last.ckpt`` is written first and holds everything, also the scores; the
+    other files are derived from it. If a run is killed in between, they are derived when it is
+    continued.
     Within an epoch ``last.ckpt`` is written from time to time, and when the training has to stop:
     after a whole optimizer step, or before a validation (then no other callback has exchanged the
     weights yet, as an average of them does).
@@ -68,7 +69,7 @@ class RunWriter(Checkpoint):
         self._saved_at = time.monotonic()
         self._has_validated = False
         self._is_epoch_end = False  # whether the checkpoint is that of a whole epoch
-        self._loaded: dict[str, Any] = {}
+        self._stored_run: dict[str, Any] = {}
         self._random: dict[str, Any] | None = None  # to be restored before the next batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,8 +113,8 @@ class RunWriter(Checkpoint):
         """Restore what ``on_save_checkpoint`` has added."""
         if getattr(pl_module, "is_trying_rates", False):  # a search for a learning rate rewinds
             return
-        self._loaded = checkpoint.get("run", {})
-        states = self._loaded.get("random", [])
+        self._stored_run = checkpoint.get("run", {})
+        states = self._stored_run.get("random", [])
         self._random = states[trainer.global_rank] if len(states) == trainer.world_size else None
         state = checkpoint["callbacks"].get(self.state_key, {})
         if state.get("is_epoch_end") and trainer.max_steps != -1:
@@ -137,7 +138,7 @@ class RunWriter(Checkpoint):
         if trainer.ckpt_path is None:
             return
         stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
-        if self._loaded.get("has_stopped") and any(stoppers):
+        if self._stored_run.get("has_stopped") and any(stoppers):
             trainer.should_stop = True
         if trainer.is_global_zero:
             self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ class RunWriter(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write settings and splits; from now on, signals stop the training at whole steps only."""
-        check_same_steps(self._loaded.get("steps_per_epoch"), _steps_per_epoch(trainer))
+        check_same_steps(self._stored_run.get("steps_per_epoch"), _steps_per_epoch(trainer))
         if trainer.is_global_zero:
             self._write_config()  # a continued run's is replaced once the settings are checked
         data = getattr(trainer, "datamodule", None)
@@ -158,8 +159,8 @@ class RunWriter(Checkpoint):
             # Where steps are counted, Lightning takes every start from a checkpoint for one in the
             # middle of an epoch.
             trainer.fit_loop.epoch_loop.restarting = False
-        if "steps" in self._loaded:
-            follow_new_schedule(trainer, self._loaded["steps"])
+        if "steps" in self._stored_run:
+            follow_new_schedule(trainer, self._stored_run["steps"])
         self.signals.install_handlers()
         self.signals.is_training = True
 

@@ -72,7 +72,7 @@ class Mistakes:
             picture_features = None if features is None else features[row].detach().cpu()
             confidence, label = confidences[row].item(), labels[row].cpu()
             self._worst.append(Mistake(confidence, index, label, image, picture_features))
-        self._worst = _sorted(self._worst)[: self.count]
+        self._worst = _sort_mistakes(self._worst)[: self.count]
 
     def of_all_processes(self, trainer: Trainer) -> list[Mistake]:
         """The mistakes of all processes, worst first; call in every process."""
@@ -80,8 +80,9 @@ class Mistakes:
         if trainer.world_size > 1:
             gathered = [[]] * trainer.world_size
             torch.distributed.all_gather_object(gathered, self._worst)
-        return _sorted([mistake for worst in gathered for mistake in worst])[: self.count]
+        return _sort_mistakes([mistake for worst in gathered for mistake in worst])[: self.count]
 
 
-def _sorted(mistakes: list[Mistake]) -> list[Mistake]:
+def _sort_mistakes(mistakes: list[Mistake]) -> list[Mistake]:
+    """The mistakes, the most confident first."""
     return sorted(mistakes, key=lambda mistake: (-mistake.confidence, mistake.index))

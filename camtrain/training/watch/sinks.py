@@ -135,7 +135,7 @@ class WandbSink:
             overlays = _overlays(snapshot, snapshot.results)
             rows = [snapshot.rows[result] for result in snapshot.results]
             if not self._images:
-                tiles = _of_one_size([row.picture_tile for row in rows])
+                tiles = _pad_to_one_size([row.picture_tile for row in rows])
                 self._images = [_image(tile) for tile in tiles]
             lines = [
                 [
@@ -199,7 +199,7 @@ def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list
     # W&B keeps the names of a key's boxes once, so each picture has to bring them all.
     names = {label: snapshot.names[label] for label in labels if label is not None}
     images = []
-    for tile, row, label in zip(_of_one_size(tiles), rows, labels, strict=True):
+    for tile, row, label in zip(_pad_to_one_size(tiles), rows, labels, strict=True):
         caption = (
             f"true: {row.true_name} {row.true_score:.2f} | predicted: {row.predicted_name} "
             f"{row.predicted_score:.2f} ({'right' if row.is_right else 'wrong'})"
@@ -209,7 +209,7 @@ def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list
     return images
 
 
-def _of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def _pad_to_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures filled up with white at the right and bottom, since W&B wants one size."""
     size = (max(p.width for p in pictures), max(p.height for p in pictures))
     canvases = [Image.new("RGB", size, "white") for _ in pictures]

@@ -78,7 +78,7 @@ def test_maps_where_there_are_boxes_and_constant_ones_elsewhere(photographs: Pat
     pictures = pictures_of(photographs, "val")
     maps = np.arange(2 * 2 * 3 * 4, dtype=np.float16).reshape(2, 1, 2, 3, 4)
     arrays = {**numbered(pictures, 1), "maps": maps}
-    features = FeatureDataset(pictures, arrays, mapped=[1, 4], for_training=False)
+    features = FeatureDataset(pictures, arrays, places_with_maps=[1, 4], for_training=False)
     assert torch.equal(features.features(4), torch.from_numpy(maps[1, 0]))
     spread = features.features(3)
     assert spread.shape == (2, 3, 4)
@@ -93,7 +93,9 @@ def test_bfloat16_is_kept_bit_by_bit(photographs: Path) -> None:
     halves = torch.randn(len(pictures), 1, 2, 3, 4).bfloat16()
     arrays = {"kept": np.ones(16, bool), "maps": halves.view(torch.int16).numpy()}
     places = range(len(pictures))
-    features = FeatureDataset(pictures, arrays, mapped=places, is_bfloat16=True, for_training=True)
+    features = FeatureDataset(
+        pictures, arrays, places_with_maps=places, is_bfloat16=True, for_training=True
+    )
     assert torch.equal(features[0, 3].image, halves[3, 0])
 
 
