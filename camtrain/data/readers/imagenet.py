@@ -188,7 +188,7 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
     if (root / _SOLUTION).is_file():
         return {name: wnid for name, (wnid, _) in _read_solution(root / _SOLUTION).items()}
     if labels := _first_file(root, _LABELS):
-        return _read_numbers(labels, wnids, is_whole)
+        return _read_labels(labels, wnids, is_whole)
     if synsets := _first_file(root, _SYNSETS):
         ordered = [_wnid(line) for line in lines_of(synsets, "wnid")]
     elif truth := _first_file(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
@@ -237,7 +237,7 @@ def _read_solution(file: Path) -> dict[str, tuple[str, list[list[int]]]]:
     return solution
 
 
-def _read_numbers(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
+def _read_labels(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, str]:
     """The WNID of each picture from a file of lines ``NAME.JPEG 65`` or ``NAME.JPEG WNID``.
 
     A number is a position in ``wnids``.
