@@ -361,9 +361,7 @@ ANY_FILE = st.sampled_from(
         for style in ("packed", "unpacked")
     ]
 )
-HYPOTHESIS = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+HYPOTHESIS = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @HYPOTHESIS

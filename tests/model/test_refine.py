@@ -75,7 +75,7 @@ def test_stages_of_another_size_are_resized() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_laws(seed: int, height: int, width: int) -> None:
     maps = numbers(1, 2, height, width, seed=seed)
     vectors = stage_vectors([numbers(1, 3, height, width, seed=seed + 1)], (height, width))

@@ -242,5 +242,5 @@ def test_the_command_line_trains_multilabel_on_folders(
 
 def test_a_score_of_the_other_task_is_no_monitor(fit_arguments: Callable[..., list[str]]) -> None:
     for task, monitor in (("multilabel", "val/acc1"), ("multiclass", "val/map")):
-        with pytest.raises(CamtrainError, match=rf"^monitor must be one of .*, got '{monitor}'"):
+        with pytest.raises(CamtrainError, match=rf"^--monitor must be one of .*, got '{monitor}'"):
             run(fit_arguments("--model.task", task, "--monitor", monitor))

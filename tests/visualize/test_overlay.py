@@ -56,7 +56,7 @@ def test_colour_maps_have_256_levels_and_the_uniform_ones_brighten(colormap: str
     assert (luminance[-1] - luminance[0] > 150) == uniform
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(0, 22), st.integers(0, 30)),
     st.tuples(st.integers(1, 25), st.integers(1, 33)),
