@@ -184,7 +184,7 @@ class CAMModule(LightningModule):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether any validation had boxes."""
+        """Whether the last validation could choose the threshold: any of its boxes was right."""
         return self.evaluator.is_calibrated
 
     @property

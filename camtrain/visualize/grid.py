@@ -167,7 +167,7 @@ def timeline(
 
     Args:
         rows: Each row has a picture for each heading.
-        headings: Texts above the columns.
+        headings: Texts above the columns, of one or two lines.
         tile: Side of the square that each picture is shrunk or enlarged to fit, in pixels.
 
     Raises:
@@ -178,17 +178,20 @@ def timeline(
             f"Every row needs a picture for each of the {len(headings)} headings, got "
             f"{[len(row) for row in rows]}."
         )
-    size, gap = 15, 6
+    size, gap, lines = 15, 6, max(heading.count("\n") + 1 for heading in headings)
     cells = []
     for picture in (picture for row in rows for picture in row):
         small = thumbnail(picture.convert("RGB"), tile)
         cell = Image.new("RGBA", (tile, small.height), (0, 0, 0, 0))
         cell.paste(small, ((tile - small.width) // 2, 0))
         cells.append(cell)
-    canvas, corners = grid(cells, len(headings), gaps=(gap, gap), margins=(0, 2 * size, 0, 0))
+    canvas, corners = grid(
+        cells, len(headings), gaps=(gap, gap), margins=(0, lines * 2 * size, 0, 0)
+    )
     draw = ImageDraw.Draw(canvas)
     for heading, (left, _) in zip(headings, corners, strict=False):
-        text = shorten(heading, tile, size)
-        left += (tile - text_width(text, size)) // 2
-        draw.text((left, size), text, (*_GRAY, 255), font(size), anchor="ls")
+        for number, line in enumerate(heading.split("\n")):
+            text = shorten(line, tile, size)
+            at = (left + (tile - text_width(text, size)) // 2, (2 * number + 1) * size)
+            draw.text(at, text, (*_GRAY, 255), font(size), anchor="ls")
     return canvas

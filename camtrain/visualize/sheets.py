@@ -128,13 +128,20 @@ def panel(row: SheetRow) -> Image.Image:
     return canvas
 
 
-def contact_sheet(rows: Sequence[SheetRow], *, title: str, columns: int = 2) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[SheetRow],
+    *,
+    title: str,
+    columns: int = 2,
+    box_name: str = "predicted box",
+) -> Image.Image:
     """All panels in a grid, read line by line, under a title and a legend.
 
     Args:
         rows: One picture or more, of one colour map and tile.
         title: One line, such as "epoch 3".
         columns: Panels side by side, at most as many as there are rows.
+        box_name: What the legend calls the predicted boxes, such as "predicted box at 0.2".
 
     Raises:
         CamtrainValueError: There is no row or no column.
@@ -150,7 +157,7 @@ def contact_sheet(rows: Sequence[SheetRow], *, title: str, columns: int = 2) -> 
     sheet, corners = grid(panels, columns, gaps=(margin, 3 * unit), margins=margins)
     short_title = shorten(title, sheet.width - 2 * margin, 3 * unit)
     write(sheet, short_title, at=(margin, 5 * unit), size=3 * unit)
-    _draw_legend(sheet, rows[0].colormap, at=(margin, 9 * unit), unit=unit)
+    _draw_legend(sheet, rows[0].colormap, box_name, at=(margin, 9 * unit), unit=unit)
     for left, _ in corners[:columns]:
         headings = ("picture", "heatmap of true class", "heatmap of predicted class")
         for number, heading in enumerate(headings):
@@ -180,14 +187,16 @@ def _draw_caption(canvas: Image.Image, row: SheetRow, *, top: int, unit: int) ->
     write(canvas, verdict, at=(x + unit, y), size=size, color=PAPER)
 
 
-def _draw_legend(sheet: Image.Image, colormap: str, *, at: tuple[int, int], unit: int) -> None:
+def _draw_legend(
+    sheet: Image.Image, colormap: str, box_name: str, *, at: tuple[int, int], unit: int
+) -> None:
     """Write what the colours mean, in one line on the baseline ``at``."""
     (x, y), size, top = at, 2 * unit, at[1] - 7 * unit // 4
     x = write(sheet, "heatmap 0", at=at, size=size) + unit
     bar = Image.fromarray(palette(colormap)[None]).resize((16 * unit, 2 * unit))
     sheet.paste(bar, (x, top))
     x = write(sheet, "1", at=(x + bar.width + unit, y), size=size)
-    for name, color in (("true box", TRUE_BOX), ("predicted box", PREDICTED_BOX)):
+    for name, color in (("true box", TRUE_BOX), (box_name, PREDICTED_BOX)):
         swatch = Image.new("RGB", (3 * unit, 2 * unit), _SWATCH)
         box = torch.tensor([[2, 2, swatch.width - 2, swatch.height - 2]])
         sheet.paste(draw_boxes(swatch, box, color=color, width=unit // 4), (x + 4 * unit, top))

@@ -67,7 +67,7 @@ class Evaluator(nn.Module, Callback):
         train_loss: Mean of the training loss over the epoch so far.
         train_damaged: Number of damaged training pictures in the epoch so far.
         map_threshold: The best map threshold for the boxes of the last validation; 0.2 before any.
-        is_calibrated: Whether any validation had boxes.
+        is_calibrated: Whether the last validation could choose it: any of its boxes was right.
         reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
     """
 
@@ -182,6 +182,8 @@ class Evaluator(nn.Module, Callback):
         threshold = self["val"].boxes.calibrated_threshold()
         if threshold is not None:
             self.map_threshold, self.is_calibrated = threshold, True
+        elif trainer.state.fn == TrainerFn.FITTING:  # that of an earlier epoch is of other maps
+            self.map_threshold, self.is_calibrated = DEFAULT_THRESHOLD, False
         self._log_scores(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -27,7 +27,7 @@ from camtrain.training.watch.pictures import Candidates, validation_dataset
 from camtrain.training.watch.report import TrainingReport
 from camtrain.training.watch.results import WatchRunner
 from camtrain.training.watch.sinks import Sink, make_sinks
-from camtrain.training.watch.snapshot import EpochSnapshot, ValidationStatistics
+from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot, ValidationStatistics
 from camtrain.visualize import batch_sheet
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.sheets import check_tile
@@ -257,7 +257,8 @@ class CAMLogger(Callback):
         """Evaluate the pictures, and show them on disk, in loggers and in the report."""
         assert self._runner is not None
         assert self._page is not None
-        results, mistake_results = self._runner.run(net, mistakes)
+        threshold = BoxThreshold() if statistics is None else statistics.threshold
+        results, mistake_results = self._runner.run(net, mistakes, threshold=threshold.value)
         snapshot = EpochSnapshot(
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
@@ -265,6 +266,7 @@ class CAMLogger(Callback):
             results=results,
             mistakes=mistake_results,
             statistics=statistics,
+            threshold=threshold,
             colormap=self._colormap,
             tile=self._tile,
         )

@@ -27,7 +27,7 @@ from camtrain.training.watch.report_data import (
     score_charts,
     settings_data,
 )
-from camtrain.training.watch.snapshot import EpochSnapshot
+from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
 from camtrain.visualize.overlay import rgb_pixels
 from camtrain.visualize.report.page import packed_colormap, report_page, unpacked_map
@@ -57,6 +57,7 @@ class TrainingReport:
             "pictures": [],
             "mistakes": [],
             "localization": [],
+            "mistakes_threshold": str(BoxThreshold()),
             "classes": None,
             "classes_epoch": 0,
         }
@@ -78,7 +79,7 @@ class TrainingReport:
                 self._epochs[record.epoch] = record
         latest = self.folder / "latest.json"
         if latest.is_file():
-            self._latest = json.loads(latest.read_text(encoding="utf-8"))
+            self._latest |= json.loads(latest.read_text(encoding="utf-8"))
             self._indices = self._latest.pop("places")
 
     def set_pictures(self, pictures: Mapping[int, ValidationPicture], names: Sequence[str]) -> None:
@@ -89,7 +90,8 @@ class TrainingReport:
     def add(self, snapshot: EpochSnapshot) -> None:
         """Add an epoch; its scores may come afterwards."""
         statistics, names = snapshot.statistics, snapshot.names
-        record = self._epochs[snapshot.epoch] = EpochRecord(snapshot.epoch)
+        record = EpochRecord(snapshot.epoch, threshold=snapshot.threshold)
+        self._epochs[snapshot.epoch] = record
         self._unwritten.add(snapshot.epoch)
         for index, result in zip(self._indices, snapshot.results, strict=True):
             record.looks[index] = result_data(result, names)
@@ -98,6 +100,7 @@ class TrainingReport:
             for result in snapshot.mistakes
         ]
         self._latest |= {"mistakes": mistakes, "classes_epoch": snapshot.epoch}
+        self._latest["mistakes_threshold"] = str(snapshot.threshold)
         if statistics is not None:
             record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
             self._latest["localization"] = localization_charts(statistics.localization)
@@ -138,7 +141,11 @@ class TrainingReport:
             "curves": score_charts(epochs),
             "maps": map_charts(epochs),
             "epochs": [
-                {"epoch": record.epoch, "looks": self._results_of(record)}
+                {
+                    "epoch": record.epoch,
+                    "threshold": str(record.threshold),
+                    "looks": self._results_of(record),
+                }
                 for record in self._records_that_fit(with_results)
             ],
             "epochs_seen": len(with_results),
@@ -176,7 +183,10 @@ class TrainingReport:
             image = _enlarge(picture)
             results = [record.looks.get(self._indices[row]) for record in records]
             rows.append([image, *(_draw_result(picture, image, r, self.colormap) for r in results)])
-        return timeline(rows, ["picture", *(f"epoch {record.epoch}" for record in records)])
+        headings = [
+            f"epoch {record.epoch}\nbox at {record.threshold.value:.3g}" for record in records
+        ]
+        return timeline(rows, ["picture", *headings])
 
     @staticmethod
     def _records_of_timeline(records: Sequence[EpochRecord]) -> list[EpochRecord]:

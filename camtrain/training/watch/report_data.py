@@ -16,7 +16,12 @@ from camtrain.localization.pointing import STATISTICS
 from camtrain.training.evaluate.scores import ClassScores
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult
-from camtrain.training.watch.snapshot import class_table, confused_pairs
+from camtrain.training.watch.snapshot import (
+    DEFAULT_BOX_THRESHOLD,
+    BoxThreshold,
+    class_table,
+    confused_pairs,
+)
 from camtrain.version import __version__
 from camtrain.visualize.report.page import packed_map, part_of_picture
 
@@ -27,7 +32,7 @@ _CURVE_POINTS = 200
 _CURVES: dict[str, tuple[list[int] | None, tuple[str, ...]]] = {
     "loss": (None, ("train/loss", "val/loss")),
     "accuracy": ([0, 1], ("val/acc1", "val/acc5", "val/map")),
-    "localization": (
+    "localization; GT-known and top-1 at the threshold 0.2": (
         [0, 1],
         ("val/loc_gt_known", "val/loc_top1", "val/max_box_acc", "val/centre_box_acc"),
     ),
@@ -49,6 +54,8 @@ class EpochRecord:
 
     epoch: int  # epochs done
     scores: dict[str, float | None] = field(default_factory=dict)  # by logged name
+    # of the boxes; earlier versions stored none, and drew them at the default
+    threshold: BoxThreshold = DEFAULT_BOX_THRESHOLD
     histograms: dict[str, list[int]] = field(default_factory=dict)  # of the maps, by statistic
     # what the network says about the watched pictures: `result_data` by index in the data set
     looks: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -58,7 +65,8 @@ class EpochRecord:
         """Read a record from the text of its file."""
         values = json.loads(text)
         looks = {int(index): result for index, result in values.pop("looks").items()}
-        return cls(**values, looks=looks)
+        threshold = BoxThreshold(*values.pop("threshold", ()))
+        return cls(**values, threshold=threshold, looks=looks)
 
 
 def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class ClassResult:
     score: float  # in [0, 1]
     class_map: Tensor  # (h, w), raw; the refined map where the network refines its maps
     heatmap: Tensor  # (H, W) in [0, 1], of the size of the picture
-    boxes_xyxy: Tensor  # (n, 4), n <= 1: the largest box at the threshold 0.2, in picture pixels
+    boxes_xyxy: Tensor  # (n, 4), n <= 1: the largest box at the epoch's threshold, picture pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class PictureResult:
     true: ClassResult | None  # of the true class, the first of several; None without a class
     predicted: ClassResult  # of the best class
     is_right: bool  # whether the prediction is one of the true classes
-    # whether the box of the true class has an IoU of at least 0.5 with any true box (GT-known);
+    # whether the box of the true class has an IoU of at least 0.5 with any true box;
     # None where the picture has no box
     is_located: bool | None
 
@@ -94,11 +94,18 @@ class WatchRunner:
                 self._features[index] = features[row].clone()
 
     def run(
-        self, net: CAMNet, mistakes: Sequence[Mistake] = ()
+        self,
+        net: CAMNet,
+        mistakes: Sequence[Mistake] = (),
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> tuple[list[PictureResult], list[PictureResult]]:
-        """Results for the watched pictures, and for the mistakes, worst first."""
+        """Results for the watched pictures, and for the mistakes, worst first.
+
+        The boxes lie at ``threshold`` x maximum of the heatmap.
+        """
         wrong_pictures = self._load_mistakes(mistakes, net)
-        results = self._results({**wrong_pictures, **self.pictures}, net)
+        results = self._results({**wrong_pictures, **self.pictures}, net, threshold)
         self._features = {}
         watched = [results[index] for index in self.pictures]
         return watched, [results[index] for index in wrong_pictures]
@@ -132,7 +139,7 @@ class WatchRunner:
         return pictures
 
     def _results(
-        self, pictures: Mapping[int, ValidationPicture], net: CAMNet
+        self, pictures: Mapping[int, ValidationPicture], net: CAMNet, threshold: float
     ) -> dict[int, PictureResult]:
         """Results by index; pictures of one size go through the network together."""
         by_size: dict[torch.Size, dict[int, ValidationPicture]] = {}
@@ -143,7 +150,7 @@ class WatchRunner:
         results: dict[int, PictureResult] = {}
         for group in by_size.values():
             features = self._features_of(group, net)
-            group_results = evaluate_pictures(group.values(), features, net)
+            group_results = evaluate_pictures(group.values(), features, net, threshold)
             results |= dict(zip(group, group_results, strict=True))
         return results
 
@@ -186,7 +193,7 @@ def compute(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Tens
 
 
 def evaluate_pictures(
-    pictures: Collection[ValidationPicture], features: Tensor, net: CAMNet
+    pictures: Collection[ValidationPicture], features: Tensor, net: CAMNet, threshold: float
 ) -> list[PictureResult]:
     """Results for pictures whose packed ``features`` (B, C, h, w) the network has computed."""
     device = net.head.weight.device
@@ -199,16 +206,21 @@ def evaluate_pictures(
         maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
         scores = net.scores(logits).gather(1, classes).tolist()
     return [
-        _result(*values) for values in zip(pictures, maps, classes.tolist(), scores, strict=True)
+        _result(*values, threshold)
+        for values in zip(pictures, maps, classes.tolist(), scores, strict=True)
     ]
 
 
 def _result(
-    picture: ValidationPicture, maps: Tensor, classes: list[int], scores: list[float]
+    picture: ValidationPicture,
+    maps: Tensor,
+    classes: list[int],
+    scores: list[float],
+    threshold: float,
 ) -> PictureResult:
     heatmaps = picture_heatmaps(maps, picture.preprocessing, picture.size_hw)
     true, predicted = (
-        ClassResult(*values, boxes_from_heatmap(values[-1], DEFAULT_THRESHOLD)[:1])
+        ClassResult(*values, boxes_from_heatmap(values[-1], threshold)[:1])
         for values in zip(classes, scores, maps, heatmaps, strict=True)
     )
     is_located = None

@@ -38,7 +38,7 @@ _MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pai
 _PAIRS = 500
 _CSV_COLUMNS = (
     *("epoch", "step", "picture", "true", "predicted", "true_score", "predicted_score"),
-    *("is_right", "gt_known", "map_min", "map_max", "map_mean"),
+    *("is_right", "gt_known", "map_min", "map_max", "map_mean", "box_threshold"),
 )
 
 
@@ -105,6 +105,7 @@ class CSVSink:
                     *("" if true is None else true.score, predicted.score, int(result.is_right)),
                     "" if result.is_located is None else int(result.is_located),
                     *(class_map.min().item(), class_map.max().item(), class_map.mean().item()),
+                    snapshot.threshold.value,
                 ]
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +205,8 @@ def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list
             f"true: {row.true_name} {row.true_score:.2f} | predicted: {row.predicted_name} "
             f"{row.predicted_score:.2f} ({'right' if row.is_right else 'wrong'})"
         )
+        if label is not None:
+            caption += f" | box threshold {snapshot.threshold}"
         boxes = None if label is None else _boxes(row, label, names)
         images.append(_image(tile, caption=caption, boxes=boxes))
     return images

@@ -12,9 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.scores import ClassScores, Evaluation
 from camtrain.training.watch.results import PictureResult
 from camtrain.visualize import SheetRow, contact_sheet
+
+
+class BoxThreshold(NamedTuple):
+    """The threshold of an epoch's boxes: that which its bundle ships."""
+
+    value: float = DEFAULT_THRESHOLD  # part of the heatmap's maximum, in [0, 1)
+    is_calibrated: bool = False  # whether the epoch's validation chose it
+
+    def __str__(self) -> str:
+        """How legends state it."""
+        return f"{self.value:.3g}, {'calibrated' if self.is_calibrated else 'the default'}"
+
+
+DEFAULT_BOX_THRESHOLD = BoxThreshold()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +48,12 @@ class ValidationStatistics:
         histograms = evaluation.statistics.histograms()
         return cls(evaluation.by_class(), histograms, evaluation.boxes.report(calibrated))
 
+    @property
+    def threshold(self) -> BoxThreshold:
+        """The threshold that the validation chose; the default where it could choose none."""
+        calibrated = self.localization.get("thresholds", {}).get("calibrated")
+        return BoxThreshold() if calibrated is None else BoxThreshold(calibrated, True)
+
 
 @dataclass(frozen=True, eq=False)
 class EpochSnapshot:
@@ -45,6 +66,7 @@ class EpochSnapshot:
     mistakes: Sequence[PictureResult]  # the most confident ones of the validation, worst first
     # None before the training, and for a module that is not a `CAMModule`
     statistics: ValidationStatistics | None
+    threshold: BoxThreshold = DEFAULT_BOX_THRESHOLD  # of the boxes of results and mistakes
     colormap: str = "viridis"
     tile: int = 256  # longer side of a drawn picture, in pixels
 
@@ -58,13 +80,19 @@ class EpochSnapshot:
         """The contact sheet of the watched pictures."""
         right = sum(result.is_right for result in self.results)
         title = f"epoch {self.epoch}  ·  {right} of {len(self.results)} right"
-        return contact_sheet([self.rows[result] for result in self.results], title=title)
+        return self._sheet(self.results, title)
 
     @cached_property
     def mistake_sheet(self) -> Image.Image:
         """The contact sheet of the mistakes; there must be a mistake."""
         title = f"epoch {self.epoch}  ·  the most confident mistakes"
-        return contact_sheet([self.rows[result] for result in self.mistakes], title=title)
+        return self._sheet(self.mistakes, title)
+
+    def _sheet(self, results: Sequence[PictureResult], title: str) -> Image.Image:
+        rows = [self.rows[result] for result in results]
+        return contact_sheet(
+            rows, title=title, box_name=f"predicted box, threshold {self.threshold}"
+        )
 
     def _row(self, result: PictureResult) -> SheetRow:
         picture, true, predicted = result.picture, result.true, result.predicted

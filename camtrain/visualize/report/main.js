@@ -30,7 +30,7 @@ byId("mistakes").append(...mistakes.map((card) => card.root));
 hideWithout("pictures", epochs.length);
 hideWithout("mistakes", mistakes.length);
 byId("mistakes-hint").textContent = `Of all validation pictures after epoch ${content.classes_epoch}`
-  + "; opacity, class, boxes as above.";
+  + `, boxes at the threshold ${content.mistakes_threshold}; opacity, class, boxes as above.`;
 
 const view = memory.read("view",
   { place: null, opacity: 0.5, side: "true", boxes: true, scale: "own" });
@@ -49,6 +49,7 @@ function reflect() {
   byId("epoch").max = epochs.length - 1;
   byId("epoch").value = place();
   byId("epoch-shown").textContent = epochs.length ? epochs[place()].epoch : "";
+  byId("threshold").textContent = epochs.length ? epochs[place()].threshold : "";
   byId("opacity").value = view.opacity;
   byId("opacity-shown").textContent = `${Math.round(100 * view.opacity)} %`;
   byId("boxes").checked = view.boxes;
@@ -90,9 +91,10 @@ byId("play").addEventListener("click", () => {
 const legend = byId("legend");
 const bar = "display: inline-block; width: 110px; height: 10px; border-radius: 5px; margin: 0 .4rem;";
 legend.append("heatmap 0", element("span", { style: `${bar} background: ${gradient}` }), "1");
-for (const [name, stroke] of [["true box", TRUE_BOX], ["predicted box", PREDICTED_BOX]]) {
+for (const [name, stroke] of [["true box", TRUE_BOX], ["predicted box, threshold ", PREDICTED_BOX]]) {
   legend.append(element("span", { class: "swatch", style: `border-color: ${stroke}` }), name);
 }
+legend.append(element("span", { id: "threshold" }));
 
 if (epochs.length < content.epochs_seen) {
   legend.append(` · there is room for ${epochs.length} of ${content.epochs_seen} epochs`);

@@ -17,10 +17,14 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from camtrain import load
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
+from camtrain.header import read_checkpoint_content
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cli.main import main as run
+from camtrain.training.evaluate.box_scores import BoxScores
+from camtrain.visualize.report.page import part_of_picture
 from tests.by_two import run_by_two
 from tests.conftest import everyday
 from tests.training.conftest import quiet_trainer, small_module
@@ -77,6 +81,36 @@ def test_the_report_of_a_run_ends_with_the_test(
     assert content["test"]["test/acc1"] == pytest.approx(found["acc1"])
     assert content["localization"][0]["marks"]["fixed"] == 0.2
     assert content["title"] == "run"
+
+
+def test_watched_boxes_are_those_that_ship(
+    fitted_once: Callable[..., Path], photographs_once: Path
+) -> None:
+    """Report, sheets and charts draw at the calibrated threshold of their epoch, and say so."""
+    run_folder = fitted_once("--model.lr", "0.01")
+    predictor = load(run_folder / "model.safetensors")
+    threshold = predictor.threshold
+    assert threshold != 0.2
+    content = content_of(run_folder / "report.html")
+    best = read_checkpoint_content(run_folder / "checkpoints" / "best.ckpt")["epoch"] + 1
+    epoch = content["epochs"][best]
+    assert epoch["threshold"] == f"{threshold:.3g}, calibrated"
+    assert content["epochs"][0]["threshold"] == "0.2, the default"
+    assert content["mistakes_threshold"] == content["epochs"][-1]["threshold"]
+    for picture, look in zip(content["pictures"], epoch["looks"], strict=True):
+        [prediction] = predictor([photographs_once / picture["path"]], top=2)
+        rank = prediction.names.index(look["true"]["name"])
+        size_hw = prediction.size_hw
+        assert look["true"]["boxes"] == part_of_picture(prediction.boxes[rank][:1], size_hw)
+
+
+def test_where_no_box_was_right_an_earlier_epoch_s_threshold_is_forgotten(
+    boxed_data: CAMDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds, module = iter([0.5, None]), small_module()
+    monkeypatch.setattr(BoxScores, "calibrated_threshold", lambda scores: next(thresholds))
+    quiet_trainer().fit(module, boxed_data)
+    assert (module.map_threshold, module.is_calibrated) == (0.2, False)
 
 
 def test_a_resumed_run_watches_the_same_pictures_and_goes_on_with_its_report(

@@ -263,4 +263,4 @@ def test_the_timeline_shows_some_epochs_dense_at_first(
     for epoch in range(epochs):
         report.add(snapshot(epoch, pictures=1, mistakes=0))
     report.timeline(list(pictures_of(first).values()))
-    assert drawn == [(1, ["picture", *(f"epoch {epoch}" for epoch in shown)])]
+    assert drawn == [(1, ["picture", *(f"epoch {epoch}\nbox at 0.2" for epoch in shown)])]

@@ -50,6 +50,7 @@ def test_a_csv_logger_gets_a_line_per_picture_and_epoch(
         assert line["true"] in ("blue", "red")
         assert line["is_right"] == str(int(line["true"] == line["predicted"]))
         assert line["gt_known"] in ("0", "1")
+        assert 0 < float(line["box_threshold"]) < 1
         assert float(line["map_min"]) <= float(line["map_mean"]) <= float(line["map_max"])
     with open(folder / "metrics.csv") as file:
         assert "val/cam_entropy" in next(csv.reader(file))

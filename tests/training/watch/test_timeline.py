@@ -23,8 +23,8 @@ def test_every_epoch_has_a_column(tmp_path: Path) -> None:
         report.add(snapshot(epoch, pictures=7))
     drawn = report.timeline(list(pictures.values()))
     assert drawn is not None
-    assert drawn.size == (4 * 134 - 6, 30 + 5 * (85 + 6) - 6)  # at most five pictures, 40 x 60
-    columns = [drawn.crop((x, 30, x + 128, drawn.height)) for x in range(0, drawn.width, 134)]
+    assert drawn.size == (4 * 134 - 6, 60 + 5 * (85 + 6) - 6)  # at most five pictures, 40 x 60
+    columns = [drawn.crop((x, 60, x + 128, drawn.height)) for x in range(0, drawn.width, 134)]
     for column in columns[1:]:
         assert has(column.convert("RGB"), TRUE_BOX, tolerance=60)
         assert has(column.convert("RGB"), PREDICTED_BOX, tolerance=60)

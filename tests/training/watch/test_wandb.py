@@ -164,7 +164,7 @@ def test_mistakes_are_logged_by_choice(
     row = with_pictures(trained)[1]
     wrong = row["val/cam_mistakes/captions"]
     assert wrong
-    assert all(caption.endswith("(wrong)") for caption in wrong)
+    assert all("(wrong) | box threshold 0." in caption for caption in wrong)
     run(fit_arguments(*WANDB, "--name", "without"))
     [part] = parts_of(tmp_path / "runs" / "without")
     assert not any("cam_mistakes" in name for row in rows_of(part) for name in row)
