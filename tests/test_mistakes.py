@@ -60,6 +60,7 @@ MISTAKES = {
     # A path that is not there, or not what it should be.
     "data": Mistake("check-data {empty}/photoos", "does not exist"),
     "empty data": Mistake("check-data {empty}", "holds no images"),
+    "damaged validation": Mistake("fit --data.root {damaged}", "--data.allow_damaged true"),
     "config": Mistake("fit --config nowhere.yaml", "nowhere.yaml"),
     "weights": Mistake("fit --model.weights nowhere.pth", "--model.weights must be"),
     "checkpoint": Mistake("test --ckpt_path {run}/best.ckpt", "does not exist"),

@@ -237,6 +237,11 @@ def sample_or_damaged(
         return Damaged(index_of(key), str(error), input_shape)
 
 
+def damaged_error(message: str) -> DamagedImageError:
+    """The error of an evaluation that meets a damaged file, with the option that allows it."""
+    return DamagedImageError(f"{message.removesuffix('.')}, or give --data.allow_damaged true.")
+
+
 class DamagedFiles:
     """Warns once of each damaged file, and raises where there may be none, or no more of them.
 
@@ -258,9 +263,7 @@ class DamagedFiles:
         """
         for item, message, _ in batch.damaged:
             if not is_training and not self.allow_damaged:
-                raise DamagedImageError(
-                    f"{message.removesuffix('.')}, or give --data.allow_damaged true."
-                )
+                raise damaged_error(message)
             if (is_training, item) not in self._items:
                 self._items.add((is_training, item))
                 warnings.warn(f"Skipped: {message}", stacklevel=3)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from camtrain.data.boxes import listed_box_errors
+from camtrain.data.decoding import DamagedImageError
 from camtrain.data.loading import leave_signals_to_parent
 from camtrain.data.source import FileSource, Source
 from camtrain.errors import one_line
@@ -35,6 +37,8 @@ class Record(NamedTuple):
     pixels: bytes = b""  # hash of the decoded pixels; b"": it cannot be read
     error: str = ""  # why it cannot be read
     is_empty: bool = False  # the file has 0 bytes
+    refusal: str = ""  # the sentence with which an evaluation ends at it; "": it does not
+    is_damaged: bool = False  # the refusal is of a file that --data.allow_damaged skips
     complaint: str = ""  # what a decoder reported of a picture that it could read all the same
     format: str = ""  # Pillow's name for the content; "": it is no file, or no picture
     boxes: int = 0  # how many it has
@@ -47,8 +51,6 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
     """Read one picture with the decoder of training and return its record."""
     path = Path(source.paths[index])
     is_file = path.is_file()
-    if is_file and not path.stat().st_size:
-        return Record(error="the file has 0 bytes", is_empty=True)
     with _decoder_messages() as messages, listed_box_errors() as refused:
         try:
             if isinstance(source, FileSource):
@@ -56,13 +58,21 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
             else:
                 picture = source.read(index)
         except Exception as error:  # whatever it is, a training would meet it too
-            return Record(error=_reason(error), format=format_of(path) if is_file else "")
+            is_empty = is_file and not path.stat().st_size
+            return Record(
+                error="the file has 0 bytes" if is_empty else _reason(error),
+                is_empty=is_empty,
+                refusal=one_line(error),
+                is_damaged=isinstance(error, DamagedImageError),
+                format=format_of(path) if is_file else "",
+            )
     image, boxes_xyxy = picture.image, picture.boxes_xyxy
     size_hw = (image.shape[-2], image.shape[-1])
     content = str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()
     return Record(
         size_hw=size_hw,
         pixels=hashlib.sha1(content, usedforsecurity=False).digest(),
+        refusal=one_line(refused[0]) if refused else "",
         complaint=messages[0] if messages else "",
         format=format_of(path) if is_file else "",
         boxes=len(boxes_xyxy),
@@ -71,7 +81,11 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
 
 
 def examine_all(
-    sources: Sequence[Source], processes: int, *, exif: bool = True
+    sources: Sequence[Source],
+    processes: int,
+    *,
+    exif: bool = True,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Record]:
     """The records of the pictures of all sources, one source after the other.
 
@@ -79,14 +93,18 @@ def examine_all(
         sources: What to read.
         processes: How many to start; few pictures are read without any.
         exif: Turn pictures upright.
+        places: Of the pictures to read, counted through all sources; None: all of them.
     """
     records: ConcatDataset[Record] = ConcatDataset([_Records(source, exif) for source in sources])
+    places = range(len(records)) if places is None else places
     batches: DataLoader[Record] = DataLoader(
         records,
         batch_size=_BATCH,
-        num_workers=processes if len(records) > _FEW else 0,
+        sampler=places,
+        num_workers=processes if len(places) > _FEW else 0,
         collate_fn=list,
         worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # or starting would use global random numbers
     )
     for batch in batches:
         yield from batch

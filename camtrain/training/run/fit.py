@@ -29,6 +29,7 @@ from camtrain.training.run.loggers import (
     make_loggers,
     upload_bundle,
 )
+from camtrain.training.run.opening import open_pictures
 from camtrain.training.run.results import print_header, print_run_files, write_scores
 from camtrain.training.run.resume import (
     as_plain,
@@ -111,7 +112,7 @@ def fit(
         overwrite: Replace an earlier run in the folder.
         monitor: Score of the best epoch, a loss is minimized; None means val/acc1, or val/map.
         save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
-            step; null: only after epochs, and when stopping.
+            step; null: only before validations, after epochs, and when stopping.
         logger: Where curves and heatmaps go, beside the run folder.
         project: W&B project.
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
@@ -251,6 +252,9 @@ def open_run(
             _check_size(module)
         if ckpt_path not in (None, "last"):
             check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
+        if isinstance(data, CAMDataModule):
+            shows_progress = trainer.progress_bar_callback is not None
+            open_pictures(data.sources, data.hparams, shows_progress=shows_progress)
     if ckpt_path != "last":
         if trainer.is_global_zero and run.path.exists():
             shutil.rmtree(run.path)

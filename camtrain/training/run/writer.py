@@ -25,7 +25,6 @@ from camtrain.training.run.resume import (
 )
 from camtrain.training.run.signals import StopSignals
 
-_LOST_TO_VALIDATION = 60  # most seconds of training that an interrupted validation loses
 _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 
 
@@ -36,8 +35,8 @@ class RunWriter(Checkpoint):
     other files are derived from it. If a run is killed in between, they are derived when it is
     continued.
     Within an epoch ``last.ckpt`` is written from time to time, and when the training has to stop:
-    after a whole optimizer step, or before a validation (then no other callback has exchanged the
-    weights yet, as an average of them does).
+    after a whole optimizer step. It is also written before a validation, which may fail (then no
+    other callback has exchanged the weights yet, as an average of them does).
 
     Attributes:
         rows: Rows of ``metrics.csv``.
@@ -187,14 +186,14 @@ class RunWriter(Checkpoint):
         if _has_all_steps(trainer):
             trainer.should_stop = True  # so that a last part of an epoch is validated too
         if not _validates_next(trainer, batch_idx) and _is_whole_step(trainer, batch_idx):
-            self._save_if_due(trainer, self._seconds)
+            self._save_if_due(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``last.ckpt``, unless little would be lost; stop if a signal has asked for it."""
+        """Write ``last.ckpt``, so that nothing is lost; stop if a signal has asked for it."""
         self._set_random_state()
-        batch_idx = trainer.fit_loop.batch_idx
-        if not trainer.sanity_checking and _is_whole_step(trainer, batch_idx):
-            self._save_if_due(trainer, min(self._seconds, _LOST_TO_VALIDATION))
+        if not trainer.sanity_checking and _is_whole_step(trainer, trainer.fit_loop.batch_idx):
+            self._save(trainer)
+            self._raise_if_stop_requested(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *batch: object
@@ -253,8 +252,8 @@ class RunWriter(Checkpoint):
         threshold = bundle.description.threshold
         write_bundle(self.folder.bundle, bundle.net, threshold=threshold, scores=scores)
 
-    def _save_if_due(self, trainer: Trainer, seconds: float) -> None:
-        is_due = time.monotonic() - self._saved_at >= seconds
+    def _save_if_due(self, trainer: Trainer) -> None:
+        is_due = time.monotonic() - self._saved_at >= self._seconds
         if _in_any_process(trainer, is_due or self.signals.received is not None):
             self._save(trainer)
             self._raise_if_stop_requested(trainer)

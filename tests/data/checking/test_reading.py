@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from camtrain.data import ClutteredDigits, ImageFolder, SourceOptions, make_sources, read_image
+from camtrain.data.boxes import refuse_box
 from camtrain.data.checking import reading
 from camtrain.data.checking.reading import Record, examine, examine_all, format_of
 from camtrain.data.source import SourcePicture
@@ -82,13 +83,17 @@ def test_what_training_cannot_read_is_unreadable_and_nothing_else(
 
 def test_empty_and_foreign_files(tmp_path: Path) -> None:
     source = one_class(tmp_path, {"1.jpg": b"", "2.jpg": b"GET / HTTP/1.0", "3.jpg": b"\0" * 99})
-    assert examine(source, 0) == Record(error="the file has 0 bytes", is_empty=True)
-    for index in (1, 2):
+    for index, error in enumerate(("the file has 0 bytes", *["cannot identify image file"] * 2)):
         record = examine(source, index)
-        assert "cannot identify" in record.error
-        assert record._replace(error="") == Record()
+        refusal = (
+            f"The image {source.paths[index]} cannot be read (cannot identify image file); "
+            "replace the file or take it out of the data."
+        )
+        assert record == Record(error=error, is_empty=index == 0, refusal=refusal, is_damaged=True)
     (tmp_path / "train/a/2.jpg").unlink()
-    assert "does not exist" in examine(source, 1).error
+    missing = examine(source, 1)
+    assert "does not exist" in missing.error == missing.refusal
+    assert not missing.is_damaged
 
 
 def test_a_reason_is_the_same_each_time() -> None:
@@ -131,6 +136,17 @@ def test_boxes_without_area_and_before_the_edge() -> None:
         ("box -2,3,4,5 reaches 2 px outside the picture of 64x64", 2),
         ("box 1,9,4,9 has no area", 0),
     )
+
+
+def test_a_bad_box_refuses_a_picture_that_can_be_read() -> None:
+    class Crooked(ClutteredDigits):
+        def read(self, index: int) -> SourcePicture:
+            refuse_box("The box of 1.jpg has no area; correct it.", "1.jpg")
+            return super().read(index)
+
+    record = examine(Crooked("val", length=1), 0)
+    assert (record.error, record.is_damaged) == ("", False)
+    assert record.refusal == record.off_boxes[0][0] == "The box of 1.jpg has no area; correct it."
 
 
 def test_equal_pixels_have_equal_hashes_whatever_the_file(tmp_path: Path) -> None:

@@ -237,6 +237,39 @@ def test_wandb_goes_on_with_the_same_run(
     assert losses == ["3", "7"]
 
 
+WITHIN = ("--trainer.val_check_interval", "1")
+
+
+@pytest.mark.parametrize(("more", "validation", "steps"), [((), 1, 2), ((), 2, 4), (WITHIN, 1, 1)])
+def test_a_validation_that_fails_loses_no_step(
+    more: tuple[str, ...],
+    validation: int,
+    steps: int,
+    fit_arguments: Arguments,
+    fitted_once: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where nothing is written within epochs; the validation is held by the next start."""
+    more = ("--model.dropout", "0.5", "--save_every_minutes", "null", *more)
+    whole, folder, calls = fitted_once(*more), tmp_path / "runs" / "run", iter(range(1, 99))
+    original = CAMModule.validation_step
+
+    def failing(module: CAMModule, *args: Any) -> None:
+        if next(calls) == validation:
+            raise PowerCutError
+        original(module, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CAMModule, "validation_step", failing)
+        with pytest.raises(PowerCutError):
+            run(fit_arguments(*more))
+    assert last_of(folder)["global_step"] == steps
+    run(fit_arguments(*more, *LAST))
+    assert_same_weights(folder, whole)
+    assert rows_of(folder) == rows_of(whole)
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
     fit_arguments: Arguments, tmp_path: Path, cut: Callable[..., None]
 ) -> None:
