@@ -43,10 +43,10 @@ def exit_with_error(message: str) -> NoReturn:
 class _Kind(NamedTuple):
     """Words for one kind of value."""
 
-    metavar: str  # in the help of an option
-    singular: str  # these three in messages
-    plural: str = ""
-    example: str = ""
+    metavar: str  # in help
+    singular: str  # in a message about one value
+    plural: str = ""  # in a message about a list
+    example: str = ""  # an item of such a list
 
 
 _KINDS: dict[Any, _Kind] = {

@@ -75,12 +75,12 @@ class SheetRow:
     @cached_property
     def true_tile(self) -> Image.Image:
         """The picture under the heatmap of its true class, RGB without boxes."""
-        return self._blended(self.true_heatmap)
+        return self._blend(self.true_heatmap)
 
     @cached_property
     def predicted_tile(self) -> Image.Image:
         """The picture under the heatmap of its predicted class, RGB without boxes."""
-        return self._blended(self.predicted_heatmap)
+        return self._blend(self.predicted_heatmap)
 
     @cached_property
     def _pixels(self) -> np.ndarray:
@@ -90,7 +90,8 @@ class SheetRow:
     def _picture_and_scale(self) -> tuple[Image.Image, float]:
         return resize_longer_side(Image.fromarray(self._pixels), self.tile)
 
-    def _blended(self, heatmap: Tensor) -> Image.Image:
+    def _blend(self, heatmap: Tensor) -> Image.Image:
+        """The picture under a heatmap, as large as ``picture_tile``."""
         levels = Image.fromarray(heatmap_levels(heatmap, self._pixels.shape[:2]))
         smooth = np.asarray(levels.resize(self.picture_tile.size, Image.Resampling.BILINEAR))
         return blend(np.asarray(self.picture_tile), smooth, self.colormap, self.opacity)

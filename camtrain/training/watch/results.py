@@ -218,6 +218,7 @@ def _result(
     scores: list[float],
     threshold: float,
 ) -> PictureResult:
+    """The result of a picture from the maps (2, h, w) of its true and its predicted class."""
     heatmaps = picture_heatmaps(maps, picture.preprocessing, picture.size_hw)
     true, predicted = (
         ClassResult(*values, boxes_from_heatmap(values[-1], threshold)[:1])

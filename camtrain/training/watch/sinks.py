@@ -1,4 +1,4 @@
-"""Where an epoch is shown besides the run folder: one sink per logger of the trainer."""
+"""Sinks pass what is shown of an epoch on to the loggers of the trainer, one sink per logger."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ class TensorBoardSink:
             )
 
     def _add_histogram(self, name: str, counts: Tensor, step: int) -> None:
+        """Log the counts of equal bins in [0, 1]; skip a histogram without any."""
         if not counts.any():
             return
         limits = (torch.arange(BINS, dtype=torch.float64) + 1) / BINS
@@ -118,11 +119,11 @@ class CSVSink:
 class WandbSink:
     """Shows overlays, whose boxes can be switched off, and tables in a W&B run.
 
-    All of an epoch is one row of the run's history: what is logged here waits for the scores, which
+    An epoch is one row of the run's history: what is logged here waits for the scores, which
     ``CAMModule`` logs right afterwards under the same ``trainer/global_step``. The table
     ``val/cams_table`` is incremental: W&B shows the rows of all epochs, and each epoch uploads only
-    its own. A run that is continued online continues its table; a part that is logged offline
-    begins a new one, and the rows of the parts before stay at their steps.
+    its own. A run that is continued online continues its table. A run that is continued offline
+    begins a new table; the earlier rows stay at their steps.
     """
 
     logger: WandbLogger
@@ -158,6 +159,7 @@ class WandbSink:
             enqueue_call(self.logger, partial(self._log, media, lines, commit=commit))
 
     def _log(self, media: dict[str, Any], lines: list[list[Any]], *, commit: bool) -> None:
+        """Log media, and lines of the table; ``commit`` ends the row of the history."""
         import wandb
 
         if self._table is None:
@@ -184,13 +186,14 @@ def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
 
 
 def _image(tile: Image.Image, **options: Any) -> wandb.Image:
+    """A tile as a JPEG for W&B."""
     import wandb
 
     return wandb.Image(tile, file_type="jpg", **options)
 
 
 def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list[wandb.Image]:
-    """Pictures under the heatmaps of their true classes; of the predicted class without one."""
+    """Pictures under the heatmap of the true class; of the predicted class if there is none."""
     rows = [snapshot.rows[result] for result in results]
     labels = [None if result.true is None else result.true.label for result in results]
     tiles = [

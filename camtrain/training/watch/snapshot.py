@@ -95,6 +95,7 @@ class EpochSnapshot:
         )
 
     def _row(self, result: PictureResult) -> SheetRow:
+        """A result as a row of a contact sheet."""
         picture, true, predicted = result.picture, result.true, result.predicted
         return SheetRow(
             image=picture.pixels,
@@ -165,4 +166,5 @@ def confused_pairs(confusion: Tensor, names: Sequence[str], most: int) -> list[l
 
 
 def _fractions(part: Tensor, whole: Tensor) -> list[float | None]:
+    """Each part divided by its whole; None if the whole is 0."""
     return [a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
