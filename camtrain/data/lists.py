@@ -1,4 +1,4 @@
-"""Lists of pictures: in the text and CSV files that data sets come with, and in memory."""
+"""Reads the lists of pictures that data sets come with, and holds lists of paths in memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 
 class Line(NamedTuple):
-    """One line of a list: its file and number, for messages, and its fields."""
+    """One line of a list."""
 
-    place: str
+    place: str  # its file and number, for messages
     fields: list[str]
 
     def integer(self, column: int, *, start: int = 0, below: int | None = None) -> int:
-        """The whole number in a column; raises unless it lies in ``start``..``below - 1``."""
+        """The whole number in a column; raises unless ``start <= number < below``."""
         text = self.fields[column]
         limits = f"{start}" if below is None else f"{start} to {below - 1}"
         number = int(text) if text.isdecimal() else -1
@@ -35,7 +35,7 @@ class Line(NamedTuple):
         return number
 
     def numbers(self, *columns: int) -> list[float]:
-        """The numbers in some columns."""
+        """The numbers in some columns; raises if a field holds none."""
         texts = [self.fields[column] for column in columns]
         try:
             return [float(text) for text in texts]
@@ -49,13 +49,16 @@ class Line(NamedTuple):
 def lines_of(
     file: Path, form: str, *, separator: str | None = None, from_right: bool = True
 ) -> Iterator[Line]:
-    """The lines of a list that are not empty.
+    """The lines of a list, without the empty ones.
 
     Args:
         file: UTF-8, with or without a byte order mark.
-        form: The fields of a line, for the count and for messages, such as ``path label``.
-        separator: Between the fields; None means blanks.
-        from_right: The first field may hold the separator, else the last.
+        form: The names of the fields, such as ``path label``. Every line has as many fields.
+        separator: It stands between the fields; None means blanks.
+        from_right: Which field may contain the separator: the first if true, else the last.
+
+    Raises:
+        CamtrainValueError: The file is empty or no UTF-8, or a line has too few fields.
     """
     most = len(form.split(separator)) - 1
     is_empty = True
@@ -84,8 +87,17 @@ def lines_of(
         raise CamtrainValueError(f"{file} must have lines {form}, but is empty; download it again.")
 
 
-def find(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of some files or folders of ``root`` that exists; ``what`` is for the message."""
+def find_one_of(root: Path, names: Sequence[str], what: str) -> Path:
+    """The first of some files or folders of ``root`` that exists.
+
+    Args:
+        root: The data folder.
+        names: The names to try, in this order.
+        what: The message's words for what is missing.
+
+    Raises:
+        CamtrainFileNotFoundError: None of them exists.
+    """
     for name in names:
         if (root / name).exists():
             return root / name
@@ -96,12 +108,12 @@ def find(root: Path, names: Sequence[str], what: str) -> Path:
     )
 
 
-def check_first(path: Path, place: Path) -> None:
-    """Raise if the first picture of a list does not exist: then the folder is a wrong one."""
+def check_first_picture(path: Path, list_file: Path) -> None:
+    """Raise if the first picture of a list does not exist: the data folder is then wrong."""
     if not path.is_file():
         raise CamtrainFileNotFoundError(
-            f"{place} names {path} first, which does not exist; put the pictures there, or point "
-            "--data.root at another folder."
+            f"{list_file} names {path} first, which does not exist; put the pictures there, or "
+            "point --data.root at another folder."
         )
 
 
@@ -116,11 +128,14 @@ def csv_reader(
     """The rows of a CSV file in UTF-8, with or without a byte order mark.
 
     Args:
-        file: It begins with the names of its columns.
-        columns: Those it must have.
-        header: The expected first line, for the message.
-        advice: What to do if it is another.
-        errors: As in ``bytes.decode``.
+        file: Its first line holds the names of its columns.
+        columns: Names that must be among them.
+        header: The first line as the message asks for it.
+        advice: What the message advises if a column is missing.
+        errors: What to do about bytes that are no UTF-8, as in ``bytes.decode``.
+
+    Raises:
+        CamtrainValueError: A column is missing, or the file is no UTF-8.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig", errors)
@@ -141,11 +156,11 @@ def csv_reader(
 
 
 def path_in(folder: str, path: str) -> str:
-    """A path in one spelling: relative to a folder where it lies below it.
+    """The normalized path, relative to ``folder`` if it lies below it.
 
     Args:
-        folder: Absolute.
-        path: Relative to it or absolute; "" stays "".
+        folder: An absolute path.
+        path: Relative to ``folder``, or absolute; "" stays "".
 
     Example:
         >>> path_in("/photos", "./cat/1.jpg"), path_in("/photos", "/photos/cat/1.jpg")
@@ -155,13 +170,13 @@ def path_in(folder: str, path: str) -> str:
 
 
 class PathList(Sequence[str]):
-    """Many paths in little memory: one buffer of bytes, shared by all lists taken from it.
+    """Holds many paths in little memory: a buffer of bytes, which lists taken from it share.
 
     Args:
         buffer: The paths one after another, as the file system spells them.
         starts: (N,) int64, where each path begins in ``buffer``.
-        ends: (N,) int64, where it ends.
-        folder: Put before every path that is not absolute.
+        ends: (N,) int64, where each path ends in ``buffer``.
+        folder: It is put before every path that is not absolute.
 
     Example:
         >>> paths = PathList.of(["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"])
@@ -184,11 +199,11 @@ class PathList(Sequence[str]):
         for path in paths:
             buffer += os.fsencode(path)
             ends.append(len(buffer))
-        return cls.ending_at(bytes(buffer), np.array(ends, np.int64))
+        return cls.from_ends(bytes(buffer), np.array(ends, np.int64))
 
     @classmethod
-    def ending_at(cls, buffer: bytes, ends: NDArray[np.int64]) -> PathList:
-        """Paths that fill the buffer without gaps."""
+    def from_ends(cls, buffer: bytes, ends: NDArray[np.int64]) -> PathList:
+        """A list of paths that fill ``buffer`` without gaps; each one ends at one of ``ends``."""
         return cls(buffer, np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends)
 
     def take(self, rows: NDArray[np.int64]) -> PathList:
@@ -196,7 +211,7 @@ class PathList(Sequence[str]):
         return PathList(self.buffer, self.starts[rows], self.ends[rows], self.folder)
 
     def below(self, folder: str | os.PathLike[str]) -> PathList:
-        """The same paths, with ``folder`` before those that are not absolute."""
+        """A list of the same paths, with ``folder`` put before those that are not absolute."""
         return PathList(self.buffer, self.starts, self.ends, os.fspath(folder))
 
     def __eq__(self, other: object) -> bool:

@@ -35,7 +35,7 @@ class SourcePicture(NamedTuple):
         path: Where the picture came from, for messages and reports.
         mask: (H, W) uint8, 1 where the labelled object is, 0 background, 255 unknown; or None.
         whole_hw: (H, W) of the whole picture, where ``image`` was decoded smaller; else None.
-        factor: By which it was decoded smaller, see ``Decoded``.
+        factor: By how much the decoder shrank it, see ``Decoded``.
     """
 
     image: Tensor
@@ -56,7 +56,7 @@ Picture = SourcePicture  # its earlier name, which sources of users import
 
 
 class Source(Protocol):
-    """Labelled pictures, of which everything but the pixels is known without decoding them."""
+    """Labelled pictures; only their pixels have to be decoded, all else is known before."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ class ListedFiles(ListedSource):
         image, size_hw, factor = decode_image(path, data=data, exif=exif, shrink=shrink)
         mask = self._listing.masks(row)
         if mask is not None and contents is None:  # masks in shards are as large as the pictures
-            mask = _resized_mask(mask, size_hw, path)
+            mask = _resize_mask(mask, size_hw, path)
         boxes_xyxy = self.boxes(index)
         return SourcePicture(image, self.labels[index], boxes_xyxy, path, mask, size_hw, factor)
 
@@ -195,8 +195,8 @@ def source_of(listing: Listing, split: Split) -> ListedSource:
     return ListedFiles(listing, split) if listing.images is None else ListedSource(listing, split)
 
 
-def _resized_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
-    """A mask at the size of its picture; it may have been drawn at another resolution."""
+def _resize_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
+    """A mask resized to its picture, since it may have been drawn at another resolution."""
     if mask.shape == size_hw:
         return mask
     if mask.shape == size_hw[::-1]:
@@ -205,5 +205,5 @@ def _resized_mask(mask: Tensor, size_hw: tuple[int, int], path: str) -> Tensor:
             f"{tuple(mask.shape)}; turn the mask as the EXIF turns the picture, or change "
             "--data.exif."
         )
-    resized = cv2.resize(mask.numpy(), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-    return torch.from_numpy(resized)
+    array = cv2.resize(mask.numpy(), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    return torch.from_numpy(array)

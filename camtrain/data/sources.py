@@ -54,7 +54,7 @@ class SourceOptions:
     ] = None
     shards_cache_gb: Annotated[float, "the most that it may hold, in 10^9 bytes"] = 100.0
 
-    def named(self, names: Sequence[str]) -> dict[str, Any]:
+    def values_of(self, names: Sequence[str]) -> dict[str, Any]:
         """The values of the options with these names."""
         return {name: getattr(self, name) for name in names}
 
@@ -129,7 +129,7 @@ def _listing(name: str, options: SourceOptions) -> Listing:
     place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
     if name != "shards":
         place = data_folder(place, or_file=name == "csv")
-    listing = with_splits(read(place, **options.named(names)), **options.named(_DIVISION))
+    listing = with_splits(read(place, **options.values_of(names)), **options.values_of(_DIVISION))
     return with_classes(listing, options.class_names)
 
 

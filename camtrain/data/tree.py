@@ -1,4 +1,4 @@
-"""The pictures below a folder, found by a walk or, while no folder has changed, in a cache."""
+"""Finds the pictures below a folder, or reads them from a cache if no folder has changed."""
 
 from __future__ import annotations
 
@@ -37,26 +37,30 @@ class Tree:
 
 
 def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
-    """Find the pictures below some folders of a data folder, at any depth.
+    """The pictures below some folders of a data folder, at any depth.
 
     Hidden files and folders are skipped, links are followed. A tree of 10,000 pictures or more is
-    kept in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and taken from there
-    while no folder has another time stamp: adding, removing or renaming a file changes it.
-    ``tops`` are relative to the data folder; the empty name is all of it.
+    saved in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and read from there if
+    the time stamps of all folders are the same; whoever adds, removes or renames a file changes the
+    time stamp of its folder.
+
+    Args:
+        root: The data folder.
+        tops: The folders, relative to ``root``; "" is ``root`` itself.
     """
     index = _index_file(root, tops)
     tree = _load(index, root)
     if tree is not None:
         return tree
     start = time.time()
-    tree, times = _scanned(root, tops)
+    tree, times = _scan_disk(root, tops)
     if len(tree.paths) >= _WORTH_CACHING and times.max() < (start - _SETTLED) * 1e9:
         _save(index, tree, times)
     return tree
 
 
-def _scanned(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]]:
-    """Walk the folders: the tree, and the time stamp of each folder before it was read."""
+def _scan_disk(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]]:
+    """The tree on disk, and the time stamp that each folder had before it was read."""
     folders, times, counts = [], array("q"), array("q")
     has_xml = False
 
@@ -67,28 +71,29 @@ def _scanned(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]]:
             times.append(folder.time)
             counts.append(len(folder.pictures))
             has_xml = has_xml or folder.has_xml
-            yield from (_joined(folder.path, name) for name in sorted(folder.pictures))
+            yield from (_join(folder.path, name) for name in sorted(folder.pictures))
 
     paths = PathList.of(pictures())
     tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml)
     return tree, np.array(times, np.int64)
 
 
-def _joined(folder: str, name: str) -> str:
+def _join(folder: str, name: str) -> str:
+    """The path of a name in a relative folder, which may be ""."""
     return f"{folder}/{name}" if folder else name
 
 
 class _Folder(NamedTuple):
-    """One folder: its relative path, its time stamp in ns, and the names of its pictures."""
+    """What a walk has found directly in one folder."""
 
-    path: str
-    time: int
-    pictures: list[str]
+    path: str  # relative to the data folder
+    time: int  # time stamp of the folder, in ns
+    pictures: list[str]  # names, not sorted
     has_xml: bool
 
 
 def _walk(root: Path, folder: str) -> Iterator[_Folder]:
-    """A folder and all below it; a link to one of its own parents is not followed."""
+    """A folder and all folders below it; links from a folder to one of its parents are skipped."""
     path = os.path.join(root, folder)
     stamp = os.stat(path).st_mtime_ns
     pictures, subfolder_names, has_xml = [], [], False
@@ -100,24 +105,24 @@ def _walk(root: Path, folder: str) -> Iterator[_Folder]:
             if name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
                 pictures.append(name)
             elif entry.is_dir():
-                if not (entry.is_symlink() and _is_parent(entry.path, path)):
+                if not (entry.is_symlink() and _contains(entry.path, path)):
                     subfolder_names.append(name)
             elif name.endswith(".xml"):
                 has_xml = True
     yield _Folder(folder, stamp, pictures, has_xml)
     for name in sorted(subfolder_names):
-        yield from _walk(root, _joined(folder, name))
+        yield from _walk(root, _join(folder, name))
 
 
-def _is_parent(folder: str, inner: str) -> bool:
-    """Whether ``inner`` is ``folder`` or lies below it, once all links are followed."""
+def _contains(folder: str, inner: str) -> bool:
+    """Whether ``folder`` is ``inner`` or contains it at any depth; links are resolved first."""
     return Path(inner).resolve().is_relative_to(Path(folder).resolve())
 
 
 def pictures_below(folder: str | os.PathLike[str]) -> list[str]:
-    """The paths of the pictures in a folder and in its folders, sorted, without the hidden ones.
+    """The sorted paths of the pictures below a folder, at any depth; hidden ones are left out.
 
-    Unlike ``scan`` it follows no links to folders and takes a folder that may not be read as empty.
+    Unlike ``scan``, it follows no links to folders, and treats unreadable folders as empty.
     """
     paths: list[str] = []
     for parent, folders, names in os.walk(folder):
@@ -131,7 +136,7 @@ def pictures_below(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the folders in a folder, which need not exist, without the hidden ones."""
+    """The sorted names of the folders in a folder, without hidden ones; none if it is missing."""
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
@@ -144,7 +149,7 @@ def top_of(folder: str, tops: Iterable[str]) -> str:
 
 
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
-    """All files below a folder, relative, with forward slashes; hidden ones are left out."""
+    """The relative paths of all files below a folder, with forward slashes, without hidden ones."""
     for folder, subfolder_names, files in os.walk(root):
         subfolder_names[:] = sorted(name for name in subfolder_names if not name.startswith("."))
         below = Path(folder).relative_to(root)
@@ -153,13 +158,13 @@ def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _index_file(root: Path, tops: Sequence[str]) -> Path:
-    """The file of the user's cache that keeps the tree of these folders."""
+    """The path of the cache file for the tree of these folders."""
     key = "\0".join([str(root), *sorted(tops), *IMAGE_SUFFIXES, str(_VERSION)])
     return user_cache() / "trees" / f"{blake2b(os.fsencode(key)).hexdigest()[:32]}.npz"
 
 
 def _save(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
-    """Keep the tree in the cache, if that can be written."""
+    """Write the tree to its cache file; do nothing if the cache folder cannot be written."""
     with suppress(OSError):
         index.parent.mkdir(parents=True, exist_ok=True)
         with replacing(index) as part:
@@ -176,14 +181,14 @@ def _save(index: Path, tree: Tree, times: NDArray[np.int64]) -> None:
 
 
 def _load(index: Path, root: Path) -> Tree | None:
-    """The tree in the cache, if there is one and no folder has changed since."""
+    """The tree in a cache file; None if there is none, or a folder has changed since."""
     try:
         with index.open("rb") as file, np.load(file) as arrays:
-            folders = PathList.ending_at(arrays["folders"].tobytes(), arrays["folder_ends"])
+            folders = PathList.from_ends(arrays["folders"].tobytes(), arrays["folder_ends"])
             for folder, stamp in zip(folders, arrays["times"], strict=True):
                 if os.stat(root / folder).st_mtime_ns != stamp:
                     return None
-            paths = PathList.ending_at(arrays["paths"].tobytes(), arrays["ends"])
+            paths = PathList.from_ends(arrays["paths"].tobytes(), arrays["ends"])
             return Tree(folders, arrays["counts"], paths, bool(arrays["has_xml"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # there is no index, or it is damaged

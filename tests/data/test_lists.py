@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from camtrain.data.lists import find, lines_of
+from camtrain.data.lists import find_one_of, lines_of
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from tests.data.trees import text
 
@@ -32,6 +32,6 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 def test_the_first_name_that_exists_is_found(tmp_path: Path) -> None:
     text(tmp_path / "in" / "b.txt", "b")
-    assert find(tmp_path, ["a.txt", "in/b.txt"], "a list") == tmp_path / "in" / "b.txt"
+    assert find_one_of(tmp_path, ["a.txt", "in/b.txt"], "a list") == tmp_path / "in" / "b.txt"
     with pytest.raises(CamtrainFileNotFoundError, match=r"lacks a\.txt \(or c\.txt\), a list; put"):
-        find(tmp_path, ["a.txt", "c.txt"], "a list")
+        find_one_of(tmp_path, ["a.txt", "c.txt"], "a list")

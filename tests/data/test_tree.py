@@ -41,13 +41,13 @@ def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tree, "_WORTH_CACHING", 1)
     scanned: list[Path] = []
-    really = tree._scanned
+    really = tree._scan_disk
 
     def note(root: Path, tops: Sequence[str]) -> object:
         scanned.append(root)
         return really(root, tops)
 
-    monkeypatch.setattr(tree, "_scanned", note)
+    monkeypatch.setattr(tree, "_scan_disk", note)
     return scanned
 
 

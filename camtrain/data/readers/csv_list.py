@@ -11,7 +11,7 @@ import numpy as np
 
 from camtrain.data.boxes import with_boxes
 from camtrain.data.classes import sort_class_names
-from camtrain.data.lists import PathList, check_first, csv_reader, find, path_in
+from camtrain.data.lists import PathList, check_first_picture, csv_reader, find_one_of, path_in
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -26,7 +26,9 @@ def csv_listing(root: Path) -> Listing:
     ``;`` make all labels multi-hot; only then may one be empty, which means of no class. For boxes
     see ``with_boxes``.
     """
-    file = root if root.is_file() else find(root, ["labels.csv"], "the list path,label[,split]")
+    file = (
+        root if root.is_file() else find_one_of(root, ["labels.csv"], "the list path,label[,split]")
+    )
     folder = os.path.abspath(file.parent)
     reader = csv_reader(file, ("path", "label"), header="path,label or path,label,split")
     has_splits = "split" in (reader.fieldnames or ())
@@ -56,7 +58,7 @@ def csv_listing(root: Path) -> Listing:
         raise CamtrainValueError(f"{file} names no pictures; add lines below the header.")
     paths = PathList.of(lines)
     labels, class_names = _labels(file, texts, list(lines.values()))
-    check_first(file.parent / paths[0], file)
+    check_first_picture(file.parent / paths[0], file)
     has_xml = _has_xml({os.path.dirname(file.parent / path) for path in lines})
     listing = Listing(
         root=file.parent,

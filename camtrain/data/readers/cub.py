@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from camtrain.data.boxes import BoxTable, from_xywh
-from camtrain.data.lists import Line, PathList, check_first, find, lines_of
+from camtrain.data.lists import Line, PathList, check_first_picture, find_one_of, lines_of
 from camtrain.data.source import Listing, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -15,7 +15,7 @@ from camtrain.errors import CamtrainValueError
 def cub_listing(root: Path) -> Listing:
     """The pictures of ``CUB_200_2011``: the folder itself, or the one that holds it.
 
-    Five lists, joined by the picture's number: ``images.txt`` (below ``images/``),
+    It reads five lists, joined by the picture's number: ``images.txt`` (below ``images/``),
     ``image_class_labels.txt`` and ``classes.txt`` (classes from 1), ``train_test_split.txt`` (1 for
     train, 0 for test), and ``bounding_boxes.txt`` (x, y, width, height). There is no val: it is
     split off train.
@@ -33,7 +33,7 @@ def cub_listing(root: Path) -> Listing:
     paths = [f"images/{line.fields[1]}" for line in images.values()]
     numbers = [labels[key].integer(1, start=1, below=len(classes) + 1) - 1 for key in images]
     boxes_xyxy = [from_xywh(*boxes[key].numbers(1, 2, 3, 4)) for key in images]
-    check_first(folder / paths[0], folder / "images.txt")
+    check_first_picture(folder / paths[0], folder / "images.txt")
     return Listing(
         root=folder,
         paths=PathList.of(paths),
@@ -48,8 +48,8 @@ def cub_listing(root: Path) -> Listing:
 def _lines(
     folder: Path, name: str, form: str, images: dict[str, Line] | None = None
 ) -> dict[str, Line]:
-    """The lines of a list by the number before them; raises if one of ``images`` has no line."""
-    file = find(folder, [name], f"the list {form} of CUB-200-2011")
+    """The lines of a list by their first field; raises if one of ``images`` has no line."""
+    file = find_one_of(folder, [name], f"the list {form} of CUB-200-2011")
     lines = {line.fields[0]: line for line in lines_of(file, form, from_right=False)}
     missing_keys = [key for key in images or () if key not in lines]
     if missing_keys:

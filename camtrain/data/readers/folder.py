@@ -34,12 +34,12 @@ def data_folder(root: str | os.PathLike[str], *, or_file: bool = False) -> Path:
 
 
 def folder_listing(root: Path) -> Listing:
-    """The pictures of ``root/{train,val,test}/CLASS/*``, or of ``root/CLASS/*``, of no split yet.
+    """The pictures of ``root/{train,val,test}/CLASS/*``; or of ``root/CLASS/*``, without splits.
 
     A folder named after a split is one only if it holds folders: ``root/train/*.jpg`` are pictures
-    of trains. Folders in a class folder belong to the class. Hidden files and folders are passed
-    over. For boxes see ``with_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask
-    of ``root/PATH.jpg``.
+    of trains. Folders in a class folder belong to the class. Hidden files and folders are skipped.
+    For boxes see ``with_boxes``; where there are splits, ``root/masks/PATH.png`` is the mask of
+    ``root/PATH.jpg``.
     """
     on_disk = [split for split in get_args(Split) if subfolders(root / split)]
     for name in ("valid", "validation"):
@@ -59,7 +59,7 @@ def folder_listing(root: Path) -> Listing:
     labels = np.repeat([number.get(name, -1) for name in classes], tree.counts).astype(np.int64)
     rows = np.flatnonzero(labels >= 0)
     split_of_rows = np.repeat(np.array(splits, np.int8), tree.counts)[rows]
-    _check_filled(root, on_disk, split_of_rows)
+    _check_has_pictures(root, on_disk, split_of_rows)
     if on_disk and len(rows) < len(labels):
         warnings.warn(
             f"{len(labels) - len(rows)} pictures lie in a split of {root}, but in no class folder, "
@@ -79,7 +79,8 @@ def folder_listing(root: Path) -> Listing:
     return with_boxes(listing, has_xml=tree.has_xml)
 
 
-def _check_filled(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> None:
+def _check_has_pictures(root: Path, on_disk: Sequence[Split], splits: np.ndarray) -> None:
+    """Raise if there is no picture, or if one of the splits ``on_disk`` has none."""
     if not len(splits):
         raise CamtrainFileNotFoundError(
             f"The data folder {root} holds no images; expected train/CLASS/* or CLASS/* with "

@@ -98,18 +98,18 @@ def _is_split(folder: Path) -> bool:
 
 def _classes(root: Path, tree: Tree, words: Mapping[str, str] | None) -> list[str]:
     """The WNID of every picture: that of its folder, or that of a list."""
-    of_folders = [
+    folder_wnids = [
         next((part for part in folder.split("/") if _WNID.fullmatch(part)), "")
         for folder in tree.folders
     ]
     classes = [
         wnid
-        for wnid, count in zip(of_folders, tree.counts.tolist(), strict=True)
+        for wnid, count in zip(folder_wnids, tree.counts.tolist(), strict=True)
         for _ in range(count)
     ]
     if all(classes):
         return classes
-    wnids = sorted(set(of_folders) - {""}) if words is None else list(words)
+    wnids = sorted(set(folder_wnids) - {""}) if words is None else list(words)
     wnid_of = _validation_classes(root, wnids, is_whole=words is not None)
     for row, wnid in enumerate(classes):
         if wnid:
@@ -148,10 +148,10 @@ def _boxes(listing: Listing, wnids: Sequence[str], *, has_xml: bool) -> Callable
 
 
 def _read_words(root: Path) -> dict[str, str] | None:
-    """WNID to its words, sorted by WNID; None where no list has them.
+    """The words of each class by WNID, sorted by WNID; None if there is no list of them.
 
-    From ``synset_words.txt`` or ``LOC_synset_mapping.txt`` (``n01440764 tench, Tinca tinca``), else
-    from the devkit's ``meta.mat``.
+    They come from ``synset_words.txt`` or ``LOC_synset_mapping.txt`` (``n01440764 tench, Tinca
+    tinca``), else from the devkit's ``meta.mat``.
     """
     meta = _first_file(root, [f"{folder}/meta.mat" for folder in _DEVKITS])
     if file := _first_file(root, _WORDS):
@@ -170,7 +170,7 @@ def _readable_names(words: Mapping[str, str]) -> tuple[str, ...]:
 def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> dict[str, str]:
     """The WNID of each validation picture, by its name without ending.
 
-    From the first that exists, below ``root``:
+    They come from the first of these files that ``root`` holds:
 
     1. ``LOC_val_solution.csv``: ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``.
     2. ``val.txt`` or ``val_list.txt``: ``ILSVRC2012_val_00000001.JPEG 65``, the place in the sorted
@@ -183,14 +183,14 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
     Args:
         root: The data folder.
         wnids: The known classes, sorted.
-        is_whole: They are all classes of the data set, and not only those with a folder.
+        is_whole: Whether they are all classes of the data set, not only those with a folder.
     """
     if (root / _SOLUTION).is_file():
         return {name: wnid for name, (wnid, _) in _read_solution(root / _SOLUTION).items()}
     if labels := _first_file(root, _LABELS):
         return _read_labels(labels, wnids, is_whole)
     if synsets := _first_file(root, _SYNSETS):
-        ordered = [_wnid(line) for line in lines_of(synsets, "wnid")]
+        wnids_by_number = [_wnid(line) for line in lines_of(synsets, "wnid")]
     elif truth := _first_file(root, [f"{folder}/{_TRUTH}" for folder in _DEVKITS]):
         meta = truth.with_name("meta.mat")
         if not meta.is_file():
@@ -203,14 +203,16 @@ def _validation_classes(root: Path, wnids: Sequence[str], *, is_whole: bool) -> 
             line.integer(0, start=1, below=len(classes) + 1)
             for line in lines_of(truth, "ILSVRC2012_ID")
         )
-        ordered = [classes[number][0] for number in numbers]
+        wnids_by_number = [classes[number][0] for number in numbers]
     else:
         raise CamtrainFileNotFoundError(
             f"The validation pictures of {root} lie in no class folders, and no list names their "
             f"classes; put one of {_SOLUTION}, val.txt, {_SYNSETS[0]} or the devkit's "
             f"data/{_TRUTH} with meta.mat into {root}."
         )
-    return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(ordered, start=1)}
+    return {
+        f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(wnids_by_number, start=1)
+    }
 
 
 def _read_solution(file: Path) -> dict[str, tuple[str, list[list[int]]]]:
@@ -260,7 +262,7 @@ def _read_labels(file: Path, wnids: Sequence[str], is_whole: bool) -> dict[str, 
 
 
 def _devkit_classes(file: Path) -> dict[int, tuple[str, str]]:
-    """ILSVRC2012_ID to WNID and words, of the synsets without children, from ``meta.mat``."""
+    """WNID and words by ILSVRC2012_ID, from ``meta.mat``; synsets with children are left out."""
     from scipy.io import loadmat  # comes with scikit-learn; slow to import, and rarely needed
     from scipy.io.matlab import MatReadError
 

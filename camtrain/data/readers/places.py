@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from camtrain.data.lists import PathList, check_first, find, lines_of
+from camtrain.data.lists import PathList, check_first_picture, find_one_of, lines_of
 from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainValueError
 
@@ -65,24 +65,24 @@ def _listing(
 ) -> Listing:
     """The pictures of some splits, whose lists lie in one of the folders.
 
-    ``parts`` has for each split its list, and the folders where its pictures may be.
+    ``parts`` holds for each split its list, and the folders in which its pictures may lie.
     """
     names = [folder + categories for folder in folders]
-    class_names = _class_names(find(root, names, "the list of the classes"))
+    class_names = _class_names(find_one_of(root, names, "the list of the classes"))
     paths: list[str] = []
     labels, splits = array("q"), array("b")
     for split, (name, images) in parts.items():
         lists = [folder + name for folder in folders]
         if split == "val" and not any((root / place).is_file() for place in lists):
             continue
-        file = find(root, lists, f"the list of the {split} pictures")
-        folder = find(root, images, f"the folder of the {split} pictures").relative_to(root)
+        file = find_one_of(root, lists, f"the list of the {split} pictures")
+        folder = find_one_of(root, images, f"the folder of the {split} pictures").relative_to(root)
         start = len(paths)
         for line in lines_of(file, "path label"):
             paths.append(f"{folder.as_posix()}/{line.fields[0].lstrip('/')}")
             labels.append(line.integer(1, below=len(class_names)))
             splits.append(split_number(split))
-        check_first(root / paths[start], file)
+        check_first_picture(root / paths[start], file)
     return Listing(
         root=root,
         paths=PathList.of(paths),
@@ -95,13 +95,13 @@ def _listing(
 
 def _class_names(file: Path) -> tuple[str, ...]:
     """The names in order of number; ``/a/abbey/outdoor 8`` is the class abbey/outdoor, number 8."""
-    numbered = {
+    names = {
         line.integer(1): re.sub(r"^/?[a-z]/", "", line.fields[0])
         for line in lines_of(file, "/letter/name number")
     }
-    if sorted(numbered) != list(range(len(numbered))):
+    if sorted(names) != list(range(len(names))):
         raise CamtrainValueError(
-            f"{file} must number its {len(numbered)} classes from 0 without gaps, but does not; "
+            f"{file} must number its {len(names)} classes from 0 without gaps, but does not; "
             "download it again."
         )
-    return tuple(numbered[number] for number in range(len(numbered)))
+    return tuple(names[number] for number in range(len(names)))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, refuse_box
 from camtrain.data.decoding import read_mask
-from camtrain.data.lists import Line, PathList, check_first, find, lines_of
+from camtrain.data.lists import Line, PathList, check_first_picture, find_one_of, lines_of
 from camtrain.data.source import Listing, Split, no_mask, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -66,7 +66,7 @@ def wsol_listing(
         labels += _labels(folder / split, paths)
         numbers += [split_number(split)] * len(paths)
     base = root if (root / ids[0]).is_file() or not (root / "images").is_dir() else root / "images"
-    check_first(base / ids[0], folder / splits[0] / "image_ids.txt")
+    check_first_picture(base / ids[0], folder / splits[0] / "image_ids.txt")
     count = max(labels) + 1
     if class_names is not None and count > len(class_names):
         raise CamtrainValueError(
@@ -87,7 +87,7 @@ def wsol_listing(
 
 def _labels(folder: Path, ids: Sequence[str]) -> list[int]:
     """The class numbers of a split, in the order of its pictures."""
-    file = find(folder, ["class_labels.txt"], "the list path,class")
+    file = find_one_of(folder, ["class_labels.txt"], "the list path,class")
     label_of = {
         line.fields[0]: line.integer(1) for line in lines_of(file, "path,class", separator=",")
     }
@@ -106,9 +106,13 @@ def _add_localization(
     boxes: list[tuple[int, tuple[int, ...]]],
     masks: dict[int, tuple[list[str], str]],
 ) -> None:
-    """Add the boxes or masks of one split, by row; its list need not exist.
+    """Add the boxes or masks of one split to ``boxes`` or ``masks``; its list need not exist.
 
-    ``rows`` has the row of each picture. A box is half-open; masks come with their ignore mask.
+    Args:
+        file: The list.
+        rows: The row of each picture, by path.
+        boxes: The row and the half-open box.
+        masks: By row, the files of the masks, and that of the ignore mask.
     """
     if not file.is_file():
         return
@@ -121,18 +125,19 @@ def _add_localization(
                 "one of its pictures; download the lists again."
             )
         if form == _BOX_FORM:
-            boxes += [(row, box) for box in _half_open(line)]
+            boxes += [(row, box) for box in _read_box(line)]
         else:
             masks.setdefault(row, ([], line.fields[2]))[0].append(line.fields[1])
 
 
 def _has_masks(file: Path) -> bool:
+    """Whether a list of localization lists masks, not boxes."""
     with file.open(encoding="utf-8-sig") as lines:
         return lines.readline().count(",") == _MASK_FORM.count(",")
 
 
-def _half_open(line: Line) -> list[tuple[int, ...]]:
-    """The half-open box of a line, whose corners are inclusive; none if it is refused."""
+def _read_box(line: Line) -> list[tuple[int, ...]]:
+    """The half-open box of a line, whose corners are inclusive; no box if it is refused."""
     xmin, ymin, xmax, ymax = (line.integer(column) for column in (1, 2, 3, 4))
     if xmin > xmax or ymin > ymax:
         refuse_box(
@@ -147,9 +152,9 @@ def _half_open(line: Line) -> list[tuple[int, ...]]:
 def _mask(root: Path, files: Mapping[int, tuple[Sequence[str], str]], row: int) -> Tensor | None:
     """The mask of the picture at ``row``, (H, W) uint8 of 0, 1 and 255, if there is one.
 
-    What is an object in one of the masks is an object; of the rest, what the ignore mask covers is
-    unknown (the benchmark's evaluation.py, ``get_mask``). ``files`` has by row the masks, and the
-    ignore mask or an empty name.
+    A pixel is 1 if it belongs to the object in any of the masks, else 255 if the ignore mask covers
+    it (the benchmark's evaluation.py, ``get_mask``). ``files`` holds by row the files of the masks,
+    and that of the ignore mask or "".
     """
     if row not in files:
         return None

@@ -1,4 +1,4 @@
-"""Shards of a data set, in a folder or behind a URL: the index of their samples, and their bytes.
+"""Reads shards of a data set from a folder or a URL: the index of their samples, and their files.
 
 The webdataset library opens the files and keeps what comes from a URL.
 """
@@ -42,8 +42,8 @@ _FORMAT = 1
 _SCHEMES = ("http", "https", "ftps", "sftp", "gs", "ais", "hf")
 
 
-def webdataset(module: str) -> ModuleType:
-    """A module of the webdataset library."""
+def import_webdataset(module: str) -> ModuleType:
+    """A module of the webdataset library; raises CamtrainError if that is not installed."""
     with needs_extra("Reading and writing shards", extra="shards"):
         return importlib.import_module(f"webdataset.{module}")
 
@@ -59,7 +59,7 @@ class Shard(NamedTuple):
     file: str  # its name in the folder of the index
     split: Split
     samples: int  # how many
-    bytes: int  # the size of the file
+    bytes: int  # size of the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Store:
     Args:
         root: A folder, or the URL of one.
         cache: The folder that keeps what comes from a URL; it holds one data set.
-        cache_bytes: Its size; the shards that were fetched first are deleted beyond it.
+        cache_bytes: Its largest size; beyond it, the shards that were fetched first are deleted.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Store:
             return _open(str(self.cache / name))
         except FileNotFoundError:
             pass  # it is fetched below
-        cache = webdataset("cache").FileCache(
+        cache = import_webdataset("cache").FileCache(
             str(self.cache),
             url_to_name=lambda url: name,
             cache_size=self.cache_bytes,
@@ -182,7 +182,8 @@ class Store:
 
 
 def _open(path: str) -> IO[bytes]:
-    file: IO[bytes] = webdataset("gopen").gopen(path)
+    """Open a file or a URL."""
+    file: IO[bytes] = import_webdataset("gopen").gopen(path)
     return file
 
 
@@ -212,7 +213,7 @@ def load_index(index_json: bytes, store: Store, folder: str) -> ShardIndex:
             index = ShardIndex(
                 class_names=tuple(content["class_names"]),
                 shards=tuple(Shard(**shard) for shard in content["shards"]),
-                paths=PathList.ending_at(arrays["path_bytes"].tobytes(), arrays["path_ends"]),
+                paths=PathList.from_ends(arrays["path_bytes"].tobytes(), arrays["path_ends"]),
                 **{name: arrays[name] for name in names},
             )
     except CamtrainError:

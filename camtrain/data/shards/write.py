@@ -21,7 +21,7 @@ from torch import Tensor
 from camtrain.arguments import VerbParser
 from camtrain.data.exclude import absolute_data_folder, make_sources_without, name_in, read_exclude
 from camtrain.data.lists import PathList
-from camtrain.data.shards.read import Shard, ShardIndex, webdataset
+from camtrain.data.shards.read import Shard, ShardIndex, import_webdataset
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, source_options
 from camtrain.errors import CamtrainValueError
@@ -64,7 +64,7 @@ def write_shards(
         raise CamtrainValueError(f"shard_mb must be above 0, got {shard_mb}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CamtrainValueError(f"{folder} must be a new or empty folder; choose another one.")
-    writer, data_folder = webdataset("writer"), absolute_data_folder(root)
+    writer, data_folder = import_webdataset("writer"), absolute_data_folder(root)
     paths: list[str] = []
     labels: list[object] = []
     boxes: list[np.ndarray] = []

@@ -146,13 +146,13 @@ def test_all_splits_come_from_one_look_at_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Path] = []
-    really = tree._scanned
+    really = tree._scan_disk
 
     def note(root: Path, tops: Sequence[str]) -> object:
         looked.append(root)
         return really(root, tops)
 
-    monkeypatch.setattr(tree, "_scanned", note)
+    monkeypatch.setattr(tree, "_scan_disk", note)
     sources = make_sources("folder", SourceOptions(root=fill(tmp_path, THREE_SPLITS)))
     assert list(sources) == ["train", "val", "test"]
     assert looked == [tmp_path]
