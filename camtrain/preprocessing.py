@@ -55,7 +55,10 @@ class Preprocessing:
     channel_order: ChannelOrder = "rgb"
 
     def __post_init__(self) -> None:
-        """Check every value once, at the door."""
+        """Check every value once, at the door; lists become tuples."""
+        for name in ("size", "mean", "std"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         if len(self.size) != 2 or min(self.size) < 1:
             raise CamtrainValueError(f"size must be two positive numbers (H, W), got {self.size}.")
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
@@ -110,7 +113,4 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The inverse of ``to_dict``."""
-        plain: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
-        }
-        return cls(**plain)
+        return cls(**values)

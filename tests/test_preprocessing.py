@@ -45,6 +45,13 @@ def test_crop_covers_the_input_and_pad_fits_into_it(
     assert pad[0] == size[0] or pad[1] == size[1]
 
 
+def test_lists_become_tuples_so_that_it_can_be_hashed() -> None:
+    lists: Any = {"size": [32, 48], "mean": [0.5], "std": [0.25]}
+    tuples = Preprocessing(size=(32, 48), mean=(0.5,), std=(0.25,))
+    assert Preprocessing(**lists) == tuples
+    assert hash(Preprocessing(**lists)) == hash(tuples)
+
+
 def test_json_round_trip() -> None:
     one = Preprocessing(
         size=(32, 48), mean=(0.5,), std=(0.25,), interpolation="bicubic", resize_mode="pad"

@@ -98,7 +98,8 @@ def _file_weights(name: str, path: Path) -> Weights:
         return Weights(read_weights(path), str(path))
     if description.architecture is None:
         raise CamtrainValueError(
-            f"{path} does not say how its network is built; give the state_dict of its backbone."
+            f"{path} does not say how its network is built; give weights=FILE with the state_dict "
+            "of its backbone."
         )
     return Weights(safetensors.torch.load_file(path), str(path), description=description)
 
@@ -131,7 +132,7 @@ def _entry(name: str, weights: str, entries: dict[str, Entry]) -> Entry:
     """The entry of these weights; raises CamtrainValueError with all names if there is none."""
     if weights not in entries:
         raise CamtrainValueError(
-            f"weights of {name} must be one of {', '.join(entries)}, None, or a file, got "
+            f"weights of {name} must be one of {', '.join(entries)}, None (null), or a file, got "
             f"{weights!r}."
         )
     return entries[weights]
@@ -145,14 +146,14 @@ def _explaining_failed_download(name: str, file: str) -> Iterator[None]:
     # No connection, a broken one, and a file whose hash or content is wrong.
     except (OSError, HTTPException, RuntimeError) as error:
         raise CamtrainFileNotFoundError(
-            f"The weights of {name} could not be loaded ({first_line(error)}); fetch {file} pass "
-            "the file with weights=."
+            f"The weights of {name} could not be loaded ({first_line(error)}); fetch {file} give "
+            "weights=FILE, the path of that file."
         ) from error
 
 
 def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
     return CamtrainValueError(
-        f"{name} has no published weights; pass weights=None for random ones, or a file, got "
+        f"{name} has no published weights; give weights=None for random ones, or weights=FILE, got "
         f"{weights!r}."
     )
 
@@ -176,12 +177,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CamtrainValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds "
             "more than plain tensors, whose reading would run code from it; expected the "
-            "state_dict of a network."
+            "state_dict of a network in weights=FILE."
         ) from error
     tensors = _unwrap(content)
     if not tensors:
         raise CamtrainValueError(
-            f"{path} holds no tensors by name; expected the state_dict of a network."
+            f"{path} holds no tensors by name; expected the state_dict of a network in "
+            "weights=FILE."
         )
     return tensors
 
@@ -237,6 +239,6 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str)
         raise CamtrainValueError(
             f"{source} holds weights of another architecture: {len(problems)} of {len(state)} "
             f"tensors do not fit: {join_first(problems, 4, separator='; ')}. Its own keys begin "
-            f"with {', '.join(list(weights)[:2])}."
+            f"with {', '.join(list(weights)[:2])}; give weights=FILE of the same network."
         )
     network.load_state_dict({n: weights[n] for n in state if n in weights}, strict=False)

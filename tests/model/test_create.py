@@ -194,7 +194,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     (RESNET, {"neck_groups": 0}, ("neck_groups=0",)),
     (RESNET, {"neck_kernel": 4}, ("neck_kernel must be odd", "got 4")),
     (RESNET, {"neck_norm": "layer"}, ("neck_norm must be batch or None, got 'layer'",)),
-    (RESNET, {"weights": "V9"}, ("must be one of DEFAULT, IMAGENET1K_V1, None, or a file",)),
+    (RESNET, {"weights": "V9"}, ("must be one of DEFAULT, IMAGENET1K_V1, None (null), or a file",)),
     (RESNET, {"backbone_args": {"wdith": 2}}, ("backbone_args do not fit", "wdith")),
 ]
 

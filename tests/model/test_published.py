@@ -99,7 +99,7 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(cache: Path) -> No
         create_model(SQUEEZENET, 5)
     message = str(error.value)
     assert "no network in tests" in message
-    assert f"fetch {URL} and put it into {cache}, or pass the file with weights=." in message
+    assert f"fetch {URL} and put it into {cache}, or give weights=FILE, the path of that file." in message
     assert "\n" not in message
 
 
@@ -170,7 +170,7 @@ def test_a_failed_download_of_timm_names_the_repository(monkeypatch: pytest.Monk
         create_model("timm/resnet18", 5, weights="tv_in1k")
     message = str(error.value)
     assert "(no network in tests); fetch model.safetensors of timm/resnet18.tv_in1k" in message
-    assert message.endswith("and pass the file with weights=.")
+    assert message.endswith("and give weights=FILE, the path of that file.")
 
 
 @pytest.mark.parametrize(

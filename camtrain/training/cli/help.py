@@ -236,12 +236,12 @@ def spelled_as_options(message: str) -> str:
     def spelled(match: re.Match[str]) -> str:
         if match[1] not in options:
             return match[0]
-        value = (match[2] or "").strip("='\"")
+        value = match[2].strip("='\"").replace("None", "null")
         return f"--{options[match[1]]}" + (f" {value}" if value not in ("", "True") else "")
 
     value = r"""=(?:"[^"]*"|'[^']*'|\([^)]*\)|\w[^\s;,()]*\w|\w)"""
     message = re.sub(rf"(?<![-\w.])([\w.]+)({value})", spelled, message)
-    return re.sub(r"^([\w.]+)()(?= must )", spelled, message)
+    return re.sub(r"^([\w.]+)()(?= (?:of \S+ )?must )", spelled, message)
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -2,11 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from camtrain.cli import VERBS, main
-from camtrain.training.cli.help import PAGES, OneLineParser
+from camtrain.errors import CamtrainError
+from camtrain.model.weights import _explaining_failed_download, find_weights, load_weights
+from camtrain.training.cli.help import PAGES, OneLineParser, spelled_as_options
 from camtrain.training.module import CAMModule
 
 
@@ -73,3 +79,48 @@ def test_the_example_of_fit_is_understood(capsys: pytest.CaptureFixture[str]) ->
         main([*words[1:], "--print_config"])
     assert exit_.value.code == 0
     assert "backbone: torchvision/resnet50" in capsys.readouterr().out
+
+
+def failed_download(name: str) -> None:
+    with _explaining_failed_download(name, "https://host/w.pth and"):
+        raise OSError("no network")
+
+
+def text_for_weights(folder: Path) -> None:
+    (folder / "w.pth").write_text("no tensors")
+    find_weights("torchvision/resnet18", folder / "w.pth")
+
+
+WEIGHT_FAILURES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "unknown name": (
+        lambda _: find_weights("torchvision/resnet18", "V9"),
+        "--model.weights of torchvision/resnet18 must be one of DEFAULT",
+    ),
+    "no such file": (
+        lambda _: find_weights("camtrain/digits", "none.pth"),
+        "--model.weights must be a weight name or an existing file",
+    ),
+    "nothing published": (
+        lambda _: find_weights("camtrain/digits", "V1"),
+        "give --model.weights null for random ones, or --model.weights FILE, got 'V1'",
+    ),
+    "failed download": (
+        lambda _: failed_download("timm/resnet18"),
+        "fetch https://host/w.pth and give --model.weights FILE",
+    ),
+    "no weights": (text_for_weights, "expected the state_dict of a network in --model.weights"),
+    "another network": (
+        lambda _: load_weights(nn.Linear(1, 1), {"a": torch.zeros(1)}, source="w.pth"),
+        "give --model.weights FILE of the same network",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_FAILURES)
+def test_failures_of_weights_name_the_option(name: str, tmp_path: Path) -> None:
+    fail, sentence = WEIGHT_FAILURES[name]
+    with pytest.raises(CamtrainError) as error:
+        fail(tmp_path)
+    message = spelled_as_options(str(error.value))
+    assert sentence in message
+    assert "weights=" not in message
