@@ -35,7 +35,7 @@ from camtrain.preprocessing import (
     Preprocessing,
     ResizeMode,
 )
-from camtrain.training.cache import FeatureDataset, cached_split, check_disk, uses_cache
+from camtrain.training import cache
 
 
 class CAMDataModule(LightningDataModule):
@@ -167,7 +167,7 @@ class CAMDataModule(LightningDataModule):
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
         self._damaged = DamagedFiles(max_damaged, allow_damaged=allow_damaged)
-        self._cached: dict[str, FeatureDataset | None] = {}
+        self._cached: dict[str, cache.FeatureDataset | None] = {}
         self._train_loader: ResumableLoader[Batch] | None = None
         self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
 
@@ -232,7 +232,7 @@ class CAMDataModule(LightningDataModule):
         for split in self.sources:
             augment = self.hparams["augment"] if split == "train" else "none"
             self.datasets[split] = self._prepared(split, augment)
-        uses_cache(self.trainer, self.hparams)  # raises early what it would raise later
+        cache.announce_missing_cache(self.trainer, self.hparams)
 
     def _prepared(self, split: Split, augment: str) -> PreparedDataset:
         names = ["seed", "exif"]
@@ -242,16 +242,18 @@ class CAMDataModule(LightningDataModule):
         settings["reduced"] = split == "train" and self.hparams["reduced_decoding"]
         return PreparedDataset(self.sources[split], self.preprocessing, augment=augment, **settings)
 
-    def cached(self, split: Split) -> FeatureDataset | None:
+    def cached(self, split: Split) -> cache.FeatureDataset | None:
         """The cached features of a split, where a training runs on them; else None.
 
         Raises:
             CamtrainValueError: ``cache_features`` asks for them and they cannot be computed.
         """
-        if split not in self._cached and uses_cache(self.trainer, self.hparams):
+        if split not in self._cached and cache.uses_cache(self.trainer, self.hparams):
             assert self.trainer is not None
             pictures, bare = self.datasets[split], self._prepared(split, "none")
-            self._cached[split] = cached_split(self.trainer, pictures, bare, split, self.hparams)
+            self._cached[split] = cache.cached_split(
+                self.trainer, pictures, bare, split, self.hparams
+            )
         return self._cached.setdefault(split, None)
 
     def check_cache(self) -> None:
@@ -261,11 +263,11 @@ class CAMDataModule(LightningDataModule):
             CamtrainValueError: ``cache_features`` asks for it and it cannot be done, or the disk is
                 too small.
         """
-        if uses_cache(self.trainer, self.hparams):
+        if cache.uses_cache(self.trainer, self.hparams):
             assert self.trainer is not None
-            for split in self.sources:
-                if split != "test":
-                    check_disk(self.trainer, self._prepared(split, "none"), split, self.hparams)
+            for split in set(self.sources) - {"test"}:
+                bare = self._prepared(split, "none")
+                cache.check_disk(self.trainer, bare, split, self.hparams)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Warn of the damaged files of a batch, and raise where there may be none, or no more."""

@@ -99,7 +99,10 @@ def test_a_failed_download_names_the_file_and_where_to_put_it(cache: Path) -> No
         create_model(SQUEEZENET, 5)
     message = str(error.value)
     assert "no network in tests" in message
-    assert f"fetch {URL} and put it into {cache}, or give weights=FILE, the path of that file." in message
+    assert (
+        f"fetch {URL} and put it into {cache}, or give weights=FILE, the path of that file."
+        in message
+    )
     assert "\n" not in message
 
 
@@ -179,7 +182,7 @@ def test_a_failed_download_of_timm_names_the_repository(monkeypatch: pytest.Monk
         (
             "torchvision/resnet50",
             "IMAGENET1K_V3",
-            "one of DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, None, or a file, got 'IMAGENET1K_V3'",
+            "one of DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, None (null), or a file, got 'IMAGENET1K_V3'",
         ),
         ("timm/resnet18", "a9", "must be one of DEFAULT, a1_in1k,"),
         ("timm/efficientnet_b6", "DEFAULT", "timm/efficientnet_b6 has no published weights; pass"),

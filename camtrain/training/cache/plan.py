@@ -50,6 +50,28 @@ def uses_cache(trainer: Trainer | None, settings: Mapping[str, Any]) -> bool:
     return epochs is None or epochs < 0 or epochs > VIEWS[settings["augment"]]
 
 
+def announce_missing_cache(trainer: Trainer | None, settings: Mapping[str, Any]) -> None:
+    """Print why a training does not cache the features of its frozen backbone, and what to give.
+
+    Nothing is printed where they are cached, or where nobody expects it: without a frozen backbone,
+    or with ``cache_features`` False.
+
+    Raises:
+        CamtrainValueError: The cache is required and cannot be used.
+    """
+    is_used = uses_cache(trainer, settings)
+    if trainer is None or trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
+        return
+    module: Any = trainer.lightning_module
+    is_expected = settings["cache_features"] is not False and not trainer.fast_dev_run
+    if is_expected and not is_used and getattr(module, "hparams", {}).get("freeze_backbone"):
+        reason = _obstacle(module, settings) or (
+            "the training is too short for that to save time; give --data.cache_features true to "
+            "cache them all the same"
+        )
+        print(f"The features of the frozen backbone are not cached, since {reason}.")
+
+
 def check_cache(module: LightningModule | None, settings: Mapping[str, Any]) -> bool:
     """Whether a module and the data allow the cache, and ``cache_features`` is not False.
 
@@ -109,7 +131,7 @@ def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> st
     if settings["augment"] not in VIEWS:
         return (
             f"augment {settings['augment']} makes other pictures in every epoch; give "
-            f"--data.augment {' or '.join(VIEWS)}"
+            f"--data.augment {' or '.join(reversed(VIEWS))}"
         )
     for name in ("auto_augment", "hide_and_seek"):
         if settings.get(name):

@@ -51,6 +51,39 @@ def test_elsewhere_nothing_is_kept(
     assert not features_folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"data": {"augment": "light"}},
+            "since augment light makes other pictures in every epoch; give --data.augment flip",
+        ),
+        (
+            {"model": {"unfreeze_at_epoch": 3}},
+            "since the backbone is trained later; leave out --model.unfreeze_at_epoch.",
+        ),
+        ({"trainer": {"max_epochs": 2}}, "since the training is too short for that to save time"),
+        ({"trainer": {"max_epochs": 2}, "data": {"cache_features": False}}, None),
+        ({"model": {"freeze_backbone": False}}, None),
+        ({"trainer": {"fast_dev_run": True}}, None),
+        ({}, None),  # they are cached
+    ],
+    ids=str,
+)
+def test_one_line_says_why_nothing_is_kept(
+    settings: dict[str, Any],
+    reason: str | None,
+    photographs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    is_used(photographs, **settings)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not cached" in line]
+    assert [line.startswith("The features of the frozen backbone") for line in lines] == (
+        [] if reason is None else [True]
+    )
+    assert reason is None or reason in lines[0]
+
+
 def test_it_is_used_for_one_epoch_too_if_asked_for(photographs: Path) -> None:
     assert is_used(photographs, data={"cache_features": True}, trainer={"max_epochs": 1})
 
@@ -66,7 +99,7 @@ def test_measuring_runs_the_whole_network(photographs: Path, features_folder: Pa
 REFUSED = [
     ({"freeze_backbone": False}, {}, "the backbone is trained; give --model.freeze_backbone true"),
     ({}, {"augment": "imagenet"}, "augment imagenet makes other pictures in every epoch; give"),
-    ({}, {"augment": "light"}, "--data.augment none or flip, or leave cache_features out"),
+    ({}, {"augment": "light"}, "--data.augment flip or none, or leave cache_features out"),
 ]
 
 

@@ -84,7 +84,7 @@ def test_measuring_afterwards_gives_the_scores_of_the_run(
 UNFIT: dict[str, tuple[list[str], str]] = {
     "augmentation": (
         [*FROZEN[:2], "--data.augment", "light", "--data.cache_features", "true"],
-        "give --data.augment none or flip, or leave cache_features out",
+        "give --data.augment flip or none, or leave cache_features out",
     ),
     "trained backbone": (
         ["--data.augment", "none", "--data.cache_features", "true"],
