@@ -31,7 +31,8 @@ def commands() -> Iterator[str]:
     """Every line for a shell, and every ``camtrain VERB ...`` in the text."""
     for language, code in BLOCKS:
         if language == "bash":
-            yield from (part.strip() for line in code.splitlines() for part in line.split("&&"))
+            lines = code.replace("\\\n", " ").splitlines()
+            yield from (part.strip() for line in lines for part in line.split("&&"))
     for code in re.findall(r"`(camtrain [^`/]+)`", PROSE):
         yield code
 
@@ -119,10 +120,14 @@ def run(command: str) -> None:
 
 
 @pytest.mark.nightly
-def test_its_commands_and_its_code_do_what_they_say(somewhere: Path) -> None:
+def test_its_commands_and_its_code_do_what_they_say(
+    somewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
     for command in commands():
         run(command)
+    printed = capsys.readouterr().out
+    assert "The trained head of runs/frozen/model.safetensors is kept" in printed
     quickstart = somewhere / "runs" / "quickstart"
     assert (quickstart / "report.html").is_file()
     assert (quickstart / "over_epochs.png").is_file()

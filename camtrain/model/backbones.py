@@ -79,7 +79,8 @@ def build_classifier(
     loading = [a for a in backbone_args if a.startswith(("pretrained", "checkpoint", "weights"))]
     if loading:
         raise CamtrainValueError(
-            f"backbone_args must not load weights, got {', '.join(loading)}; use weights=NAME instead."
+            f"backbone_args must not load weights, got {', '.join(loading)}; give weights=NAME "
+            "instead."
         )
     library, model = name.split("/")
     arguments = dict(backbone_args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,14 +15,15 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
-from camtrain.errors import CamtrainValueError
 from camtrain.header import METADATA_KEY, checkpoint_description
 from camtrain.labels import Task
 from camtrain.maps import PoolName
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import Refine
+from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.evaluator import Evaluator
 from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate
+from camtrain.training.learn.facts import DataFacts, plain_preprocessing
 from camtrain.training.learn.freezing import Freezing
 from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
@@ -70,6 +70,8 @@ class CAMModule(LightningModule):
         task: Task = "multiclass",
         in_chans: int = 3,
         backbone_args: dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | dict[str, Any] | None = None,
         freeze_backbone: bool = False,
         freeze_until: str | None = None,
         unfreeze_at_epoch: int | None = None,
@@ -101,8 +103,10 @@ class CAMModule(LightningModule):
 
         Args:
             backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
-            num_classes: Number of classes; None means those of the weights.
-            weights: ``DEFAULT`` or another name the library publishes, a file, or None (random).
+            num_classes: Number of classes; None means ``class_names``, or those of the weights.
+            weights: ``DEFAULT`` or another name the library publishes; a file, also a bundle such
+                as ``runs/NAME/model.safetensors``, which keeps its head for the same classes; or
+                None (random).
             cut: Layer after which the backbone is cut off.
             stride: Pixels of the image per pixel of the map, smaller than the backbone's own.
             neck: Output channels of each added convolution; empty for none. For the paper's
@@ -116,6 +120,9 @@ class CAMModule(LightningModule):
                 cross-entropy for each class.
             in_chans: Channels of the images.
             backbone_args: Further arguments of the library's builder.
+            class_names: Names of the classes, where the data has no ``class_names``.
+            preprocessing: How the pictures are prepared, where the data has no ``preprocessing``: a
+                ``camtrain.Preprocessing`` or its values, such as ``{"size": [128, 128]}``.
             freeze_backbone: Leave parameters and BatchNorm statistics of the backbone unchanged.
             freeze_until: Leave only its layers up to this one unchanged; named like a cut.
             unfreeze_at_epoch: Epochs after which the frozen layers are trained too; None: never.
@@ -153,17 +160,21 @@ class CAMModule(LightningModule):
             compile: Train through ``torch.compile``; evaluation does not.
         """
         super().__init__()
-        weights = str(weights) if isinstance(weights, Path) else weights
-        teacher = str(teacher) if isinstance(teacher, Path) else teacher
+        weights, teacher = (str(f) if isinstance(f, Path) else f for f in (weights, teacher))
         neck = list(neck)  # checkpoints hold plain values
+        class_names = None if class_names is None else list(class_names)
+        preprocessing = plain_preprocessing(preprocessing)
         self.save_hyperparameters()
         check_optimization(self.hparams)  # these checks come before weights are fetched
         check_loss(self.hparams)
         check_teacher_settings(self.hparams)
         architecture = {name: self.hparams[name] for name in _ARCHITECTURE}
+        num_classes = len(class_names) if num_classes is None and class_names else num_classes
         net = create_model(backbone, num_classes, weights=weights, **architecture)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self._memory_format)
+        self._facts = DataFacts(self.hparams)
+        self.follow_data(None)
         self.net.set_refine(refine, refine_layers)
         names = ("label_smoothing", "class_weights", "mixup", "cutmix")
         loss_options = {name: self.hparams[name] for name in names}
@@ -217,33 +228,24 @@ class CAMModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data, and prepare the training."""
-        if self.trainer.precision in ("16-true", "bf16-true"):
-            raise CamtrainValueError(
-                f"Maps and logits are computed in float32, got precision {self.trainer.precision}; "
-                "choose bf16-mixed or 16-mixed."
-            )
-        self.evaluator.check_is_callback(self)
+        self.evaluator.check_trainer(self)
         self._seed = torch.initial_seed()
         self.follow_data(getattr(self.trainer, "datamodule", None))
         if stage != "fit":
             return
+        self._facts.announce(self.trainer)
         if self.teacher is not None:
             self.teacher.check(self.net)
         datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", {})
         self._loss.set_labels(getattr(datasets.get("train"), "labels", None))
         if self.hparams["head_solver"] != "sgd":
             self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
-        if self._freezing.part.modules:  # they are meant to stay in evaluation mode
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         if self.hparams["compile"]:
             self.net.compile()
 
     def follow_data(self, data: object) -> None:
         """Take class names and preprocessing from a data module that has them."""
-        names = getattr(data, "class_names", None)
-        if names is not None:
-            self.net.name_classes(names)
-        self.net.preprocessing = getattr(data, "preprocessing", None) or self.net.preprocessing
+        self._facts.tell(self.net, data)
 
     def teardown(self, stage: str) -> None:
         """Free the teacher's memory."""
@@ -282,15 +284,13 @@ class CAMModule(LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
         seed = seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank)
-        if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed GPUs
-        else:
-            torch.manual_seed(seed)
+        # `torch.manual_seed` also seeds GPUs.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
         damaged, pictures = len(batch.damaged) if isinstance(batch, Batch) else 0, len(batch[1])
         if damaged and pictures < 2:  # BatchNorm cannot train on one picture
-            trained = [weight for weight in self.parameters() if weight.requires_grad]
             # Gradients of 0, for which the other processes wait.
-            loss, pictures = torch.stack([weight.sum() * 0.0 for weight in trained]).sum(), 0
+            trained = [weight.sum() for weight in self.parameters() if weight.requires_grad]
+            loss, pictures = (torch.stack(trained) * 0.0).sum(), 0
         else:
             batch = self._loss.mix(batch)
             loss = self._loss_of(batch)
@@ -318,6 +318,7 @@ class CAMModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint complete: loading it needs neither a weights file nor data."""
+        self._facts.warn("The checkpoint says")
         num_classes = self.net.head.out_features
         checkpoint["hyper_parameters"].update(weights=None, num_classes=num_classes)
         sums = cast("Tensor", self.all_gather(self.evaluator.sums()))
@@ -339,6 +340,7 @@ class CAMModule(LightningModule):
             self.net = net.to(self.device).to(memory_format=self._memory_format)
             self._freezing = Freezing(self.net, self.hparams)
         self.net.restore(stored)
+        self._facts.forget_bundle()
         self.evaluator.restore_threshold(stored)
         self._seed = metadata["seed"]
         sums = metadata.get("train_sums", [])

@@ -143,7 +143,7 @@ def test_a_vit_is_built_for_the_pictures_of_its_weights(name: str, weights: str,
 
 @pytest.mark.parametrize("argument", ["pretrained", "checkpoint_path", "weights"])
 def test_backbone_args_cannot_load_weights(argument: str) -> None:
-    with pytest.raises(CamtrainValueError, match=f"must not load weights, got {argument}; use"):
+    with pytest.raises(CamtrainValueError, match=f"must not load weights, got {argument}; give"):
         build_classifier(
             "timm/resnet18", num_classes=None, in_chans=3, backbone_args={argument: "evil.pth"}
         )

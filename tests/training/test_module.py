@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from camtrain.errors import CamtrainError
+from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.evaluate.evaluator import Evaluator
 from camtrain.training.learn.optimizer import warmup_cosine
@@ -20,10 +21,12 @@ from tests.training.conftest import quiet_trainer, small_module
 
 
 class AnybodysData(LightningDataModule):
-    """Plain (image, label) batches, without names, boxes or preprocessing."""
+    """Plain (image, label) batches, without boxes."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        self.class_names = [str(number) for number in range(num_classes)]
+        self.preprocessing = Preprocessing((20, 28), (0.5,) * 3, (0.5,) * 3)
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(12, 3, 20, 28, generator=generator)
         self.pictures = TensorDataset(images, torch.arange(12) % num_classes)

@@ -90,7 +90,7 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     "The network": (
         "model.",
         "backbone weights cut stride neck neck_kernel neck_groups neck_norm pool dropout task "
-        "in_chans backbone_args",
+        "in_chans backbone_args class_names preprocessing",
     ),
     "What is trained": (
         "model.",

@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import Metric, SumMetric
 
 from camtrain.data import Batch
-from camtrain.errors import CamtrainTypeError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import DEFAULT_THRESHOLD, Description
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
@@ -90,8 +90,18 @@ class Evaluator(nn.Module, Callback):
         assert isinstance(evaluation, Evaluation)
         return evaluation
 
-    def check_is_callback(self, module: LightningModule) -> None:
-        """Raise CamtrainTypeError if the module's ``configure_callbacks`` drops this callback."""
+    def check_trainer(self, module: LightningModule) -> None:
+        """Refuse a trainer that cannot measure.
+
+        Raises:
+            CamtrainValueError: Its precision does not allow float32.
+            CamtrainTypeError: The module's ``configure_callbacks`` drops this callback.
+        """
+        if module.trainer.precision in ("16-true", "bf16-true"):
+            raise CamtrainValueError(
+                "Maps and logits are computed in float32, got precision "
+                f"{module.trainer.precision}; choose bf16-mixed or 16-mixed."
+            )
         callbacks: list[Callback] = cast("Any", module.trainer).callbacks
         if self not in callbacks:
             raise CamtrainTypeError(

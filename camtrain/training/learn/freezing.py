@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -75,6 +76,11 @@ class Freezing(Callback):
             parameter.requires_grad_(not is_frozen)
         self.keep_in_eval()
         return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Silence Lightning's warning of modules that are meant to stay in evaluation mode."""
+        if self.part.modules:
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze for the first epoch; a resumed training may begin at any epoch."""

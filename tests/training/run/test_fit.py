@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import camtrain
 from camtrain.cli import main
 from camtrain.errors import CamtrainError
+from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule, FitResult, fit
 from tests.training.run.test_resume import assert_same, state_of
 
@@ -44,7 +45,10 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExceptio
 
 
 class Noise(LightningDataModule):
-    """Somebody's own pictures: pairs of an image and a label, without names, boxes or tests."""
+    """Somebody's own pictures: pairs of an image and a label, without boxes or tests."""
+
+    class_names = ("a", "b")
+    preprocessing = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Eight pictures of two classes."""

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule
 from camtrain.training.watch.callback import BatchPicture
 from tests.training.conftest import quiet_trainer, small_module
@@ -38,7 +39,11 @@ def test_a_training_goes_on_as_without_it(photographs: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.tensor([[1, 1], [0, 0]])])
 def test_it_takes_the_batches_of_any_loader(labels: torch.Tensor, tmp_path: Path) -> None:
-    module = small_module(task="multilabel" if labels.ndim > 1 else "multiclass")
+    module = small_module(
+        task="multilabel" if labels.ndim > 1 else "multiclass",
+        class_names=["a", "b"],
+        preprocessing=Preprocessing(size=(32, 40)),
+    )
     loader = DataLoader(TensorDataset(torch.randn(2, 3, 32, 40), labels), batch_size=2)
     path = tmp_path / "batch.jpg"
     quiet_trainer(max_epochs=1, callbacks=[BatchPicture(path)]).fit(module, loader, loader)

@@ -238,7 +238,9 @@ class _Odd(LightningDataModule):
 
     def __init__(self, loader: object) -> None:
         super().__init__()
-        self.train_dataloader = AnybodysData(3).train_dataloader
+        data = AnybodysData(3)
+        self.class_names, self.preprocessing = data.class_names, data.preprocessing
+        self.train_dataloader = data.train_dataloader
         self.val_dataloader = lambda: loader
 
 
