@@ -129,3 +129,34 @@ def sets_parameter(call: ast.Call, place: int | None, name: str) -> bool:
         or name in keywords
         or (place is not None and len(call.args) > place)
     )
+
+
+def test_no_identifier_is_a_pronoun_or_a_bare_participle() -> None:
+    unclear = set(
+        [
+            "found",
+            "kept",
+            "said",
+            "told",
+            "seen",
+            "wanted",
+            "one",
+            "some",
+            "own",
+            "others",
+            "rest",
+            "it",
+        ]
+    )
+    names = {
+        f"{path}: {name}"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        for name in (getattr(node, "name", None), getattr(node, "arg", None), stored_name(node))
+        if name is not None and name.strip("_") in unclear
+    }
+    assert names == set()
+
+
+def stored_name(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
