@@ -58,6 +58,8 @@ MISTAKES = {
     "accelerator": Mistake("fit --trainer.accelerator gpu", "--trainer.accelerator auto"),
     "size": Mistake("fit --data.size 2", "--data.size"),
     # A path that is not there, or not what it should be.
+    "no data": Mistake("check-data", "camtrain check-data FOLDER"),
+    "no data for shards": Mistake("shards --to out", "camtrain shards FOLDER"),
     "data": Mistake("check-data {empty}/photoos", "does not exist"),
     "empty data": Mistake("check-data {empty}", "holds no images"),
     "damaged validation": Mistake("fit --data.root {damaged}", "--data.allow_damaged true"),

@@ -7,8 +7,6 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camtrain.data.faults import refuse
 from camtrain.data.lists import csv_reader, path_in
 from camtrain.data.source import Listing, no_boxes
 from camtrain.errors import CamtrainValueError, one_line
@@ -36,26 +35,9 @@ class BoxError(CamtrainValueError):
         self.path = path
 
 
-_error_list: ContextVar[list[BoxError] | None] = ContextVar("_error_list", default=None)
-
-
 def refuse_box(message: str, path: str) -> None:
-    """Raise a ``BoxError``; within ``listed_box_errors`` list it, and return to the reader."""
-    errors, error = _error_list.get(), BoxError(message, path)
-    if errors is None:
-        raise error
-    errors.append(error)
-
-
-@contextmanager
-def listed_box_errors() -> Iterator[list[BoxError]]:
-    """Let the readers of boxes skip bad entries, whose errors are added to the list."""
-    errors: list[BoxError] = []
-    token = _error_list.set(errors)
-    try:
-        yield errors
-    finally:
-        _error_list.reset(token)
+    """Raise a ``BoxError``, or list it; see ``refuse``."""
+    refuse(BoxError(message, path))
 
 
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from camtrain.data.faults import refuse
 from camtrain.data.source import UNDECIDED, Labels, Listing
 from camtrain.errors import CamtrainValueError, join_first
 from camtrain.labels import class_counts
@@ -64,11 +65,14 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
     for split, names_of_split in names_by_split.items():
         unknown_names = [name for name in names_of_split if name not in known_names]
         if unknown_names:
-            raise CamtrainValueError(
+            message = (
                 f"The {split} split of {listing.root} has the class {join_first(unknown_names)}, "
                 f"unknown to {owner}, which has {join_first(names)}; rename or remove the "
                 f"pictures, or {advice}."
             )
+            refuse(CamtrainValueError(message))
+            names = (*names, *unknown_names)
+            known_names.update(unknown_names)
     if class_names is not None:
         return _with_class_list(listing, names)
     if not listing.has_class_list:
@@ -100,15 +104,17 @@ def _check_classes_found(listing: Listing, names: tuple[str, ...], *, is_train: 
     with_pictures = {*names, *undecided}
     empty = [name for name in listing.class_names if name not in with_pictures]
     if empty and is_train:
-        raise CamtrainValueError(
+        message = (
             f"The class {join_first(empty)} has no image in the train split of {listing.root}; "
             "add images or remove the folder."
         )
+        refuse(CamtrainValueError(message))
     if len(names) < 2 and listing.labels.ndim == 1:
-        raise CamtrainValueError(
+        message = (
             f"A classifier needs at least 2 classes, but {listing.root} has one, {names[0]!r}; "
             "add images of something else, or pass class_names."
         )
+        refuse(CamtrainValueError(message))
 
 
 def _with_class_list(listing: Listing, names: tuple[str, ...]) -> Listing:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from camtrain.data.boxes import BoxError, listed_box_errors
+from camtrain.data.boxes import BoxError
+from camtrain.data.faults import listed_faults
 from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
@@ -77,7 +78,7 @@ def make_sources_without(
     if not exclude:
         all_sources = make_sources(name, options)
         return all_sources, all_sources
-    with listed_box_errors() as errors:
+    with listed_faults(BoxError) as errors:
         all_sources = make_sources(name, options)
     return all_sources, without(all_sources, exclude, options.root, box_errors=errors)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
@@ -23,7 +24,7 @@ from camtrain.data.readers.wsol import wsol_listing
 from camtrain.data.shards.read import shards_listing
 from camtrain.data.source import ListedFiles, ListedSource, Listing, Source, Split, source_of
 from camtrain.data.splits import with_splits
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _listing(name: str, options: SourceOptions) -> Listing:
     assert read is not None
     if options.root is None:
         raise CamtrainValueError(
-            f"The source {name} needs a data folder, got none; give --data.root PATH."
+            f"The source {name} needs a data folder, got none; give --data.root FOLDER."
         )
     place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
     if name != "shards":
@@ -187,6 +188,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="0..1" if "fraction" in name else kind,
             help=text if default is None else f"{text} (default {default})",
         )
+
+
+@contextmanager
+def naming_arguments_of(verb: str) -> Iterator[None]:
+    """Let errors about the data name the arguments of a verb instead of the options of ``fit``."""
+    try:
+        yield
+    except CamtrainError as error:
+        message = str(error).replace("--data.root", f"camtrain {verb}")
+        raise type(error)(message.replace("--data.", "--")) from error
 
 
 def source_options(settings: argparse.Namespace) -> SourceOptions:

@@ -14,15 +14,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from camtrain.arguments import VerbParser
-from camtrain.data.boxes import listed_box_errors
+from camtrain.arguments import VerbParser, announce
+from camtrain.data.boxes import BoxError
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
 from camtrain.data.exclude import absolute_data_folder, name_in, write_exclude
+from camtrain.data.faults import listed_faults
 from camtrain.data.source import FileSource
-from camtrain.data.sources import SourceOptions, add_source_arguments, make_sources, source_options
+from camtrain.data.sources import (
+    SourceOptions,
+    add_source_arguments,
+    make_sources,
+    naming_arguments_of,
+    source_options,
+)
 from camtrain.data.tree import IMAGE_SUFFIXES, files_below
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.labels import classes_of
 
 # What lies beside pictures in many data sets, and need not be opened to know it is none.
@@ -56,7 +63,8 @@ def check_data(
     """
     options = options or SourceOptions()
     folder = absolute_data_folder(options.root)
-    with warnings.catch_warnings(), listed_box_errors() as box_errors:
+    reading = announce(f"Reading the folders of {options.root or source}")
+    with reading, warnings.catch_warnings(), listed_faults(CamtrainError) as faults:
         warnings.simplefilter("ignore")  # of missing classes, which are reported
         sources = make_sources(source, options)
     if not exif and not all(isinstance(split, FileSource) for split in sources.values()):
@@ -84,8 +92,10 @@ def check_data(
     }
     findings = list(find(splits, tiny=tiny))
     findings += [
-        Finding("bad_box", (error.path,) if error.path else (), message)
-        for message, error in {str(error): error for error in box_errors}.items()
+        Finding("bad_box", (fault.path,) if fault.path else (), message)
+        if isinstance(fault, BoxError)
+        else Finding("layout", (), message)
+        for message, fault in {str(fault): fault for fault in faults}.items()
     ]
     unused: Counter[str] = Counter()
     used = {path for split in splits.values() for path in split.paths}
@@ -126,15 +136,16 @@ def main(args: Sequence[str]) -> int:
                 f"{file} cannot be written, since its folder does not exist; make the folder."
             )
     _check_overwriting(exclude_file, header)
-    report = check_data(
-        settings.source,
-        source_options(settings),
-        tiny=settings.tiny,
-        processes=settings.workers,
-        strict=settings.strict,
-        exif=settings.exif == "true",
-        console=Console(stderr=True),
-    )
+    with naming_arguments_of(args[0]):
+        report = check_data(
+            settings.source,
+            source_options(settings),
+            tiny=settings.tiny,
+            processes=settings.workers,
+            strict=settings.strict,
+            exif=settings.exif == "true",
+            console=Console(stderr=True),
+        )
     report.show(Console())  # before anything that can fail
     if json_file is not None:
         json_file.write_text(json.dumps(report.as_json(), indent=1))

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from camtrain.data.boxes import listed_box_errors
+from camtrain.data.boxes import BoxError
 from camtrain.data.decoding import DamagedImageError
+from camtrain.data.faults import listed_faults
 from camtrain.data.loading import leave_signals_to_parent
 from camtrain.data.source import FileSource, Source
 from camtrain.errors import one_line
@@ -51,7 +52,7 @@ def examine(source: Source, index: int, *, exif: bool = True) -> Record:
     """Read one picture with the decoder of training and return its record."""
     path = Path(source.paths[index])
     is_file = path.is_file()
-    with _decoder_messages() as messages, listed_box_errors() as refused:
+    with _decoder_messages() as messages, listed_faults(BoxError) as refused:
         try:
             if isinstance(source, FileSource):
                 picture = source.read_file(index, exif=exif)

@@ -29,6 +29,7 @@ KINDS = {
     "empty": Kind("files of 0 bytes", "error"),
     "unreadable": Kind("pictures that cannot be decoded", "error"),
     "bad_box": Kind("boxes that cannot be read, have no area, or lie outside", "error"),
+    "layout": Kind("folders and classes that fit refuses", "error"),
     "leakage": Kind("same pixels in several splits: scores are too good", "warning"),
     "contradiction": Kind("same pixels under different labels", "warning"),
     "duplicate": Kind("same pixels more than once in a split", "note"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from camtrain.data.boxes import with_boxes
 from camtrain.data.classes import sort_class_names
 from camtrain.data.decoding import read_mask
+from camtrain.data.faults import refuse
 from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, Listing, Split, no_mask, split_number
 from camtrain.data.tree import IMAGE_SUFFIXES, scan, subfolders
@@ -88,9 +89,10 @@ def _check_has_pictures(root: Path, on_disk: Sequence[Split], splits: np.ndarray
         )
     for split in on_disk:
         if not (splits == split_number(split)).any():
-            raise CamtrainFileNotFoundError(
+            message = (
                 f"The {split} split of {root} holds no images; add some, or remove the folder."
             )
+            refuse(CamtrainFileNotFoundError(message))
 
 
 def _mask(folder: Path, paths: PathList, row: int) -> Tensor | None:

@@ -123,8 +123,8 @@ class Store:
         )
         if self.is_url and self.root.partition("://")[0] not in _SCHEMES:
             raise CamtrainValueError(
-                f"--data.root must be a folder or a URL of {', '.join(_SCHEMES)}, got "
-                f"{self.root}; mount or copy the shards."
+                f"{self.root} must be a folder or a URL of {', '.join(_SCHEMES)}; mount or copy "
+                "the shards."
             )
         self.cache = cache.expanduser()
         self.cache_bytes = cache_bytes
@@ -137,7 +137,7 @@ class Store:
                 return file.read()
         except OSError as error:
             raise CamtrainFileNotFoundError(
-                f"{place} cannot be read ({error}); --data.root must be a folder or URL that "
+                f"{place} cannot be read ({error}); point --data.root at a folder or URL that "
                 "camtrain shards has written."
             ) from error
 

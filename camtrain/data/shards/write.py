@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from camtrain.arguments import VerbParser
+from camtrain.arguments import VerbParser, announce
 from camtrain.data.exclude import absolute_data_folder, make_sources_without, name_in, read_exclude
 from camtrain.data.lists import PathList
 from camtrain.data.shards.read import Shard, ShardIndex, import_webdataset
 from camtrain.data.source import Source, SourcePicture, Split
-from camtrain.data.sources import add_source_arguments, source_options
+from camtrain.data.sources import add_source_arguments, naming_arguments_of, source_options
 from camtrain.errors import CamtrainValueError
 from camtrain.files import check_writable
 from camtrain.labels import classes_of
@@ -186,8 +186,9 @@ def _png(image: Tensor) -> bytes:
 def main(args: Sequence[str]) -> None:
     """``camtrain shards [PATH] --to FOLDER [--source NAME] ...``."""
     settings = _parser().parse_args(args[1:])
-    exclude = read_exclude(settings.exclude) if settings.exclude else []
-    _, sources = make_sources_without(settings.source, source_options(settings), exclude)
+    with naming_arguments_of(args[0]), announce(f"Reading the folders of {settings.path}"):
+        exclude = read_exclude(settings.exclude) if settings.exclude else []
+        _, sources = make_sources_without(settings.source, source_options(settings), exclude)
     total = sum(map(len, sources.values()))
     folder = Path(settings.to).expanduser()
     written = write_shards(

@@ -54,7 +54,7 @@ def damaged(photographs: Path) -> Path:
 def test_every_fault_is_found_and_nothing_else(damaged: Path) -> None:
     report = check(damaged)
     names = {finding.kind for finding in report.findings}
-    assert names == set(KINDS) - {"complaint", "missing_class"}
+    assert names == set(KINDS) - {"complaint", "missing_class", "layout"}
     assert found(report, "empty") == [("train/red/0.png",)]
     assert found(report, "unreadable") == [("train/red/1.png",)]
     assert "truncated" in details(report, "unreadable")[0]
@@ -156,6 +156,30 @@ def test_classes_without_pictures_and_without_boxes(photographs: Path) -> None:
     assert report.status == 0
 
 
+def test_what_fit_refuses_about_folders_is_listed_with_everything_else(damaged: Path) -> None:
+    for name in ("train/empty", "train/bare", "val/alien", "test/red", "test/blue"):
+        shutil.rmtree(damaged / name, ignore_errors=True)
+        (damaged / name).mkdir()
+    shutil.copy(damaged / "train/red/3.png", damaged / "val/alien/1.png")
+    report = check(damaged)
+    split, unknown, empty = details(report, "layout")
+    assert split.startswith(f"The test split of {damaged} holds no images")
+    assert "has the class alien, unknown to train, which has blue, red" in unknown
+    assert empty.startswith("The class bare, empty has no image in the train split")
+    assert report.status == 1
+    assert found(report, "unreadable") == [("train/red/1.png",)]
+    assert report.splits["val"].classes == {"blue": 4, "red": 5, "alien": 1}
+    assert not any("bare" in path for path in report.excluded())
+
+
+def test_a_single_class_is_listed_too(photographs: Path) -> None:
+    (photographs / "boxes.csv").unlink()
+    for split in ("train", "val", "test"):
+        shutil.rmtree(photographs / split / "blue")
+    [detail] = details(check(photographs), "layout")
+    assert detail.startswith("A classifier needs at least 2 classes")
+
+
 def test_other_sources_are_checked_too() -> None:
     options = SourceOptions(lengths=(30, 10, 10))
     report = check_data("digits", options, processes=0)
@@ -239,8 +263,8 @@ def test_many_classes_are_abridged() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere"], "does not exist"),
-        ([], "give --data.root"),
+        (["nowhere"], "does not exist; point camtrain check-data at the folder"),
+        ([], "give camtrain check-data FOLDER."),
         ([".", "--source", "nothing"], "must be one of"),
         ([".", "--workers", "-1"], "must be at least 0, got -1 and 32"),
         ([".", "--json", "gone/x.json"], "gone/x.json cannot be written"),
