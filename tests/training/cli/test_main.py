@@ -374,15 +374,15 @@ def test_a_moved_run_goes_on_with_its_best_epoch(
     shutil.move(tmp_path / "runs" / "run", tmp_path / "runs" / "moved")
     bundle = tmp_path / "runs" / "moved" / "model.safetensors"
     before = bundle.read_bytes()
-    note_best = RunWriter._note_best
+    update_best = RunWriter._update_best
 
     def best_is_known(writer: RunWriter, epoch: int, scores: dict[str, float]) -> None:
         assert writer.best is not None
         assert writer.best["epoch"] <= 4
-        note_best(writer, epoch, {**scores, "val/acc1": 0.0})
+        update_best(writer, epoch, {**scores, "val/acc1": 0.0})
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunWriter, "_note_best", best_is_known)
+        patch.setattr(RunWriter, "_update_best", best_is_known)
         more = ("--name", "moved", "--ckpt_path", "last", "--trainer.max_epochs", "5")
         run(fit_arguments("--model.lr", "0.01", *more))
     assert bundle.read_bytes() == before
