@@ -22,7 +22,7 @@ from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.evaluator import Evaluator
-from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate
+from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate, StepScores
 from camtrain.training.learn.facts import DataFacts, plain_preprocessing
 from camtrain.training.learn.freezing import Freezing
 from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
@@ -37,7 +37,7 @@ _ARCHITECTURE = (
     *("pool", "dropout", "task", "in_chans", "backbone_args"),
 )
 # All that `CAMModule.configure_callbacks` may return.
-_CALLBACKS = (Freezing, Evaluator, FiniteLossGuard, ExponentialAverage, FoundLearningRate)
+_PARTS = (Freezing, Evaluator, FiniteLossGuard, StepScores, ExponentialAverage, FoundLearningRate)
 
 
 class CAMModule(LightningModule):
@@ -253,14 +253,14 @@ class CAMModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The parts of the module that are callbacks, and the callbacks of its settings."""
-        callbacks: list[Callback] = [self._freezing, self.evaluator, self._loss_guard]
+        callbacks: list[Callback] = [self._freezing, self.evaluator, self._loss_guard, StepScores()]
         if self.hparams["ema_decay"] is not None:
             callbacks.append(ExponentialAverage(self.hparams["ema_decay"]))
         if self.hparams["find_lr"]:
             callbacks.append(FoundLearningRate())
         # A trainer that is used again still has those of its last module.
         trainer: Any = self.trainer
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _CALLBACKS)]
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _PARTS)]
         return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -341,7 +341,7 @@ class CAMModule(LightningModule):
             self._freezing = Freezing(self.net, self.hparams)
         self.net.restore(stored)
         self._facts.forget_bundle()
-        self.evaluator.restore_threshold(stored)
+        self.evaluator.restore(stored, epoch=checkpoint["epoch"] + 1)
         self._seed = metadata["seed"]
         sums = metadata.get("train_sums", [])
         if is_resuming and len(sums) == self.trainer.world_size:

@@ -83,6 +83,7 @@ class Evaluator(nn.Module, Callback):
         self.map_threshold = DEFAULT_THRESHOLD
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
+        self.loaded_epoch: int | None = None  # of the checkpoint that was read last
 
     def __getitem__(self, split: str) -> Evaluation:
         """The metrics of ``val`` or ``test``."""
@@ -118,6 +119,16 @@ class Evaluator(nn.Module, Callback):
     def _log_sums(self, module: LightningModule) -> None:
         module.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         module.log("train/damaged", self.train_damaged, on_step=False, on_epoch=True)
+        self._log_epoch(module)
+
+    def _log_epoch(self, module: LightningModule) -> None:
+        """Give the loggers the number of the epoch from 1; Lightning's counts from 0."""
+        trainer = module.trainer
+        if trainer.loggers:
+            epoch = trainer.current_epoch + 1
+            if trainer.state.fn != TrainerFn.FITTING:  # Lightning has counted the last epoch
+                epoch = self.loaded_epoch or trainer.current_epoch
+            module.log("epoch", float(epoch), on_step=False, on_epoch=True, reduce_fx="max")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the sums of a resumed epoch, even if none of its training steps is left."""
@@ -209,6 +220,7 @@ class Evaluator(nn.Module, Callback):
         for name, value in scores.items():
             is_shown = name in ("loss", "acc1", "map", "max_box_acc")
             module.log(f"{split}/{name}", value, prog_bar=is_shown)
+        self._log_epoch(module)
 
     def description_of(self, net: CAMNet) -> Description:
         """The description of a network with the measured map threshold."""
@@ -216,8 +228,9 @@ class Evaluator(nn.Module, Callback):
             net.description, threshold=self.map_threshold, is_calibrated=self.is_calibrated
         )
 
-    def restore_threshold(self, stored: Description) -> None:
-        """Take the map threshold from the description in a checkpoint."""
+    def restore(self, stored: Description, *, epoch: int) -> None:
+        """Take the map threshold from the description in a checkpoint, and its epoch, from 1."""
+        self.loaded_epoch = epoch
         self.map_threshold = stored.threshold
         self.is_calibrated = stored.calibrated_threshold is not None
 

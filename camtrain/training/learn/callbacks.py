@@ -1,14 +1,15 @@
-"""Lightning callbacks that a training can use: the average of the weights, the rate finder."""
+"""Lightning callbacks that a training can use: step scores, average of weights, rate finder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -17,6 +18,57 @@ from camtrain.errors import CamtrainValueError
 
 _FACTOR = 0.98  # of the running average in Lightning's callback
 _WINDOW = 11  # steps over which losses are averaged instead
+
+
+class StepScores(Callback):
+    """Gives the loggers loss, learning rate and speed after every ``log_every_n_steps`` steps.
+
+    ``train/loss_step`` is the loss of the last batch, ``train/lr`` the largest learning rate of its
+    step, and ``train/pictures_per_second`` that of all processes since the row before.
+    """
+
+    def __init__(self) -> None:
+        self._rate, self._pictures, self._began = 0.0, 0, 0.0
+        self._step = 0  # of the last row
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to measure the speed."""
+        self._pictures, self._began = 0, time.monotonic()
+
+    on_validation_end = on_train_epoch_start  # its time is not that of the training
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Remember the learning rate; after the step it is that of the next one."""
+        self._rate = max(g["lr"] for o in trainer.optimizers for g in o.param_groups)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Sequence[Any],
+        batch_idx: int,
+    ) -> None:
+        """Log, if it is time."""
+        self._pictures += len(batch[1])
+        step = trainer.global_step
+        is_new = step != self._step and step % trainer.log_every_n_steps == 0
+        if not is_new or not trainer.loggers or not isinstance(outputs, Mapping):
+            return
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        scores = {
+            # Lightning divides the loss by the number of batches whose gradients it accumulates.
+            "train/loss_step": outputs["loss"].item() * trainer.accumulate_grad_batches,
+            "train/lr": float(self._rate),
+            "train/pictures_per_second": self._pictures * trainer.world_size / seconds,
+            "epoch": trainer.current_epoch + 1,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=step - 1)  # as Lightning numbers the steps
+        self._step = step
+        self.on_train_epoch_start(trainer, pl_module)
 
 
 class ExponentialAverage(WeightAveraging):

@@ -42,7 +42,7 @@ from camtrain.training.run.signals import StopSignals, ending_cleanly
 from camtrain.training.run.trainer import TRAINER_DEFAULTS, as_list, best_precision, build_trainer
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
-from camtrain.training.watch.callback import BatchPicture
+from camtrain.training.watch.batch_picture import BatchPicture
 
 _MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
 
@@ -152,6 +152,16 @@ def fit(
             lightning.loggers = make_loggers(logger, writer.folder.path, project, so_far=so_far)
         elif makes_loggers and logger != "none":
             lightning.loggers = [DummyLogger()]  # one run, however many processes
+    if lightning.is_global_zero:
+        sources = data.sources if isinstance(data, CAMDataModule) else {}
+        run_settings = {
+            "monitor": monitor,
+            "max_epochs": lightning.max_epochs,
+            "precision": lightning.precision,
+            "pictures": {split: len(source) for split, source in sources.items()},
+        }
+        for each in lightning.loggers:
+            each.log_hyperparams(run_settings)
     print_header(module, data, lightning)
     with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
         lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)

@@ -120,6 +120,13 @@ def upload_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, 
         enqueue_call(logger, partial(log, logger))
 
 
+def summarize_best(loggers: Sequence[Logger], row: Mapping[str, float]) -> None:
+    """Put the best epoch's row of ``metrics.csv`` into W&B's summary, as ``best/val/acc1``, ..."""
+    for logger in _wandb_loggers(loggers):
+        best = {f"best/{name}": value for name, value in row.items()}
+        enqueue_call(logger, lambda run=logger, best=best: run.experiment.summary.update(best))
+
+
 def finish_loggers(loggers: Sequence[Logger]) -> None:
     """End the W&B run, so that another one can begin in the same process."""
     for logger in _wandb_loggers(loggers):

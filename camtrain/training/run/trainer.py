@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 
 from camtrain.errors import CamtrainValueError, one_line
 
@@ -16,10 +18,19 @@ TRAINER_DEFAULTS = {
     "max_epochs": 20,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "log_every_n_steps": 1,  # scores are logged by epoch; Lightning warns about short epochs
+    "log_every_n_steps": 10,  # a step's loss makes the GPU wait
 }
 # Units that multiply bfloat16; a CPU without them emulates it, slower than float32.
 _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
+
+
+class ProgressBarFromOne(RichProgressBar):
+    """Lightning's progress bar, with epochs that count from 1 as everywhere else."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}{f'/{total}' if total and total > 0 else ''}"
+        return text.ljust(len(self.validation_description))
 
 
 def build_trainer(options: Mapping[str, Any]) -> Trainer:
@@ -33,8 +44,14 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
         raise CamtrainValueError(
             f"trainer.max_epochs must be at least 0, or -1 for no limit, got {epochs}."
         )
+    # Scores are logged by epoch, and by step as often as there are steps.
+    warnings.filterwarnings("ignore", message="The number of training batches")
+    callbacks = as_list(options.get("callbacks"))
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if options.get("enable_progress_bar") is not False and not has_bar:
+        callbacks = [*callbacks, ProgressBarFromOne()]
     try:
-        return Trainer(**options)
+        return Trainer(**{**options, "callbacks": callbacks})
     except (MisconfigurationException, TypeError, ValueError) as error:
         text = one_line(error, with_type=False)
         words = set(re.findall(r"[\w-]+", text))

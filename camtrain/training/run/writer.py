@@ -16,7 +16,7 @@ from camtrain.files import duplicate, remove_parts, write_text
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.run.folder import RunFolder, as_csv
-from camtrain.training.run.loggers import wandb_step
+from camtrain.training.run.loggers import summarize_best, wandb_step
 from camtrain.training.run.resume import (
     check_same_steps,
     follow_new_schedule,
@@ -210,8 +210,8 @@ class RunWriter(Checkpoint):
         scores = {
             name: value.item()
             for name, value in trainer.callback_metrics.items()
-            if self._has_validated or not name.startswith("val/")  # else of an earlier epoch
-        }
+            if name != "epoch" and (self._has_validated or not name.startswith("val/"))
+        }  # without a validation, its scores are those of an earlier epoch
         epoch = trainer.current_epoch + 1
         self.rows.append({"epoch": epoch, "step": trainer.global_step, **scores})
         if self._has_validated:
@@ -220,6 +220,9 @@ class RunWriter(Checkpoint):
         self._save(trainer)
         if trainer.is_global_zero:
             self._derive(self.folder.last)
+            if self.best is not None:
+                [best] = [row for row in self.rows if row["epoch"] == self.best["epoch"]]
+                summarize_best(trainer.loggers, best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals interrupt at once again."""

@@ -1,39 +1,35 @@
-"""The callbacks that show the first training batch, and heatmaps after every epoch."""
+"""The callback that shows heatmaps after every epoch."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from camtrain.data import Batch, PreparedDataset, to_pixels
+from camtrain.data import Batch, PreparedDataset
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
 from camtrain.files import replacing
-from camtrain.labels import label_names
-from camtrain.maps import parts_of_range
 from camtrain.model.camnet import CAMNet
-from camtrain.preprocessing import Preprocessing
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
+from camtrain.training.watch.batch_picture import class_names_of
 from camtrain.training.watch.mistakes import Mistake, Mistakes
-from camtrain.training.watch.pictures import Candidates, validation_dataset
+from camtrain.training.watch.pictures import Candidates, dataset_of, validation_dataset
 from camtrain.training.watch.report import TrainingReport
-from camtrain.training.watch.results import WatchRunner
+from camtrain.training.watch.results import PictureResult, WatchRunner
 from camtrain.training.watch.sinks import Sink, make_sinks
 from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot, ValidationStatistics
-from camtrain.visualize import batch_sheet
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.sheets import check_tile
 
 MOST_IMAGES = 48
-MOST_PICTURES = 25  # of the first training batch
 _CANDIDATES_PER_IMAGE = 4  # how many are tried at most where files are damaged
 
 
@@ -136,7 +132,7 @@ class CAMLogger(Callback):
             self._runner = None if dataset is None else self._make_runner(dataset, net)
         if self._runner is None:
             return
-        names = _class_names(trainer, net) or net.display_names
+        names = class_names_of(trainer, net) or net.display_names
         self._page.set_pictures(self._runner.pictures, names)
         self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes)
         if is_new:
@@ -229,6 +225,23 @@ class CAMLogger(Callback):
             with replacing(self._page.path.with_name("over_epochs.png")) as part:
                 picture.save(part, "PNG")
 
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show pictures of the test split with the tested network, after a training."""
+        dataset = dataset_of(trainer.test_dataloaders)
+        if self._runner is None or not isinstance(pl_module, CAMModule) or dataset is None:
+            return
+        net, evaluator = pl_module.net, pl_module.evaluator
+        threshold = BoxThreshold(evaluator.map_threshold, evaluator.is_calibrated)
+        dataset = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
+        with isolate_rng():
+            indices = Candidates.of(dataset).stratified(self.num_images, self.seed)
+            runner = WatchRunner(dataset, indices, len(indices), net, is_backbone_cached=False)
+            results, _ = runner.run(net, threshold=threshold.value)
+        if results:
+            epoch = evaluator.loaded_epoch or trainer.current_epoch
+            snapshot = self._snapshot(trainer, net, epoch, results, threshold)
+            self._log(replace(snapshot, split="test"))
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the scores of a test to the report, and write it."""
         page = self._page
@@ -259,66 +272,39 @@ class CAMLogger(Callback):
         assert self._page is not None
         threshold = BoxThreshold() if statistics is None else statistics.threshold
         results, mistake_results = self._runner.run(net, mistakes, threshold=threshold.value)
-        snapshot = EpochSnapshot(
+        snapshot = self._snapshot(trainer, net, epoch, results, threshold)
+        snapshot = replace(snapshot, mistakes=mistake_results, statistics=statistics)
+        self._log(snapshot)
+        self._page.add(snapshot)
+
+    def _snapshot(
+        self,
+        trainer: Trainer,
+        net: CAMNet,
+        epoch: int,
+        results: Sequence[PictureResult],
+        threshold: BoxThreshold,
+    ) -> EpochSnapshot:
+        return EpochSnapshot(
             epoch=epoch,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
-            names=_class_names(trainer, net) or net.display_names,
+            names=class_names_of(trainer, net) or net.display_names,
             results=results,
-            mistakes=mistake_results,
-            statistics=statistics,
+            mistakes=(),
+            statistics=None,
             threshold=threshold,
             colormap=self._colormap,
             tile=self._tile,
         )
+
+    def _log(self, snapshot: EpochSnapshot) -> None:
+        """Show a snapshot on disk and in the loggers."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / f"epoch_{epoch:03d}.jpg") as part:
+        name = "test" if snapshot.split == "test" else f"epoch_{snapshot.epoch:03d}"
+        with replacing(self._folder / f"{name}.jpg") as part:
             snapshot.sheet.save(part, "JPEG", quality=90)
         for sink in self._sinks:
             sink.log(snapshot)
-        self._page.add(snapshot)
-
-
-class BatchPicture(Callback):
-    """Writes the first augmented batch, with boxes and class names, as a JPEG.
-
-    It shows the batch that is trained on, from any data module, and changes neither order nor
-    random numbers. Pixels are recovered with the ``preprocessing`` of the module's ``net``; without
-    one, they are stretched from black to white.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Sequence[Any], batch_idx: int
-    ) -> None:
-        """Write the picture before the first step of a new training."""
-        is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
-        if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return
-        images = batch[0][:MOST_PICTURES].detach().cpu().float()
-        if not len(images) or images.shape[1] not in (1, 3):
-            return  # all pictures are damaged, or they have no colours
-        net = getattr(pl_module, "net", None)
-        pixels = _pixels(images, getattr(net, "preprocessing", None))
-        boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
-        boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
-        names = _class_names(trainer, net) or ()
-        labels = batch[1][: len(images)]
-        captions = [", ".join(label_names(label, names)) or "no class" for label in labels]
-        height, width = images.shape[-2:]
-        title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as part:
-            sheet = batch_sheet(pixels, boxes, captions, title=title)
-            sheet.save(part, format="JPEG", quality=90)
-
-
-def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """Normalized images (B, C, h, w) as uint8; see ``BatchPicture``."""
-    if preprocessing is not None and len(preprocessing.mean) == images.shape[1]:
-        return to_pixels(images, preprocessing)
-    return (parts_of_range(images, *images.aminmax()) * 255).round().byte()
 
 
 def _net_of(pl_module: LightningModule) -> CAMNet:
@@ -330,12 +316,6 @@ def _net_of(pl_module: LightningModule) -> CAMNet:
             f"{type(net).__name__}; use camtrain.training.CAMModule."
         )
     return net
-
-
-def _class_names(trainer: Trainer, net: object) -> Sequence[str] | None:
-    """The class names of the network or else of the data module; None if neither has any."""
-    owners = (net, getattr(trainer, "datamodule", None))
-    return next((names for o in owners if (names := getattr(o, "class_names", None))), None)
 
 
 def _scores(trainer: Trainer, prefix: str) -> dict[str, Tensor]:

@@ -58,7 +58,11 @@ def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         trainer.training = True
-    loader: Any = trainer.val_dataloaders
+    return dataset_of(trainer.val_dataloaders)
+
+
+def dataset_of(loader: object) -> Sequence[Any] | None:
+    """The data set of a loader, or of the first of several; None if it has no items by index."""
     while isinstance(loader, (list, tuple, dict)) and loader:
         loader = next(iter(loader.values() if isinstance(loader, dict) else loader))
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):

@@ -51,7 +51,7 @@ class TensorBoardSink:
 
     def log(self, snapshot: EpochSnapshot) -> None:
         """Show an epoch."""
-        pictures = {"val/cams": snapshot.sheet}
+        pictures = {f"{snapshot.split}/cams": snapshot.sheet}
         if self.log_mistakes and snapshot.mistakes:
             pictures["val/cam_mistakes"] = snapshot.mistake_sheet
         if (statistics := snapshot.statistics) is not None:
@@ -95,6 +95,8 @@ class CSVSink:
 
     def log(self, snapshot: EpochSnapshot) -> None:
         """Add the lines of an epoch."""
+        if snapshot.split == "test":
+            return
         names = snapshot.names
         for result in snapshot.results:
             true, predicted = result.true, result.predicted
@@ -135,6 +137,11 @@ class WandbSink:
         """Show an epoch."""
         with errors_as_warnings(self.logger):
             overlays = _overlays(snapshot, snapshot.results)
+            if snapshot.split == "test":  # not of the table; the scores come in the same row
+                row = {"test/cams": overlays, "trainer/global_step": snapshot.step}
+                log = partial(self.logger.experiment.log, row, commit=False)
+                enqueue_call(self.logger, log)
+                return
             rows = [snapshot.rows[result] for result in snapshot.results]
             if not self._images:
                 tiles = _pad_to_one_size([row.picture_tile for row in rows])
@@ -148,7 +155,7 @@ class WandbSink:
                     snapshot.results, rows, self._images, overlays, strict=True
                 )
             ]
-            media: dict[str, Any] = {"val/cams": overlays}
+            media: dict[str, Any] = {"val/cams": overlays, "epoch": snapshot.epoch}
             if self.log_mistakes and snapshot.mistakes:
                 media["val/cam_mistakes"] = _overlays(snapshot, snapshot.mistakes)
             if snapshot.statistics is not None:

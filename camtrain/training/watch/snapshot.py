@@ -67,6 +67,7 @@ class EpochSnapshot:
     # None before the training, and for a module that is not a `CAMModule`
     statistics: ValidationStatistics | None
     threshold: BoxThreshold = DEFAULT_BOX_THRESHOLD  # of the boxes of results and mistakes
+    split: Literal["val", "test"] = "val"
     colormap: str = "viridis"
     tile: int = 256  # longer side of a drawn picture, in pixels
 
@@ -79,7 +80,8 @@ class EpochSnapshot:
     def sheet(self) -> Image.Image:
         """The contact sheet of the watched pictures."""
         right = sum(result.is_right for result in self.results)
-        title = f"epoch {self.epoch}  ·  {right} of {len(self.results)} right"
+        test = "test split  ·  " if self.split == "test" else ""
+        title = f"{test}epoch {self.epoch}  ·  {right} of {len(self.results)} right"
         return self._sheet(self.results, title)
 
     @cached_property

@@ -8,6 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from camtrain.errors import CamtrainError
 from camtrain.training.run import loggers
 from camtrain.training.run.loggers import make_loggers, place_of
+from camtrain.training.run.trainer import build_trainer
 
 
 def test_none_and_disabled_are_no_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +26,14 @@ def test_tensorboard_writes_into_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(CamtrainError, match="run: pip install tensorboard"):
         make_loggers("tensorboard", tmp_path, "project")
+
+
+@pytest.mark.parametrize(("max_epochs", "text"), [(3, "Epoch 1/3"), (-1, "Epoch 1")])
+def test_the_progress_bar_counts_epochs_from_1(max_epochs: int, text: str) -> None:
+    trainer = build_trainer({"max_epochs": max_epochs, "accelerator": "cpu", "logger": False})
+    bar = trainer.progress_bar_callback
+    bar._trainer = trainer
+    assert bar._get_train_description(0).strip() == text
 
 
 def test_every_part_of_a_continued_run_has_a_csv_file(tmp_path: Path) -> None:

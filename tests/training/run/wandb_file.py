@@ -17,6 +17,18 @@ def history(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if row]
 
 
+def config(path: Path) -> dict[str, str]:
+    """The run's settings: name to value in JSON."""
+    updates = [record.config.update for record in records(path)]
+    return {item.key or "/".join(item.nested_key): item.value_json for u in updates for item in u}
+
+
+def summary(path: Path) -> dict[str, str]:
+    """The run's summary: name to value in JSON."""
+    updates = [record.summary.update for record in records(path)]
+    return {item.key or "/".join(item.nested_key): item.value_json for u in updates for item in u}
+
+
 def records(path: Path) -> list[Any]:
     """All records; W&B's service may still be writing the last ones of a run that has ended."""
     from wandb.proto import wandb_internal_pb2

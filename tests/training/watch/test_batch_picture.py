@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from camtrain.preprocessing import Preprocessing
 from camtrain.training import CAMDataModule
-from camtrain.training.watch.callback import BatchPicture
+from camtrain.training.watch.batch_picture import BatchPicture
 from tests.training.conftest import quiet_trainer, small_module
 
 

@@ -16,6 +16,7 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
+from camtrain.header import read_checkpoint_content
 from camtrain.inference.bundle import read_network
 from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.cli.main import main as run
@@ -24,7 +25,7 @@ from camtrain.training.watch import sinks
 from camtrain.training.watch.sinks import WandbSink
 from tests.conftest import fit_of
 from tests.training.conftest import quiet_trainer, small_module
-from tests.training.run.wandb_file import history, records
+from tests.training.run.wandb_file import config, history, records, summary
 from tests.training.watch.snapshots import snapshot
 
 Arguments = Callable[..., list[str]]
@@ -72,6 +73,7 @@ def trained(photographs_once: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The only part of a run of two epochs; only to be read."""
     folder = tmp_path_factory.mktemp("wandb")
     more = ("--cams.num_images", "8", "--cams.log_mistakes", "true", "--model.lr", "1e-6")
+    more += ("--trainer.log_every_n_steps", "1")
     with offline_in(folder):
         run(fit_of(photographs_once, folder, *WANDB, *more))
     [part] = parts_of(folder / "run")
@@ -88,6 +90,38 @@ def test_pictures_and_scores_of_an_epoch_are_one_row(trained: Path) -> None:
         assert len(row["val/cam_entropy_histogram/bins"]) == 21
     every = [row["trainer/global_step"] for row in rows_of(trained) if "train/loss" in row]
     assert every == [1, 3]
+
+
+def test_epochs_count_from_1_in_every_row(trained: Path) -> None:
+    epochs = [row["epoch"] for row in rows_of(trained) if "train/loss" in row or "val/loss" in row]
+    assert epochs == [1, 1, 2, 2]
+    [test] = [row for row in rows_of(trained) if "test/acc1" in row]
+    best = read_checkpoint_content(trained.parents[1] / "checkpoints" / "best.ckpt")
+    assert test["epoch"] == best["epoch"] + 1
+    assert test["test/cams/count"] == 8
+
+
+def test_steps_have_loss_rate_and_speed(trained: Path) -> None:
+    rows = [row for row in rows_of(trained) if "train/loss_step" in row]
+    assert [row["trainer/global_step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in rows] == [1, 1, 2, 2]
+    assert all(row["train/pictures_per_second"] > 0 for row in rows)
+    assert rows[0]["train/lr"] == pytest.approx(5e-7)  # half of the warm-up
+    means = [row["train/loss"] for row in rows_of(trained) if "train/loss" in row]
+    assert means[0] == pytest.approx(sum(row["train/loss_step"] for row in rows[:2]) / 2, rel=1e-5)
+
+
+def test_config_and_summary_tell_what_was_run_and_what_was_best(trained: Path) -> None:
+    [file] = trained.glob("*.wandb")
+    settings, values = config(file), summary(file)
+    assert json.loads(settings["max_epochs"]) == 2
+    assert json.loads(settings["monitor"]) == "val/acc1"
+    assert json.loads(settings["precision"]) == "32-true"
+    assert json.loads(settings["pictures"]) == {"train": 16, "val": 8, "test": 8}
+    best = read_checkpoint_content(trained.parents[1] / "checkpoints" / "best.ckpt")
+    assert json.loads(values["best/epoch"]) == best["epoch"] + 1
+    scores = read_network(trained.parents[1] / "model.safetensors").description.scores
+    assert json.loads(values["best/val/acc1"]) == pytest.approx(scores["val/acc1"])
 
 
 def test_pictures_have_captions_and_boxes_in_their_own_pixels(trained: Path) -> None:
