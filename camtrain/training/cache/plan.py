@@ -63,7 +63,8 @@ def announce_missing_cache(trainer: Trainer | None, settings: Mapping[str, Any])
     if trainer is None or trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
         return
     module: Any = trainer.lightning_module
-    is_expected = settings["cache_features"] is not False and not trainer.fast_dev_run
+    is_trial = bool(getattr(trainer, "fast_dev_run", False))
+    is_expected = settings["cache_features"] is not False and not is_trial
     if is_expected and not is_used and getattr(module, "hparams", {}).get("freeze_backbone"):
         reason = _obstacle(module, settings) or (
             "the training is too short for that to save time; give --data.cache_features true to "

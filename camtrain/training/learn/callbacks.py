@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ class StepScores(Callback):
         """Log, if it is time."""
         self._pictures += len(batch[1])
         step = trainer.global_step
-        is_new = step != self._step and step % trainer.log_every_n_steps == 0
+        every: int = cast("Any", trainer).log_every_n_steps
+        is_new = step != self._step and step % every == 0
         if not is_new or not trainer.loggers or not isinstance(outputs, Mapping):
             return
         seconds = max(time.monotonic() - self._began, 1e-9)

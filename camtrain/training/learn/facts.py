@@ -107,7 +107,7 @@ def plain_preprocessing(value: Preprocessing | Mapping[str, Any] | None) -> dict
 def _class_names_of(data: object) -> tuple[str, ...] | None:
     names = getattr(data, "class_names", None) or getattr(data, "classes", None)
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list else None
+    return tuple(names or ()) if is_list else None
 
 
 def _preprocessing_of(data: object) -> Preprocessing | None:

@@ -124,7 +124,11 @@ def summarize_best(loggers: Sequence[Logger], row: Mapping[str, float]) -> None:
     """Put the best epoch's row of ``metrics.csv`` into W&B's summary, as ``best/val/acc1``, ..."""
     for logger in _wandb_loggers(loggers):
         best = {f"best/{name}": value for name, value in row.items()}
-        enqueue_call(logger, lambda run=logger, best=best: run.experiment.summary.update(best))
+        enqueue_call(logger, partial(_update_summary, logger, best))
+
+
+def _update_summary(logger: WandbLogger, values: Mapping[str, float]) -> None:
+    logger.experiment.summary.update(values)
 
 
 def finish_loggers(loggers: Sequence[Logger]) -> None:

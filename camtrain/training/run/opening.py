@@ -117,7 +117,7 @@ def _keys(paths: Iterable[str]) -> NDArray[np.uint64]:
 def _load(file: Path) -> NDArray[np.uint64]:
     """The numbers of the files that could be read; none where the cache holds none."""
     with suppress(OSError, ValueError, EOFError):
-        return np.load(file).astype(np.uint64)
+        return np.asarray(np.load(file), np.uint64)
     return np.zeros(0, np.uint64)
 
 
