@@ -211,7 +211,7 @@ class CAMDataModule(LightningDataModule):
 
     def follow_split(self, file: str | None) -> None:
         """Divide the pictures as ``split.csv`` of an earlier run does; None changes nothing."""
-        if file is not None:
+        if file not in (None, self.hparams["split_file"]):
             self.hparams["split_file"] = file
             self._options = replace(self._options, split_file=file)
             self.__dict__.pop("sources", None)  # read anew on next use

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from camtrain.arguments import announce
 from camtrain.data import Batch, PreparedDataset, Split, collate
 from camtrain.maps import pool_maps
 from camtrain.training.cache import store
@@ -51,9 +53,9 @@ def cached_split(
     Raises:
         CamtrainValueError: The disk is too small for a cache that is required.
     """
-    plan, strategy = Plan(trainer, bare, split, settings), trainer.strategy
-    root = store.cache_folder(settings["cache_dir"])
-    folder = root / strategy.broadcast(_key(plan))
+    plan, key = _make_plan(trainer, bare, split, settings)
+    strategy, root = trainer.strategy, store.cache_folder(settings["cache_dir"])
+    folder = root / strategy.broadcast(key)
     if strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
         _print_once(trainer, f"Feature cache of {split}: {folder}, of an earlier run")
     else:
@@ -87,9 +89,21 @@ def check_disk(
     """
     if is_required(trainer.lightning_module, settings):
         root = store.cache_folder(settings["cache_dir"])
-        plan = Plan(trainer, bare, split, settings)
-        if not store.is_complete(root / _key(plan)):
+        plan, key = _make_plan(trainer, bare, split, settings)
+        if not store.is_complete(root / key):
             plan.refusal(root)
+
+
+def _make_plan(
+    trainer: Trainer, bare: PreparedDataset, split: Split, settings: Mapping[str, Any]
+) -> tuple[Plan, str]:
+    """The plan of a cache and the cache's name; the pictures may have to be read for both."""
+    work = announce(
+        f"Feature cache of {split}: reading boxes, looking for an earlier run's features"
+    )
+    with work if trainer.is_global_zero else nullcontext():
+        plan = Plan(trainer, bare, split, settings)
+        return plan, _key(plan)
 
 
 def _key(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from camtrain import arguments
 from camtrain.cli import main
 from camtrain.data import SourceOptions, make_sources_without, read_exclude
 from camtrain.data.checking.check import check_data
 from camtrain.data.checking.report import KINDS, Report
+from camtrain.data.tree import Tree, scan
 from camtrain.errors import CamtrainValueError
 
 
@@ -178,6 +181,28 @@ def test_a_single_class_is_listed_too(photographs: Path) -> None:
         shutil.rmtree(photographs / split / "blue")
     [detail] = details(check(photographs), "layout")
     assert detail.startswith("A classifier needs at least 2 classes")
+
+
+@pytest.mark.parametrize("verb", ["check-data", "shards"])
+def test_the_reading_of_folders_is_named_where_it_takes_long(
+    verb: str,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def slow(*args: object) -> Tree:
+        time.sleep(0.2)
+        return scan(*args)
+
+    monkeypatch.setattr(arguments, "_PATIENCE", 0.01)
+    monkeypatch.setattr("camtrain.data.readers.folder.scan", slow)
+    if verb == "shards":
+        pytest.importorskip("webdataset", reason="needs the package webdataset")
+    place = ["--exclude", "x.txt"] if verb == "check-data" else ["--to", "out"]
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, str(photographs), *place]) == 0
+    assert f"Reading the folders of {photographs} ...\n" in capsys.readouterr().err
 
 
 def test_other_sources_are_checked_too() -> None:

@@ -1,6 +1,7 @@
 """Filling and using the cache: the same training, stale caches never used, nothing half done."""
 
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from camtrain import arguments
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cache import FeatureDataset, filling, store
@@ -78,6 +80,18 @@ def test_the_backbone_sees_every_picture_once(
     assert [count for count in seen if count == 1] == [1, 1]  # a blank one of each split: its shape
     assert sum(seen) == 2 * 16 + 8 + 2  # train and its mirror images, val
     assert len(runs) == len(seen)
+
+
+def test_what_comes_before_the_filling_is_named_where_it_takes_long(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arguments, "_PATIENCE", 0.01)
+    hashed = store.hash_of_pictures
+    monkeypatch.setattr(store, "hash_of_pictures", lambda s: (time.sleep(0.2), hashed(s))[1])
+    trained(photographs, True, {}, epochs=1)
+    printed = capsys.readouterr().err
+    for split in ("train", "val"):
+        assert f"Feature cache of {split}: reading boxes, looking for an earlier run's" in printed
 
 
 def test_a_cache_is_used_again_and_gives_the_same_bits(
