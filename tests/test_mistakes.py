@@ -57,6 +57,8 @@ MISTAKES = {
     "devices": Mistake("fit --trainer.devices -5", "--trainer.devices"),
     "accelerator": Mistake("fit --trainer.accelerator gpu", "--trainer.accelerator auto"),
     "size": Mistake("fit --data.size 2", "--data.size"),
+    "port": Mistake(f"demo {BUNDLE} --port 99999", "--port must lie in 1..65535, got 99999"),
+    "host": Mistake(f"demo {BUNDLE} --host 192.0.2.1", "--host and --port must be an address"),
     # A path that is not there, or not what it should be.
     "no data": Mistake("check-data", "camtrain check-data FOLDER"),
     "no data for shards": Mistake("shards --to out", "camtrain shards FOLDER"),
@@ -69,6 +71,12 @@ MISTAKES = {
     "no checkpoint": Mistake("test", "--ckpt_path"),
     "not a checkpoint": Mistake("test --ckpt_path {photos}/boxes.csv", "is not a camtrain"),
     "bundle": Mistake("predict nowhere.safetensors {photos}/test --output out", "nowhere"),
+    "picture": Mistake(f"predict {BUNDLE} nowhere.jpg --output out", "nowhere.jpg does not exist"),
+    "no pictures": Mistake(f"predict {BUNDLE} {{empty}} --output out", "holds no pictures"),
+    "pattern": Mistake(f"predict {BUNDLE} {{photos}}/*.gif --output out", "No file fits"),
+    "a picture among others": Mistake(
+        "predict nowhere.onnx {photos}/test http://a.org/b.jpg --output out", "is an address"
+    ),
     "teacher": Mistake("fit --model.teacher nowhere.safetensors", "nowhere.safetensors"),
     # A place where nothing can be written.
     "runs_dir": Mistake("fit --runs_dir /proc/x", "/proc/x"),

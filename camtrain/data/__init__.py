@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from camtrain.data.dataset import collate as collate
     from camtrain.data.dataset import index_of as index_of
     from camtrain.data.dataset import sample_or_damaged as sample_or_damaged
+    from camtrain.data.decoding import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from camtrain.data.decoding import DamagedImageError as DamagedImageError
     from camtrain.data.decoding import Decoded as Decoded
     from camtrain.data.decoding import decode_image as decode_image
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from camtrain.data.transforms import prepare as prepare
     from camtrain.data.transforms import resize as resize
     from camtrain.data.transforms import to_pixels as to_pixels
-    from camtrain.data.tree import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
@@ -65,7 +65,9 @@ _HOMES = {
     "camtrain.data.dataset": (
         "Batch Damaged Key PreparedDataset Sample collate index_of sample_or_damaged"
     ),
-    "camtrain.data.decoding": "DamagedImageError Decoded decode_image read_image to_rgb",
+    "camtrain.data.decoding": (
+        "IMAGE_SUFFIXES DamagedImageError Decoded decode_image read_image to_rgb"
+    ),
     "camtrain.data.digits": "ClutteredDigits",
     "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
     "camtrain.data.loading": (
@@ -79,7 +81,6 @@ _HOMES = {
     "camtrain.data.transforms": (
         "CropGeometry boxes_to_input fit_channels normalize prepare resize to_pixels"
     ),
-    "camtrain.data.tree": "IMAGE_SUFFIXES",
     "camtrain.maps": "maps_on_picture",
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -39,9 +41,33 @@ _FLAGS = {  # by which factor a JPEG can be decoded smaller
     2: cv2.IMREAD_REDUCED_COLOR_2,
     1: cv2.IMREAD_COLOR_RGB,
 }
-# What Pillow raises for damaged pictures.
-DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+# What Pillow raises for damaged pictures, and pillow-heif.
+DAMAGE = (
+    *(OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError),
+    *(EOFError, RuntimeError),
+)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of these is part of the pixels
+
+
+def _optional_suffixes() -> tuple[str, ...]:
+    """The suffixes of the formats that only some installations read; their readers are loaded."""
+    suffixes = (".avif",) if features.check("avif") else ()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        return (*suffixes, ".heic", ".heif")
+    return suffixes
+
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
+    *_optional_suffixes(),
+)
+# How pictures that nothing here reads can be read or replaced.
+SUFFIX_ADVICE = {
+    **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif"),
+    ".avif": "pip install -U pillow",
+    ".svg": "draw it as a PNG",
+}
 
 
 class DamagedImageError(CamtrainValueError):
@@ -117,8 +143,11 @@ def decode_image(
         ) from None
     except DAMAGE as error:
         # Pillow would name the object in memory, another one each time.
-        is_foreign = isinstance(error, UnidentifiedImageError)
-        reason = "cannot identify image file" if is_foreign else error
+        reason = str(error)
+        if isinstance(error, UnidentifiedImageError):
+            suffix = Path(path).suffix.lower()
+            advice = None if suffix in IMAGE_SUFFIXES else SUFFIX_ADVICE.get(suffix)
+            reason = "cannot identify image file" + (f": {advice}" if advice else "")
         raise DamagedImageError(
             f"The image {os.fspath(path)} cannot be read ({reason}); "
             "replace the file or take it out of the data."

@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from camtrain.data.decoding import IMAGE_SUFFIXES
 from camtrain.data.lists import PathList
 from camtrain.files import replacing, user_cache
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 _VERSION = 1  # of the cached index
 _WORTH_CACHING = 10_000  # pictures; a smaller tree is scanned in milliseconds
@@ -119,20 +118,27 @@ def _contains(folder: str, inner: str) -> bool:
     return Path(inner).resolve().is_relative_to(Path(folder).resolve())
 
 
-def pictures_below(folder: str | os.PathLike[str]) -> list[str]:
-    """The sorted paths of the pictures below a folder, at any depth; hidden ones are left out.
+class FolderFiles(NamedTuple):
+    """The paths of the files in a folder and in its folders, sorted, without the hidden ones."""
+
+    pictures: list[str]
+    others: list[str]  # files that no reader of pictures takes, by their names
+
+
+def list_below(folder: str | os.PathLike[str]) -> FolderFiles:
+    """The files below a folder, at any depth.
 
     Unlike ``scan``, it follows no links to folders, and treats unreadable folders as empty.
     """
-    paths: list[str] = []
+    files = FolderFiles([], [])
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            os.path.join(parent, name)
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(paths, key=lambda path: path.split(os.sep))
+        for name in (name for name in names if not name.startswith(".")):
+            is_picture = name.lower().endswith(IMAGE_SUFFIXES)
+            (files.pictures if is_picture else files.others).append(os.path.join(parent, name))
+    for paths in files:
+        paths.sort(key=lambda path: path.split(os.sep))
+    return files
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:

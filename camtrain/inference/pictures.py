@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data.decoding import DAMAGE, read_image, to_rgb
-from camtrain.data.tree import IMAGE_SUFFIXES, pictures_below
+from camtrain.data.decoding import DAMAGE, IMAGE_SUFFIXES, SUFFIX_ADVICE, read_image, to_rgb
+from camtrain.data.tree import FolderFiles, list_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
     CamtrainTypeError,
     CamtrainValueError,
+    join_first,
 )
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -30,7 +31,37 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes on
 
 
 class ExpandedInputs(list[Input]):
-    """Inputs whose folders and patterns are expanded already; ``expand_inputs`` keeps them."""
+    """Inputs whose folders and patterns are expanded already; ``expand_inputs`` keeps them.
+
+    Attributes:
+        skipped: The files of the folders that are no pictures, by their names.
+    """
+
+    def __init__(self, paths: Iterable[str], *, without: Sequence[Path] = ()) -> None:
+        """Search for pictures.
+
+        Args:
+            paths: Files, folders, patterns.
+            without: Absolute paths of folders whose files are left out.
+
+        Raises:
+            CamtrainFileNotFoundError: A path does not exist, a folder holds no pictures, or no file
+                fits a pattern.
+            CamtrainValueError: A path is an address.
+        """
+        self.skipped: list[str] = []
+
+        def outside(files: Iterable[str]) -> list[str]:
+            folders = set(without)
+            return [f for f in files if folders.isdisjoint(Path(f).absolute().parents)]
+
+        super().__init__()
+        for path in paths:
+            pictures, others = map(outside, _listed_files(path))
+            if not pictures:
+                _check_path(path)
+            self += pictures or [path]
+            self.skipped += others
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
@@ -48,10 +79,28 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
     is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single
     for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
-        if isinstance(item, (str, Path)) and (files := _picture_files(str(item))):
+        if isinstance(item, (str, Path)) and (files := _listed_files(str(item)).pictures):
             yield from files
         else:
             yield item
+
+
+def describe_skipped(paths: Sequence[str]) -> str:
+    """How many files of each kind were skipped; pictures by name, and how they can be read.
+
+    Example:
+        >>> describe_skipped(["a/b.svg", "a/notes.txt"])
+        '1 .svg (b.svg; draw it as a PNG), 1 .txt'
+    """
+    names: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.suffix.lower() or "without suffix", []).append(path.name)
+    kinds = []
+    for suffix in sorted(names, key=lambda suffix: (suffix not in SUFFIX_ADVICE, suffix)):
+        advice = SUFFIX_ADVICE.get(suffix)
+        details = f" ({join_first(names[suffix], 3)}; {advice})" if advice else ""
+        kinds.append(f"{len(names[suffix])} {suffix}{details}")
+    return ", ".join(kinds)
 
 
 def copy_input(item: Input) -> Input | CamtrainError:
@@ -114,13 +163,14 @@ def _pil_error(error: Exception) -> CamtrainValueError:
     )
 
 
-def _picture_files(path: str) -> list[str]:
-    """The pictures in a folder, or the files that fit a pattern; empty for any other path."""
+def _listed_files(path: str) -> FolderFiles:
+    """The files in a folder, or those that fit a pattern; empty for any other path."""
     if os.path.isdir(path):
-        return pictures_below(path)
+        return list_below(path)
     if os.path.exists(path) or not glob.has_magic(path):
-        return []
-    return sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        return FolderFiles([], [])
+    files = glob.glob(path, recursive=True)
+    return FolderFiles(sorted(file for file in files if os.path.isfile(file)), [])
 
 
 def _check_path(path: str) -> None:
@@ -135,6 +185,8 @@ def _check_path(path: str) -> None:
         )
     if glob.has_magic(path) and not os.path.exists(path):
         raise CamtrainFileNotFoundError(f"No file fits the pattern {path}; check the path.")
+    if not os.path.exists(path):
+        raise CamtrainFileNotFoundError(f"The image {path} does not exist; check the path.")
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

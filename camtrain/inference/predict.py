@@ -28,7 +28,7 @@ from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import check_writable
 from camtrain.inference.network import Precision
-from camtrain.inference.pictures import ExpandedInputs, Input, expand_inputs
+from camtrain.inference.pictures import ExpandedInputs, Input, describe_skipped
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import load
 from camtrain.inference.tta import TTA
@@ -59,12 +59,10 @@ def main(args: Sequence[str]) -> int:
         sheets=not options.no_sheets,
     )
     # The pictures of an earlier prediction may lie below an input.
-    result_folders = {(options.output / name).absolute() for name in _FOLDERS}
-    files = ExpandedInputs(
-        file
-        for file in expand_inputs(options.input)
-        if result_folders.isdisjoint(Path(str(file)).absolute().parents)
-    )
+    results = [(options.output / name).absolute() for name in _FOLDERS]
+    files = ExpandedInputs(options.input, without=results)
+    if files.skipped:
+        print(f"camtrain: skipped: {describe_skipped(files.skipped)}", file=sys.stderr)
     predictor = load(
         options.model,
         refine=options.refine,

@@ -1,15 +1,24 @@
 """Every kind of picture file becomes upright RGB."""
 
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from camtrain.data import DamagedImageError, decode_image, read_image, to_rgb
+from camtrain.data import (
+    IMAGE_SUFFIXES,
+    DamagedImageError,
+    decode_image,
+    decoding,
+    read_image,
+    to_rgb,
+)
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 RED_ON_TOP = np.zeros((6, 10, 3), np.uint8)
@@ -89,6 +98,28 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (10, 6), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_a_picture_and_its_damage_is_named(tmp_path: Path) -> None:
+    assert ".avif" in IMAGE_SUFFIXES
+    file = tmp_path / "a.avif"
+    Image.fromarray(RED_ON_TOP).save(file, quality=100, subsampling="4:4:4")
+    difference = read_image(file).int() - torch.from_numpy(RED_ON_TOP).permute(2, 0, 1)
+    assert difference.abs().max() < 12
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedImageError, match=r"a\.avif cannot be read"):
+        read_image(file)
+
+
+def test_heic_is_a_picture_where_its_reader_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[int] = []
+    reader = SimpleNamespace(register_heif_opener=lambda: registered.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", reader)
+    assert {".heic", ".heif"} < {*decoding._optional_suffixes()}
+    assert registered == [1]
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert ".heic" not in decoding._optional_suffixes()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

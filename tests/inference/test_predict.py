@@ -15,6 +15,7 @@ from PIL import Image
 
 import camtrain
 from camtrain import cli
+from camtrain.data import decoding, tree
 from camtrain.inference.predict import json_values
 from camtrain.model.camnet import CAMNet
 
@@ -80,8 +81,7 @@ def test_folders_and_patterns_are_searched_once(
 
     monkeypatch.setattr(os, "walk", counted(os.walk))
     monkeypatch.setattr(glob, "glob", counted(glob.glob))
-    (folder / "empty").mkdir()
-    places = [str(folder), str(folder / "empty"), f"{folder}/*.gif"]
+    places = [str(folder), str(folder / "b"), f"{folder}/*/*.png"]
     predict(*places, "--no_sheets")
     assert searched == places
 
@@ -126,6 +126,28 @@ def test_every_file_is_predicted_and_the_bad_ones_are_recorded(
     assert len(err.splitlines()) == 2
     for line, name in zip(err.splitlines(), ("a/z.jpg", "b/w.png"), strict=True):
         assert line.startswith(f"camtrain: unreadable: The image {folder / name} cannot be read")
+
+
+def test_what_is_skipped_in_a_folder_is_named(
+    predict: Callable[..., tuple[int, Path]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_heif = tuple({*decoding.IMAGE_SUFFIXES} - {".heic"})
+    for module in (tree, decoding):
+        monkeypatch.setattr(module, "IMAGE_SUFFIXES", without_heif)
+    for name in ("c.HEIC", "d.svg", "e.txt", "f.txt", ".hidden.svg"):
+        (folder / "a" / name).write_text("no picture")
+    status, output = predict(folder / "a/x.jpg", folder / "a", "--no_sheets", "--overlays", "0")
+    assert status == 1  # of z.jpg
+    assert len(lines_of(output)) == 3
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "camtrain: skipped: 1 .heic (c.HEIC; pip install pillow-heif), "
+        "1 .svg (d.svg; draw it as a PNG), 2 .txt"
+    )
+    assert predict(folder / "a/c.HEIC", "--overwrite")[0] == 1
+    assert "cannot identify image file: pip install pillow-heif" in capsys.readouterr().err
 
 
 def test_good_files_alone_end_with_status_0(

@@ -18,6 +18,7 @@ from camtrain.arguments import VerbParser, announce
 from camtrain.data.boxes import BoxError
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
+from camtrain.data.decoding import IMAGE_SUFFIXES
 from camtrain.data.exclude import absolute_data_folder, name_in, write_exclude
 from camtrain.data.faults import listed_faults
 from camtrain.data.source import FileSource
@@ -28,7 +29,7 @@ from camtrain.data.sources import (
     naming_arguments_of,
     source_options,
 )
-from camtrain.data.tree import IMAGE_SUFFIXES, files_below
+from camtrain.data.tree import files_below
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.labels import classes_of
 

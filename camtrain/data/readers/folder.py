@@ -15,11 +15,11 @@ from torch import Tensor
 
 from camtrain.data.boxes import with_boxes
 from camtrain.data.classes import sort_class_names
-from camtrain.data.decoding import read_mask
+from camtrain.data.decoding import IMAGE_SUFFIXES, read_mask
 from camtrain.data.faults import refuse
 from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, Listing, Split, no_mask, split_number
-from camtrain.data.tree import IMAGE_SUFFIXES, scan, subfolders
+from camtrain.data.tree import scan, subfolders
 from camtrain.errors import CamtrainFileNotFoundError
 
 

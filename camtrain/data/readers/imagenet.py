@@ -18,9 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
+from camtrain.data.decoding import IMAGE_SUFFIXES
 from camtrain.data.lists import Line, csv_reader, lines_of
 from camtrain.data.source import Listing, Split, no_boxes, split_number
-from camtrain.data.tree import IMAGE_SUFFIXES, Tree, scan, subfolders, top_of
+from camtrain.data.tree import Tree, scan, subfolders, top_of
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, join_first, one_line
 
 _WNID = re.compile(r"n\d{8}")
