@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from camtrain.arguments import VerbParser
-from camtrain.errors import CamtrainError, needs_extra
+from camtrain.errors import CamtrainError, CamtrainValueError, needs_extra
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap
-from camtrain.visualize import draw_boxes
+from camtrain.visualize import PREDICTED_BOX, draw_boxes
 
 if TYPE_CHECKING:
     import gradio
 
 LOCAL = "127.0.0.1"
 MOST_MEGABYTES = 20
-_BOX_COLOR = (255, 64, 64)
 
 Cards = list[tuple[Image.Image, str]]
 
@@ -36,7 +36,7 @@ def cards_of(prediction: Prediction | None, threshold: float) -> Cards:
     cards = []
     for rank, (name, score) in enumerate(zip(prediction.names, prediction.scores, strict=True)):
         boxes_xyxy = boxes_from_heatmap(prediction.heatmaps[rank], threshold)
-        picture = draw_boxes(prediction.overlay(rank), boxes_xyxy, color=_BOX_COLOR)
+        picture = draw_boxes(prediction.overlay(rank), boxes_xyxy, color=PREDICTED_BOX)
         count = "1 box" if len(boxes_xyxy) == 1 else f"{len(boxes_xyxy)} boxes"
         cards.append((picture, f"{name}: {100 * score:.1f}%, {count}"))
     return cards
@@ -73,13 +73,30 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
             picture = gradio.Image(
                 type="filepath", sources=["upload", "clipboard"], label="Picture"
             )
-            cards = gradio.Gallery(label="Best classes, where they look", columns=2)
+            cards = gradio.Gallery(
+                label="Best classes, where they look", columns=2, object_fit="contain"
+            )
         threshold = gradio.Slider(
             0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
         )
         picture.change(predict, [picture, threshold], [prediction, cards], api_name="see")
         threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")
     return blocks
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that nothing can listen on, before gradio and the network are loaded."""
+    if not 1 <= port <= 65535:
+        raise CamtrainValueError(f"--port must lie in 1..65535, got {port}.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise CamtrainValueError(
+            "--host and --port must be an address of this machine that no other program uses, got "
+            f"{host} and {port} ({reason}); give another."
+        ) from error
 
 
 def main(args: Sequence[str]) -> None:
@@ -96,6 +113,7 @@ def main(args: Sequence[str]) -> None:
     add("--port", type=int, default=7860, help="port to listen on (default 7860)")
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
     arguments = parser.parse_args(args[1:])
+    _check_address(arguments.host, arguments.port)
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
     blocks = page(load(arguments.model, device=arguments.device), f"camtrain: {arguments.model}")

@@ -81,6 +81,15 @@ def test_without_gradio_it_says_what_to_install(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_address_in_use_is_refused_in_one_sentence(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((demo.LOCAL, 0)) as server:
+        port = server.getsockname()[1]
+        assert cli.main(["demo", str(picture), "--port", str(port)]) == 2
+    assert f"got {demo.LOCAL} and {port} (Address already in use)" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page in a process of its own, since its server leaves threads and warnings behind."""

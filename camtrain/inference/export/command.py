@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -13,7 +14,7 @@ import torch
 
 from camtrain.arguments import VerbParser
 from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
-from camtrain.data.tree import pictures_below
+from camtrain.data.tree import list_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
@@ -90,7 +91,7 @@ def pictures_of(bundle: Bundle, folder: Path | None = None) -> Pictures:
     if folder is not None:
         with suppress(CamtrainError):  # a folder without labels will do as well
             return _labelled("folder", {"root": str(folder)}, net)
-        files = pictures_below(folder)
+        files = list_below(folder).pictures
         if not files:
             raise CamtrainFileNotFoundError(
                 f"--images must name a folder of pictures ({' '.join(IMAGE_SUFFIXES)}), got "
@@ -140,15 +141,15 @@ def usage(export: Export, net: CAMNet) -> str:
     assert net.preprocessing is not None
     height, width = export.input_hw or net.preprocessing.size
     shape = f"(1, {len(net.preprocessing.mean)}, {height}, {width})"
-    outputs = ", ".join(export.options.output_names)
+    outputs, path = ", ".join(export.options.output_names), _quoted(export.path)
     dtype = "uint8" if export.options.raw else "float32"
     if export.path.suffix == ".pt2":
         return f"""import torch
-model = torch.export.load("{export.path.name}").module()
+model = torch.export.load({path}).module()
 images = torch.zeros({shape}, dtype=torch.{dtype})
 {outputs} = model(images)"""
     return f"""import numpy, onnxruntime
-session = onnxruntime.InferenceSession("{export.path.name}")
+session = onnxruntime.InferenceSession({path})
 images = numpy.zeros({shape}, "{dtype}")
 {outputs} = session.run(None, {{"images": images}})
 print(logits.shape, maps.shape)"""
@@ -162,7 +163,12 @@ def _export_bundle(bundle: Bundle, output: Path) -> None:
     assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     print("  parity    every weight is bit for bit that of the checkpoint")
-    print(f'\nimport camtrain\nprediction, = camtrain.load("{output.name}")("picture.jpg")')
+    print(f'\nimport camtrain\nprediction, = camtrain.load({_quoted(output)})("picture.jpg")')
+
+
+def _quoted(path: Path) -> str:
+    """The path as given, as Python writes a text."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _parser() -> argparse.ArgumentParser:
