@@ -7,9 +7,9 @@ the same plain values. No other module names their format version or the key the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Description:
         threshold: Map threshold of the boxes, in [0, 1).
         is_calibrated: Whether the threshold was chosen on pictures with boxes; None where the file
             does not say it.
+        other_thresholds: Calibrated thresholds of other kinds of maps, see ``kind_of_maps``.
         scores: What these weights reached, by logged name.
         export: The options of an exported file; None for bundles and checkpoints.
     """
@@ -62,12 +63,14 @@ class Description:
     refine_layers: tuple[str, ...] = ()
     threshold: float = DEFAULT_THRESHOLD
     is_calibrated: bool | None = None
+    other_thresholds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     export: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Check the threshold."""
-        check_threshold(self.threshold)
+        """Check the thresholds."""
+        for threshold in (self.threshold, *self.other_thresholds.values()):
+            check_threshold(threshold)
 
     @property
     def calibrated_threshold(self) -> float | None:
@@ -79,6 +82,42 @@ class Description:
         if is_calibrated is None:
             is_calibrated = self.threshold != DEFAULT_THRESHOLD
         return self.threshold if is_calibrated else None
+
+    @property
+    def kind_of_maps(self) -> str:
+        """What the maps are, in words: a threshold belongs to the kind it was calibrated on."""
+        if self.refine == "none":
+            return "class maps"
+        layers = f" of {', '.join(self.refine_layers)}" if self.refine_layers else ""
+        return f"maps refined by {self.refine}{layers}"
+
+    @property
+    def threshold_origin(self) -> str:
+        """Where the threshold comes from, in words."""
+        if self.calibrated_threshold is not None:
+            return f"calibrated on {self.kind_of_maps}"
+        if self.threshold == DEFAULT_THRESHOLD:
+            return f"the default, since none is calibrated on {self.kind_of_maps}"
+        return "given, not calibrated"
+
+    def with_maps(self, refine: str, layers: Sequence[str]) -> Description:
+        """The same network with maps of another kind, and with their threshold.
+
+        It is the one that was calibrated on such maps, else the default.
+        """
+        other = replace(self, refine=refine, refine_layers=tuple(layers))
+        if other.kind_of_maps == self.kind_of_maps:
+            return self
+        thresholds = dict(self.other_thresholds)
+        if self.calibrated_threshold is not None:
+            thresholds[self.kind_of_maps] = self.calibrated_threshold
+        calibrated = thresholds.pop(other.kind_of_maps, None)
+        return replace(
+            other,
+            threshold=DEFAULT_THRESHOLD if calibrated is None else calibrated,
+            is_calibrated=calibrated is not None,
+            other_thresholds=thresholds,
+        )
 
     @property
     def refinement(self) -> dict[str, Any] | None:
@@ -102,6 +141,8 @@ class Description:
             values["refine"] = self.refinement
         if self.is_calibrated is not None:
             values["is_calibrated"] = self.is_calibrated
+        if self.other_thresholds:
+            values["other_thresholds"] = dict(self.other_thresholds)
         if self.export is not None:
             values |= {"task": self.task, "export": dict(self.export)}
         return values
@@ -137,6 +178,7 @@ class Description:
             refine_layers=tuple(refinement["layers"]) if refinement else (),
             threshold=float(values["map_threshold"]),
             is_calibrated=values.get("is_calibrated"),
+            other_thresholds=dict(values.get("other_thresholds", {})),
             scores={name: float(score) for name, score in values.get("scores", {}).items()},
             export=values.get("export"),
         )

@@ -25,6 +25,7 @@ from camtrain.header import (
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
 from camtrain.model.probe import Intercepted
+from camtrain.model.refine import Refine
 
 _DRAWING = frozenset(
     {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
@@ -45,6 +46,17 @@ class Bundle:
     description: Description
     data_settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_maps(self, refine: Refine | None) -> Bundle:
+        """The same with maps of this kind, and with their threshold; None leaves them as they are.
+
+        The network itself is changed.
+        """
+        if refine in (None, self.net.refine):
+            return self
+        self.net.set_refine(refine)
+        layers = self.net.description.refine_layers
+        return replace(self, description=self.description.with_maps(refine, layers))
+
 
 def write_bundle(
     path: str | Path,
@@ -52,6 +64,7 @@ def write_bundle(
     *,
     threshold: float = DEFAULT_THRESHOLD,
     scores: Mapping[str, float] | None = None,
+    measured: Description | None = None,
 ) -> None:
     """Write a bundle atomically: an older file stays whole until the new one is complete.
 
@@ -60,6 +73,7 @@ def write_bundle(
         net: A network from ``camtrain.create_model`` with a preprocessing.
         threshold: Map threshold of the boxes, in [0, 1).
         scores: What these weights reached, by logged name.
+        measured: Holds thresholds and scores, instead of both arguments.
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist.
@@ -79,7 +93,8 @@ def write_bundle(
             "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
             "which converts it by name."
         )
-    description = shipped_description(net, threshold=threshold, scores=scores)
+    measured = measured or replace(net.description, threshold=threshold, scores=scores or {})
+    description = shipped_description(net, measured)
     # Contiguous: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     with replacing(path) as part:
@@ -90,22 +105,19 @@ def write_bundle(
 
 
 def shipped_description(
-    net: CAMNet,
-    *,
-    threshold: float,
-    scores: Mapping[str, float] | None = None,
-    export: Mapping[str, Any] | None = None,
+    net: CAMNet, measured: Description, export: Mapping[str, Any] | None = None
 ) -> Description:
     """The description that a file for inference holds: every class has a name in it.
 
-    Raises:
-        CamtrainValueError: The threshold lies outside [0, 1).
+    Thresholds and scores are those of ``measured``.
     """
     return replace(
         net.description,
         class_names=net.display_names,
-        threshold=threshold,
-        scores=scores or {},
+        threshold=measured.threshold,
+        is_calibrated=measured.is_calibrated,
+        other_thresholds=measured.other_thresholds,
+        scores=measured.scores,
         export=export,
     )
 

@@ -77,7 +77,9 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
                 label="Best classes, where they look", columns=2, object_fit="contain"
             )
         threshold = gradio.Slider(
-            0.0, 0.95, predictor.threshold, step=0.05, label="Threshold of the boxes"
+            *(0.0, 0.999, predictor.threshold),
+            step=0.001,
+            label=f"Threshold of the boxes: {predictor.measured.threshold_origin}",
         )
         picture.change(predict, [picture, threshold], [prediction, cards], api_name="see")
         threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")

@@ -79,6 +79,9 @@ def main(args: Sequence[str]) -> int:
         batch_size=options.batch_size,
         on_error=folder.add_error,
     )
+    if options.threshold is None:
+        measured = predictor.measured
+        print(f"Boxes at threshold {measured.threshold:.3g}, {measured.threshold_origin}")
     start = time.perf_counter()
     _write(predictions, folder, len(files))
     seconds = time.perf_counter() - start
@@ -238,6 +241,7 @@ def json_values(prediction: Prediction) -> dict[str, Any]:
         "scores": list(prediction.scores),
         "boxes_xyxy": [boxes.tolist() for boxes in prediction.boxes],
         "threshold": prediction.threshold,
+        "is_calibrated": prediction.is_calibrated,
     }
 
 

@@ -35,6 +35,7 @@ class Prediction:
         size_hw: (H, W) of the original picture.
         image: (3, H, W) or (1, H, W), uint8, the original picture.
         path: Where the picture came from, or None.
+        is_calibrated: Whether the threshold was calibrated on such maps of pictures with boxes.
     """
 
     names: tuple[str, ...]
@@ -46,6 +47,7 @@ class Prediction:
     size_hw: tuple[int, int]
     image: Tensor
     path: str | None
+    is_calibrated: bool = False
 
     def overlay(self, rank: int = 0, *, colormap: str = "viridis") -> Image.Image:
         """The picture under the heatmap of the class at this rank, 0 being the best."""
@@ -79,12 +81,14 @@ class PredictionSettings:
         preprocessing: From a picture to the network's input, which the maps cover.
         threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
         method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
+        is_calibrated: Whether the threshold was calibrated on such maps.
     """
 
     names: Sequence[str]
     preprocessing: Preprocessing
     threshold: float
     method: HeatmapMethod
+    is_calibrated: bool
 
     def load(self, item: Input | CamtrainError) -> LoadedPicture:
         """Read and prepare a picture; raises what ``pixels_of`` raises."""
@@ -108,6 +112,7 @@ class PredictionSettings:
             size_hw=size_hw,
             image=image if image.dtype == torch.uint8 else (image * 255).round().byte(),
             path=path,
+            is_calibrated=self.is_calibrated,
         )
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainError, CamtrainValueError, check_choice
-from camtrain.header import DEFAULT_THRESHOLD, check_threshold
+from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.network import Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, copy_input, expand_inputs
@@ -65,6 +66,7 @@ class Predictor:
         refine: Refine | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
+        measured: Description | None = None,
     ) -> None:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
 
@@ -74,10 +76,12 @@ class Predictor:
                 the other arguments are used.
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
-            threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
+            threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1), on
+                maps as ``refine`` says.
             scores: Scores of these weights, by logged name; ``save`` writes them into the bundle.
             refine: ``none`` or ``affinity``: heatmaps of class maps or of refined maps, which have
                 another best threshold. By default the network's, see ``CAMNet.set_refine``.
+            measured: What a file says of thresholds and scores, instead of both arguments.
             device: Where to compute, see ``TorchNetwork``.
             precision: Of backbone and neck, ``fp32`` or ``bf16``, see ``TorchNetwork``.
 
@@ -85,8 +89,6 @@ class Predictor:
             CamtrainValueError: Neither the network nor the caller knows the preprocessing, the
                 threshold lies outside [0, 1), or there is no such device or precision.
         """
-        self.threshold = check_threshold(threshold)
-        self.scores = dict(scores or {})
         if isinstance(net, CAMNet):
             if class_names is not None:
                 net.name_classes(class_names)
@@ -103,6 +105,31 @@ class Predictor:
         self.network: Network = net
         self.net = net.net if isinstance(net, TorchNetwork) else None
         self.preprocessing = net.preprocessing
+        self._measured = measured or Description(
+            architecture=None,
+            class_names=None,
+            preprocessing=None,
+            refine=getattr(net, "refine", "none"),
+            refine_layers=self.net.description.refine_layers if self.net else (),
+            threshold=threshold,
+            is_calibrated=False,
+            scores=scores or {},
+        )
+        self.threshold = self._measured.threshold
+        self.scores = dict(self._measured.scores)
+
+    @property
+    def measured(self) -> Description:
+        """The thresholds and scores; a threshold that was set here was not calibrated."""
+        is_calibrated = self._measured.is_calibrated
+        if self.threshold != self._measured.threshold:
+            is_calibrated = False
+        return replace(
+            self._measured,
+            threshold=self.threshold,
+            is_calibrated=is_calibrated,
+            scores=self.scores,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the network as a bundle, see ``camtrain.inference.bundle.write_bundle``."""
@@ -111,7 +138,7 @@ class Predictor:
                 "An exported network cannot become a bundle; copy its file, or save the checkpoint "
                 "that it was exported from."
             )
-        write_bundle(path, self.net, threshold=self.threshold, scores=self.scores)
+        write_bundle(path, self.net, measured=self.measured)
 
     def __call__(
         self,
@@ -165,8 +192,9 @@ class Predictor:
         names, preprocessing = self.network.class_names, self.preprocessing
         if tta == "tencrop":
             preprocessing = ten_crop_preprocessing(preprocessing)
+        is_calibrated = threshold is None and self.measured.calibrated_threshold is not None
         threshold = self.threshold if threshold is None else check_threshold(threshold)
-        settings = PredictionSettings(names, preprocessing, threshold, method)
+        settings = PredictionSettings(names, preprocessing, threshold, method, is_calibrated)
         numbers = None if classes is None else class_numbers(classes, names)
         run = partial(self._run, tta=tta, top=top, numbers=numbers)
         # A call checks its options at once; the pictures are read one batch ahead.
@@ -199,7 +227,8 @@ def load(
 
     Args:
         path: The file; its suffix says which kind it is.
-        refine: See ``Predictor``; by default as the file says.
+        refine: See ``Predictor``; by default as the file says. Maps of another kind have their own
+            threshold, or the default.
         device: Where to compute, see ``TorchNetwork``.
         precision: Of backbone and neck, see ``TorchNetwork``.
 
@@ -215,12 +244,11 @@ def load(
         net: CAMNet | Network = exported
         description = exported.description
     else:
-        bundle = read_network(path)
+        bundle = read_network(path).with_maps(refine)
         net, description = bundle.net, bundle.description
     return Predictor(
         net,
-        threshold=description.threshold,
-        scores=description.scores,
+        measured=description,
         refine=refine,
         device=device,
         precision=precision,

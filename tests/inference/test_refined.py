@@ -1,15 +1,18 @@
 """Refined maps through every door: bundle, checkpoint, predictor, ONNX and pt2."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import camtrain
 from camtrain import CAMNet, Preprocessing, cli
 from camtrain.errors import CamtrainError
+from camtrain.inference.bundle import write_bundle
 from camtrain.inference.export.write import export_network
 from camtrain.inference.exported import ExportOptions
 from camtrain.model import refine
@@ -65,6 +68,64 @@ def test_a_bundle_remembers_its_refinement_and_says_format_2(bundle: Path) -> No
     assert predictor.net is not None
     assert predictor.net.refine == "affinity"
     assert camtrain.load(bundle, refine="none").net.refine == "none"  # type: ignore[union-attr]
+
+
+def test_a_threshold_belongs_to_the_maps_it_was_calibrated_on(tmp_path: Path) -> None:
+    plain, refined, both = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
+    net = refining_net().set_refine("none")
+    calibrated = replace(net.description, threshold=0.503, is_calibrated=True)
+    write_bundle(plain, net, measured=calibrated)
+    assert camtrain.load(plain).threshold == 0.503
+    predictor = camtrain.load(plain, refine="affinity")
+    assert predictor.threshold == 0.2
+    assert predictor.measured.threshold_origin == (
+        "the default, since none is calibrated on maps refined by affinity of "
+        "trunk.pool2, trunk.relu3"
+    )
+    [prediction] = predictor(PICTURE)
+    assert (prediction.threshold, prediction.is_calibrated) == (0.2, False)
+    predictor.save(refined)
+    assert camtrain.load(refined).threshold == 0.2
+    assert camtrain.load(refined, refine="none").threshold == 0.503  # it is not forgotten
+    of_both = replace(camtrain.load(refined).measured, threshold=0.4, is_calibrated=True)
+    write_bundle(both, refining_net(), measured=of_both)
+    loaded = [camtrain.load(both, refine=refine) for refine in (None, "affinity", "none")]
+    assert [each.threshold for each in loaded] == [0.4, 0.4, 0.503]
+    [prediction] = loaded[2](PICTURE)
+    assert prediction.is_calibrated
+    assert not next(loaded[2](PICTURE, threshold=0.3)).is_calibrated
+    other_layers = of_both.with_maps("affinity", ["trunk.relu3"])
+    assert other_layers.threshold == 0.2
+    assert other_layers.with_maps("none", []).threshold == 0.503
+
+
+def test_predict_and_export_say_the_threshold_and_its_origin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, bundle, picture = refining_net().set_refine("none"), tmp_path / "a.safetensors", "p.png"
+    calibrated = replace(net.description, threshold=0.503, is_calibrated=True)
+    write_bundle(bundle, net, measured=calibrated)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / picture)
+    default = "0.2, the default, since none is calibrated on maps refined by affinity of"
+    for options, line in {
+        (): "Boxes at threshold 0.503, calibrated on class maps",
+        ("--refine", "affinity"): f"Boxes at threshold {default}",
+    }.items():
+        arguments = ["--output", str(tmp_path / "out"), "--overwrite", *options]
+        assert cli.main(["predict", str(bundle), str(tmp_path / picture), *arguments]) == 0
+        assert line in capsys.readouterr().out
+        written = json.loads((tmp_path / "out/predictions.jsonl").read_text())
+        assert (written["threshold"], written["is_calibrated"]) == (
+            (0.2, False) if options else (0.503, True)
+        )
+    refined = tmp_path / "b.safetensors"
+    arguments = ["--format", "safetensors", "--output", str(refined), "--refine", "affinity"]
+    assert cli.main(["export", str(bundle), *arguments]) == 0
+    assert f"  threshold {default}" in capsys.readouterr().out
+    arguments = ["--format", "pt2", "--refine", "none"]
+    assert cli.main(["export", str(refined), *arguments]) == 0
+    assert "  threshold 0.503, calibrated on class maps" in capsys.readouterr().out
+    assert camtrain.load(tmp_path / "b.pt2").threshold == 0.503
 
 
 def test_a_network_that_refines_nothing_still_says_format_1(tmp_path: Path) -> None:

@@ -58,9 +58,7 @@ def main(args: Sequence[str]) -> None:
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
             "has none of; leave them out, or choose --format onnx."
         )
-    bundle = read_network(checkpoint)
-    if arguments.refine not in (None, bundle.net.refine):
-        bundle.net.set_refine(arguments.refine)
+    bundle = read_network(checkpoint).with_maps(arguments.refine)
     if arguments.format == "safetensors":
         _export_bundle(bundle, output)
         return
@@ -69,12 +67,11 @@ def main(args: Sequence[str]) -> None:
         bundle.net,
         output,
         options=replace(options, refine=bundle.net.refine),
-        threshold=bundle.description.threshold,
-        scores=bundle.description.scores,
+        measured=bundle.description,
         pictures=pictures,
         overwrite=arguments.overwrite,
     )
-    print(report(export, bundle.net, pictures))
+    print(report(export, bundle, pictures))
 
 
 def pictures_of(bundle: Bundle, folder: Path | None = None) -> Pictures:
@@ -119,7 +116,7 @@ def _labelled(name: str, settings: Mapping[str, Any], net: CAMNet) -> Pictures:
     return Pictures(images, f"pictures of {place}, {split}", source)
 
 
-def report(export: Export, net: CAMNet, pictures: Pictures) -> str:
+def report(export: Export, bundle: Bundle, pictures: Pictures) -> str:
     """Lines about the file: what it takes and gives, how it was checked, and how to use it."""
     kind = "uint8 pixels" if export.options.raw else "float32, normalized"
     size = "x".join(map(str, export.input_hw)) if export.input_hw else "any height and width"
@@ -129,9 +126,10 @@ def report(export: Export, net: CAMNet, pictures: Pictures) -> str:
             f"{export.path}: {export.path.stat().st_size / 1e6:.1f} MB",
             f"  input     images ({kind}, {size})",
             f"  outputs   {', '.join(export.options.output_names)}",
+            _threshold_line(bundle),
             f"{check} ({pictures.origin})",
             "",
-            usage(export, net),
+            usage(export, bundle.net),
         )
     )
 
@@ -157,13 +155,18 @@ print(logits.shape, maps.shape)"""
 
 def _export_bundle(bundle: Bundle, output: Path) -> None:
     """Write a bundle and read it again: every tensor must be the same."""
-    threshold, scores = bundle.description.threshold, bundle.description.scores
-    write_bundle(output, bundle.net, threshold=threshold, scores=scores)
+    write_bundle(output, bundle.net, measured=bundle.description)
     reread = read_network(output).net.state_dict()
     assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    print(_threshold_line(bundle))
     print("  parity    every weight is bit for bit that of the checkpoint")
     print(f'\nimport camtrain\nprediction, = camtrain.load({_quoted(output)})("picture.jpg")')
+
+
+def _threshold_line(bundle: Bundle) -> str:
+    """The threshold that the file brings, and where it comes from."""
+    return f"  threshold {bundle.description.threshold:.3g}, {bundle.description.threshold_origin}"
 
 
 def _quoted(path: Path) -> str:

@@ -6,7 +6,7 @@ import copy
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from camtrain.errors import (
     one_line,
 )
 from camtrain.files import check_writable, replacing
-from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, check_threshold
+from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, Description
 from camtrain.inference.bundle import shipped_description
 from camtrain.inference.export.check import (
     Agreement,
@@ -74,6 +74,7 @@ def export_network(
     options: ExportOptions | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     scores: Mapping[str, float] | None = None,
+    measured: Description | None = None,
     pictures: Pictures | None = None,
     overwrite: bool = False,
 ) -> Export:
@@ -90,6 +91,7 @@ def export_network(
             out, and refined maps where the network refines them.
         threshold: Map threshold of the boxes, in [0, 1).
         scores: Scores of these weights, by logged name.
+        measured: Holds thresholds and scores, instead of both arguments.
         pictures: To check the file on; random ones by default.
         overwrite: Replace an older file.
 
@@ -100,18 +102,19 @@ def export_network(
     """
     options, path = options or ExportOptions(refine=net.refine), Path(path)
     check_output(path, overwrite=overwrite)
-    _check_arguments(net, path, options, threshold)
+    measured = measured or replace(net.description, threshold=threshold, scores=scores or {})
+    _check_arguments(net, path, options)
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
     program, input_hw = export_program(net.eval(), options)
     export = {**options.to_dict(), "input_hw": input_hw}
-    metadata = shipped_description(net, threshold=threshold, scores=scores, export=export).to_json()
+    metadata = shipped_description(net, measured, export).to_json()
     with replacing(path) as part:
         if path.suffix == ".onnx":
             write_onnx(program, part, metadata, options.output_names)
         else:
             write_pt2(program, part, metadata)
         exported = read_exported(part)
-        parity, agreement = _compare(net, exported, pictures, threshold)
+        parity, agreement = _compare(net, exported, pictures, measured.threshold)
     return Export(path, options, input_hw, parity, agreement)
 
 
@@ -215,12 +218,11 @@ def _name_axes(model: onnx.ModelProto) -> None:
                 dim.dim_param = symbol.sub(lambda match: names[match[0]], dim.dim_param)
 
 
-def _check_arguments(net: CAMNet, path: Path, options: ExportOptions, threshold: float) -> None:
+def _check_arguments(net: CAMNet, path: Path, options: ExportOptions) -> None:
     if path.suffix == ".onnx":
         with needs_extra("Exporting to ONNX"):  # before the minute that tracing takes
             for package in ("onnx", "onnxscript", "onnxruntime"):
                 importlib.import_module(package)
-    check_threshold(threshold)
     if path.suffix not in (".onnx", ".pt2"):
         raise CamtrainValueError(
             f"An exported network is an .onnx or a .pt2 file, got {str(path)!r}."

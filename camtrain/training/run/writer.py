@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,8 +253,9 @@ class RunWriter(Checkpoint):
         with isolate_rng():  # reading it builds a network
             bundle = read_network(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
-        threshold = bundle.description.threshold
-        write_bundle(self.folder.bundle, bundle.net, threshold=threshold, scores=scores)
+        write_bundle(
+            self.folder.bundle, bundle.net, measured=replace(bundle.description, scores=scores)
+        )
 
     def _save_if_due(self, trainer: Trainer) -> None:
         is_due = time.monotonic() - self._saved_at >= self._seconds
