@@ -154,11 +154,13 @@ class CAMNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map that the class maps are made of, (B, C, h, w)."""
+        self._check_channels(images)
         features: Tensor = self.neck(self.backbone(images))
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
         """Features of the backbone, and vectors of its stages if the network refines its maps."""
+        self._check_channels(images)
         if self.stages is None:
             features: Tensor = self.backbone(images)
             return BackboneOutput(features, features[:, :0])
@@ -166,6 +168,14 @@ class CAMNet(nn.Module):
         with _without_autocast(features):
             vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
         return BackboneOutput(features, vectors)
+
+    def _check_channels(self, images: Tensor) -> None:
+        in_chans = self.recipe["in_chans"] if self.recipe else None
+        if in_chans is not None and images.ndim == 4 and images.shape[1] != in_chans:
+            raise CamtrainValueError(
+                f"images must be (B, {in_chans}, H, W), got {tuple(images.shape)}; give a mean and "
+                f"std of {in_chans} numbers, or build the network with in_chans={images.shape[1]}."
+            )
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
         """The backbone's output after the neck, for ``display_maps``."""

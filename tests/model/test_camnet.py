@@ -338,3 +338,11 @@ def test_bad_requests_are_named(
     with pytest.raises(kind) as error:
         tiny().class_maps(IMAGES, top=top, classes=classes)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("in_chans", "channels"), [(1, 3), (3, 1)])
+def test_images_of_other_channels_are_refused_in_one_sentence(in_chans: int, channels: int) -> None:
+    net = create_model("camtrain/digits", 2, in_chans=in_chans, backbone_args={"width": 2})
+    message = rf"must be \(B, {in_chans}, H, W\), got \(2, {channels}, 32, 40\); give"
+    with pytest.raises(CamtrainValueError, match=message):
+        net(torch.zeros(2, channels, 32, 40))
