@@ -71,6 +71,11 @@ MISTAKES = {
     "no checkpoint": Mistake("test", "--ckpt_path"),
     "not a checkpoint": Mistake("test --ckpt_path {photos}/boxes.csv", "is not a camtrain"),
     "bundle": Mistake("predict nowhere.safetensors {photos}/test --output out", "nowhere"),
+    "no run to predict": Mistake(
+        "predict {photos} {photos}/test --output out", "is not the folder of a run"
+    ),
+    "no run to export": Mistake("export {photos} --format pt2", "is not the folder of a run"),
+    "no run to show": Mistake("demo {photos}", "is not the folder of a run"),
     "picture": Mistake(f"predict {BUNDLE} nowhere.jpg --output out", "nowhere.jpg does not exist"),
     "no pictures": Mistake(f"predict {BUNDLE} {{empty}} --output out", "holds no pictures"),
     "pattern": Mistake(f"predict {BUNDLE} {{photos}}/*.gif --output out", "No file fits"),

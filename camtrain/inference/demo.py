@@ -10,6 +10,7 @@ from PIL import Image
 
 from camtrain.arguments import VerbParser
 from camtrain.errors import CamtrainError, CamtrainValueError, needs_extra
+from camtrain.header import model_file
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap
@@ -110,15 +111,17 @@ def main(args: Sequence[str]) -> None:
         epilog="Example: camtrain demo runs/birds/model.safetensors",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a bundle, a .ckpt of camtrain, an .onnx or a .pt2")
+    models = "a .safetensors, .ckpt, .onnx or .pt2 of camtrain, or the folder of a run"
+    add("model", metavar="MODEL", help=models)
     add("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine only)")
     add("--port", type=int, default=7860, help="port to listen on (default 7860)")
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
     arguments = parser.parse_args(args[1:])
     _check_address(arguments.host, arguments.port)
+    model = model_file(arguments.model)
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
-    blocks = page(load(arguments.model, device=arguments.device), f"camtrain: {arguments.model}")
+    blocks = page(load(model, device=arguments.device), f"camtrain: {model}")
     blocks.launch(
         server_name=arguments.host,
         server_port=arguments.port,

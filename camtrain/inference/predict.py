@@ -61,8 +61,6 @@ def main(args: Sequence[str]) -> int:
     # The pictures of an earlier prediction may lie below an input.
     results = [(options.output / name).absolute() for name in _FOLDERS]
     files = ExpandedInputs(options.input, without=results)
-    if files.skipped:
-        print(f"camtrain: skipped: {describe_skipped(files.skipped)}", file=sys.stderr)
     predictor = load(
         options.model,
         refine=options.refine,
@@ -79,6 +77,10 @@ def main(args: Sequence[str]) -> int:
         batch_size=options.batch_size,
         on_error=folder.add_error,
     )
+    if files.skipped:
+        print(f"camtrain: skipped: {describe_skipped(files.skipped)}", file=sys.stderr)
+    if len(predictor.preprocessing.mean) == 1:
+        print("The network takes grey pictures: colours are converted to grey")
     if options.threshold is None:
         measured = predictor.measured
         print(f"Boxes at threshold {measured.threshold:.3g}, {measured.threshold_origin}")
@@ -254,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain predict runs/birds/model.safetensors photos --output found",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a .safetensors, .ckpt, .onnx or .pt2 of this project")
+    models = "a .safetensors, .ckpt, .onnx or .pt2 of this project, or the folder of a run"
+    add("model", metavar="MODEL", help=models)
     add("input", metavar="INPUT", nargs="+", help="files, folders, or patterns such as 'a/*.jpg'")
 
     add = parser.add_argument_group("what is asked").add_argument

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainError, CamtrainValueError, check_choice
-from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold
+from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold, model_file
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.network import Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, copy_input, expand_inputs
@@ -226,7 +226,7 @@ def load(
     """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
 
     Args:
-        path: The file; its suffix says which kind it is.
+        path: The file; its suffix says which kind it is. A run's folder stands for its bundle.
         refine: See ``Predictor``; by default as the file says. Maps of another kind have their own
             threshold, or the default.
         device: Where to compute, see ``TorchNetwork``.
@@ -237,7 +237,8 @@ def load(
         CamtrainValueError: The file is of another kind or of a newer format version, or there is no
             such device or precision.
     """
-    if Path(path).suffix.lower() in (".onnx", ".pt2"):
+    path = model_file(path)
+    if path.suffix.lower() in (".onnx", ".pt2"):
         from camtrain.inference.exported import read_exported
 
         exported = read_exported(path, device=device, precision=precision)

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 import camtrain
 from camtrain import cli
 from camtrain.data import decoding, tree
+from camtrain.errors import CamtrainValueError
 from camtrain.inference.predict import json_values
 from camtrain.model.camnet import CAMNet
 
@@ -126,6 +128,36 @@ def test_every_file_is_predicted_and_the_bad_ones_are_recorded(
     assert len(err.splitlines()) == 2
     for line, name in zip(err.splitlines(), ("a/z.jpg", "b/w.png"), strict=True):
         assert line.startswith(f"camtrain: unreadable: The image {folder / name} cannot be read")
+
+
+def test_the_folder_of_a_run_stands_for_its_bundle(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, picture = tmp_path / "run", str(folder / "a/x.jpg")
+    run.mkdir()
+    (run / "config.yaml").touch()
+    arguments = ["predict", str(run), picture, "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    assert "has no model.safetensors yet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    shutil.copy(model, run)
+    assert cli.main(arguments) == 0
+    [expected] = camtrain.load(model)(picture)
+    assert lines_of(tmp_path / "out")[0]["scores"] == pytest.approx(expected.scores, abs=1e-6)
+
+
+def test_colours_are_made_grey_for_a_network_of_one_channel_and_it_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = camtrain.create_model("camtrain/digits", 2, in_chans=1, backbone_args={"width": 2})
+    camtrain.Predictor(net).save(tmp_path / "grey.safetensors")
+    picture = str(folder / "a/x.jpg")
+    arguments = [str(tmp_path / "grey.safetensors"), picture, "--output", str(tmp_path / "out")]
+    assert cli.main(["predict", *arguments]) == 0
+    assert "colours are converted to grey" in capsys.readouterr().out
+    of_colours = camtrain.Preprocessing((32, 32))
+    with pytest.raises(CamtrainValueError, match=r"images must be \(B, 1, H, W\)"):
+        list(camtrain.Predictor(net, preprocessing=of_colours)(picture))
 
 
 def test_what_is_skipped_in_a_folder_is_named(

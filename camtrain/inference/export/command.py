@@ -21,6 +21,7 @@ from camtrain.errors import (
     CamtrainValueError,
     check_choice,
 )
+from camtrain.header import BEST_NAME, model_file
 from camtrain.inference.bundle import Bundle, read_network, write_bundle
 from camtrain.inference.export.check import Pictures, random_pictures, spread
 from camtrain.inference.export.write import Export, check_output, export_network
@@ -36,7 +37,7 @@ _MOST_PICTURES = 8
 def main(args: Sequence[str]) -> None:
     """``camtrain export CHECKPOINT --format safetensors|onnx|pt2``."""
     arguments = _parser().parse_args(args[1:])
-    checkpoint: Path = arguments.checkpoint
+    checkpoint = model_file(arguments.checkpoint, BEST_NAME)
     suffix = f".{arguments.format}"
     check_choice("--format", arguments.format, get_args(Format))
     output: Path = arguments.output or checkpoint.with_suffix(suffix)
@@ -182,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain export runs/birds/checkpoints/best.ckpt --format onnx --top 5",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt of camtrain, or a bundle")
+    networks = "a .ckpt of camtrain, a bundle, or the folder of a run (its best epoch)"
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help=networks)
 
     add = parser.add_argument_group("the file").add_argument
     add("--format", required=True, metavar="{safetensors,onnx,pt2}", help="what is written")

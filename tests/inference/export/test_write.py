@@ -402,6 +402,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_folder_of_a_run_stands_for_its_best_epoch(checkpoint: Path) -> None:
+    run = checkpoint.parent / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    checkpoint.rename(run / "checkpoints/best.ckpt")
+    assert cli.main(["export", str(run), "--format", "safetensors"]) == 0
+    assert camtrain.load(run / "checkpoints/best.safetensors").threshold == 0.25
+
+
 @pytest.mark.parametrize("kind", at_night(["onnx", "pt2", "safetensors"], "onnx"))
 def test_the_verb_writes_beside_the_checkpoint_and_says_what(
     kind: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
