@@ -122,7 +122,7 @@ class FolderFiles(NamedTuple):
     """The paths of the files in a folder and in its folders, sorted, without the hidden ones."""
 
     pictures: list[str]
-    others: list[str]  # files that no reader of pictures takes, by their names
+    unread: list[str]  # files that no reader of pictures takes, by their names
 
 
 def list_below(folder: str | os.PathLike[str]) -> FolderFiles:
@@ -135,7 +135,7 @@ def list_below(folder: str | os.PathLike[str]) -> FolderFiles:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (name for name in names if not name.startswith(".")):
             is_picture = name.lower().endswith(IMAGE_SUFFIXES)
-            (files.pictures if is_picture else files.others).append(os.path.join(parent, name))
+            (files.pictures if is_picture else files.unread).append(os.path.join(parent, name))
     for paths in files:
         paths.sort(key=lambda path: path.split(os.sep))
     return files

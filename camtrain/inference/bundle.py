@@ -15,7 +15,6 @@ from torch.nn import init
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.files import replacing
 from camtrain.header import (
-    DEFAULT_THRESHOLD,
     METADATA_KEY,
     Description,
     checkpoint_description,
@@ -62,18 +61,14 @@ def write_bundle(
     path: str | Path,
     net: CAMNet,
     *,
-    threshold: float = DEFAULT_THRESHOLD,
-    scores: Mapping[str, float] | None = None,
-    measured: Description | None = None,
+    description: Description | None = None,
 ) -> None:
     """Write a bundle atomically: an older file stays whole until the new one is complete.
 
     Args:
         path: Ends in ``.safetensors``; its folder must exist.
         net: A network from ``camtrain.create_model`` with a preprocessing.
-        threshold: Map threshold of the boxes, in [0, 1).
-        scores: What these weights reached, by logged name.
-        measured: Holds thresholds and scores, instead of both arguments.
+        description: Holds the thresholds and scores of the file; by default the network's own.
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist.
@@ -93,8 +88,7 @@ def write_bundle(
             "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
             "which converts it by name."
         )
-    measured = measured or replace(net.description, threshold=threshold, scores=scores or {})
-    description = shipped_description(net, measured)
+    description = shipped_description(net, description or net.description)
     # Contiguous: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     with replacing(path) as part:
@@ -105,19 +99,19 @@ def write_bundle(
 
 
 def shipped_description(
-    net: CAMNet, measured: Description, export: Mapping[str, Any] | None = None
+    net: CAMNet, description: Description, export: Mapping[str, Any] | None = None
 ) -> Description:
     """The description that a file for inference holds: every class has a name in it.
 
-    Thresholds and scores are those of ``measured``.
+    Thresholds and scores are those of ``description``.
     """
     return replace(
         net.description,
         class_names=net.display_names,
-        threshold=measured.threshold,
-        is_calibrated=measured.is_calibrated,
-        other_thresholds=measured.other_thresholds,
-        scores=measured.scores,
+        threshold=description.threshold,
+        is_calibrated=description.is_calibrated,
+        other_thresholds=description.other_thresholds,
+        scores=description.scores,
         export=export,
     )
 

@@ -80,7 +80,7 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
         threshold = gradio.Slider(
             *(0.0, 0.999, predictor.threshold),
             step=0.001,
-            label=f"Threshold of the boxes: {predictor.measured.threshold_origin}",
+            label=f"Threshold of the boxes: {predictor.description.threshold_origin}",
         )
         picture.change(predict, [picture, threshold], [prediction, cards], api_name="see")
         threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")

@@ -57,11 +57,11 @@ class ExpandedInputs(list[Input]):
 
         super().__init__()
         for path in paths:
-            pictures, others = map(outside, _listed_files(path))
+            pictures, unread = map(outside, _listed_files(path))
             if not pictures:
                 _check_path(path)
             self += pictures or [path]
-            self.skipped += others
+            self.skipped += unread
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:

@@ -82,8 +82,8 @@ def main(args: Sequence[str]) -> int:
     if len(predictor.preprocessing.mean) == 1:
         print("The network takes grey pictures: colours are converted to grey")
     if options.threshold is None:
-        measured = predictor.measured
-        print(f"Boxes at threshold {measured.threshold:.3g}, {measured.threshold_origin}")
+        description = predictor.description
+        print(f"Boxes at threshold {description.threshold:.3g}, {description.threshold_origin}")
     start = time.perf_counter()
     _write(predictions, folder, len(files))
     seconds = time.perf_counter() - start

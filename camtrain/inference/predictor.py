@@ -66,7 +66,7 @@ class Predictor:
         refine: Refine | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
-        measured: Description | None = None,
+        description: Description | None = None,
     ) -> None:
         """Take a network as it is, moved to ``device`` and to evaluation mode.
 
@@ -81,7 +81,7 @@ class Predictor:
             scores: Scores of these weights, by logged name; ``save`` writes them into the bundle.
             refine: ``none`` or ``affinity``: heatmaps of class maps or of refined maps, which have
                 another best threshold. By default the network's, see ``CAMNet.set_refine``.
-            measured: What a file says of thresholds and scores, instead of both arguments.
+            description: Holds thresholds and scores, instead of these two arguments.
             device: Where to compute, see ``TorchNetwork``.
             precision: Of backbone and neck, ``fp32`` or ``bf16``, see ``TorchNetwork``.
 
@@ -105,7 +105,7 @@ class Predictor:
         self.network: Network = net
         self.net = net.net if isinstance(net, TorchNetwork) else None
         self.preprocessing = net.preprocessing
-        self._measured = measured or Description(
+        self._description = description or Description(
             architecture=None,
             class_names=None,
             preprocessing=None,
@@ -115,17 +115,17 @@ class Predictor:
             is_calibrated=False,
             scores=scores or {},
         )
-        self.threshold = self._measured.threshold
-        self.scores = dict(self._measured.scores)
+        self.threshold = self._description.threshold
+        self.scores = dict(self._description.scores)
 
     @property
-    def measured(self) -> Description:
+    def description(self) -> Description:
         """The thresholds and scores; a threshold that was set here was not calibrated."""
-        is_calibrated = self._measured.is_calibrated
-        if self.threshold != self._measured.threshold:
+        is_calibrated = self._description.is_calibrated
+        if self.threshold != self._description.threshold:
             is_calibrated = False
         return replace(
-            self._measured,
+            self._description,
             threshold=self.threshold,
             is_calibrated=is_calibrated,
             scores=self.scores,
@@ -138,7 +138,7 @@ class Predictor:
                 "An exported network cannot become a bundle; copy its file, or save the checkpoint "
                 "that it was exported from."
             )
-        write_bundle(path, self.net, measured=self.measured)
+        write_bundle(path, self.net, description=self.description)
 
     def __call__(
         self,
@@ -192,7 +192,7 @@ class Predictor:
         names, preprocessing = self.network.class_names, self.preprocessing
         if tta == "tencrop":
             preprocessing = ten_crop_preprocessing(preprocessing)
-        is_calibrated = threshold is None and self.measured.calibrated_threshold is not None
+        is_calibrated = threshold is None and self.description.calibrated_threshold is not None
         threshold = self.threshold if threshold is None else check_threshold(threshold)
         settings = PredictionSettings(names, preprocessing, threshold, method, is_calibrated)
         numbers = None if classes is None else class_numbers(classes, names)
@@ -249,7 +249,7 @@ def load(
         net, description = bundle.net, bundle.description
     return Predictor(
         net,
-        measured=description,
+        description=description,
         refine=refine,
         device=device,
         precision=precision,

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,16 @@ def rewritten(path: Path, tensors: dict[str, Tensor] | None = None, **changes: o
     return path
 
 
+def write_with_threshold(path: Path, net: CAMNet, threshold: float) -> None:
+    write_bundle(path, net, description=replace(net.description, threshold=threshold))
+
+
 @pytest.mark.parametrize("make", [digits_net, own_head_net, paper_net])
 def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> None:
     torch.manual_seed(1)
     net: CAMNet = make().to(memory_format=torch.channels_last)
     scores = {"val/acc1": 0.1 + 0.2, "val/loc_gt_known": 1 / 3}
-    write_bundle(path, net, threshold=0.15, scores=scores)
+    write_bundle(path, net, description=replace(net.description, threshold=0.15, scores=scores))
     found = read_network(path)
     assert found.description.threshold == 0.15
     assert found.description.scores == scores
@@ -90,8 +95,7 @@ def test_round_trip_is_bit_identical(make: Callable[[], CAMNet], path: Path) -> 
     found.net.to(memory_format=torch.channels_last)
     assert torch.equal(found.net(images), net.eval()(images))
     again = path.with_name("again.safetensors")
-    description = found.description
-    write_bundle(again, found.net, threshold=description.threshold, scores=description.scores)
+    write_bundle(again, found.net, description=found.description)
     assert metadata_of(again) == metadata_of(path)
     assert load_file(again).keys() == load_file(path).keys()
 
@@ -105,7 +109,8 @@ def test_reading_draws_no_random_numbers(path: Path) -> None:
 
 def test_the_file_is_a_plain_safetensors_with_one_json_beside_the_weights(path: Path) -> None:
     net = digits_net()
-    write_bundle(path, net, threshold=0.25, scores={"val/acc1": 0.5})
+    description = replace(net.description, threshold=0.25, scores={"val/acc1": 0.5})
+    write_bundle(path, net, description=description)
     state = net.state_dict()
     assert load_file(path).keys() == state.keys()
     for name, tensor in load_file(path).items():
@@ -152,18 +157,18 @@ def test_a_failing_write_leaves_the_older_file_whole_and_nothing_else(
     has_older: bool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_older:
-        write_bundle(path, digits_net(), threshold=0.11)
+        write_with_threshold(path, digits_net(), 0.11)
     before = {one: one.read_bytes() for one in path.parent.iterdir()}
     assert len(before) == has_older
     monkeypatch.setattr(safetensors.torch, "save_file", half_written)
     with pytest.raises(OSError, match="No space left"):
-        write_bundle(path, digits_net(), threshold=0.22)
+        write_with_threshold(path, digits_net(), 0.22)
     assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
 
 
 def test_a_write_replaces_the_older_file_and_leaves_nothing_else(path: Path) -> None:
     for threshold in (0.11, 0.22):
-        write_bundle(path, digits_net(), threshold=threshold)
+        write_with_threshold(path, digits_net(), threshold)
     assert read_network(path).description.threshold == 0.22
     assert list(path.parent.iterdir()) == [path]
 
@@ -400,7 +405,7 @@ def test_what_cannot_become_a_bundle_is_refused_and_nothing_is_written(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(error) as raised:
-        write_bundle(tmp_path / name, make(), threshold=threshold)
+        write_with_threshold(tmp_path / name, make(), threshold)
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
 

@@ -74,11 +74,11 @@ def test_a_threshold_belongs_to_the_maps_it_was_calibrated_on(tmp_path: Path) ->
     plain, refined, both = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
     net = refining_net().set_refine("none")
     calibrated = replace(net.description, threshold=0.503, is_calibrated=True)
-    write_bundle(plain, net, measured=calibrated)
+    write_bundle(plain, net, description=calibrated)
     assert camtrain.load(plain).threshold == 0.503
     predictor = camtrain.load(plain, refine="affinity")
     assert predictor.threshold == 0.2
-    assert predictor.measured.threshold_origin == (
+    assert predictor.description.threshold_origin == (
         "the default, since none is calibrated on maps refined by affinity of "
         "trunk.pool2, trunk.relu3"
     )
@@ -87,8 +87,8 @@ def test_a_threshold_belongs_to_the_maps_it_was_calibrated_on(tmp_path: Path) ->
     predictor.save(refined)
     assert camtrain.load(refined).threshold == 0.2
     assert camtrain.load(refined, refine="none").threshold == 0.503  # it is not forgotten
-    of_both = replace(camtrain.load(refined).measured, threshold=0.4, is_calibrated=True)
-    write_bundle(both, refining_net(), measured=of_both)
+    of_both = replace(camtrain.load(refined).description, threshold=0.4, is_calibrated=True)
+    write_bundle(both, refining_net(), description=of_both)
     loaded = [camtrain.load(both, refine=refine) for refine in (None, "affinity", "none")]
     assert [each.threshold for each in loaded] == [0.4, 0.4, 0.503]
     [prediction] = loaded[2](PICTURE)
@@ -104,7 +104,7 @@ def test_predict_and_export_say_the_threshold_and_its_origin(
 ) -> None:
     net, bundle, picture = refining_net().set_refine("none"), tmp_path / "a.safetensors", "p.png"
     calibrated = replace(net.description, threshold=0.503, is_calibrated=True)
-    write_bundle(bundle, net, measured=calibrated)
+    write_bundle(bundle, net, description=calibrated)
     Image.new("RGB", (40, 30), "red").save(tmp_path / picture)
     default = "0.2, the default, since none is calibrated on maps refined by affinity of"
     for options, line in {

@@ -68,7 +68,7 @@ def main(args: Sequence[str]) -> None:
         bundle.net,
         output,
         options=replace(options, refine=bundle.net.refine),
-        measured=bundle.description,
+        description=bundle.description,
         pictures=pictures,
         overwrite=arguments.overwrite,
     )
@@ -156,7 +156,7 @@ print(logits.shape, maps.shape)"""
 
 def _export_bundle(bundle: Bundle, output: Path) -> None:
     """Write a bundle and read it again: every tensor must be the same."""
-    write_bundle(output, bundle.net, measured=bundle.description)
+    write_bundle(output, bundle.net, description=bundle.description)
     reread = read_network(output).net.state_dict()
     assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from camtrain.errors import (
     one_line,
 )
 from camtrain.files import check_writable, replacing
-from camtrain.header import DEFAULT_THRESHOLD, METADATA_KEY, Description
+from camtrain.header import METADATA_KEY, Description
 from camtrain.inference.bundle import shipped_description
 from camtrain.inference.export.check import (
     Agreement,
@@ -72,9 +72,7 @@ def export_network(
     path: str | Path,
     *,
     options: ExportOptions | None = None,
-    threshold: float = DEFAULT_THRESHOLD,
-    scores: Mapping[str, float] | None = None,
-    measured: Description | None = None,
+    description: Description | None = None,
     pictures: Pictures | None = None,
     overwrite: bool = False,
 ) -> Export:
@@ -89,9 +87,7 @@ def export_network(
         path: Ends in ``.onnx`` or ``.pt2``; its folder must exist.
         options: What the file takes and gives. By default normalized images in, logits and all maps
             out, and refined maps where the network refines them.
-        threshold: Map threshold of the boxes, in [0, 1).
-        scores: Scores of these weights, by logged name.
-        measured: Holds thresholds and scores, instead of both arguments.
+        description: Holds the thresholds and scores of the file; by default the network's own.
         pictures: To check the file on; random ones by default.
         overwrite: Replace an older file.
 
@@ -102,19 +98,19 @@ def export_network(
     """
     options, path = options or ExportOptions(refine=net.refine), Path(path)
     check_output(path, overwrite=overwrite)
-    measured = measured or replace(net.description, threshold=threshold, scores=scores or {})
+    description = description or net.description
     _check_arguments(net, path, options)
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
     program, input_hw = export_program(net.eval(), options)
     export = {**options.to_dict(), "input_hw": input_hw}
-    metadata = shipped_description(net, measured, export).to_json()
+    metadata = shipped_description(net, description, export).to_json()
     with replacing(path) as part:
         if path.suffix == ".onnx":
             write_onnx(program, part, metadata, options.output_names)
         else:
             write_pt2(program, part, metadata)
         exported = read_exported(part)
-        parity, agreement = _compare(net, exported, pictures, measured.threshold)
+        parity, agreement = _compare(net, exported, pictures, description.threshold)
     return Export(path, options, input_hw, parity, agreement)
 
 

@@ -254,7 +254,7 @@ class RunWriter(Checkpoint):
             bundle = read_network(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
         write_bundle(
-            self.folder.bundle, bundle.net, measured=replace(bundle.description, scores=scores)
+            self.folder.bundle, bundle.net, description=replace(bundle.description, scores=scores)
         )
 
     def _save_if_due(self, trainer: Trainer) -> None:

@@ -71,9 +71,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Export]:
             path = tmp_path_factory.mktemp("exported") / f"model{suffix}"
             net = small_net(channel_order=channel_order, pool=pool)
             state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-            made[key] = export_network(
-                net, path, options=key[1], threshold=0.3, scores={"val/acc1": 0.5}
-            )
+            description = replace(net.description, threshold=0.3, scores={"val/acc1": 0.5})
+            made[key] = export_network(net, path, options=key[1], description=description)
             for name, tensor in net.state_dict().items():
                 assert torch.equal(tensor, state[name]), name
                 assert tensor.dtype == state[name].dtype
