@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from camtrain.data.decoding import IMAGE_SUFFIXES
+from camtrain.data.decoding import IMAGE_SUFFIXES, SUFFIX_ADVICE
 from camtrain.data.lists import PathList
+from camtrain.errors import join_first
 from camtrain.files import replacing, user_cache
 
 _VERSION = 1  # of the cached index
@@ -62,6 +64,7 @@ def _scan_disk(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]
     """The tree on disk, and the time stamp that each folder had before it was read."""
     folders, times, counts = [], array("q"), array("q")
     has_xml = False
+    unread: list[str] = []
 
     def pictures() -> Iterator[str]:
         nonlocal has_xml
@@ -70,9 +73,12 @@ def _scan_disk(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]
             times.append(folder.time)
             counts.append(len(folder.pictures))
             has_xml = has_xml or folder.has_xml
+            unread.extend(folder.unread)
             yield from (_join(folder.path, name) for name in sorted(folder.pictures))
 
     paths = PathList.of(pictures())
+    if unread:
+        warnings.warn(f"Skipped in {root}: {describe_skipped(unread)}.", stacklevel=4)
     tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml)
     return tree, np.array(times, np.int64)
 
@@ -88,6 +94,7 @@ class _Folder(NamedTuple):
     path: str  # relative to the data folder
     time: int  # time stamp of the folder, in ns
     pictures: list[str]  # names, not sorted
+    unread: list[str]  # names of pictures that nothing here reads
     has_xml: bool
 
 
@@ -95,7 +102,7 @@ def _walk(root: Path, folder: str) -> Iterator[_Folder]:
     """A folder and all folders below it; links from a folder to one of its parents are skipped."""
     path = os.path.join(root, folder)
     stamp = os.stat(path).st_mtime_ns
-    pictures, subfolder_names, has_xml = [], [], False
+    pictures, unread, subfolder_names, has_xml = [], [], [], False
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
@@ -106,9 +113,11 @@ def _walk(root: Path, folder: str) -> Iterator[_Folder]:
             elif entry.is_dir():
                 if not (entry.is_symlink() and _contains(entry.path, path)):
                     subfolder_names.append(name)
+            elif name.lower().endswith(tuple(SUFFIX_ADVICE)):
+                unread.append(name)
             elif name.endswith(".xml"):
                 has_xml = True
-    yield _Folder(folder, stamp, pictures, has_xml)
+    yield _Folder(folder, stamp, pictures, unread, has_xml)
     for name in sorted(subfolder_names):
         yield from _walk(root, _join(folder, name))
 
@@ -116,6 +125,24 @@ def _walk(root: Path, folder: str) -> Iterator[_Folder]:
 def _contains(folder: str, inner: str) -> bool:
     """Whether ``folder`` is ``inner`` or contains it at any depth; links are resolved first."""
     return Path(inner).resolve().is_relative_to(Path(folder).resolve())
+
+
+def describe_skipped(paths: Sequence[str]) -> str:
+    """How many files of each kind were skipped; pictures by name, and how they can be read.
+
+    Example:
+        >>> describe_skipped(["a/b.svg", "a/notes.txt"])
+        '1 .svg (b.svg; draw it as a PNG), 1 .txt'
+    """
+    names: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.suffix.lower() or "without suffix", []).append(path.name)
+    kinds = []
+    for suffix in sorted(names, key=lambda suffix: (suffix not in SUFFIX_ADVICE, suffix)):
+        advice = SUFFIX_ADVICE.get(suffix)
+        details = f" ({join_first(names[suffix], 3)}; {advice})" if advice else ""
+        kinds.append(f"{len(names[suffix])} {suffix}{details}")
+    return ", ".join(kinds)
 
 
 class FolderFiles(NamedTuple):

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data.decoding import DAMAGE, IMAGE_SUFFIXES, SUFFIX_ADVICE, read_image, to_rgb
+from camtrain.data.decoding import DAMAGE, IMAGE_SUFFIXES, read_image, to_rgb
 from camtrain.data.tree import FolderFiles, list_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
     CamtrainTypeError,
     CamtrainValueError,
-    join_first,
 )
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -83,24 +82,6 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
             yield from files
         else:
             yield item
-
-
-def describe_skipped(paths: Sequence[str]) -> str:
-    """How many files of each kind were skipped; pictures by name, and how they can be read.
-
-    Example:
-        >>> describe_skipped(["a/b.svg", "a/notes.txt"])
-        '1 .svg (b.svg; draw it as a PNG), 1 .txt'
-    """
-    names: dict[str, list[str]] = {}
-    for path in map(Path, paths):
-        names.setdefault(path.suffix.lower() or "without suffix", []).append(path.name)
-    kinds = []
-    for suffix in sorted(names, key=lambda suffix: (suffix not in SUFFIX_ADVICE, suffix)):
-        advice = SUFFIX_ADVICE.get(suffix)
-        details = f" ({join_first(names[suffix], 3)}; {advice})" if advice else ""
-        kinds.append(f"{len(names[suffix])} {suffix}{details}")
-    return ", ".join(kinds)
 
 
 def copy_input(item: Input) -> Input | CamtrainError:

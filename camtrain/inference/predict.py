@@ -25,10 +25,11 @@ from rich.progress import (
 from rich.text import Text
 
 from camtrain.arguments import VerbParser
+from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import check_writable
 from camtrain.inference.network import Precision
-from camtrain.inference.pictures import ExpandedInputs, Input, describe_skipped
+from camtrain.inference.pictures import ExpandedInputs, Input
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import load
 from camtrain.inference.tta import TTA

@@ -148,3 +148,11 @@ def test_small_trees_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     settle(root)
     scan(root)
     assert not (tmp_path / "cache").exists()
+
+
+def test_pictures_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "a/y.svg", "b/z.SVG", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"Skipped in .*: 2 \.svg \(y\.svg, z\.SVG; draw it as a"):
+        assert list(scan(tmp_path).paths) == ["a/x.jpg"]
