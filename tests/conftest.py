@@ -178,7 +178,9 @@ def fitted_once(
 
         if more not in folders:
             folder = tmp_path_factory.mktemp("fitted")
-            main(fit_of(photographs_once, folder, *more))
+            with pytest.MonkeyPatch.context() as patch:  # not the cache of whoever runs the tests
+                patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+                main(fit_of(photographs_once, folder, *more))
             folders[more] = folder / "run"
         return folders[more]
 

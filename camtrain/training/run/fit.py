@@ -101,6 +101,9 @@ def fit(
             )
             print(result.best_epoch, result.scores["val/acc1"], result.bundle)
 
+    Nothing is written before everything that can be checked is checked. So the picture files of
+    val and test are opened once, for a minute at most; see ``open_pictures``.
+
     Ctrl-C stops after a whole optimizer step, ends the loggers and raises ``KeyboardInterrupt``;
     SIGTERM does the same and raises ``SystemExit`` with status 143. The run can be continued.
 
