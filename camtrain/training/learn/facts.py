@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ class DataFacts:
     def __init__(self, hparams: Mapping[str, Any]) -> None:
         names = hparams["class_names"]
         self._names: tuple[str, ...] | None = None if names is None else tuple(names)
-        values = hparams["preprocessing"]
+        values = plain_preprocessing(hparams["preprocessing"])
         self._preprocessing = None if values is None else Preprocessing.from_dict(values)
         self._in_chans: int = hparams["in_chans"]
         file = Path(hparams["weights"] or "")
@@ -62,8 +63,8 @@ class DataFacts:
         preprocessing = _agreed("preprocessing", _preprocessing_of(data), self._preprocessing)
         if preprocessing is not None and len(preprocessing.mean) != self._in_chans:
             raise CamtrainValueError(
-                f"preprocessing must have a mean and std of in_chans={self._in_chans} numbers, got "
-                f"mean={preprocessing.mean}."
+                f"preprocessing must have a mean and std for each of in_chans={self._in_chans} "
+                f"channels, got {len(preprocessing.mean)}."
             )
         net.preprocessing = preprocessing or net.preprocessing
         if self._bundle is not None:
@@ -121,9 +122,18 @@ def _agreed(name: str, of_data: Fact | None, given: Fact | None) -> Fact | None:
     """What the data says or else the argument; raises CamtrainValueError where they differ."""
     if None not in (of_data, given) and of_data != given:
         raise CamtrainValueError(
-            f"{name} must be that of the data, {of_data}, got {given}; leave it out."
+            f"{name} must be that of the data, {_differing(of_data, given)}, got "
+            f"{_differing(given, of_data)}; leave it out."
         )
     return given if of_data is None else of_data
+
+
+def _differing(fact: object, other: object) -> str:
+    """What a message says of a fact: of a preprocessing only the values that the other lacks."""
+    if not isinstance(fact, Preprocessing) or not isinstance(other, Preprocessing):
+        return str(fact)
+    others = asdict(other)
+    return ", ".join(f"{name} {v}" for name, v in asdict(fact).items() if v != others[name])
 
 
 @torch.no_grad()

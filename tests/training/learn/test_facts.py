@@ -108,7 +108,7 @@ def test_a_transform_of_the_data_is_not_taken_for_a_preprocessing() -> None:
         ),
         ({"preprocessing": Preprocessing()}, "preprocessing must be that of the data"),
         ({"class_names": ["cat"]}, "class_names must hold one name for each of the 2 classes"),
-        ({"preprocessing": Preprocessing(mean=(0.5,), std=(1,))}, "in_chans=3 numbers"),
+        ({"preprocessing": Preprocessing(mean=(0.5,), std=(1,))}, "in_chans=3 channels, got 1"),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -130,7 +130,10 @@ def test_yaml_gives_them_too(
     assert main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
     assert main([*arguments, "--config", str(config), "--ckpt_path", "last"]) == 0
     assert main([*arguments, "--overwrite", "--config", str(config), "--data.size", "48"]) == 2
-    assert "preprocessing must be that of the data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "--model.preprocessing must be that of the data, size (48, 48), got size (32, 32)" in error
+    )
 
 
 def bundle_of(folder: Path, names: tuple[str, ...], **settings: Any) -> Path:
