@@ -132,8 +132,8 @@ def _differing(fact: object, other: object) -> str:
     """What a message says of a fact: of a preprocessing only the values that the other lacks."""
     if not isinstance(fact, Preprocessing) or not isinstance(other, Preprocessing):
         return str(fact)
-    others = asdict(other)
-    return ", ".join(f"{name} {v}" for name, v in asdict(fact).items() if v != others[name])
+    other_values = asdict(other)
+    return ", ".join(f"{name} {v}" for name, v in asdict(fact).items() if v != other_values[name])
 
 
 @torch.no_grad()
