@@ -1,4 +1,4 @@
-"""Mosaics of four pictures of four classes: a score that a bias to the centre cannot raise."""
+"""Mosaics of four pictures of several classes: a score that a bias to the centre cannot raise."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ CELLS = 4
 def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
     """Which pictures of a set make up its mosaics: four of four different classes each.
 
+    In a set of two or three classes, a mosaic holds two pictures of each of two classes.
+
     Every picture is used at most once, and as many as possible are used: the classes with the most
     pictures left go first. The plan depends only on the labels and the seed.
 
@@ -31,7 +33,7 @@ def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
 
     Returns:
         (m, 4) int64, indices into ``labels``: top left, top right, bottom left, bottom right.
-        (0, 4) where the set has fewer than four classes; such a set has no mosaic score.
+        (0, 4) where the set has only one class; such a set has no mosaic score.
 
     Raises:
         CamtrainValueError: ``labels`` is not (n,).
@@ -52,13 +54,17 @@ def mosaic_plan(labels: Tensor | NDArray[Any], *, seed: int = 0) -> Tensor:
     heap = [(-len(indices), rank, label) for rank, (label, indices) in enumerate(pictures.items())]
     heapq.heapify(heap)
     plan = []
-    while len(heap) >= CELLS:
-        classes = [heapq.heappop(heap) for _ in range(CELLS)]
+    count = CELLS if len(heap) >= CELLS else 2  # of the classes of a mosaic
+    each = CELLS // count
+    heap = [entry for entry in heap if -entry[0] >= each]
+    heapq.heapify(heap)
+    while len(heap) >= count:
+        classes = [heapq.heappop(heap) for _ in range(count)]
         order = torch.randperm(CELLS, generator=generator).tolist()
-        plan.append([pictures[classes[place][2]].pop() for place in order])
+        plan.append([pictures[classes[place % count][2]].pop() for place in order])
         for less_left, rank, label in classes:
-            if pictures[label]:
-                heapq.heappush(heap, (less_left + 1, rank, label))
+            if len(pictures[label]) >= each:
+                heapq.heappush(heap, (less_left + each, rank, label))
     return torch.tensor(plan, dtype=torch.int64).reshape(-1, CELLS)
 
 
@@ -95,12 +101,12 @@ def mosaic(images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
 
 
 class MosaicScore(PictureMetric):
-    """Whether the map of each class of a mosaic keeps to that class's own quarter.
+    """Whether the map of each class of a mosaic keeps to that class's own quarter or quarters.
 
-    ``peak``: part of the maps whose maximum lies in the quarter of their class. ``energy``: mean
-    share of a map's positive part that lies there. A map that depends on the place alone gets 25 %
-    of either. Maps are first upsampled bilinearly to 224 x 224, so that the middle of a map with
-    odd sides falls between pixels.
+    ``peak``: part of the maps whose maximum lies in a quarter of their class. ``energy``: mean
+    share of a map's positive part that lies there. ``chance``: what a map that depends on the place
+    alone gets of either, 25 % with four classes and 50 % with two. Maps are first upsampled
+    bilinearly to 224 x 224, so that the middle of a map with odd sides falls between pixels.
 
     A map that is constant, or holds NaN or infinity, scores 0 for ``peak``; a map without positive
     values, or with NaN or infinity, scores 0 for ``energy``.
@@ -117,29 +123,36 @@ class MosaicScore(PictureMetric):
     def __init__(self) -> None:
         super().__init__()
         self.add_sums("peak", "count", dtype=torch.int64)
-        self.add_sums("energy", dtype=torch.float64)
+        self.add_sums("energy", "chance", dtype=torch.float64)
 
-    def update(self, maps: Tensor) -> None:
+    def update(self, maps: Tensor, classes: Tensor | None = None) -> None:
         """Count a batch of mosaics.
 
         Args:
             maps: (B, 4, h, w), the class maps of the four classes of each mosaic, in the order of
                 their quarters: top left, top right, bottom left, bottom right.
+            classes: (B, 4), the classes; None means that the four classes differ.
 
         Raises:
             CamtrainValueError: ``maps`` is not (B, 4, h, w).
         """
         if maps.ndim != 4 or maps.shape[1] != CELLS:
             raise CamtrainValueError(f"maps must be (B, 4, h, w), got {tuple(maps.shape)}.")
-        quarters = torch.eye(CELLS, dtype=torch.bool).reshape(CELLS, 2, 2)
-        quarters = quarters.repeat_interleave(SIDE // 2, 1).repeat_interleave(SIDE // 2, 2)
-        for maps_of_quarter, quarter in zip(maps.detach().cpu().unbind(1), quarters, strict=True):
-            for class_map in maps_of_quarter:
-                peak = peak_of(class_map, (SIDE, SIDE))
-                self.peak += peak is not None and bool(quarter[peak])
-                self.energy += energy_share(upsampled(class_map, (SIDE, SIDE)), quarter)
-                self.count += 1
+        if classes is None:
+            classes = torch.arange(CELLS).expand(len(maps), CELLS)
+        is_same = classes[:, :, None] == classes[:, None]  # (B, 4, 4): map, quarter
+        for class_map, quarters in zip(
+            maps.detach().cpu().flatten(0, 1), is_same.cpu().flatten(0, 1), strict=True
+        ):
+            region = quarters.reshape(2, 2).repeat_interleave(SIDE // 2, 0)
+            region = region.repeat_interleave(SIDE // 2, 1)
+            peak = peak_of(class_map, (SIDE, SIDE))
+            self.peak += peak is not None and bool(region[peak])
+            self.energy += energy_share(upsampled(class_map, (SIDE, SIDE)), region)
+            self.chance += quarters.double().mean()
+            self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
         """The scores by name, float64 scalars; NaN when nothing was counted."""
-        return {"peak": self.peak.double() / self.count, "energy": self.energy / self.count}
+        sums = {"peak": self.peak.double(), "energy": self.energy, "chance": self.chance}
+        return {name: value / self.count for name, value in sums.items()}

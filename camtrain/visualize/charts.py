@@ -266,8 +266,10 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Image.Image:
     margin = max(text_width(name, _TEXT) for name in labels) + 2 * _PADDING
     left, top = margin + _TEXT + _PADDING, margin + _TEXT + _PADDING
     side = count * cell
-    picture = Image.new("RGB", (left + side + _PADDING, top + side + _PADDING), PAPER)
-    write(picture, "true", at=(_PADDING, top + _TEXT), size=_TEXT, color=MUTED)
+    width = left + max(side, text_width("predicted", _TEXT)) + _PADDING
+    picture = Image.new("RGB", (width, top + side + _PADDING), PAPER)
+    corner_at = (left - _PADDING - text_width("true", _TEXT), top - _PADDING)  # above the names
+    write(picture, "true", at=corner_at, size=_TEXT, color=MUTED)
     write(picture, "predicted", at=(left, _TEXT + 2), size=_TEXT, color=MUTED)
     shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
     for i, name in enumerate(labels):

@@ -1,5 +1,7 @@
 """Mosaics: the plan's promises, the picture, and the score by hand and without bias."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +19,11 @@ def test_four_classes_each_and_every_picture_once_as_far_as_possible(
     plan = mosaic_plan(torch.tensor(labels, dtype=torch.int64), seed=seed)
     assert plan.dtype == torch.int64
     for mosaic_of_four in plan.tolist():
-        assert len({labels[index] for index in mosaic_of_four}) == 4
+        counts = sorted(Counter(labels[index] for index in mosaic_of_four).values())
+        assert counts == ([1] * 4 if len(set(labels)) > 3 else [2, 2])
     assert len(plan.unique()) == plan.numel()
+    if len(set(labels)) < 4:
+        return
     # No plan is longer: m mosaics need 4 m pictures of which a class gives at most m.
     longer = len(plan) + 1
     assert sum(min(labels.count(label), longer) for label in set(labels)) < 4 * longer
@@ -40,8 +45,23 @@ def test_no_class_prefers_a_quarter() -> None:
     assert quarters.min() > 30
 
 
-@pytest.mark.parametrize("labels", [[], [4], [0, 1, 2] * 10])
-def test_fewer_than_four_classes_have_no_mosaic(labels: list[int]) -> None:
+def test_two_classes_share_a_mosaic_and_chance_is_half() -> None:
+    plan = mosaic_plan(torch.tensor([0, 1] * 10))
+    assert plan.shape == (5, 4)
+    assert len(mosaic_plan(torch.tensor([0, 1, 2] * 10))) == 7
+    classes, maps = plan % 2, torch.zeros(5, 4, 2, 2)
+    for row, labels in enumerate(classes.tolist()):  # every map sees the quarters of its class
+        for place, label in enumerate(labels):
+            maps[row, place] = (classes[row] == label).reshape(2, 2)
+    metric = MosaicScore()
+    metric.update(maps, classes)
+    scores = metric.compute()
+    assert (scores["peak"], scores["chance"]) == (1.0, 0.5)
+    assert scores["energy"] > 0.85
+
+
+@pytest.mark.parametrize("labels", [[], [4], [0] * 10])
+def test_one_class_has_no_mosaic(labels: list[int]) -> None:
     assert mosaic_plan(torch.tensor(labels)).shape == (0, 4)
 
 

@@ -213,7 +213,7 @@ def test_a_training_from_before_there_were_tasks_is_continued(tmp_path: Path) ->
 def test_pictures_of_many_labels_and_of_none_are_watched(tmp_path: Path) -> None:
     watcher = CAMLogger(num_images=4, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module_of(), TwoSquares())
-    pictures = content_of(tmp_path / "report.html")["pictures"]
+    pictures = content_of(tmp_path / "cams" / "report.html")["pictures"]
     assert [one["name"].split(",")[0] for one in pictures] == [
         "no class",
         "red",

@@ -110,8 +110,10 @@ class BoxScores(nn.Module):
         }
         with single.sync_context():
             pictures = int(single.count)
+        threshold = DEFAULT_THRESHOLD if calibrated is None else calibrated
         return {
             "pictures_with_boxes": pictures,
+            "against_centre": single.against_centre(threshold),
             "thresholds": {
                 "fixed": DEFAULT_THRESHOLD,
                 "calibrated": calibrated,

@@ -39,7 +39,7 @@ def mosaic_batch(
 
 @torch.no_grad()
 def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor]:
-    """``mosaic_peak`` and ``mosaic_energy`` of a split, over all processes; see ``MosaicScore``.
+    """``mosaic_peak``, ``mosaic_energy`` and ``mosaic_chance`` of a split; see ``MosaicScore``.
 
     Empty if no mosaic can be made, if only a part of the split was evaluated, or if the data module
     is not a ``CAMDataModule``.
@@ -70,5 +70,5 @@ def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor
     metric.update(torch.zeros(0, 4, 1, 1))  # there may be more processes than mosaics
     for images, classes in filter(None, loader):
         images = images.to(device).contiguous(memory_format=torch.channels_last)
-        metric.update(net.display_maps(images, classes=classes.to(device)).maps)
+        metric.update(net.display_maps(images, classes=classes.to(device)).maps, classes)
     return {f"mosaic_{name}": value for name, value in metric.compute().items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,27 +23,28 @@ SCORES = {
     "acc1": "accuracy, top-1",
     "acc5": "accuracy, top-5",
     "map": "mean average precision",
-    "loc_gt_known": "GT-known localization",
-    "loc_top1": "top-1 localization",
-    "loc_top5": "top-5 localization",
+    "box_acc_calibrated": "boxes, threshold calibrated on val",
+    "loc_gt_known": "GT-known localization, threshold 0.2",
+    "loc_top1": "top-1 localization, threshold 0.2",
+    "loc_top5": "top-5 localization, threshold 0.2",
     "max_box_acc": "MaxBoxAcc, oracle threshold",
-    "box_acc_calibrated": "threshold calibrated on val",
-    "box_acc_fixed": "threshold 0.2",
+    "box_acc_fixed": "boxes, threshold 0.2",
     "max_box_acc_v2": "MaxBoxAccV2, oracle thresholds",
     "px_ap": "PxAP, of the masks",
     "pointing": "pointing game",
     "cam_energy_in_box": "heatmap energy inside the boxes",
     "cam_area": "heatmap area above 0.2",
     "cam_entropy": "heatmap entropy",
-    "mosaic_peak": "mosaics, peak (chance 25 %)",
-    "mosaic_energy": "mosaics, energy (chance 25 %)",
+    "mosaic_peak": "mosaics, peak",
+    "mosaic_energy": "mosaics, energy",
+    "mosaic_chance": "mosaics, peak and energy by chance",
     "centre_box_acc": "centre box, MaxBoxAcc and GT-known",
     "centre_box_acc_v2": "centre box, MaxBoxAccV2",
     "constant_px_ap": "constant map, PxAP",
     "centre_pointing": "centre, pointing game",
 }
 # Scores that are not computed after every epoch of a training.
-_NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy"}
+_NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy", "mosaic_chance"}
 _MAX_CONFUSION_CLASSES = 2000  # a matrix of 32 MB
 # The edges between the bins are logits, since the scores of rare labels crowd near 0. Torchmetrics'
 # metric compares every score with every threshold: ten times the time and 602 times the memory.
@@ -56,6 +57,15 @@ def score_names(num_classes: int, task: Task) -> list[str]:
     if num_classes <= 5:  # the five best of five classes are always right
         absent.add("acc5")
     return [name for name in SCORES if name not in absent]
+
+
+def score_rows(scores: Mapping[str, float | None]) -> dict[str, tuple[str, str]]:
+    """What each score is called and its value as people read it, by name, in the usual order."""
+    return {
+        name: (text, f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %")
+        for name, text in SCORES.items()
+        if (value := scores.get(name)) is not None
+    }
 
 
 class ClassScores(NamedTuple):

@@ -22,7 +22,8 @@ from camtrain.errors import CamtrainValueError
 from camtrain.files import write_text
 from camtrain.maps import score_map
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluate.scores import SCORES
+from camtrain.training.evaluate.scores import score_rows
+from camtrain.training.evaluate.verdict import verdict
 from camtrain.training.module import CAMModule
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import place_of
@@ -111,6 +112,8 @@ def write_scores(
     }
     _print_scores(split, scores)
     report = module.reports.get(split)
+    if sentence := verdict(report or {}, scores):
+        print(f"{split}: {sentence}")
     if report is None or getattr(trainer, "fast_dev_run", False):
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,10 +139,8 @@ def write_scores(
 def _print_scores(split: str, scores: Mapping[str, float]) -> None:
     table = Table("score", "", f"{split} split", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
-    for name, text in SCORES.items():
-        if name in scores:
-            number = f"{scores[name]:.4f}" if name == "loss" else f"{100 * scores[name]:.2f} %"
-            table.add_row(f"{split}/{name}", text, number)
+    for name, (text, number) in score_rows(scores).items():
+        table.add_row(f"{split}/{name}", text, number)
     Console().print(table)
 
 

@@ -20,6 +20,7 @@ from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.batch_picture import class_names_of
+from camtrain.training.watch.blanks import blank_predictions
 from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.pictures import Candidates, dataset_of, validation_dataset
 from camtrain.training.watch.report import TrainingReport
@@ -77,7 +78,7 @@ class CAMLogger(Callback):
                 48.
             log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
             dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
-            report: File of the report; None means ``report.html`` beside that folder.
+            report: File of the report; None: ``report.html`` in ``dirpath``, or beside ``cams``.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.
             seed: Seed for the choice of the pictures.
@@ -121,7 +122,7 @@ class CAMLogger(Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         self._folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "cams"
-        path = self.report or self._folder.parent / "report.html"
+        path = self.report or (self.dirpath or self._folder.parent) / "report.html"
         self._page = TrainingReport(path, self._colormap)
         is_new = trainer.global_step == 0
         if is_new:
@@ -249,7 +250,10 @@ class CAMLogger(Callback):
             page = TrainingReport(self.report, self._colormap)  # nothing was left to train
             page.load()
         if page is not None:
-            page.set_test_scores(_scores(trainer, "test/"))
+            net, report = _net_of(pl_module), getattr(pl_module, "reports", {}).get("test", {})
+            page.set_test_scores(_scores(trainer, "test/"), report)
+            names = class_names_of(trainer, net) or net.display_names
+            page.set_blanks(blank_predictions(net, names))
             page.write(trainer, pl_module)
 
     def _is_watching(self, trainer: Trainer) -> bool:
@@ -276,6 +280,7 @@ class CAMLogger(Callback):
         snapshot = replace(snapshot, mistakes=mistake_results, statistics=statistics)
         self._log(snapshot)
         self._page.add(snapshot)
+        self._page.set_blanks(blank_predictions(net, snapshot.names))
 
     def _snapshot(
         self,

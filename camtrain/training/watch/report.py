@@ -16,6 +16,8 @@ from torch import Tensor
 
 from camtrain.files import write_text
 from camtrain.maps import picture_heatmaps
+from camtrain.training.evaluate.scores import score_rows
+from camtrain.training.evaluate.verdict import verdict
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.report_data import (
     EpochRecord,
@@ -58,10 +60,12 @@ class TrainingReport:
             "mistakes": [],
             "localization": [],
             "mistakes_threshold": str(BoxThreshold()),
+            "verdict": None,
+            "blanks": None,
             "classes": None,
             "classes_epoch": 0,
         }
-        self._test: dict[str, float | None] = {}
+        self._test: dict[str, tuple[str, str]] = {}
 
     def clear(self) -> None:
         """Delete the records of an earlier training in the same folder."""
@@ -104,6 +108,8 @@ class TrainingReport:
         if statistics is not None:
             record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
             self._latest["localization"] = localization_charts(statistics.localization)
+            sentence = verdict(statistics.localization, {})
+            self._latest["verdict"] = sentence and f"Epoch {snapshot.epoch}, val: {sentence}"
             self._latest["classes"] = class_data(statistics.classes, names)
 
     def add_scores(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
@@ -111,9 +117,18 @@ class TrainingReport:
         self._epochs.setdefault(epoch, EpochRecord(epoch)).scores.update(_finite_scores(scores))
         self._unwritten.add(epoch)
 
-    def set_test_scores(self, scores: Mapping[str, Tensor]) -> None:
+    def set_blanks(self, predictions: str | None) -> None:
+        """Set what the network predicts of pictures that show nothing."""
+        self._latest["blanks"] = predictions
+
+    def set_test_scores(
+        self, scores: Mapping[str, Tensor], report: Mapping[str, Any] | None = None
+    ) -> None:
         """Set the scores of the test split, by logged name."""
-        self._test = _finite_scores(scores)
+        values = {n.removeprefix("test/"): v for n, v in _finite_scores(scores).items()}
+        self._test = {f"test/{name}": row for name, row in score_rows(values).items()}
+        sentence = verdict(report or {}, values)
+        self._latest["verdict"] = sentence and f"Best epoch, test: {sentence}"
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the new records and the page, each file atomically."""
@@ -150,7 +165,7 @@ class TrainingReport:
             ],
             "epochs_seen": len(with_results),
             **self._latest,
-            "test": {name: value for name, value in self._test.items() if value is not None},
+            "test": self._test,
             "settings": settings_data(trainer, module),
         }
 

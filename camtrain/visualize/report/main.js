@@ -7,11 +7,16 @@ function hideWithout(section, is_there) {
   byId(`${section}-section`).hidden = !is_there;
 }
 
+hideWithout("verdict", content.verdict || content.blanks);
+byId("verdict").textContent = content.verdict ?? "";
+byId("blanks").textContent = content.blanks
+  ? `Of pictures that show nothing it says: ${content.blanks}.` : "";
+
 byId("curves").append(...content.curves.map(lineChart));
 hideWithout("curves", content.curves.length);
 byId("test-section").hidden = !Object.keys(content.test).length;
-for (const [name, value] of Object.entries(content.test)) {
-  const score = element("span", {}, name, element("b", {}, number(value, 4)));
+for (const [name, [text, value]] of Object.entries(content.test)) {
+  const score = element("span", { title: name }, text, element("b", {}, value));
   byId("test").append(score);
 }
 byId("maps").append(...content.maps.map(lineChart));

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("*.jpg"))
 
 
 def test_a_sheet_is_written_before_the_first_epoch_and_after_each(
@@ -57,7 +57,7 @@ def test_the_report_is_written_anew_after_every_epoch(data: CAMDataModule, tmp_p
     class Reader(CAMLogger):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             super().on_train_epoch_end(trainer, pl_module)
-            content = content_of(tmp_path / "report.html")
+            content = content_of(tmp_path / "cams" / "report.html")
             losses = {one["name"]: one["points"] for one in content["curves"][0]["series"]}
             states.append((content["state"][:12], len(content["epochs"]), losses))
 
@@ -78,7 +78,11 @@ def test_the_report_of_a_run_ends_with_the_test(
     content = content_of(tmp_path / "runs" / "run" / "report.html")
     found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())["scores"]
     assert {name.removeprefix("test/") for name in content["test"]} == set(found)
-    assert content["test"]["test/acc1"] == pytest.approx(found["acc1"])
+    text, percent = content["test"]["test/acc1"]
+    assert (text, percent) == ("accuracy, top-1", f"{100 * found['acc1']:.2f} %")
+    assert content["verdict"].startswith("Best epoch, test: ")
+    assert " for a fixed box, 8 pictures: " in content["verdict"]
+    assert re.fullmatch(r"(red|blue) [01]\.\d\d of a black picture, .* of noise", content["blanks"])
     assert content["localization"][0]["marks"]["fixed"] == 0.2
     assert content["title"] == "run"
 
@@ -168,7 +172,7 @@ def test_epochs_without_a_validation_have_a_training_loss_only(
     watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
     settings = {"max_epochs": 4, "check_val_every_n_epoch": 2}
     quiet_trainer(callbacks=[watcher], **settings).fit(small_module(), data)
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 2, 4]
     train, val = content["curves"][0]["series"]
     assert [epoch for epoch, _ in train["points"]] == [1, 2, 3, 4]
@@ -220,7 +224,7 @@ def test_a_shuffled_loader_mixes_no_pictures_up(tmp_path: Path) -> None:
     data, module = Shuffled(3), small_module(num_classes=3)
     watcher = CAMLogger(num_images=6, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, data)
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     images, _ = data.pictures.tensors
     for picture, look in zip(content["pictures"], content["epochs"][1]["looks"], strict=True):
         place = int(picture["path"].split()[1])
@@ -259,7 +263,7 @@ def test_what_cannot_be_watched_stops_no_training(tmp_path: Path) -> None:
         watcher = CAMLogger(2, dirpath=tmp_path / name / "cams")
         module = Own("camtrain/digits", 3, neck=(), backbone_args={"width": 4})
         quiet_trainer(callbacks=[watcher], max_epochs=1).fit(module, _Odd(loader))
-        return content_of(tmp_path / name / "report.html")
+        return content_of(tmp_path / name / "cams" / "report.html")
 
     dicts: Any = [{"image": torch.rand(3, 20, 28), "label": torch.tensor(0)}] * 4
     sizes: Any = [(torch.rand(3, 20 + 4 * index, 28), 0) for index in range(4)]
@@ -278,10 +282,10 @@ def test_without_validation_pictures_there_is_a_report_of_the_training(
 ) -> None:
     watcher = CAMLogger(2, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher], limit_val_batches=0).fit(small_module(), data)
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     assert content["epochs"] == []
     assert [epoch for epoch, _ in content["curves"][0]["series"][0]["points"]] == [1, 2]
-    assert not (tmp_path / "cams").exists()
+    assert not list((tmp_path / "cams").glob("*.jpg"))
 
 
 def test_other_pictures_are_watched_than_those_of_damaged_files(
@@ -294,7 +298,7 @@ def test_other_pictures_are_watched_than_those_of_damaged_files(
     watcher = CAMLogger(3, dirpath=tmp_path / "cams")
     with pytest.warns(UserWarning, match="Skipped"):
         quiet_trainer(callbacks=[watcher], max_epochs=1).fit(small_module(), data)
-    assert len(content_of(tmp_path / "report.html")["pictures"]) == 3
+    assert len(content_of(tmp_path / "cams" / "report.html")["pictures"]) == 3
 
 
 @pytest.mark.nightly
@@ -372,7 +376,7 @@ def test_anybody_s_module_can_be_watched(tmp_path: Path) -> None:
 
     watcher = CAMLogger(num_images=3, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher]).fit(Own(), AnybodysData(3))
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     assert len(content["epochs"]) == 3
     assert content["mistakes"] == []
     assert content["classes"] is None
@@ -386,7 +390,7 @@ def test_one_channel_and_several_labels_are_watched(tmp_path: Path, size: tuple[
     )
     module = small_module(num_classes=10, in_chans=1, task="multilabel")
     quiet_trainer(callbacks=[CAMLogger(3, dirpath=tmp_path / "cams")]).fit(module, data)
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     assert [column["name"] for column in content["classes"]["columns"]][:2] == [
         "class",
         "average precision",
@@ -528,7 +532,7 @@ def test_a_picture_is_rendered_once_per_epoch_whatever_the_loggers(
     watcher = CAMLogger(6, num_mistakes=4, log_mistakes=True, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher], logger=loggers).fit(small_module(lr=1e-6), boxed_data)
     loggers[0].experiment.finish()
-    content = content_of(tmp_path / "report.html")
+    content = content_of(tmp_path / "cams" / "report.html")
     watched = {picture["path"] for picture in content["pictures"]}
     wrong = {mistake["picture"]["path"] for mistake in content["mistakes"]}
     assert len(watched) == 6

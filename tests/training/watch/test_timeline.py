@@ -38,6 +38,6 @@ def test_it_is_written_at_the_end_of_a_training(
     data = CAMDataModule(root=photographs, size=32, workers=0, resize_mode=resize_mode)
     watcher = CAMLogger(4, dirpath=tmp_path / "cams")
     quiet_trainer(callbacks=[watcher]).fit(small_module(), data)
-    with Image.open(tmp_path / "over_epochs.png") as picture:
+    with Image.open(tmp_path / "cams" / "over_epochs.png") as picture:
         assert picture.mode == "RGBA"
         assert picture.width == 4 * 134 - 6  # the picture, and epochs 0, 1 and 2

@@ -1,0 +1,53 @@
+"""The verdict: what the numbers allow to say."""
+
+import pytest
+import torch
+
+from camtrain.localization import MaxBoxAcc
+from camtrain.training.evaluate.verdict import verdict
+
+
+def report(boxes: float, centre: float, low: float, high: float) -> dict[str, object]:
+    values = {"boxes": boxes, "centre": centre, "low": low, "high": high}
+    thresholds = {"calibrated": 0.503}
+    return {"against_centre": values, "thresholds": thresholds, "pictures_with_boxes": 135}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.622, 0.6, -0.06, 0.1), "no better than"),
+        ((0.9, 0.6, 0.2, 0.4), "better than"),
+        ((0.3, 0.6, -0.4, -0.2), "worse than"),
+    ],
+)
+def test_a_difference_within_its_uncertainty_is_none(
+    values: tuple[float, float, float, float], words: str
+) -> None:
+    sentence = verdict(report(*values), {})
+    assert sentence is not None
+    begin = f"{100 * values[0]:.1f} % against 60.0 % for a fixed box, 135 pictures: "
+    assert sentence.startswith(f"{begin}{words} the middle of the picture (difference ")
+    assert sentence.endswith("threshold 0.503, calibrated on val).")
+
+
+def test_without_boxes_mosaics_tell_and_without_both_nothing() -> None:
+    assert verdict({}, {}) is None
+    sentence = verdict({}, {"mosaic_peak": 0.71, "mosaic_chance": 0.5})
+    assert sentence is not None
+    assert "71.0 %" in sentence
+    assert "50.0 % by chance" in sentence
+
+
+def test_the_interval_is_that_of_pairs() -> None:
+    """Two pictures: the box is right in one of them, the fixed box in the other."""
+    maps = torch.zeros(2, 8, 8)
+    maps[:, :2, :2] = 1.0
+    boxes = [torch.tensor([[0, 0, 56, 56]]), torch.tensor([[28, 28, 196, 196]])]
+    metric = MaxBoxAcc()
+    metric.update(maps, boxes, torch.tensor([[224, 224]] * 2))
+    values = metric.against_centre(0.5)
+    assert (values["boxes"], values["centre"]) == (0.5, 0.5)
+    reach = 1.96 * (3 / 4) ** 0.5 / 2  # one and a half picture for each side, of four
+    assert values["high"] == pytest.approx(reach)
+    assert values["low"] == pytest.approx(-reach)
