@@ -69,6 +69,9 @@ MISTAKES = {
     "weights": Mistake("fit --model.weights nowhere.pth", "--model.weights must be"),
     "checkpoint": Mistake("test --ckpt_path {run}/best.ckpt", "does not exist"),
     "no checkpoint": Mistake("test", "--ckpt_path"),
+    "folder of no run": Mistake("test --ckpt_path {photos}", "is not the folder of a run"),
+    "bundle without data": Mistake(f"test --ckpt_path {BUNDLE}", "give --data.root PATH"),
+    "bundle to continue": Mistake(f"fit --ckpt_path {BUNDLE}", f"--model.weights {BUNDLE}"),
     "not a checkpoint": Mistake("test --ckpt_path {photos}/boxes.csv", "is not a camtrain"),
     "bundle": Mistake("predict nowhere.safetensors {photos}/test --output out", "nowhere"),
     "no run to predict": Mistake(
@@ -94,6 +97,11 @@ MISTAKES = {
         f"fit --data.root {{other}} --model.teacher {BUNDLE}", "'green'"
     ),
     "pictures of other classes": Mistake(f"test --ckpt_path {BEST} --data.root {{other}}", "green"),
+    "option of training": Mistake(f"test --ckpt_path {BEST} --model.lr 5", "comes too late"),
+    "pool of the features": Mistake(
+        f"test --ckpt_path {BEST} --model.pool gmp", "--model.pool gmp comes too late"
+    ),
+    "option of another verb": Mistake("test --ckpt_path {run} --name x", "would ignore it"),
     "nothing to continue": Mistake("fit --ckpt_path last", "--ckpt_path last"),
 }
 
@@ -144,5 +152,5 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     assert status == 2
     assert "Traceback" not in error
     assert [line.startswith("camtrain: error: ") for line in lines] == [True]
-    assert MISTAKES[name].sentence in lines[0]
+    assert MISTAKES[name].sentence.format(**places) in lines[0]
     assert list(tmp_path.rglob("*")) == []

@@ -85,8 +85,8 @@ def create_model(
         stride: Pixels of the image per pixel of the map, smaller than the backbone's own; by
             dilation.
         neck: Output channels of each added convolution; empty for none.
-        neck_kernel: Their kernel size, odd; the size of the map is kept.
-        neck_groups: Their groups.
+        neck_kernel: Kernel size of these convolutions, odd; the size of the map is kept.
+        neck_groups: Number of groups of these convolutions.
         neck_norm: ``batch``, or None for a bias instead.
         pool: How a class map becomes its logit: ``avg``, ``max``, ``lse``, ``gmp``.
         dropout: Probability, before the head.

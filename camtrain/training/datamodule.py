@@ -86,19 +86,19 @@ class CAMDataModule(LightningDataModule):
                 and ``wsol`` (metadata of the WSOL benchmark): as they are published. ``shards``:
                 what ``camtrain shards`` has written, a folder or a URL. ``digits``: drawn, needs no
                 folder.
-            root: The data folder; of ``csv`` also the file.
+            root: The data folder, or for ``csv`` the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
             resize_mode: ``squash`` warps the picture, ``crop`` cuts the centre, ``pad`` fills up.
-            crop_pct: Only for ``crop``: the part of the resized short side that is kept.
-            interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
-            mean: Per channel, in units of [0, 1]; None means the network's own.
-            std: Likewise.
-            channel_order: Of the network's input, and so of ``mean`` and ``std``: ``rgb``, ``bgr``,
-                or None for the network's own.
-            augment: Of the training pictures: ``none``, ``flip``, ``light``, ``imagenet``,
-                ``paper``, ``wsol``; see ``camtrain.data.Augmentation``.
-            auto_augment: After it, ``randaugment`` or ``trivialaugment``.
+            crop_pct: Part of the resized short side that ``crop`` keeps.
+            interpolation: Filter of the resize: ``nearest``, ``bilinear`` or ``bicubic``.
+            mean: Mean of each channel, in units of [0, 1]; None means the network's own.
+            std: Standard deviation of each channel; None means the network's own.
+            channel_order: Order of the channels of the network's input, ``mean`` and ``std``:
+                ``rgb``, ``bgr``, or None for the network's own.
+            augment: Random changes of training pictures: ``none``, ``flip``, ``light``,
+                ``imagenet``, ``paper``, ``wsol``; see ``camtrain.data.Augmentation``.
+            auto_augment: Further random changes: ``randaugment`` or ``trivialaugment``.
             hide_and_seek: Probability that a cell of a 4 x 4 grid over a training picture is hidden
                 under the mean colour.
             reduced_decoding: Decode large training JPEGs at 1/2, 1/4 or 1/8 where the network's
@@ -111,24 +111,24 @@ class CAMDataModule(LightningDataModule):
             sampler: ``shuffle``: every training picture once per epoch; ``balanced``: as many,
                 drawn with replacement so that every class is equally likely.
             workers: Processes that prepare batches; 0 means the training process itself.
-            seed: Of the order, the augmentation, and the division into splits.
+            seed: Seed of the order, the augmentation, and the division into splits.
             val_fraction: Part of each class for validation, where the source has no such split.
             test_fraction: Part of each class for test, where the source has no splits.
             split_file: ``split.csv`` of an earlier run, which says the split of each picture; None
                 means by ``seed``. ``--ckpt_path`` brings that of its run.
-            metadata: Of ``wsol``: the folder of its lists; None means ``root/metadata``.
-            class_names: The class list of a trained network; None: that of the data.
-            lengths: Numbers of drawn digits in train, val, test.
+            metadata: Folder of the lists of ``wsol``; None means ``root/metadata``.
+            class_names: Class list of a trained network, in its order; None: that of the data.
+            lengths: Numbers of digits that are drawn for train, val and test.
             exclude: Pictures to leave out of every split: a text file with one path per line, such
                 as ``camtrain check-data`` writes, or the paths, relative to ``root``.
-            shards_cache: Of ``shards`` behind a URL: the folder that keeps them on this disk; None
-                means one in the user's cache folder.
-            shards_cache_gb: The most that it may hold, in 10^9 bytes; beyond it, the shards that
-                were fetched first are deleted.
+            shards_cache: Folder that keeps the ``shards`` of a URL on this disk; None means one in
+                the user's cache folder.
+            shards_cache_gb: The most that this folder holds, in 10^9 bytes; beyond it, the shards
+                that were fetched first are deleted.
             cache_features: Compute the features of a frozen backbone once for every picture (and
                 its mirror image), so that epochs run only neck and head; None means wherever it can
                 be done, which takes ``augment`` ``none`` or ``flip``.
-            cache_dir: Folder of these features; None means ``camtrain/features`` in the user's
+            cache_dir: Folder of cached features; None means ``camtrain/features`` in the user's
                 cache folder. Those that no training has used for 30 days are removed.
         """
         super().__init__()

@@ -107,19 +107,19 @@ class CAMModule(LightningModule):
             weights: ``DEFAULT`` or another name the library publishes; a file, also a bundle such
                 as ``runs/NAME/model.safetensors``, which keeps its head for the same classes; or
                 None (random).
-            cut: Layer after which the backbone is cut off.
-            stride: Pixels of the image per pixel of the map, smaller than the backbone's own.
+            cut: Layer after which the backbone is cut off; None: its last with a feature map.
+            stride: Pixels of the image per pixel of the map, if smaller than the backbone's own.
             neck: Output channels of each added convolution; empty for none. For the paper's
                 networks the default means the authors' neck.
-            neck_kernel: Kernel size of these convolutions, odd.
-            neck_groups: Groups of these convolutions.
-            neck_norm: ``batch``, or None for a bias instead.
+            neck_kernel: Kernel size of the neck's convolutions, odd.
+            neck_groups: Number of groups of the neck's convolutions.
+            neck_norm: ``batch`` gives the neck BatchNorm layers; None: biases instead.
             pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
-            dropout: Probability, before the head; for the paper's networks 0 means the authors'.
+            dropout: Its probability before the head; 0 means the authors' in the paper's networks.
             task: ``multiclass``: softmax and cross-entropy; ``multilabel``: a sigmoid and binary
                 cross-entropy for each class.
-            in_chans: Channels of the images.
-            backbone_args: Further arguments of the library's builder.
+            in_chans: Number of channels of the images: 3 for colour, 1 for grey.
+            backbone_args: Further arguments of the library for building the backbone.
             class_names: Names of the classes, where the data has no ``class_names``.
             preprocessing: How the pictures are prepared, where the data has no ``preprocessing``: a
                 ``camtrain.Preprocessing`` or its values, such as ``{"size": [128, 128]}``.
@@ -151,7 +151,7 @@ class CAMModule(LightningModule):
                 decay per step, such as 0.999; None: the weights themselves.
             teacher: Bundle or checkpoint of a trained network of the same classes, from whose
                 refined maps this one learns where to look.
-            teacher_weight: Weight of the difference of the maps; that of the labels is 1.
+            teacher_weight: Weight of the loss of the maps; that of the labels is 1.
             refine: The maps that heatmaps and boxes are made of, except in the loss: ``none``:
                 class maps; ``affinity``: class maps spread to places that look alike.
             refine_layers: Layers whose features say which places look alike; None: three blocks

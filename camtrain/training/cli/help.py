@@ -26,32 +26,34 @@ class Page(NamedTuple):
 _TEXTS = {
     "config": "YAML file of these options; later ones on the command line win.",
     "print_config": "Print every setting as YAML, and stop.",
-    "seed_everything": "Of all random numbers.",
-    "trainer.max_epochs": "Epochs at most.",
-    "trainer.max_steps": "Steps of the optimizer at most; -1: no limit.",
-    "trainer.max_time": "Time at most, as DD:HH:MM:SS.",
-    "trainer.accelerator": "cpu, gpu, mps or auto.",
-    "trainer.devices": "How many, or which: 2, [0, 3] or auto.",
-    "trainer.num_nodes": "Machines.",
-    "trainer.strategy": "ddp for several devices; auto chooses it.",
+    "seed_everything": "Seed of all random numbers.",
+    "trainer.max_epochs": "Most epochs to train.",
+    "trainer.max_steps": "Most steps of the optimizer; -1: no limit.",
+    "trainer.max_time": "Longest time of the training.",
+    "trainer.accelerator": "Kind of device: cpu, gpu, mps or auto.",
+    "trainer.devices": "How many devices, or which of them: 2, [0, 3] or auto.",
+    "trainer.num_nodes": "Number of machines.",
+    "trainer.strategy": "How devices train together: ddp where there are several; auto chooses.",
     "trainer.precision": (
-        "32-true, bf16-mixed or 16-mixed; null: bf16-mixed where the processor is fast at it. "
+        "Format of numbers in training; null: bf16-mixed where the processor is fast at it. "
         "Evaluation is always float32."
     ),
-    "trainer.accumulate_grad_batches": "Batches per step of the optimizer.",
-    "trainer.gradient_clip_val": "Largest norm of the gradient.",
-    "trainer.check_val_every_n_epoch": "Epochs from one validation to the next.",
+    "trainer.accumulate_grad_batches": "Number of batches per step of the optimizer.",
+    "trainer.gradient_clip_val": "Largest norm of the gradient; null: no limit.",
+    "trainer.check_val_every_n_epoch": "Number of epochs from one validation to the next.",
     "trainer.val_check_interval": "Validate within epochs: after this part, or so many batches.",
     "trainer.limit_train_batches": "Part of the training batches, or how many, per epoch.",
     "trainer.limit_val_batches": "Part of the validation batches, or how many.",
     "trainer.limit_test_batches": "Part of the test batches, or how many.",
     "trainer.deterministic": "Use deterministic algorithms only.",
     "trainer.callbacks": "Further callbacks of Lightning, such as EarlyStopping.",
-    "trainer.enable_progress_bar": "Show one.",
+    "trainer.enable_progress_bar": "Show a progress bar.",
     "trainer.fast_dev_run": "Run so many batches of everything, and write nothing.",
 }
-_CONTINUE = "last: continue the run of this name; or a checkpoint to start from."
-_MEASURE = "The checkpoint to measure, such as runs/NAME/checkpoints/best.ckpt."
+_CONTINUE = (
+    "last continues the run of this name with its settings; a path starts from a checkpoint."
+)
+_MEASURE = "A run's folder, which stands for its best epoch; or a checkpoint, or a bundle."
 _WITHOUT_DEFAULT = {"config", "print_config", "ckpt_path"}
 # Values whose annotation says less than is known.
 _METAVARS = {
@@ -61,6 +63,7 @@ _METAVARS = {
     ),
     **dict.fromkeys(("model.dropout", "model.label_smoothing", "model.ema_decay"), "0..1"),
     "trainer.devices": "N|[N, ...]|auto",
+    **dict.fromkeys(("trainer.val_check_interval", "trainer.gradient_clip_val"), "N|X"),
     "trainer.max_time": "DD:HH:MM:SS",
     "trainer.precision": "{32-true,bf16-mixed,16-mixed}",
     "trainer.callbacks": "CLASS",
@@ -125,18 +128,23 @@ def _page_of_measuring(verb: str, split: str) -> Page:
     groups = {
         "What is measured": ("", "ckpt_path save_maps"),
         "Pictures": ("data.", f"{_DATA} allow_damaged"),
+        "From picture to input": _FIT["From picture to input"],
+        "Maps": ("model.", "refine refine_layers pool stride"),
         "Loading": ("data.", "batch_size workers"),
         "Lightning's Trainer": (
             "trainer.",
-            f"{_TRAINER} limit_{split}_batches enable_progress_bar fast_dev_run",
+            f"{_TRAINER} limit_{split}_batches deterministic callbacks enable_progress_bar "
+            "fast_dev_run",
         ),
     }
     return Page(
-        f"Measure a checkpoint on the {verb} split: accuracy, and localization where boxes are.",
-        f"camtrain {verb} --ckpt_path runs/quickstart/checkpoints/best.ckpt",
+        f"Measure a network on the {split} split: accuracy, and localization where boxes are.",
+        f"camtrain {verb} --ckpt_path runs/quickstart",
         _full_names(groups),
-        "Network, classes, preprocessing and data come from the checkpoint; any option of camtrain "
-        "fit replaces what it says. Scores are printed and written beside the checkpoint.",
+        "Network, classes, preprocessing and data come from the run or checkpoint; a bundle does "
+        "not know the data, give --data.root. The options above replace what it says. Scores are "
+        f"printed and written into the run or beside the file, to {split}/; with other settings to "
+        f"a folder of their own, such as {split}-refine=affinity/.",
     )
 
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.arguments import announce
+from camtrain.data import Split
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.header import checkpoint_description, read_checkpoint_content
 from camtrain.training.cli.help import OneLineParser, spelled_as_options
+from camtrain.training.cli.measuring import MeasuredNetwork, check_options
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
-from camtrain.training.run.fit import default_monitor, fit
+from camtrain.training.run.fit import check_size, default_monitor, fit
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 from camtrain.training.run.results import MapWriter, write_scores
-from camtrain.training.run.resume import check_is_file, split_beside
+from camtrain.training.run.resume import as_plain, check_start, split_beside
 from camtrain.training.run.signals import StopSignals, ending_cleanly
 from camtrain.training.run.trainer import (
     TRAINER_DEFAULTS,
@@ -41,7 +42,6 @@ _IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # the data module has already decided about workers
     "LightningCLI's args parameter",  # it would rather read sys.argv itself; cli.py has read it
     "Checkpoint directory .* exists and is not empty",  # intended, in a continued run
-    "Be aware that when using `ckpt_path`, callbacks",  # measuring needs no callbacks of training
     ".*isinstance.treespec, LeafSpec.*",  # Lightning's, about torch
 )
 
@@ -52,8 +52,11 @@ class CamtrainCLI(LightningCLI):
     model: CAMModule
     datamodule: CAMDataModule
 
-    def __init__(self, *, args: list[str], **settings: Any) -> None:
+    def __init__(
+        self, *, args: list[str], measured: MeasuredNetwork | None, **settings: Any
+    ) -> None:
         self._verb = args[0]
+        self._measured = measured
         self._split_is_chosen = _value_of("--data.split_file", args) is not None
         super().__init__(CAMModule, CAMDataModule, args=args, **settings)
 
@@ -66,7 +69,7 @@ class CamtrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options beside model, data and trainer."""
         add = parser.add_argument_group("The run").add_argument
-        name = "None means the config's file name, else the backbone."
+        name = "Name of the run; None means the config's file name, else the backbone."
         add("--name", type=str | None, default=None, help=name)
         add("--runs_dir", type=str, default="runs", help="Folder with one folder per run.")
         flag: dict[str, Any] = {"type": bool, "default": False, "nargs": "?", "const": True}
@@ -92,18 +95,35 @@ class CamtrainCLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: ``_checkpoint_defaults`` has read the checkpoint before the arguments."""
+        """Do nothing: ``MeasuredNetwork`` has read the checkpoint before the arguments."""
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's name, and give a continued training the splits it began with."""
         self.settings: Namespace = self.config[self.subcommand]
-        if self.subcommand != "fit":
+        data, model = self.settings["data"], self.settings["model"]
+        if self._measured is not None:
+            self._changes = self._measured.changes(self.settings.as_dict(), self._split)
+            if self._changes.get("refine") == "none" and "refine_layers" not in self._changes:
+                model["refine_layers"] = None
             return
         self.settings["name"] = run_name(self.settings)
+        self._settings_to_repeat = self._repeatable()
         if ckpt_path := self.settings["ckpt_path"]:
             file = self._run.last if ckpt_path == "last" else Path(ckpt_path)
-            data = self.settings["data"]
             data["split_file"] = split_beside(file) or data["split_file"]
+
+    @property
+    def _split(self) -> Split:
+        """The split that the verb measures."""
+        return "val" if self._verb == "validate" else "test"
+
+    def _repeatable(self) -> Namespace:
+        """The settings with which ``fit --config`` begins such a run, though this one continues."""
+        settings = self.settings.clone()
+        settings["overwrite"] = False
+        if settings["ckpt_path"] == "last":
+            settings["ckpt_path"] = None
+        return settings
 
     @property
     def _run(self) -> RunFolder:
@@ -124,22 +144,23 @@ class CamtrainCLI(LightningCLI):
             self._measure(trainer)
             return
         settings["monitor"] = settings["monitor"] or default_monitor(self.model)
+        self._settings_to_repeat["monitor"] = settings["monitor"]
         fit(
             self.model,
             self.datamodule,
             folder=self._run.path,
             cams=self._get(self.config_init, "cams"),
             trainer=trainer,
-            config=self._parser(subcommand).dump(settings, skip_none=False),
+            config=self._parser(subcommand).dump(self._settings_to_repeat, skip_none=False),
             **{name: settings[name] for name in ("ckpt_path", "overwrite", "weights_only")},
             **{name: settings[name] for name in _RUN_OPTIONS},
         )
 
     def _measure(self, trainer_options: dict[str, Any]) -> None:
-        """Measure a checkpoint on the split of the verb; scores go beside it, or into its run."""
-        split = "val" if self.subcommand == "validate" else "test"
-        settings, folder = self.settings, Path(self.settings["ckpt_path"]).absolute().parent
-        folder = (folder.parent if folder.name == "checkpoints" else folder) / split
+        """Measure a network on the split of the verb."""
+        assert self._measured is not None
+        settings, split = self.settings, self._split
+        folder = self._measured.results_folder(split, self._changes)
         callbacks = as_list(trainer_options["callbacks"])
         if settings["save_maps"] and not trainer_options["fast_dev_run"]:
             callbacks = [MapWriter(folder / "wsol", root=settings["data"]["root"]), *callbacks]
@@ -147,11 +168,15 @@ class CamtrainCLI(LightningCLI):
         precision = trainer_options["precision"] or best_precision()
         trainer = build_trainer({**trainer_options, **changes, "precision": precision})
         self._warn_of_division()
+        self._measured.load_into(self.model, self._changes)
+        self.model.follow_data(self.datamodule)
+        check_size(self.model)
         with ending_cleanly(trainer, StopSignals()):
             evaluate = trainer.validate if split == "val" else trainer.test
-            arguments = {name: settings[name] for name in ("ckpt_path", "weights_only")}
-            evaluate(self.model, datamodule=self.datamodule, verbose=False, **arguments)
-        sources = {"checkpoint": settings["ckpt_path"], "data": settings["data"]["root"]}
+            evaluate(self.model, datamodule=self.datamodule, verbose=False)
+        sources = {"checkpoint": str(self._measured.path), "data": settings["data"]["root"]}
+        if self._changes:
+            sources["changes"] = as_plain(self._changes)
         if write_scores(split, folder, self.model, trainer, sources):
             print(f"Written: {folder}")
 
@@ -159,9 +184,10 @@ class CamtrainCLI(LightningCLI):
         """Warn where a checkpoint without its splits may be measured on training pictures."""
         if self._split_is_chosen or not self.datamodule.is_divided_by_seed:
             return
+        assert self._measured is not None
         data = self.settings["data"]
         warnings.warn(
-            f"The checkpoint has no {SPLIT_NAME} beside its folder, so the pictures of "
+            f"{self._measured.path} has no {SPLIT_NAME} beside it, so the pictures of "
             f"{data['root']} are divided by --data.seed {data['seed']}, and some may have been "
             "trained on if others were added or removed since; give --data.split_file FILE.",
             stacklevel=2,
@@ -181,9 +207,10 @@ def main(args: Sequence[str]) -> None:
     for message in _IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
-        with _checkpoint_defaults(args) as parser_kwargs:
+        with _defaults(args) as (parser_kwargs, measured, names):
             CamtrainCLI(
-                args=list(args),
+                args=[*args, *names],
+                measured=measured,
                 save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
@@ -195,54 +222,79 @@ def main(args: Sequence[str]) -> None:
 
 
 @contextmanager
-def _checkpoint_defaults(args: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Arguments of the parser, which make a checkpoint's settings the defaults of measuring it."""
+def _defaults(
+    args: Sequence[str],
+) -> Iterator[tuple[dict[str, Any], MeasuredNetwork | None, list[str]]]:
+    """What the options begin with: the settings of a measured network, or of a continued run.
+
+    Yields:
+        Arguments of the parser, the network that a verb measures, and further words of the command
+        line, which name the continued run.
+    """
+    verb = args[0]
+    if {"-h", "--help", "--print_config"} & set(args):
+        yield {}, None, []
+        return
+    check_options(verb, args[1:])
     path = _value_of("--ckpt_path", args)
-    if args[0] == "fit" or {"-h", "--help", "--print_config"} & set(args):
-        yield {}
+    if verb == "fit":
+        run = _named_run(args) if path == "last" else None
+        if run is None or not run.config.is_file():
+            yield {}, None, []
+            return
+        names = ["--name", run.path.name, "--runs_dir", str(run.path.parent)]
+        yield {verb: {"default_config_files": [str(run.config)]}}, None, names
         return
     if path is None:
         raise CamtrainValueError(
-            f"camtrain {args[0]} measures a checkpoint; give --ckpt_path "
-            "runs/NAME/checkpoints/best.ckpt."
+            f"camtrain {verb} measures a trained network; give --ckpt_path runs/NAME, or a "
+            "checkpoint or bundle."
         )
+    measured = MeasuredNetwork(path)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(_settings_of(Path(path)), file)  # JSON is YAML too
+        yaml.safe_dump(as_plain(measured.settings), file)
         file.flush()
-        yield {args[0]: {"default_config_files": [file.name]}}
+        yield {verb: {"default_config_files": [file.name]}}, measured, []
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
-    """Settings of the network and the data of a checkpoint, as a config."""
-    check_is_file(path)
-    checkpoint = read_checkpoint_content(path)
-    description, model = checkpoint_description(checkpoint), dict(checkpoint["hyper_parameters"])
-    for name in ("num_classes", "_instantiator"):
-        model.pop(name, None)
-    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-    data.pop("_instantiator", None)
-    names, preprocessing = description.class_names, description.preprocessing
-    data["class_names"] = None if names is None else list(names)
-    # The file in the run's folder comes first: the run may have been moved since.
-    stored = data.get("split_file")
-    exists = stored is not None and Path(stored).is_file()
-    data["split_file"] = split_beside(path) or (stored if exists else None)
-    for name in ("mean", "std", "channel_order") if preprocessing else ():
-        data[name] = getattr(preprocessing, name)
-    return {"model": model, "data": data}
+def _named_run(args: Sequence[str]) -> RunFolder:
+    """The run that ``fit --ckpt_path last`` continues, found before the arguments are parsed.
+
+    Raises:
+        CamtrainFileNotFoundError: There is no such run.
+    """
+    configs, of_files = [], {}
+    if file := _value_of("--config", args):
+        configs.append(file)
+        with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser names them
+            of_files = dict(yaml.safe_load(Path(file).read_text()))
+    default = inspect.signature(CAMModule).parameters["backbone"].default
+    backbone = {"backbone": default, **(of_files.get("model") or {})}["backbone"]
+    name = run_name(
+        {
+            "name": _value_of("--name", args) or of_files.get("name"),
+            "config": configs,
+            "model": {"backbone": _value_of("--model.backbone", args) or backbone},
+        }
+    )
+    runs_dir = _value_of("--runs_dir", args) or of_files.get("runs_dir") or "runs"
+    run = RunFolder(Path(runs_dir) / name)
+    check_start(run, "last", overwrite=False)
+    return run
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """The value of an option on the command line, before it is parsed."""
+    """The value of an option on the command line, before it is parsed; the last one counts."""
+    value = None
     for index, arg in enumerate(args):
         if arg == option and index + 1 < len(args):
-            return args[index + 1]
+            value = args[index + 1]
         if arg.startswith(f"{option}="):
-            return arg.partition("=")[2]
-    return None
+            value = arg.partition("=")[2]
+    return value
 
 
-def run_name(settings: Namespace) -> str:
+def run_name(settings: Mapping[str, Any] | Namespace) -> str:
     """The name of a run: the given one, else that of the config's file, else of the backbone."""
     if settings["name"]:
         return str(settings["name"])

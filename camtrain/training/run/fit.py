@@ -117,7 +117,7 @@ def fit(
         save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
             step; null: only before validations, after epochs, and when stopping.
         logger: Where curves and heatmaps go, beside the run folder.
-        project: W&B project.
+        project: Name of the project in W&B.
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
         trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
             ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
@@ -262,7 +262,7 @@ def open_run(
             module.teacher.check(module.net)
         if isinstance(data, CAMDataModule):
             data.check_cache()
-            _check_size(module)
+            check_size(module)
         if ckpt_path not in (None, "last"):
             check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
         if isinstance(data, CAMDataModule):
@@ -287,7 +287,7 @@ def open_run(
     return str(run.last), LoggedSoFar.of(checkpoint)
 
 
-def _check_size(module: CAMModule) -> None:
+def check_size(module: CAMModule) -> None:
     """Refuse pictures that are too small for the network, before anything is written."""
     preprocessing = module.net.preprocessing
     assert preprocessing is not None

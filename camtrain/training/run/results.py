@@ -73,8 +73,10 @@ def print_run_files(folder: RunFolder, trainer: Trainer) -> None:
     if not rows:  # the run was stopped before anything was written
         return
     if trainer.interrupted and folder.last.is_file():
+        place = [f"--runs_dir {folder.path.parent} "] if str(folder.path.parent) != "runs" else []
         rows["continue"] = (
-            'the same command with --ckpt_path last; in a script: fit(..., ckpt_path="last")'
+            f"camtrain fit {''.join(place)}--name {folder.path.name} --ckpt_path last; in a "
+            'script: fit(..., ckpt_path="last")'
         )
     width = max(map(len, rows))
     # Plain lines, unlike a table, keep a long path whole, so that it can be copied.

@@ -51,6 +51,11 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
     if ckpt_path is not None:
         path = Path(ckpt_path)
         check_is_file(path)
+        if path.suffix == ".safetensors":
+            raise CamtrainValueError(
+                f"ckpt_path must be a checkpoint (.ckpt), got the bundle {path}, which holds no "
+                f"state of a training; start from its network with model.weights={path}."
+            )
         if overwrite and folder.path.resolve() in path.resolve().parents:
             raise CamtrainValueError(
                 f"overwrite=True would delete {path} before the run starts from it; choose "
@@ -74,9 +79,10 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
 def check_is_file(checkpoint: Path) -> None:
     """Raise ``CamtrainFileNotFoundError`` where a checkpoint does not exist."""
     if not checkpoint.is_file():
+        reason = "is a folder" if checkpoint.is_dir() else "does not exist"
         raise CamtrainFileNotFoundError(
             "ckpt_path must be a checkpoint, such as runs/NAME/checkpoints/best.ckpt; "
-            f"{checkpoint} does not exist."
+            f"{checkpoint} {reason}."
         )
 
 
@@ -182,9 +188,9 @@ def check_same_steps(stored: int | None, current: int | None) -> None:
 
 
 def split_beside(checkpoint: Path) -> str | None:
-    """The file of splits of the run that a checkpoint belongs to; None if there is none."""
-    file = checkpoint.absolute().parent.parent / SPLIT_NAME
-    return str(file) if file.is_file() else None
+    """The file of splits of the run that a checkpoint or a bundle belongs to, or None."""
+    files = (parent / SPLIT_NAME for parent in checkpoint.absolute().parents[:2])
+    return next((str(file) for file in files if file.is_file()), None)
 
 
 def random_state() -> dict[str, Any]:

@@ -41,6 +41,19 @@ def test_it_says_what_the_verb_does_with_an_example(
         assert lines[lines.index(line) + 1].startswith("     ")
 
 
+@pytest.mark.parametrize("verb", PAGES)
+def test_the_text_of_an_option_can_be_understood_alone(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(help_of(verb, capsys, monkeypatch).partition(":\n")[2].split())
+    texts = re.split(r" (?=--(?:\w+\.)?\w+ )", text)
+    assert len(texts) > 20
+    for option in texts:
+        words = re.sub(r"^--[\w.]+ \S+|\(default .*", "", option).split()
+        assert len(words) >= 3, option
+        assert words[0] not in ("Of", "Their", "Likewise.", "After", "For"), option
+
+
 def test_every_option_of_ours_is_in_one_group(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -358,3 +358,26 @@ def test_a_found_rate_is_kept_when_the_training_goes_on(
     run(fit_arguments(*found, *LAST, "--trainer.max_epochs", "3"))
     assert last_of(folder)["hyper_parameters"]["lr"] == rate != 1e-3
     assert last_of(folder)["optimizer_states"][0]["param_groups"][0]["initial_lr"] == rate
+
+
+def test_a_run_is_continued_by_its_name_with_its_own_settings(
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fitted("--data.augment", "flip", "--model.lr", "0.01")
+    monkeypatch.chdir(tmp_path)
+    name = ["fit", "--name", "run", *LAST]
+    assert main([*name, "--model.lr", "0.5"]) == 2
+    assert "model.lr was 0.01, got 0.5" in capsys.readouterr().err
+    assert main([*name, "--trainer.max_epochs", "3"]) == 0
+    whole = ("--data.augment", "flip", "--model.lr", "0.01", "--trainer.max_epochs", "3")
+    run(fit_arguments(*whole, "--name", "whole"))
+    assert [row["epoch"] for row in rows_of(folder)] == ["1", "2", "3"]
+    assert "augment: flip" in (folder / "config.yaml").read_text()
+    assert main(["fit", "--config", str(folder / "config.yaml"), "--name", "again"]) == 0
+    again, whole_folder = tmp_path / "runs" / "again", tmp_path / "runs" / "whole"
+    assert_same_weights(again, whole_folder)
+    assert rows_of(again) == rows_of(whole_folder)

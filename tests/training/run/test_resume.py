@@ -146,7 +146,7 @@ def test_stopped_anywhere_and_continued_equals_never_stopped(
     if place == "in a step" and count == 8 and len(signals) == 1:
         last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert last["global_step"] == 8
-        assert "the same command with --ckpt_path last" in printed
+        assert "--name run --ckpt_path last" in printed
     assert run_in_child([*args, "--ckpt_path", "last"]) == 0
     assert_same(state_of(folder), never_stopped, "run")
 
