@@ -102,6 +102,10 @@ MISTAKES = {
         f"test --ckpt_path {BEST} --model.pool gmp", "--model.pool gmp comes too late"
     ),
     "option of another verb": Mistake("test --ckpt_path {run} --name x", "would ignore it"),
+    # What is found out when the training begins.
+    "options of the optimizer": Mistake("fit --model.opt_args {{'betaz':1}}", "betaz"),
+    "training without end": Mistake("fit --trainer.max_epochs -1", "--trainer.max_epochs or"),
+    "half precision": Mistake("fit --trainer.precision 16-true", "bf16-mixed or 16-mixed"),
     "nothing to continue": Mistake("fit --ckpt_path last", "--ckpt_path last"),
 }
 

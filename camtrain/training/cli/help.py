@@ -247,7 +247,7 @@ def spelled_as_options(message: str) -> str:
         value = match[2].strip("='\"").replace("None", "null")
         return f"--{options[match[1]]}" + (f" {value}" if value not in ("", "True") else "")
 
-    value = r"""=(?:"[^"]*"|'[^']*'|\([^)]*\)|\w[^\s;,()]*\w|\w)"""
+    value = r"""=(?:"[^"]*"|'[^']*'|\([^)]*\)|[\w/.~][^\s;,()]*\w|\w)"""
     message = re.sub(rf"(?<![-\w.])([\w.]+)({value})", spelled, message)
     return re.sub(r"^([\w.]+)()(?= (?:of \S+ )?must )", spelled, message)
 

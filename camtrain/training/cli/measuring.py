@@ -115,7 +115,9 @@ class MeasuredNetwork:
         description = self._description
         new = {name: changes[name] for name in ("pool", "stride") if name in changes}
         if new:
-            description = replace(description, architecture={**description.architecture, **new})
+            description = replace(
+                description, architecture={**(description.architecture or {}), **new}
+            )
         if {"refine", "refine_layers"} & changes.keys():
             # A threshold holds for the kind of map that it was calibrated on.
             description = replace(

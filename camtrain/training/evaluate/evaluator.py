@@ -14,13 +14,14 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import Metric, SumMetric
 
 from camtrain.data import Batch
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError
 from camtrain.header import DEFAULT_THRESHOLD, Description
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.mosaics import mosaic_scores
 from camtrain.training.evaluate.scores import Evaluation
+from camtrain.training.run.trainer import check_precision
 
 
 class EpochMean(Metric):
@@ -98,11 +99,7 @@ class Evaluator(nn.Module, Callback):
             CamtrainValueError: Its precision does not allow float32.
             CamtrainTypeError: The module's ``configure_callbacks`` drops this callback.
         """
-        if module.trainer.precision in ("16-true", "bf16-true"):
-            raise CamtrainValueError(
-                "Maps and logits are computed in float32, got precision "
-                f"{module.trainer.precision}; choose bf16-mixed or 16-mixed."
-            )
+        check_precision(module.trainer)
         callbacks: list[Callback] = cast("Any", module.trainer).callbacks
         if self not in callbacks:
             raise CamtrainTypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from camtrain.errors import CamtrainValueError, one_line
 from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_names
+from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
 from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
@@ -39,7 +41,13 @@ from camtrain.training.run.resume import (
     split_beside,
 )
 from camtrain.training.run.signals import StopSignals, ending_cleanly
-from camtrain.training.run.trainer import TRAINER_DEFAULTS, as_list, best_precision, build_trainer
+from camtrain.training.run.trainer import (
+    TRAINER_DEFAULTS,
+    as_list,
+    best_precision,
+    build_trainer,
+    check_precision,
+)
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
 from camtrain.training.watch.batch_picture import BatchPicture
@@ -260,9 +268,14 @@ def open_run(
         module.follow_data(data)
         if module.teacher is not None:
             module.teacher.check(module.net)
+        check_precision(trainer)
         if isinstance(data, CAMDataModule):
+            data.setup("fit")
             data.check_cache()
             check_size(module)
+        if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer
+            steps = math.inf if trainer.max_epochs == trainer.max_steps == -1 else 100.0
+            configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)
         if ckpt_path not in (None, "last"):
             check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
         if isinstance(data, CAMDataModule):

@@ -62,6 +62,15 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
         ) from error
 
 
+def check_precision(trainer: Trainer) -> None:
+    """Raise CamtrainValueError where the trainer casts the whole network to 16 bits."""
+    if trainer.precision in ("16-true", "bf16-true"):
+        raise CamtrainValueError(
+            f"trainer.precision={trainer.precision} would compute maps and logits in 16 bits, and "
+            "they need float32; choose bf16-mixed or 16-mixed."
+        )
+
+
 def as_list(value: object) -> list[Any]:
     """Callbacks or plugins as a list; Lightning's ``Trainer`` also takes one or None."""
     if value is None:
