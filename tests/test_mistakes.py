@@ -70,7 +70,7 @@ MISTAKES = {
     "checkpoint": Mistake("test --ckpt_path {run}/best.ckpt", "does not exist"),
     "no checkpoint": Mistake("test", "--ckpt_path"),
     "folder of no run": Mistake("test --ckpt_path {photos}", "is not the folder of a run"),
-    "bundle without data": Mistake(f"test --ckpt_path {BUNDLE}", "give --data.root PATH"),
+    "bundle without data": Mistake(f"test --ckpt_path {BUNDLE}", "give --data.root FOLDER"),
     "bundle to continue": Mistake(f"fit --ckpt_path {BUNDLE}", f"--model.weights {BUNDLE}"),
     "not a checkpoint": Mistake("test --ckpt_path {photos}/boxes.csv", "is not a camtrain"),
     "bundle": Mistake("predict nowhere.safetensors {photos}/test --output out", "nowhere"),
