@@ -74,9 +74,7 @@ class CamtrainCLI(LightningCLI):
         add("--runs_dir", type=str, default="runs", help="Folder with one folder per run.")
         flag: dict[str, Any] = {"type": bool, "default": False, "nargs": "?", "const": True}
         add("--overwrite", help="Replace an earlier run of the same name.", **flag)
-        maps = (
-            "Of validate and test: also write the maps as the WSOL benchmark's program reads them."
-        )
+        maps = "Write the maps too, as the WSOL benchmark's program reads them."
         add("--save_maps", help=maps, **flag)
         skipped = {*inspect.signature(fit).parameters} - {*_RUN_OPTIONS}
         parser.add_function_arguments(fit, as_group=False, skip={*skipped})

@@ -12,7 +12,6 @@ from typing import Any
 from camtrain.errors import CamtrainValueError
 from camtrain.header import (
     BEST_NAME,
-    DEFAULT_THRESHOLD,
     METADATA_KEY,
     Description,
     checkpoint_description,
@@ -119,14 +118,8 @@ class MeasuredNetwork:
                 description, architecture={**(description.architecture or {}), **new}
             )
         if {"refine", "refine_layers"} & changes.keys():
-            # A threshold holds for the kind of map that it was calibrated on.
-            description = replace(
-                description,
-                refine=module.net.description.refine,
-                refine_layers=module.net.description.refine_layers,
-                threshold=DEFAULT_THRESHOLD,
-                is_calibrated=False,
-            )
+            maps = module.net.description
+            description = description.with_maps(maps.refine, maps.refine_layers)
         seed = self._checkpoint[METADATA_KEY]["seed"]
         metadata = {"seed": seed, **description.to_dict()}
         module.on_load_checkpoint({**self._checkpoint, METADATA_KEY: metadata})
@@ -181,6 +174,7 @@ def _read_bundle(path: Path) -> dict[str, Any]:
         if description.preprocessing
         else {},
         METADATA_KEY: {"seed": 0, **description.to_dict()},
+        "epoch": 0,  # a bundle does not know it
     }
 
 

@@ -278,26 +278,28 @@ def open_run(
             configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)
         if ckpt_path not in (None, "last"):
             check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
+    is_continued, so_far = ckpt_path == "last", None
+    if is_continued and run.last.is_file():
+        checkpoint = read_checkpoint_content(run.last, mmap=True)
+        check_same_settings(
+            checkpoint,
+            run,
+            model=module.hparams,
+            data=data.hparams,
+            monitor=writer.monitor,
+            max_epochs=trainer.max_epochs,
+        )
+        ckpt_path, so_far = str(run.last), LoggedSoFar.of(checkpoint)
+    elif is_continued:
+        print(f"The run in {run.path} was stopped before its first checkpoint, so it begins anew.")
+        ckpt_path, so_far = None, LoggedSoFar()
+    if trainer.is_global_zero:
         if isinstance(data, CAMDataModule):
             shows_progress = trainer.progress_bar_callback is not None
             open_pictures(data.sources, data.hparams, shows_progress=shows_progress)
-    if ckpt_path != "last":
-        if trainer.is_global_zero and run.path.exists():
+        if not is_continued and run.path.exists():
             shutil.rmtree(run.path)
-        return ckpt_path, None
-    if not run.last.is_file():
-        print(f"The run in {run.path} was stopped before its first checkpoint, so it begins anew.")
-        return None, LoggedSoFar()
-    checkpoint = read_checkpoint_content(run.last, mmap=True)
-    check_same_settings(
-        checkpoint,
-        run,
-        model=module.hparams,
-        data=data.hparams,
-        monitor=writer.monitor,
-        max_epochs=trainer.max_epochs,
-    )
-    return str(run.last), LoggedSoFar.of(checkpoint)
+    return ckpt_path, so_far
 
 
 def check_size(module: CAMModule) -> None:
