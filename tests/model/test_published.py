@@ -185,8 +185,8 @@ def test_a_failed_download_of_timm_names_the_repository(monkeypatch: pytest.Monk
             "one of DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, None (null), or a file, got ",
         ),
         ("timm/resnet18", "a9", "must be one of DEFAULT, a1_in1k,"),
-        ("timm/efficientnet_b6", "DEFAULT", "timm/efficientnet_b6 has no published weights; pass"),
-        ("camtrain/digits", "V1", "camtrain/digits has no published weights; pass weights=None"),
+        ("timm/efficientnet_b6", "DEFAULT", "timm/efficientnet_b6 has no published weights; give"),
+        ("camtrain/digits", "V1", "camtrain/digits has no published weights; give weights=None"),
     ],
 )
 def test_unknown_weights_are_said(name: str, weights: str, message: str) -> None:

@@ -164,7 +164,7 @@ def test_a_checkpoint_holds_plain_values_and_needs_no_weights_file(
     # Without a neck and with its own classes, the network keeps its own head: another architecture.
     module = CAMModule("squeezenet1_1", 1000, weights=weights, neck=())
     trainer = quiet_trainer(max_epochs=0)
-    trainer.fit(module, AnybodysData(3))
+    trainer.fit(module, AnybodysData(1000))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["hyper_parameters"]["weights"] is None

@@ -33,6 +33,7 @@ def test_a_run_writes_everything_and_the_bundle_predicts(
     seen = {f"cams/epoch_{epoch:03d}.jpg" for epoch in range(5)}
     seen |= {f"report/epoch_{epoch:03d}.json" for epoch in range(5)}
     assert found == seen | {
+        "cams/test.jpg",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",

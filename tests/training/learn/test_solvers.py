@@ -165,7 +165,7 @@ def test_a_solved_run_has_everything(
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert len(rows) == 2
     assert {"train/loss", "val/acc1", "val/max_box_acc"} < set(rows[0].split(","))
-    assert len(list((folder / "cams").iterdir())) == 2  # before and after
+    assert len(list((folder / "cams").iterdir())) == 3  # before, after and test
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     predictor = camtrain.load(folder / "model.safetensors")
     assert torch.equal(predictor.net.head.weight, best["state_dict"]["net.head.weight"])
