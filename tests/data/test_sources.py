@@ -40,7 +40,7 @@ def test_a_folder_takes_its_options(tmp_path: Path) -> None:
 def test_bad_sources_are_refused() -> None:
     with pytest.raises(CamtrainValueError, match=r"one of folder, csv, .*digits, got 'zip'"):
         make_sources("zip", SourceOptions())
-    with pytest.raises(CamtrainValueError, match=r"source folder needs .* give --data\.root FOLDER"):
+    with pytest.raises(CamtrainValueError, match=r"folder needs .* give --data\.root FOLDER"):
         make_sources("folder", SourceOptions())
     with pytest.raises(CamtrainFileNotFoundError, match="does not exist"):
         make_sources("folder", SourceOptions(root="/nowhere"))
