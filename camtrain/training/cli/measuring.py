@@ -148,10 +148,10 @@ def check_options(verb: str, args: Sequence[str]) -> None:
     options = {
         name: {n for group in page.groups.values() for n in group} for name, page in PAGES.items()
     }
-    others = set().union(*options.values()) - options[verb] - _OF_EVERY_VERB
+    foreign = set().union(*options.values()) - options[verb] - _OF_EVERY_VERB
     for name in (arg.partition("=")[0].removeprefix("--") for arg in args):
         is_of_network = verb != "fit" and name.startswith(("model.", "data."))
-        if name in others and not is_of_network:
+        if name in foreign and not is_of_network:
             owner = next(other for other, names in options.items() if name in names)
             raise CamtrainValueError(
                 f"--{name} is an option of camtrain {owner}, and camtrain {verb} would ignore it; "

@@ -20,11 +20,10 @@ from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.batch_picture import class_names_of
-from camtrain.training.watch.blanks import blank_predictions
 from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.pictures import Candidates, dataset_of, validation_dataset
 from camtrain.training.watch.report import TrainingReport
-from camtrain.training.watch.results import PictureResult, WatchRunner
+from camtrain.training.watch.results import PictureResult, WatchRunner, blank_predictions
 from camtrain.training.watch.sinks import Sink, make_sinks
 from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot, ValidationStatistics
 from camtrain.visualize.overlay import palette

@@ -127,7 +127,8 @@ class TrainingReport:
         """Set the scores of the test split, by logged name."""
         values = {n.removeprefix("test/"): v for n, v in _finite_scores(scores).items()}
         self._test = {f"test/{name}": row for name, row in score_rows(values).items()}
-        sentence = verdict(report or {}, values)
+        finite = {name: value for name, value in values.items() if value is not None}
+        sentence = verdict(report or {}, finite)
         self._latest["verdict"] = sentence and f"Best epoch, test: {sentence}"
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:

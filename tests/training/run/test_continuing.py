@@ -124,12 +124,13 @@ def test_what_would_make_it_another_training_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fitted()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    runs = tmp_path / "runs"
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
     more, told = CHANGES[change]
     args = [*fit_arguments(*LAST, "--trainer.max_epochs", "3"), *more]
     assert main(args) == 2
     assert told in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
 
 
 @pytest.mark.filterwarnings("ignore:.* boxes are of no picture")
@@ -297,6 +298,7 @@ def test_a_time_below_zero_is_refused(
     assert "save_every_minutes must be at least 0" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_testing_a_checkpoint_does_not_shorten_a_later_training(
     fit_arguments: Arguments, tmp_path: Path, photographs: Path
 ) -> None:
