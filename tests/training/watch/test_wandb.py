@@ -278,7 +278,7 @@ def test_a_slow_service_loses_no_line_of_the_table(
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log_artifact", slow)
     logger = start_wandb(tmp_path, "project")
     assert logger is not None
-    logger.work()
+    logger.start_worker()
     sink = WandbSink(logger, log_mistakes=False)
     for epoch in range(4):
         sink.log(snapshot(epoch))
