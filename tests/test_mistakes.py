@@ -55,6 +55,9 @@ MISTAKES = {
     "epochs": Mistake("fit --trainer.max_epochs -3", "--trainer.max_epochs must be"),
     "precision": Mistake("fit --trainer.precision 8", "--trainer.precision must be one of"),
     "devices": Mistake("fit --trainer.devices -5", "--trainer.devices"),
+    "interval": Mistake(
+        "fit --trainer.val_check_interval 999", "--trainer.val_check_interval must be at most the 2"
+    ),
     "accelerator": Mistake("fit --trainer.accelerator gpu", "--trainer.accelerator auto"),
     "size": Mistake("fit --data.size 2", "--data.size"),
     "port": Mistake(f"demo {BUNDLE} --port 99999", "--port must lie in 1..65535, got 99999"),

@@ -47,6 +47,7 @@ from camtrain.training.run.trainer import (
     best_precision,
     build_trainer,
     check_precision,
+    check_validation_interval,
 )
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
@@ -171,8 +172,8 @@ def fit(
             "precision": lightning.precision,
             "pictures": {split: len(source) for split, source in sources.items()},
         }
-        for each in lightning.loggers:
-            each.log_hyperparams(run_settings)
+        for run_logger in lightning.loggers:
+            run_logger.log_hyperparams(run_settings)
     print_header(module, data, lightning)
     with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
         lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
@@ -273,6 +274,7 @@ def open_run(
             data.setup("fit")
             data.check_cache()
             check_size(module)
+            check_validation_interval(trainer, len(data.datasets["train"]), data.hparams)
         if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer
             steps = math.inf if trainer.max_epochs == trainer.max_steps == -1 else 100.0
             configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -68,6 +69,19 @@ def check_precision(trainer: Trainer) -> None:
         raise CamtrainValueError(
             f"trainer.precision={trainer.precision} would compute maps and logits in 16 bits, and "
             "they need float32; choose bf16-mixed or 16-mixed."
+        )
+
+
+def check_validation_interval(trainer: Trainer, pictures: int, settings: Mapping[str, Any]) -> None:
+    """Raise CamtrainValueError where validations are further apart than an epoch has batches.
+
+    Lightning refuses that too, when the files of the run exist already.
+    """
+    interval, batches = trainer.val_check_interval, math.ceil(pictures / settings["batch_size"])
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > batches:
+        raise CamtrainValueError(
+            f"trainer.val_check_interval must be at most the {batches} batches of an epoch, got "
+            f"{interval}; give fewer, or trainer.check_val_every_n_epoch for whole epochs."
         )
 
 
