@@ -110,7 +110,7 @@ def main(what: str, epochs: int) -> None:
             callbacks=[CAMLogger(16, dirpath=folder / "run" / "cams"), clock],
         )
         trainer.fit(module, data)
-        report = (folder / "run" / "report.html").stat().st_size / 1e6
+        report = (folder / "run" / "cams" / "report.html").stat().st_size / 1e6
     whole = sum(clock.seconds[1:]) or sum(clock.seconds)
     parts: dict[str, float] = defaultdict(float)
     for part in clock.parts[1:] or clock.parts:
