@@ -34,7 +34,7 @@ from camtrain.model.recipes import (
 )
 from camtrain.model.stride import set_stride
 from camtrain.model.trunk import Classifier, trunk_of
-from camtrain.model.weights import Weights, find_weights, rename_weights
+from camtrain.model.weights import Weights, find_weights
 
 NormName = Literal["batch"]
 
@@ -128,7 +128,14 @@ def create_model(
         recipe["backbone"], weights, in_chans, recipe["backbone_args"]
     )
     classifier = _build(recipe, None)
-    weights_classes = None if pretrained is None else _classes_of(classifier, pretrained.tensors)
+    weights_classes = None
+    if pretrained is not None:
+        pretrained = pretrained.fitted_to(classifier.network)
+        weights_classes = _classes_of(classifier, pretrained.tensors)
+        if num_classes is weights_classes is None:
+            # Weights of another network are refused as such, before the classes are asked for.
+            any_head = with_paper_defaults({**recipe, "num_classes": 1})
+            _with_new_head(any_head, classifier, pretrained)
     recipe = _complete(recipe, weights_classes, weights)
     if pretrained is None:
         return _with_new_head(recipe, classifier, None)
@@ -278,12 +285,12 @@ def _classes_of(classifier: Classifier, tensors: dict[str, Tensor]) -> int | Non
     if classifier.name.startswith("camtrain/"):
         head = tensors.get("head.weight") if classifier.name in PAPER_NETWORKS else None
         return None if head is None else len(head)
-    names = list(classifier.network.state_dict())
     # timm gives the layer's name; in torchvision it is the last.
     config: Any = getattr(classifier.network, "pretrained_cfg", {})
+    names = list(classifier.network.state_dict())
     layer = config.get("classifier") or names[-1].rpartition(".")[0]
     layer = layer if isinstance(layer, str) else layer[0]
-    weight = rename_weights(tensors, names).get(f"{layer}.weight")
+    weight = tensors.get(f"{layer}.weight")
     return None if weight is None else len(weight)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,22 +24,33 @@ from camtrain.model.recipes import caffe_layers
 
 Entry = TypeVar("Entry")
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "net.", "backbone.trunk.")
-# torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
-# Where only a part was trained in parallel, as in Places365's AlexNet: `features.module.0.bias`.
-_PARALLEL_PART = re.compile(r"^([^.]+)\.module\.")
+# Parts of names that files have and networks do not, and what becomes of them.
+_RENAMED = {
+    # Wrappers of parallel training and torch.compile, of the whole network or of a part.
+    re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+"): r"\1",
+    # torchvision's published DenseNets keep the names of 2017: `denselayer1.norm.1.weight`.
+    re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)"): r"\1",
+}
+# A network beside the trained one: its average over steps, its teacher, its momentum.
+_SECOND = re.compile(r"(?<![a-z])(ema|swa|avg|averag|teacher|target|momentum)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights and what their source says about them."""
 
-    tensors: dict[str, Tensor]  # by the names of the original classifier, or those of the bundle
+    tensors: dict[str, Tensor]  # by the names in the file; `fitted_to` makes them the classifier's
     source: str  # a weight name or a path, for messages
     class_names: tuple[str, ...] | None = None  # None where the source gives none
     description: Description | None = None  # of a bundle; None for other weights
+    classifier_names: Collection[str] = ()  # of its tensors, once fitted
+
+    def fitted_to(self, classifier: nn.Module) -> Weights:
+        """The weights by the names of a classifier, see ``fit_weights``."""
+        state = classifier.state_dict()
+        return replace(
+            self, tensors=fit_weights(self.tensors, state, self.source), classifier_names=state
+        )
 
     def load_into(self, network: nn.Module, in_chans: int) -> None:
         """Copy the weights into a classifier or its trunk, see ``load_weights``.
@@ -46,13 +59,12 @@ class Weights:
         """
         tensors = self.tensors
         if in_chans != 3:
-            tensors = rename_weights(tensors, network.state_dict())
             layer = f"{first_conv(network)}.weight"
             if layer in tensors and tensors[layer].shape[1] != in_chans:
                 from timm.models import adapt_input_conv
 
                 tensors = {**tensors, layer: adapt_input_conv(in_chans, tensors[layer])}
-        load_weights(network, tensors, source=self.source)
+        load_weights(network, tensors, source=self.source, known_names=self.classifier_names)
 
     def load_part(self, network: nn.Module, part: str) -> None:
         """Copy the weights of one part of a network into it; their names are those of the whole."""
@@ -159,11 +171,10 @@ def _no_published_weights(name: str, weights: str) -> CamtrainValueError:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, by parameter name; no code from it is run.
+    """The tensors of a weights file, by name; no code from it is run.
 
-    It may be a ``.safetensors`` file or whatever ``torch.load(weights_only=True)`` reads. A
-    wrapping ``state_dict``, ``model_state_dict`` or ``model`` and prefixes that all keys share are
-    taken off.
+    It may be a ``.safetensors`` file or whatever ``torch.load(weights_only=True)`` reads. The names
+    of tensors in dictionaries begin with those of the dictionaries: ``state_dict.conv1.weight``.
 
     Raises:
         CamtrainValueError: The file is no weights file, or holds more than plain tensors.
@@ -172,14 +183,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is refused
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the readers raise anything
         raise CamtrainValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds "
             "more than plain tensors, whose reading would run code from it; expected the "
             "state_dict of a network in weights=FILE."
         ) from error
-    tensors = _unwrap(content)
+    tensors = dict(_flat(content))
     if not tensors:
         raise CamtrainValueError(
             f"{path} holds no tensors by name; expected the state_dict of a network in "
@@ -188,20 +200,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
-    """The tensors in what a file holds, without dictionaries and prefixes around them."""
-    if not isinstance(content, dict):
-        return {}
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), dict):
-            return _unwrap(content[key])
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    for prefix in _PREFIXES:
-        inner = _with_prefix(prefix, tensors)
-        # A CAM network has a neck and a head beside its trunk.
-        if inner and (len(inner) == len(tensors) or prefix == "backbone.trunk."):
-            tensors = inner
-    return tensors
+def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in dictionaries at any depth, with their names."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -209,36 +214,91 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def rename_weights(weights: dict[str, Tensor], names: Container[str]) -> dict[str, Tensor]:
-    """Weights by a network's ``names``, where a file holds them by older or longer ones."""
-    by_name = {}
+def fit_weights(
+    weights: dict[str, Tensor], state: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The weights in a file by the names of a network, without the prefix that they have there.
+
+    It is the prefix whose removal makes most names and shapes agree; the rows of a matrix, which in
+    the head are the classes, may differ. Where several prefixes do equally well, the trained
+    network goes before averages of it and teachers, and a warning says which was taken. A head may
+    lie beside its ``backbone.``, as in mmpretrain's ``head.fc.weight``.
+
+    Args:
+        weights: By the names that the file has for them.
+        state: Of the network.
+        source: Of the weights, for the warning.
+    """
+    for pattern, plain in _RENAMED.items():
+        if not any(map(pattern.search, state)):
+            weights = {pattern.sub(plain, name): tensor for name, tensor in weights.items()}
+
+    def fits(name: str, tensor: Tensor) -> bool:
+        return name in state and state[name].shape[1:] == tensor.shape[1:]
+
+    counts: Counter[str] = Counter()
     for name, tensor in weights.items():
-        plain = _PARALLEL_PART.sub(r"\1.", _OLD_DENSENET.sub(r"\1", name))
-        by_name[plain if name not in names and plain in names else name] = tensor
-    return by_name
+        starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
+        counts.update(name[:start] for start in starts if fits(name[start:], tensor))
+    most = max(counts.values(), default=0)
+    # Sorting keeps the order of the file.
+    best = sorted(
+        (prefix for prefix, count in counts.items() if count == most),
+        key=lambda prefix: _SECOND.search(prefix) is not None,
+    )
+    if len(best) > 1 and 2 * most > len(state):
+        places = [prefix.rstrip(".") or "no prefix" for prefix in best]
+        warnings.warn(
+            f"{source} holds {len(best)} networks that fit ({join_first(places)}), {places[0]} is "
+            "taken; to take another, save its tensors alone as weights=FILE.",
+            stacklevel=2,
+        )
+    prefix = best[0] if best else ""
+    if not prefix:
+        return weights
+    parent = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    beside = _with_prefix(parent, weights) | _with_prefix(f"{parent}head.", weights)
+    head = {name: tensor for name, tensor in beside.items() if fits(name, tensor)}
+    return head | _with_prefix(prefix, weights)
 
 
-def load_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
-    """Copy weights into a network in place; keys that the network does not have are ignored.
+def load_weights(
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    *,
+    source: str,
+    known_names: Collection[str] = (),
+) -> None:
+    """Copy weights into a network in place.
+
+    Args:
+        network: Its parts may hold no further layers in the file; other parts there are ignored.
+        weights: By the network's names.
+        source: Of the weights, for messages.
+        known_names: Of the whole classifier, where the network is its trunk.
 
     Raises:
-        CamtrainValueError: Parameters or buffers of the network are missing or have other shapes;
-            names them, and the source of the weights.
+        CamtrainValueError: The weights are those of another network: counts the tensors that fit,
+            and names some that are missing, are unexpected or have other shapes.
     """
-    state = network.state_dict()
-    weights = rename_weights(weights, state)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    problems = [
-        f"{name} is {shapes.get(name, 'missing')}, {tuple(tensor.shape)} expected"
-        for name, tensor in state.items()
-        # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
-        if shapes.get(name) != tensor.shape
-        and (name in weights or not name.endswith("num_batches_tracked"))
-    ]
-    if problems:
+    state, modules = network.state_dict(), dict(network.named_modules())
+    # The counter came with PyTorch 0.4.1 and is not used by any arithmetic here.
+    missing = [n for n in state if n not in weights and not n.endswith("num_batches_tracked")]
+    differing = [n for n in state if n in weights and weights[n].shape != state[n].shape]
+    unexpected = [name for name in weights if name not in state and name not in known_names]
+    is_larger = any(
+        name.partition(".")[0] in modules and name.rpartition(".")[0] not in modules
+        for name in unexpected
+    )
+    if missing or differing or is_larger:
+        shapes = [
+            f"{n} {tuple(weights[n].shape)}, {tuple(state[n].shape)} expected" for n in differing
+        ]
+        lists = {"missing": missing, "unexpected": unexpected, "shapes differ:": shapes}
+        problems = [f"{what} {join_first(names, 3)}" for what, names in lists.items() if names]
         raise CamtrainValueError(
-            f"{source} holds weights of another architecture: {len(problems)} of {len(state)} "
-            f"tensors do not fit: {join_first(problems, 4, separator='; ')}. Its own keys begin "
-            f"with {', '.join(list(weights)[:2])}; give weights=FILE of the same network."
+            f"{source} holds weights of another architecture: of {len(state)} tensors "
+            f"{len(state.keys() & weights.keys()) - len(differing)} fit; {'; '.join(problems)}; "
+            "give weights=FILE of the same network."
         )
     network.load_state_dict({n: weights[n] for n in state if n in weights}, strict=False)

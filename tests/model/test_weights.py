@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.model.backbones import build_classifier
 from camtrain.model.create import create_model
-from camtrain.model.weights import find_weights, load_weights, read_weights
+from camtrain.model.weights import find_weights, fit_weights, load_weights, read_weights
 from tests.conftest import everyday
 
 Weights = dict[str, Tensor]
@@ -36,6 +36,18 @@ def prefixed(prefix: str, weights: Weights) -> Weights:
     return {prefix + name: tensor for name, tensor in weights.items()}
 
 
+def read(path: Path, target: nn.Module) -> Weights:
+    """The tensors of a file by the names of a network."""
+    return fit_weights(read_weights(path), target.state_dict(), "w.pth")
+
+
+FOREIGN = {
+    "criterion.weight": torch.ones(7),
+    "n_averaged": torch.tensor(3),  # of torch's AveragedModel
+    "val_acc.tp": torch.ones(7),  # a metric of a Lightning module
+}
+# Form: after. Before, those below "our own" were refused: the dictionaries because they hold "no
+# tensors by name", the prefixes because "num_classes must be at least 1", in `create_model`.
 WRAPPINGS: dict[str, Callable[[Weights], dict[str, Any]]] = {
     "plain": lambda weights: weights,
     "state_dict": lambda weights: {"state_dict": weights, "epoch": 3, "optimizer": {"lr": 0.1}},
@@ -49,6 +61,21 @@ WRAPPINGS: dict[str, Callable[[Weights], dict[str, Any]]] = {
         "neck.conv1.weight": torch.ones(1),
         "head.weight": torch.ones(1),
     },
+    "_orig_mod.": lambda weights: prefixed("_orig_mod.", weights) | FOREIGN,
+    "module._orig_mod.": lambda weights: prefixed("module._orig_mod.", weights) | FOREIGN,
+    "_orig_mod.module.": lambda weights: prefixed("_orig_mod.module.", weights) | FOREIGN,
+    "model.": lambda weights: prefixed("model.", weights) | FOREIGN,
+    "backbone.": lambda weights: FOREIGN | prefixed("backbone.", weights),
+    "network.": lambda weights: prefixed("network.", weights) | FOREIGN,
+    "encoder.": lambda weights: prefixed("encoder.", weights) | FOREIGN,
+    "net": lambda weights: {"net": weights, "acc": 93.5, "epoch": 3},
+    "weights": lambda weights: {"weights": weights},
+    "params_ema": lambda weights: {"params_ema": weights},
+    "network": lambda weights: {
+        "network": weights,
+        "optimizer": {"state": {0: {"m": torch.ones(2)}}},
+    },
+    "deep": lambda weights: {"a": {"model": prefixed("_orig_mod.net.module.", weights)}},
 }
 
 
@@ -59,20 +86,54 @@ def test_wrappings_are_taken_off(
 ) -> None:
     weights = network().state_dict()
     torch.save(wrap(weights), tmp_path / "w.pth", _use_new_zipfile_serialization=not is_legacy)
-    assert_equal(read_weights(tmp_path / "w.pth"), weights)
+    fitted = read(tmp_path / "w.pth", network())
+    assert_equal({n: t for n, t in fitted.items() if n not in FOREIGN}, weights)
+
+
+def test_the_head_beside_a_backbone_is_read(tmp_path: Path) -> None:
+    """As mmpretrain saves it; before: num_classes must be at least 1."""
+    target = network()
+    target.add_module("fc", nn.Linear(4, 1000))
+    weights = {**network().state_dict(), "fc.weight": torch.ones(7, 4), "fc.bias": torch.ones(7)}
+    stored = {("head." if n[:2] == "fc" else "backbone.") + n: t for n, t in weights.items()}
+    torch.save({"meta": {"epoch": 3}, "state_dict": stored}, tmp_path / "w.pth")
+    assert read(tmp_path / "w.pth", target).keys() == weights.keys()
+
+
+PAIRS = {
+    ("state_dict", "state_dict_ema"): "state_dict",
+    ("model_ema", "model"): "model",
+    ("params_ema", "params"): "params",
+    ("teacher", "student"): "student",
+    ("first", "second"): "first",
+}
+
+
+@pytest.mark.parametrize("places", PAIRS)
+def test_of_two_networks_in_a_file_the_trained_one_is_taken_and_named(
+    places: tuple[str, str], tmp_path: Path
+) -> None:
+    """Before, the EMA of `state_dict` and `model` went unsaid, and other pairs were refused."""
+    nets = {place: network().state_dict() for place in places}
+    torch.save(nets, tmp_path / "w.pth")
+    expected = PAIRS[places]
+    with pytest.warns(UserWarning, match=f"holds 2 networks that fit .*, {expected} is taken; to"):
+        assert_equal(read(tmp_path / "w.pth", network()), nets[expected])
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.trunk."])
 def test_safetensors_are_read(prefix: str, tmp_path: Path) -> None:
     weights = dict(sorted(network().state_dict().items()))
     save_file(prefixed(prefix, weights), tmp_path / "w.safetensors")
-    assert_equal(dict(sorted(read_weights(tmp_path / "w.safetensors").items())), weights)
+    assert_equal(dict(sorted(read(tmp_path / "w.safetensors", network()).items())), weights)
 
 
 def test_a_prefix_that_only_some_keys_have_stays(tmp_path: Path) -> None:
-    weights = {"module.weight": torch.ones(2), "bias": torch.ones(2)}
+    weights = {"part.weight": torch.ones(2, 2), "bias": torch.ones(2)}
     torch.save(weights, tmp_path / "w.pt")
-    assert_equal(read_weights(tmp_path / "w.pt"), weights)
+    target = nn.Sequential(OrderedDict(part=nn.Linear(2, 2, bias=False)))
+    target.register_parameter("bias", nn.Parameter(torch.zeros(2)))
+    assert_equal(read(tmp_path / "w.pt", target), weights)
 
 
 def test_loading_ignores_what_the_network_does_not_have() -> None:
@@ -104,20 +165,27 @@ def test_half_precision_is_loaded_into_float32() -> None:
     [
         (
             {"conv.weight": None},
-            ("w.pth holds weights of another", "1 of 7", "conv.weight is missing, (4, 3, 3, 3)"),
+            ("w.pth holds weights of another", "of 7 tensors 6 fit; missing conv.weight; give"),
         ),
         (
             {"conv.weight": torch.ones(8, 3, 3, 3)},
-            ("conv.weight is (8, 3, 3, 3), (4, 3, 3, 3) expected",),
+            ("6 fit; shapes differ: conv.weight (8, 3, 3, 3), (4, 3, 3, 3) expected; give",),
         ),
         (
             {"norm.bias": None, "conv.bias": torch.ones(2)},
-            ("2 of 7", "norm.bias is missing, (4,) expected", "conv.bias is (2,), (4,) expected"),
+            ("5 fit; missing norm.bias; shapes differ: conv.bias (2,), (4,) expected",),
         ),
         (
             {n: None for n in network().state_dict()}
             | {"x.a": torch.ones(1), "x.b": torch.ones(1)},
-            ("6 of 7", "; and 2 more", "Its own keys begin with x.a, x.b"),
+            (
+                "of 7 tensors 0 fit; missing conv.weight, conv.bias, norm.weight and 3 more; ",
+                "unexpected x.a, x.b; give",
+            ),
+        ),
+        (  # of a larger network; before, the first blocks of a resnet34 became a resnet18
+            {"conv.0.a": torch.ones(1), "conv.0.b": torch.ones(1)},
+            ("of 7 tensors 7 fit; unexpected conv.0.a, conv.0.b; give weights=FILE",),
         ),
     ],
 )
@@ -160,6 +228,15 @@ def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "w.pth")
     with pytest.raises(CamtrainValueError, match="holds more than plain tensors"):
         read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_torchscript_is_refused_without_a_warning(tmp_path: Path) -> None:
+    torch.jit.save(
+        torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt"
+    )  # before: a warning of torch
+    with pytest.raises(CamtrainValueError, match="holds more than plain tensors"):
+        read_weights(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "w.safetensors"])
@@ -256,7 +333,7 @@ def test_module_stays_where_the_network_has_one() -> None:
     target = nn.Sequential(OrderedDict(features=nn.Sequential(OrderedDict(module=nn.Linear(2, 3)))))
     weights = {n: torch.randn_like(t) for n, t in target.state_dict().items()}
     assert list(weights) == ["features.module.weight", "features.module.bias"]
-    load_weights(target, weights, source="w.pth")
+    load_weights(target, fit_weights(weights, target.state_dict(), ""), source="w.pth")
     assert_equal(target.state_dict(), weights)
 
 
@@ -311,8 +388,11 @@ def test_a_file_of_another_architecture_is_refused(classifier: nn.Module, tmp_pa
     torch.save(classifier.state_dict(), tmp_path / "w.pth")
     with pytest.raises(CamtrainValueError) as error:
         create_model("torchvision/resnet18", 5, weights=tmp_path / "w.pth")
-    assert "w.pth holds weights of another architecture" in str(error.value)
-    assert "conv1.weight is missing, (64, 3, 7, 7) expected" in str(error.value)
+    sentence = "w.pth holds weights of another architecture: of 120 tensors 0 fit; missing conv1."
+    assert sentence in str(error.value)
+    assert "unexpected features.0.weight, features.0.bias, " in str(error.value)
+    with pytest.raises(CamtrainValueError, match="0 fit"):  # before: num_classes must be at least 1
+        create_model("camtrain/digits", weights=tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("neck", [(), (8,)])
