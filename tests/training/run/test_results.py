@@ -292,8 +292,9 @@ def test_two_processes_give_the_numbers_of_one(
     command += ["--data.root", str(photographs), "--data.batch_size", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     run_by_two(main, [*command, "--trainer.strategy", "ddp"])
-    two = json.loads((trained / "test" / "localization.json").read_text())
-    assert two["curves"] == one["curves"]
+    two = json.loads((results_folder(trained, "test") / "localization.json").read_text())
+    # Their names only: the difference of two curves would be written for minutes.
+    assert [name for name in one["curves"] if two["curves"][name] != one["curves"][name]] == []
     assert two["pictures_with_boxes"] == one["pictures_with_boxes"] == limit
     # The network rounds differently in other batches; given the same maps nothing does.
     for score in ("loss", "cam_energy_in_box", "cam_entropy"):
