@@ -27,6 +27,27 @@ def class_scores(logits: Tensor, task: Task) -> Tensor:
     return logits.sigmoid() if task == "multilabel" else logits.softmax(1)
 
 
+def best_classes(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The best class of each picture, (B,), -1 for none, and the confidence in it, (B,).
+
+    Args:
+        scores: (B, K), of ``class_scores``. Of several classes the best is that of the highest
+            score. A class alone is the best from a score of 0.5 on; below it, no class is, with a
+            confidence of 1 - score.
+
+    Example:
+        >>> classes, confidences = best_classes(torch.tensor([[0.75], [0.25]]))
+        >>> classes.tolist(), confidences.tolist()
+        ([0, -1], [0.75, 0.75])
+    """
+    confidences, classes = scores.max(1)
+    if scores.shape[1] == 1:
+        is_there = confidences >= 0.5
+        classes = torch.where(is_there, classes, -1)
+        confidences = torch.where(is_there, confidences, 1 - confidences)
+    return classes, confidences
+
+
 def classes_of(label: object) -> tuple[int, ...]:
     """The classes of one picture, whose label is a class number or multi-hot, (K,).
 

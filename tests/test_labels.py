@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from camtrain.errors import CamtrainValueError
-from camtrain.labels import check_task, class_counts, class_scores, classes_of, label_names
+from camtrain.labels import (
+    best_classes,
+    check_task,
+    class_counts,
+    class_scores,
+    classes_of,
+    label_names,
+)
 
 
 def test_the_classes_of_a_label() -> None:
@@ -19,6 +26,14 @@ def test_the_classes_of_a_label() -> None:
 def test_a_class_without_a_name_is_a_number() -> None:
     assert label_names(torch.tensor([1, 0, 1]), ("cat", "dog")) == ["cat", "2"]
     assert label_names(1, ("cat", "dog")) == ["dog"]
+
+
+def test_the_best_of_several_classes_may_be_improbable_and_a_class_alone_may_not() -> None:
+    classes, confidences = best_classes(torch.tensor([[0.1, 0.2], [0.9, 0.8]]))
+    assert (classes.tolist(), confidences.tolist()) == ([1, 0], pytest.approx([0.2, 0.9]))
+    classes, confidences = best_classes(torch.tensor([[0.5], [0.2], [torch.nan]]))
+    assert classes.tolist() == [0, -1, -1]
+    assert confidences.tolist() == pytest.approx([0.5, 0.8, torch.nan], nan_ok=True)
 
 
 def test_pictures_are_counted_by_class() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.data.faults import refuse
-from camtrain.data.source import UNDECIDED, Labels, Listing
+from camtrain.data.source import UNDECIDED, Labels, Listing, Split
 from camtrain.errors import CamtrainValueError, join_first
 from camtrain.labels import class_counts
 
@@ -51,7 +51,8 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
 
     Raises:
         CamtrainValueError: A split has a class that is not in the list; or the list is made of the
-            pictures, and train has no picture of a class or a classifier has one class only.
+            pictures, and train has no picture of a class or a classifier has one class only, to
+            which all pictures belong.
     """
     rows_by_split = listing.rows_by_split()
     names_by_split = {s: _names_with_pictures(listing, rows) for s, rows in rows_by_split.items()}
@@ -76,7 +77,7 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
     if class_names is not None:
         return _with_class_list(listing, names)
     if not listing.has_class_list:
-        _check_classes_found(listing, names, is_train=first == "train")
+        _check_classes_found(listing, names, first)
     for split, names_of_split in names_by_split.items():
         names_in_split = set(names_of_split)
         missing_names = [name for name in names if name not in names_in_split]
@@ -95,24 +96,26 @@ def _names_with_pictures(listing: Listing, rows: NDArray[np.int64]) -> tuple[str
     return tuple(name for name, count in zip(listing.class_names, counts, strict=True) if count)
 
 
-def _check_classes_found(listing: Listing, names: tuple[str, ...], *, is_train: bool) -> None:
-    """Check that train has pictures of every class, and that a classifier has two classes.
+def _check_classes_found(listing: Listing, names: tuple[str, ...], split: Split) -> None:
+    """Check that train has pictures of every class, and that the pictures differ in their classes.
 
-    ``names`` are the classes that have pictures, in train if ``is_train``.
+    ``names`` are the classes that have pictures in the first split.
     """
     undecided = _names_with_pictures(listing, np.flatnonzero(listing.splits == UNDECIDED))
     with_pictures = {*names, *undecided}
     empty = [name for name in listing.class_names if name not in with_pictures]
-    if empty and is_train:
+    if empty and split == "train":
         message = (
             f"The class {join_first(empty)} has no image in the train split of {listing.root}; "
             "add images or remove the folder."
         )
         refuse(CamtrainValueError(message))
-    if len(names) < 2 and listing.labels.ndim == 1:
+    labels = listing.labels[listing.rows_of(split)]
+    if len(names) < 2 and (labels.ndim == 1 or bool(labels.any(1).all())):
         message = (
             f"A classifier needs at least 2 classes, but {listing.root} has one, {names[0]!r}; "
-            "add images of something else, or pass class_names."
+            "add images of something else (in a CSV list, with an empty label and --model.task "
+            "multilabel), or pass class_names."
         )
         refuse(CamtrainValueError(message))
 

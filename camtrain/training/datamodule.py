@@ -280,13 +280,13 @@ class CAMDataModule(LightningDataModule):
             return
         if getattr(self._net, "task", "multilabel") != "multilabel":
             raise CamtrainValueError(
-                f"The pictures of {self.hparams['root']} have several labels each, and the network "
-                "expects one; give --model.task multilabel."
+                f"The pictures of {self.hparams['root']} have several labels each, or none, and "
+                "the network expects one; give --model.task multilabel."
             )
         if self.hparams["sampler"] == "balanced":
             raise CamtrainValueError(
-                "sampler must be shuffle where pictures have several labels, got balanced, which "
-                "draws every class equally often and needs one label each."
+                "sampler must be shuffle where pictures have several labels or none, got balanced, "
+                "which draws every class equally often and needs one label each."
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:

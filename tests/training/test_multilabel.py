@@ -244,3 +244,58 @@ def test_a_score_of_the_other_task_is_no_monitor(fit_arguments: Callable[..., li
     for task, monitor in (("multilabel", "val/acc1"), ("multiclass", "val/map")):
         with pytest.raises(CamtrainError, match=rf"^--monitor must be one of .*, got '{monitor}'"):
             run(fit_arguments("--model.task", task, "--monitor", monitor))
+
+
+@pytest.fixture
+def with_and_without(photographs: Path) -> Path:
+    """The photographs as a list of one class: red, or of no class; boxes only of the red ones."""
+    rows = ["path,label,split"]
+    for path in sorted(photographs.rglob("*.png")):
+        split, name, file = path.relative_to(photographs).parts
+        rows.append(f"{split}/{name}/{file},{name.replace('blue', '')},{split}")
+    (photographs / "labels.csv").write_text("\n".join(rows))
+    boxes = (photographs / "boxes.csv").read_text().splitlines()
+    (photographs / "boxes.csv").write_text("\n".join(b for b in boxes if "blue" not in b))
+    return photographs
+
+
+def test_a_class_alone_is_trained_evaluated_watched_and_shipped(
+    with_and_without: Path,
+    fit_arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    csv_source = ("--data.source", "csv", "--model.task", "multilabel")
+    with pytest.raises(
+        CamtrainError, match=r"task must be multilabel for one class, .* got multicl"
+    ):
+        run(fit_arguments(*csv_source[:2]))
+    run(fit_arguments(*csv_source, "--model.lr", "0.02", "--model.class_weights", "balanced"))
+    folder = tmp_path / "runs" / "run"
+    with open(folder / "metrics.csv") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert {"val/loss", "val/map", "val/acc", "val/max_box_acc", "val/cam_area"} < last.keys()
+    assert not {"val/acc1", "val/acc5"} & last.keys()
+    assert float(last["val/map"]) == 1
+    content = content_of(folder / "report.html")
+    assert {one["name"] for one in content["pictures"]} == {"red", "no class"}
+    assert "accuracy, score of at least 0.5" in capsys.readouterr().out
+    predictor = camtrain.load(folder / "model.safetensors")
+    assert (predictor.net.task, predictor.net.class_names) == ("multilabel", ("red",))
+    files = [with_and_without / "test" / name / "0.png" for name in ("red", "blue")]
+    red, other = predictor(files)
+    assert red.names == other.names == ("red",)
+    assert red.scores[0] > other.scores[0]
+
+
+def test_the_accuracy_of_a_class_alone_counts_scores_from_a_half_on() -> None:
+    logits = torch.tensor([0.0, -0.0, -1e-7, -20.0, 20.0, 0.3, torch.nan])[:, None]
+    targets = torch.tensor([1, 0, 0, 1, 1, 0, 0])[:, None]
+    for batch in (1, 2, 7):
+        assert filled(logits, targets, batch).accuracy().item() == pytest.approx(4 / 7)
+    evaluation = evaluation_scores.Evaluation(1, "multilabel")
+    evaluation.reset()
+    evaluation.update(logits[:5], None, targets[:5].float())
+    assert evaluation.compute()["acc"].item() == pytest.approx(3 / 5)
+    assert "acc" not in evaluation_scores.score_names(2, "multilabel")
+    assert "acc" not in evaluation_scores.score_names(1, "multiclass")

@@ -163,7 +163,8 @@ def _same_pixels(splits: Mapping[Split, CheckedSplit]) -> Iterator[Finding]:
         for name, row in group:
             split = splits[name]
             paths[name].append(split.paths[row])
-            labels.add(";".join(split.class_names[number] for number in split.classes[row]))
+            names = ";".join(split.class_names[number] for number in split.classes[row])
+            labels.add(names or "no class")
         all_paths = tuple(path for of_split in paths.values() for path in of_split)
         if len(paths) > 1:
             counts = ", ".join(f"{len(of_split)} in {name}" for name, of_split in paths.items())

@@ -23,8 +23,8 @@ def csv_listing(root: Path) -> Listing:
 
     Columns ``path``, relative to the file's folder or absolute, ``label``, the name of a class, and
     perhaps ``split``: train, val or test, in every row or in none. Labels of a picture separated by
-    ``;`` make all labels multi-hot; only then may one be empty, which means of no class. For boxes
-    see ``with_boxes``.
+    ``;`` make all labels multi-hot; then, and in a list of one class, a label may be empty, which
+    means of no class. For boxes see ``with_boxes``.
     """
     file = (
         root if root.is_file() else find_one_of(root, ["labels.csv"], "the list path,label[,split]")
@@ -77,7 +77,7 @@ def _labels(
     sets = [[name for part in text.split(_SEPARATOR) if (name := part.strip())] for text in texts]
     class_names = sort_class_names({name for names in sets for name in names})
     number = {name: place for place, name in enumerate(class_names)}
-    if any(_SEPARATOR in text for text in texts):
+    if any(_SEPARATOR in text for text in texts) or (len(class_names) == 1 and not all(sets)):
         hot = np.zeros((len(sets), len(class_names)), np.bool_)
         for row, names in enumerate(sets):
             hot[row, [number[name] for name in names]] = True
@@ -86,7 +86,8 @@ def _labels(
         if not names:
             raise CamtrainValueError(
                 f"{file}, line {line}: the label is empty; write the class, or delete the line. "
-                f"Pictures of no class need a list with several labels somewhere, a{_SEPARATOR}b."
+                f"Pictures of no class need a list of one class, or with several labels somewhere, "
+                f"a{_SEPARATOR}b."
             )
     return np.array([number[name] for names in sets for name in names], np.int64), class_names
 

@@ -172,11 +172,14 @@ class Evaluator(nn.Module, Callback):
             else:
                 output = net.backbone_output(images)
             output = net.apply_neck(output)
-            has_several = labels.ndim > 1 and net.task == "multilabel"
+            is_multi_hot = labels.ndim > 1 and net.task == "multilabel"
+            has_several = is_multi_hot and labels.shape[1] > 1
             if has_several:
                 logits = net.classify(output.features)
             else:
-                logits, maps, _ = net.display_maps(output, classes=labels)
+                classes = labels.new_zeros(len(labels), dtype=torch.int64)  # of a class alone
+                classes = classes if is_multi_hot else labels
+                logits, maps, _ = net.display_maps(output, classes=classes)
         evaluation, whole_maps = self[split], None
         if not has_several:
             evaluation.update_statistics(maps[:, 0], batch, net.preprocessing)
@@ -215,7 +218,7 @@ class Evaluator(nn.Module, Callback):
             self.reports[split] = self[split].boxes.report(calibrated)
             scores |= mosaic_scores(cast("CAMNet", module.net), trainer, split)
         for name, value in scores.items():
-            is_shown = name in ("loss", "acc1", "map", "max_box_acc")
+            is_shown = name in ("loss", "acc1", "map", "acc", "max_box_acc")
             module.log(f"{split}/{name}", value, prog_bar=is_shown)
         self._log_epoch(module)
 

@@ -23,6 +23,7 @@ SCORES = {
     "acc1": "accuracy, top-1",
     "acc5": "accuracy, top-5",
     "map": "mean average precision",
+    "acc": "accuracy, score of at least 0.5",
     "box_acc_calibrated": "boxes, threshold calibrated on val",
     "loc_gt_known": "GT-known localization, threshold 0.2",
     "loc_top1": "top-1 localization, threshold 0.2",
@@ -48,12 +49,15 @@ _NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy", "mosaic_c
 _MAX_CONFUSION_CLASSES = 2000  # a matrix of 32 MB
 # The edges between the bins are logits, since the scores of rare labels crowd near 0. Torchmetrics'
 # metric compares every score with every threshold: ten times the time and 602 times the memory.
-_EDGES = torch.linspace(-15.0, 15.0, 601)
+_EDGES = torch.arange(-300, 301) / 20  # 0 exactly is one of them
+_MIDDLE = 301  # the first bin of logits that are at least 0, whose score is at least 0.5
 
 
 def score_names(num_classes: int, task: Task) -> list[str]:
     """The names of the scores that a split can have after an epoch."""
-    absent = _NOT_BY_EPOCH | ({"acc1", "acc5"} if task == "multilabel" else {"map"})
+    absent = _NOT_BY_EPOCH | ({"acc1", "acc5"} if task == "multilabel" else {"map", "acc"})
+    if num_classes > 1:  # pictures of one class of many are right even if nothing is found in them
+        absent.add("acc")
     if num_classes <= 5:  # the five best of five classes are always right
         absent.add("acc5")
     return [name for name in SCORES if name not in absent]
@@ -131,6 +135,12 @@ class MeanAveragePrecision(Metric):
         with self.sync_context():
             return self._by_class().cpu()
 
+    def accuracy(self) -> Tensor:
+        """The part of the labels that a score of 0.5 decides rightly, float64, of all processes."""
+        with self.sync_context():
+            below, above = self.counts.split([_MIDDLE, self.counts.shape[2] - _MIDDLE], dim=2)
+            return (below[:, 0].sum() + above[:, 1].sum()).double() / self.counts.sum()
+
     def _by_class(self) -> Tensor:
         positives, every = self.counts[:, 1].flip(1), self.counts.sum(1).flip(1)  # best bin first
         precision = positives.cumsum(1) / every.cumsum(1).clamp_min(1).double()
@@ -167,7 +177,8 @@ class Evaluation(nn.Module):
 
         Args:
             logits: (B, K).
-            maps: The maps of the true classes; None if pictures have several.
+            maps: The maps of the true classes; None if pictures have several. Of a class alone,
+                also of pictures that do not have it.
             labels: (B,), int64; for multi-label also (B, K), multi-hot.
             batch: The batch with boxes, if it is a ``Batch``.
         """
@@ -179,7 +190,8 @@ class Evaluation(nn.Module):
             if self.confusion is not None:
                 self.confusion.update(logits, labels)
         if maps is not None and batch is not None:
-            self.boxes.update(maps, logits, labels, batch)
+            classes = labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long()
+            self.boxes.update(maps, logits, classes, batch)
 
     def update_statistics(
         self, maps: Tensor, batch: Sequence[Any], preprocessing: Preprocessing | None
@@ -187,6 +199,7 @@ class Evaluation(nn.Module):
         """Count the statistics of maps (B, h, w) of the true classes, over the network's input."""
         images, size_hw = batch[0], (batch[0].shape[-2], batch[0].shape[-1])
         boxes = [torch.zeros(0, 4)] * len(maps)
+        is_counted = batch[1][:, 0] > 0 if batch[1].ndim > 1 else None  # have the class alone
         if isinstance(batch, Batch):
             boxes = batch.input_boxes_xyxy
         if isinstance(batch, Batch) and batch.is_cached:
@@ -194,16 +207,16 @@ class Evaluation(nn.Module):
             size_hw = preprocessing.size
             # A pooled vector that was cached without its map is a constant map: not counted.
             is_map = (images != images[..., :1, :1]).any(3).any(2).any(1)
-            maps, boxes = maps[is_map], [boxes[row] for row in is_map.nonzero().flatten()]
+            is_counted = is_map if is_counted is None else is_map & is_counted
+        if is_counted is not None:
+            maps, boxes = maps[is_counted], [boxes[row] for row in is_counted.nonzero().flatten()]
         self.statistics.update(maps, boxes, size_hw)
 
     def by_class(self) -> ClassScores:
         """The scores of each class, over all processes."""
         average_precision = None
         if self.task == "multilabel":
-            metric = self.ranked["map"]
-            assert isinstance(metric, MeanAveragePrecision)
-            average_precision = metric.by_class()
+            average_precision = self._average_precision().by_class()
         boxes_right, boxes_seen = self.boxes.accuracy.by_class()
         return ClassScores(
             confusion=None if self.confusion is None else self.confusion.compute().cpu(),
@@ -215,6 +228,8 @@ class Evaluation(nn.Module):
     def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
         """The scores by name, over all processes; see ``BoxScores.compute`` for localization."""
         scores = {"loss": self.loss.compute(), **self.ranked.compute()}
+        if "acc" in score_names(self.num_classes, self.task):
+            scores["acc"] = self._average_precision().accuracy()
         # Counts nothing, so that a process without any maps synchronizes like the others.
         self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))
         scores |= {
@@ -223,6 +238,11 @@ class Evaluation(nn.Module):
             if not value.isnan()
         }
         return scores | self.boxes.compute(calibrated)
+
+    def _average_precision(self) -> MeanAveragePrecision:
+        metric = self.ranked["map"]
+        assert isinstance(metric, MeanAveragePrecision)
+        return metric
 
     def reset(self) -> None:
         """Set all counts to zero."""

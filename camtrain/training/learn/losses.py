@@ -94,7 +94,7 @@ class TrainingLoss:
         cutmix: The same for cutmix.
 
     Raises:
-        CamtrainValueError: The weights are not K numbers above 0.
+        CamtrainValueError: The weights are not K numbers above 0, or a softmax has one class only.
         CamtrainTypeError: The weights are neither ``balanced`` nor numbers.
     """
 
@@ -108,6 +108,11 @@ class TrainingLoss:
         mixup: float = 0.0,
         cutmix: float = 0.0,
     ) -> None:
+        if num_classes == 1 and task == "multiclass":
+            raise CamtrainValueError(
+                "task must be multilabel for one class, which a picture has or has not, got "
+                "multiclass, whose only score is always 1; give --model.task multilabel."
+            )
         self.num_classes = num_classes
         self.task: Task = task
         self.label_smoothing = label_smoothing

@@ -11,14 +11,15 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from camtrain.data import Batch
+from camtrain.labels import best_classes
 from camtrain.model.camnet import CAMNet
 
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """A picture whose best class is not one of its own."""
+    """A picture whose best class is not one of its own, see ``best_classes``."""
 
-    confidence: float  # score of that class, in [0, 1]
+    confidence: float  # in that class, in [0, 1]
     index: int  # of the picture in the data set; in the validation where `image` is given
     label: Tensor  # class number or multi-hot, (K,)
     image: Tensor | None = None  # the network's input, where the picture cannot be read again
@@ -54,12 +55,13 @@ class Mistakes:
         first, self._pictures_before = self._pictures_before, self._pictures_before + len(logits)
         if not self.count or not len(logits):
             return
-        confidences, predicted = net.scores(logits.float()).max(1)
+        predicted, confidences = best_classes(net.scores(logits.float()))
         labels = batch[1].to(predicted.device)
         if labels.ndim == 1:
             is_right = labels == predicted
         else:
-            is_right = labels.gather(1, predicted[:, None])[:, 0] > 0
+            has_class = labels.gather(1, predicted.clamp_min(0)[:, None])[:, 0] > 0
+            is_right = has_class == (predicted >= 0)
         wrong = confidences.masked_fill(is_right, -1.0)
         for row in wrong.sort(descending=True, stable=True).indices[: self.count].tolist():
             if is_right[row]:

@@ -31,7 +31,7 @@ _CURVE_POINTS = 200
 
 _CURVES: dict[str, tuple[list[int] | None, tuple[str, ...]]] = {
     "loss": (None, ("train/loss", "val/loss")),
-    "accuracy": ([0, 1], ("val/acc1", "val/acc5", "val/map")),
+    "accuracy": ([0, 1], ("val/acc1", "val/acc5", "val/map", "val/acc")),
     "localization; GT-known and top-1 at the threshold 0.2": (
         [0, 1],
         ("val/loc_gt_known", "val/loc_top1", "val/max_box_acc", "val/centre_box_acc"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from camtrain.header import DEFAULT_THRESHOLD
+from camtrain.labels import best_classes
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.maps import picture_heatmaps
 from camtrain.model.camnet import CAMNet
@@ -40,7 +41,7 @@ class PictureResult:
     picture: ValidationPicture
     true: ClassResult | None  # of the true class, the first of several; None without a class
     predicted: ClassResult  # of the best class
-    is_right: bool  # whether the prediction is one of the true classes
+    is_right: bool  # whether the prediction is one of the true classes, see `best_classes`
     # whether the box of the true class has an IoU of at least 0.5 with any true box;
     # None where the picture has no box
     is_located: bool | None
@@ -204,10 +205,11 @@ def evaluate_pictures(
         true = torch.tensor(labels, device=device)
         classes = torch.stack([true, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
-        scores = net.scores(logits).gather(1, classes).tolist()
+        scores = net.scores(logits)
+        guesses, scores = best_classes(scores)[0].tolist(), scores.gather(1, classes).tolist()
     return [
         _result(*values, threshold)
-        for values in zip(pictures, maps, classes.tolist(), scores, strict=True)
+        for values in zip(pictures, maps, classes.tolist(), scores, guesses, strict=True)
     ]
 
 
@@ -216,9 +218,13 @@ def _result(
     maps: Tensor,
     classes: list[int],
     scores: list[float],
+    guess: int,
     threshold: float,
 ) -> PictureResult:
-    """The result of a picture from the maps (2, h, w) of its true and its predicted class."""
+    """The result of a picture from the maps (2, h, w) of its true and its predicted class.
+
+    ``guess`` is the predicted class, or -1 for none.
+    """
     heatmaps = picture_heatmaps(maps, picture.preprocessing, picture.size_hw)
     true, predicted = (
         ClassResult(*values, boxes_from_heatmap(values[-1], threshold)[:1])
@@ -232,7 +238,7 @@ def _result(
         picture=picture,
         true=true if picture.labels else None,
         predicted=predicted,
-        is_right=predicted.label in picture.labels,
+        is_right=guess in (picture.labels or (-1,)),
         is_located=is_located,
     )
 

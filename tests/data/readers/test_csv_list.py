@@ -58,6 +58,24 @@ def test_several_labels_are_multi_hot_and_none_is_possible(tmp_path: Path) -> No
     assert again.labels.tolist() == [[0, 0, 1, 1], [0] * 4, [0, 1, 0, 0], [0, 1, 0, 1]]
 
 
+def test_pictures_of_one_class_and_of_none_are_multi_hot(tmp_path: Path) -> None:
+    listed(tmp_path, "path,label", *(f"{n}.jpg,{'crack' if n % 3 == 0 else ''}" for n in range(30)))
+    sources = sources_of(tmp_path, val_fraction=0.2, test_fraction=0.1)
+    assert {split: source.class_names for split, source in sources.items()} == {
+        split: ("crack",) for split in ("train", "val", "test")
+    }
+    assert {split: source.labels[:, 0].tolist().count(1) for split, source in sources.items()} == {
+        "train": 7,
+        "val": 2,
+        "test": 1,
+    }
+    assert {split: len(source) for split, source in sources.items()} == {
+        "train": 21,
+        "val": 6,
+        "test": 3,
+    }
+
+
 def test_several_labels_are_divided_by_the_rarest(tmp_path: Path) -> None:
     labels = ["cat;dog"] * 40 + ["cat"] * 40 + ["dog;owl"] * 10 + [""] * 10
     listed(tmp_path, "path,label", *(f"{n}.jpg,{label}" for n, label in enumerate(labels)))
@@ -142,7 +160,14 @@ def test_text_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
         (["path,label", "1.jpg,a", ",b"], "line 3: expected a path, a label, got ,b"),
         (["path,label", "1.jpg,a", "1.jpg,b"], r"line 3: 1\.jpg is named a second time; write sev"),
         (["path,label", "1.jpg,a", "./1.jpg,b"], r"line 3: 1\.jpg is named a second time"),
-        (["path,label", "1.jpg,a", "2.jpg,"], r"line 3: the label is empty; write the class, or"),
+        (
+            ["path,label", "1.jpg,a", "2.jpg,", "3.jpg,b"],
+            r"line 3: the label is empty; write the class, or .* need a list of one class, or",
+        ),
+        (
+            ["path,label", "1.jpg,a;", "2.jpg,a"],
+            "at least 2 classes, but .* has one, 'a'; add .*em",
+        ),
         (["path,label", "1.jpg,a", "2.jpg,a"], "at least 2 classes, but .* has one, 'a'"),
         (
             ["path,label,split", "1.jpg,a,train", "2.jpg,b,val"],

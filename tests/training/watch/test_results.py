@@ -10,10 +10,10 @@ from camtrain.localization import LocalizationAccuracy
 from camtrain.model.camnet import CAMNet
 from camtrain.training import CAMDataModule
 from camtrain.training.watch import results as results_module
-from camtrain.training.watch.mistakes import Mistake
+from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.results import PictureResult, WatchRunner
 from camtrain.training.watch.snapshot import EpochSnapshot
-from tests.training.conftest import small_module
+from tests.training.conftest import quiet_trainer, small_module
 
 
 @pytest.fixture
@@ -129,6 +129,23 @@ def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
     row = EpochSnapshot(0, 0, ["a", "b"], [result], [], None).rows[result]
     assert row.true_name == "no class"
     assert not row.true_heatmap.any()
+
+
+@pytest.mark.parametrize("bias", [9.0, -9.0])
+def test_a_class_alone_is_found_from_a_score_of_a_half_on(bias: float) -> None:
+    net = small_module(num_classes=1, task="multilabel").net
+    torch.nn.init.constant_(net.head.bias, bias)
+    images, labels = torch.rand(4, 3, 24, 32), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    pictures = list(zip(images, labels, strict=True))
+    results, _ = WatchRunner(pictures, range(4), 4, net, is_backbone_cached=False).run(net)
+    assert [result.is_right for result in results] == [bias > 0, bias < 0] * 2
+    assert [result.true is None for result in results] == [False, True] * 2
+    assert {result.predicted.label for result in results} == {0}
+    mistakes = Mistakes(8)
+    mistakes.update(net, net.eval()(images).detach(), [images, labels])
+    worst = mistakes.of_all_processes(quiet_trainer())
+    assert sorted(mistake.index for mistake in worst) == ([1, 3] if bias > 0 else [0, 2])
+    assert all(mistake.confidence > 0.99 for mistake in worst)
 
 
 def test_damaged_pictures_are_passed_over(net: CAMNet, photographs: Path) -> None:
