@@ -108,7 +108,9 @@ class Backbone(nn.Module):
         except Exception as error:
             if torch.compiler.is_compiling() or not self._fails_by_size(images):
                 raise
-            raise self._wrong_size(image_hw, first_line(error)) from error
+            raise self._not_whole(images) or self._wrong_size(
+                image_hw, first_line(error)
+            ) from error
         if self.map_hw not in (None, tuple(features.shape[2:])) and not images.is_meta:
             reason = f"its head averages a window of {_as_text(self.map_hw)} pixels of the map"
             raise self._wrong_size(image_hw, f"{reason}, got {_as_text(features.shape[2:])}")
@@ -120,6 +122,21 @@ class Backbone(nn.Module):
         if images.is_meta or self.size_hw is None or self.size_hw == image_hw:
             return False
         return takes(self, channels, self.size_hw) and not takes(self, channels, image_hw)
+
+    def _not_whole(self, images: Tensor) -> CamtrainValueError | None:
+        """The error for a network that takes any number of whole patches, else None."""
+        patch_hw = getattr(getattr(self.trunk, "patch_embed", None), "patch_size", None)
+        if not isinstance(patch_hw, tuple):
+            return None
+        sides = tuple(zip(images.shape[2:], patch_hw, strict=True))
+        height, width = (max(1, round(side / patch)) * patch for side, patch in sides)
+        sizes = ((height, width), (height + patch_hw[0], width))  # one of them is not its own
+        if not all(takes(self, images.shape[1], size_hw) for size_hw in sizes):
+            return None
+        return CamtrainValueError(
+            f"The network takes images that its patches of {_as_text(patch_hw)} pixels divide, got "
+            f"{_as_text(images.shape[2:])}; set size to {_as_text((height, width))}, for example."
+        )
 
     def _wrong_size(self, image_hw: tuple[int, int], reason: str) -> CamtrainValueError:
         right = (

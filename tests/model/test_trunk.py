@@ -174,6 +174,22 @@ def test_images_of_another_size_than_the_networks_are_refused_in_one_sentence(
     assert "\n" not in str(error.value)
 
 
+def test_a_transformer_of_any_size_takes_whole_patches() -> None:
+    arguments = {"dynamic_img_size": True}
+    net = create_model("timm/test_vit3", 2, weights=None, neck=(), backbone_args=arguments).eval()
+    with torch.inference_mode():
+        output = net.class_maps(torch.rand(1, 3, 96, 160))
+    assert output.maps.shape[2:] == (6, 10)
+    law_1 = output.maps.mean((-2, -1)) + net.head.bias
+    torch.testing.assert_close(output.logits, law_1, atol=1e-5, rtol=1e-5)
+    message = (
+        "The network takes images that its patches of 16x16 pixels divide, got 100x156; set size "
+        "to 96x160, for example."
+    )
+    with pytest.raises(CamtrainValueError, match=f"^{message}$"):
+        net(torch.rand(1, 3, 100, 156))
+
+
 def test_another_failure_keeps_its_own_error() -> None:
     net = create_model("timm/test_vit", 2, weights=None, neck=())
     with pytest.raises(RuntimeError, match="Input type") as error:
