@@ -142,10 +142,13 @@ def torchvision_weights(model: str) -> dict[str, Any]:
     return {"DEFAULT": entries.DEFAULT, **{entry.name: entry for entry in entries}}
 
 
-def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any]) -> Preprocessing:
+def usual_preprocessing(
+    name: str, in_chans: int, backbone_args: dict[str, Any], config: object = None
+) -> Preprocessing:
     """What the library does to the pictures of a network, whose arguments may hold another size.
 
-    Pictures of other than three channels are normalized by the average of its means and deviations.
+    Pictures of other channels are normalized by the average of its means and deviations. ``config``
+    is what a hub says of a network of timm, in place of timm's own; see ``camtrain.model.hub``.
     """
     if name in PAPER_NETWORKS:
         return paper_preprocessing(name, in_chans)
@@ -153,21 +156,22 @@ def usual_preprocessing(name: str, in_chans: int, backbone_args: dict[str, Any])
     if library == "camtrain":
         gray = (0.5,) * in_chans
         return Preprocessing(size=(28, 28) if model == "mnist" else (64, 64), mean=gray, std=gray)
-    default = _timm_preprocessing(model) if library == "timm" else _torchvision_preprocessing(model)
+    is_timm = library == "timm"
+    default = _timm_preprocessing(model, config) if is_timm else _torchvision_preprocessing(model)
     side = backbone_args.get("img_size", backbone_args.get("image_size"))
     if side is not None:
         default = replace(default, size=(side, side) if isinstance(side, int) else tuple(side))
-    if in_chans == 3:
+    if in_chans == len(default.mean):
         return default
     # Networks that renormalize their input see pixels of -1 to 1.
     mean, std = (0.5, 0.5) if name in _RENORMALIZED else (fmean(default.mean), fmean(default.std))
     return replace(default, mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
-def _timm_preprocessing(model: str) -> Preprocessing:
+def _timm_preprocessing(model: str, config: Any = None) -> Preprocessing:  # noqa: ANN401  # timm's
     import timm
 
-    config: Any = timm.get_pretrained_cfg(model)
+    config = config or timm.get_pretrained_cfg(model)
     return Preprocessing(
         size=tuple(config.input_size[1:]),
         mean=tuple(config.mean),

@@ -25,6 +25,7 @@ from camtrain.model.builtin import conv_stack
 from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, find_maps, with_original_head
 from camtrain.model.cut import NoGraphError
+from camtrain.model.hub import hub_network, is_hub_name
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
     USUAL_NECK,
@@ -73,7 +74,8 @@ def create_model(
 
     Args:
         backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/...``; the library may be left
-            out.
+            out. Also ``timm/hf-hub:ORG/NAME[@REVISION]`` and ``timm/local-dir:PATH``, which bring
+            their own arguments, preprocessing, classes and weights, and channels unless 3.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
             A bundle, the file of a network of this project, gives its trunk, which must be the
@@ -104,6 +106,10 @@ def create_model(
         CamtrainValueError: An argument cannot work; the message says which, and the next step.
         CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
     """
+    hub = hub_network(backbone) if is_hub_name(backbone) else None
+    if hub is not None:
+        backbone, in_chans = hub.backbone, hub.in_chans if in_chans == 3 else in_chans
+        backbone_args = {**hub.backbone_args, **(backbone_args or {})}
     recipe: dict[str, Any] = {
         "backbone": full_name(backbone),
         "num_classes": num_classes,
@@ -121,13 +127,17 @@ def create_model(
     }
     _check_arguments(recipe)
     recipe["neck"] = list(neck)
-    pretrained = find_weights(recipe["backbone"], weights)
+    if hub is not None and weights == "DEFAULT":
+        pretrained: Weights | None = hub.weights()
+    else:
+        pretrained = find_weights(recipe["backbone"], weights)
     if pretrained is not None and pretrained.description is not None:
         return _continue_bundle(recipe, pretrained, pretrained.description)
     recipe["backbone_args"] = backbone_args_for(
         recipe["backbone"], weights, in_chans, recipe["backbone_args"]
     )
-    classifier = _build(recipe, None)
+    config = hub and hub.config
+    classifier = _build(recipe, None, config)
     weights_classes = None
     if pretrained is not None:
         pretrained = pretrained.fitted_to(classifier.network)
@@ -143,7 +153,7 @@ def create_model(
     is_same_head = recipe["num_classes"] == weights_classes and not neck and cut is None
     if is_same_head and recipe["backbone"] not in PAPER_NETWORKS:
         if _classes_of(classifier, classifier.network.state_dict()) != weights_classes:
-            classifier = _build(recipe, weights_classes)
+            classifier = _build(recipe, weights_classes, config)
         with suppress(NotCamReadyError, NoGraphError):
             net = _with_original_head(recipe, classifier, pretrained)
     has_weights_classes = num_classes is None or net is not None
@@ -161,14 +171,17 @@ def from_recipe(recipe: Mapping[str, Any]) -> CAMNet:
     return _with_new_head(recipe, _build(recipe, None), None)
 
 
-def _build(recipe: dict[str, Any], num_classes: int | None) -> Classifier:
-    """The library's classifier with random weights; None stands for its default classes."""
+def _build(recipe: dict[str, Any], num_classes: int | None, config: object = None) -> Classifier:
+    """The library's classifier with random weights; None stands for its default classes.
+
+    For ``config`` see ``usual_preprocessing``.
+    """
     name, in_chans, args = recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
     return Classifier(
         build_classifier(name, num_classes=num_classes, in_chans=in_chans, backbone_args=args),
         name,
         in_chans,
-        usual_preprocessing(name, in_chans, args),
+        usual_preprocessing(name, in_chans, args, config),
     )
 
 

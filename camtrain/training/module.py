@@ -23,7 +23,7 @@ from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.evaluator import Evaluator
 from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningRate, StepScores
-from camtrain.training.learn.facts import DataFacts, plain_preprocessing
+from camtrain.training.learn.facts import DataFacts, complete_settings, plain_preprocessing
 from camtrain.training.learn.freezing import Freezing
 from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
@@ -102,7 +102,8 @@ class CAMModule(LightningModule):
         """Build the network and remember the settings.
 
         Args:
-            backbone: Network to convert: ``torchvision/...``, ``timm/...`` or ``camtrain/...``.
+            backbone: ``torchvision/...``, ``timm/...``, ``camtrain/...``; of a hub or a folder:
+                ``timm/hf-hub:ORG/NAME[@REVISION]``, ``timm/local-dir:PATH``.
             num_classes: Number of classes; None means ``class_names``, or those of the weights.
             weights: ``DEFAULT`` or another name the library publishes; a file, also a bundle such
                 as ``runs/NAME/model.safetensors``, which keeps its head for the same classes; or
@@ -319,11 +320,10 @@ class CAMModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint complete: loading it needs neither a weights file nor data."""
         self._facts.warn("The checkpoint says")
-        num_classes = self.net.head.out_features
-        checkpoint["hyper_parameters"].update(weights=None, num_classes=num_classes)
         sums = cast("Tensor", self.all_gather(self.evaluator.sums()))
         checkpoint[METADATA_KEY] = {
             **self.evaluator.description_of(self.net).to_dict(),
+            "given": complete_settings(checkpoint["hyper_parameters"], self.net),
             "teacher": self._teacher_hash,
             "seed": self._seed,
             "train_sums": sums.reshape(-1, 3).tolist(),  # a row for each process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -300,4 +301,4 @@ def run_name(settings: Mapping[str, Any] | Namespace) -> str:
     name = Path(str(configs[-1])).stem if configs else str(settings["model"]["backbone"])
     # The agent of a W&B sweep runs the same config several times.
     trial = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-    return "-".join([name.rpartition("/")[2], *([trial] if trial else [])])
+    return "-".join([re.split("[/:]", name.rstrip("/"))[-1], *([trial] if trial else [])])

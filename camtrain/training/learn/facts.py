@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from camtrain.errors import CamtrainValueError, join_first
 from camtrain.header import read_safetensors_description
 from camtrain.model.camnet import CAMNet
+from camtrain.model.hub import is_hub_name
 from camtrain.model.recipes import USUAL_NECK
 from camtrain.preprocessing import Preprocessing
 
@@ -61,9 +62,10 @@ class DataFacts:
         if names is not None:
             net.name_classes(names)
         preprocessing = _agreed("preprocessing", _preprocessing_of(data), self._preprocessing)
-        if preprocessing is not None and len(preprocessing.mean) != self._in_chans:
+        in_chans = net.recipe["in_chans"] if net.recipe else self._in_chans  # a hub has its own
+        if preprocessing is not None and len(preprocessing.mean) != in_chans:
             raise CamtrainValueError(
-                f"preprocessing must have a mean and std for each of in_chans={self._in_chans} "
+                f"preprocessing must have a mean and std for each of in_chans={in_chans} "
                 f"channels, got {len(preprocessing.mean)}."
             )
         net.preprocessing = preprocessing or net.preprocessing
@@ -96,6 +98,20 @@ class DataFacts:
                 "your data module attributes of these names.",
                 stacklevel=2,
             )
+
+
+def complete_settings(settings: dict[str, Any], net: CAMNet) -> dict[str, Any]:
+    """Change the settings in a checkpoint so that they build its network from the file alone.
+
+    Returns:
+        The changed ones as they were given, with which a continued training is compared.
+    """
+    changes = {"weights": None, "num_classes": net.head.out_features}
+    if is_hub_name(settings["backbone"]) and net.recipe is not None:
+        changes |= {name: net.recipe[name] for name in ("backbone", "backbone_args", "in_chans")}
+    given = {name: settings[name] for name in changes}
+    settings.update(changes)
+    return given
 
 
 def plain_preprocessing(value: Preprocessing | Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -107,6 +107,7 @@ def check_same_settings(
     writer = checkpoint["callbacks"].get("RunWriter", {})
     stored = {
         **_with_prefix("model", checkpoint.get("hyper_parameters", {})),
+        **_with_prefix("model", checkpoint[METADATA_KEY].get("given", {})),
         **_with_prefix("data", checkpoint.get("datamodule_hyper_parameters", {})),
         "monitor": writer.get("monitor", monitor),
     }
