@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
@@ -20,6 +21,16 @@ def check_task(task: str) -> Task:
     if task not in get_args(Task):
         raise CamtrainValueError(f"task must be multiclass or multilabel, got {task!r}.")
     return cast("Task", task)
+
+
+def normal_form(name: str) -> str:
+    r"""A class name by which its spellings are compared: macOS decomposes letters with accents.
+
+    Example:
+        >>> normal_form("cafe\u0301") == "caf\u00e9"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def class_scores(logits: Tensor, task: Task) -> Tensor:

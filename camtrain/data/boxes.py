@@ -19,8 +19,8 @@ from torch import Tensor
 from camtrain.data.faults import refuse
 from camtrain.data.lists import csv_reader, path_in
 from camtrain.data.source import Listing, no_boxes
-from camtrain.errors import CamtrainValueError, one_line
-from camtrain.labels import label_names
+from camtrain.errors import CamtrainValueError, join_first, one_line
+from camtrain.labels import label_names, normal_form
 
 
 class BoxError(CamtrainValueError):
@@ -86,9 +86,10 @@ def from_xml(file: Path, *, first_pixel: int, names: Collection[str]) -> Iterato
             str(file),
         )
         return
+    names = set(map(normal_form, names))
     for element in objects:
         name = (element.findtext("name") or "").strip()
-        if name not in names:
+        if normal_form(name) not in names:
             continue
         corners = [element.findtext(f"bndbox/{column}") for column in _COLUMNS[1:]]
         try:
@@ -136,8 +137,8 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
                 f"{', '.join(f'{number:g}' for number in numbers)}; correct or delete it.",
                 path_of.get(file_name, file_name),
             )
-        elif file_name in path_of:
-            yield Box(path_of[file_name], from_xywh(*numbers), name)
+        else:
+            yield Box(path_of.get(file_name, file_name), from_xywh(*numbers), name)
 
 
 def from_xywh(x: float, y: float, width: float, height: float) -> tuple[int, int, int, int]:
@@ -213,6 +214,14 @@ class XmlBoxes:
 
     def __call__(self, row: int) -> Tensor:
         """The boxes of the picture at ``row``."""
+        file, names = self.file_of(row)
+        if file is None:
+            return no_boxes(row)
+        boxes = [box.box_xyxy for box in from_xml(file, first_pixel=self.first_pixel, names=names)]
+        return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+
+    def file_of(self, row: int) -> tuple[Path | None, list[str]]:
+        """The file of the picture at ``row``, if there is one, and the picture's classes."""
         names = label_names(self.listing.labels[row], self.names)
         parent, _, file_name = self.listing.paths[row].rpartition("/")
         stem = os.path.splitext(file_name)[0]
@@ -220,12 +229,8 @@ class XmlBoxes:
             place = template.format(parent=parent, stem=stem, name=names[0] if names else "")
             file = self.listing.root / (place if parent else place.lstrip("/"))
             if file.is_file():
-                boxes = [
-                    box.box_xyxy
-                    for box in from_xml(file, first_pixel=self.first_pixel, names=names)
-                ]
-                return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
-        return no_boxes(row)
+                return file, names
+        return None, names
 
 
 def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) -> BoxTable:
@@ -234,17 +239,36 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
     Localization concerns the labelled class, so boxes of another class than the picture's are left
     out; boxes that name no class count. A warning tells of boxes of no picture. ``names`` are those
     of the K classes, as the boxes spell them.
+
+    Raises:
+        CamtrainValueError: There are boxes, and none belongs to a picture.
     """
     row_of = {path: row for row, path in enumerate(listing.paths)}
-    rows, boxes_xyxy, unmatched_paths = [], [], []
+    rows, boxes_xyxy, unmatched_paths, other_names = [], [], [], []
     for path, box_xyxy, class_name in boxes:
         row = row_of.get(path)
         if row is None:
             unmatched_paths.append(path)
-        elif class_name in ("", *label_names(listing.labels[row], names)):
+        elif not class_name or normal_form(class_name) in map(
+            normal_form, label_names(listing.labels[row], names)
+        ):
             rows.append(row)
             boxes_xyxy.append(box_xyxy)
-    if unmatched_paths:
+        else:
+            other_names.append(class_name)
+    if other_names and not rows:
+        _refuse_all(
+            f"are of another class than their picture, the first of {other_names[0]}; the classes "
+            f"are {join_first(names, 3)}; spell them alike",
+            listing,
+        )
+    elif unmatched_paths and not rows:
+        _refuse_all(
+            f"are of no picture, the first of {unmatched_paths[0]}; write paths relative to the "
+            f"data folder, such as {listing.paths[0]}",
+            listing,
+        )
+    elif unmatched_paths:
         warnings.warn(
             f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
             f"{unmatched_paths[0]}; paths are relative to the data folder, such as "
@@ -252,6 +276,12 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
             stacklevel=2,
         )
     return BoxTable(len(row_of), rows, boxes_xyxy)
+
+
+def _refuse_all(reason: str, listing: Listing) -> None:
+    """Raise, or list, that none of the boxes of a data set can be used."""
+    message = f"All boxes of {listing.root} {reason}, or remove the boxes."
+    refuse(CamtrainValueError(message))
 
 
 def with_boxes(listing: Listing, *, has_xml: bool) -> Listing:
@@ -270,9 +300,13 @@ def with_boxes(listing: Listing, *, has_xml: bool) -> Listing:
             "rename all but one."
         )
     if has_xml:
-        return replace(
-            listing, boxes=XmlBoxes(listing, names, ["{parent}/{stem}.xml"], first_pixel=1)
-        )
+        xml = XmlBoxes(listing, names, ["{parent}/{stem}.xml"], first_pixel=1)
+        if all(xml.file_of(row)[0] is None for row in range(len(listing.paths))):
+            reason = (
+                "are in XML files that no picture is named like, as cat/1.jpg is like cat/1.xml"
+            )
+            _refuse_all(f"{reason}; rename them", listing)
+        return replace(listing, boxes=xml)
     if not files:
         return listing
     [file] = files

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from camtrain.data.faults import refuse
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split
 from camtrain.errors import CamtrainValueError, join_first
-from camtrain.labels import class_counts
+from camtrain.labels import class_counts, normal_form
 
 _logger = logging.getLogger(__name__)
 
@@ -47,13 +47,15 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
 
     The list is ``class_names``, if given: that of a trained network, which may have more classes.
     Otherwise it is the list that comes with the data set. If there is none, it is made of the
-    classes that have pictures in train, or in the first split if there is no train.
+    classes that have pictures in train, or in the first split if there is no train. Names that
+    differ only in how accents are stored are of the same class, see ``normal_form``.
 
     Raises:
         CamtrainValueError: A split has a class that is not in the list; or the list is made of the
             pictures, and train has no picture of a class or a classifier has one class only, to
             which all pictures belong.
     """
+    listing = _with_one_spelling(listing, class_names or ())
     rows_by_split = listing.rows_by_split()
     names_by_split = {s: _names_with_pictures(listing, rows) for s, rows in rows_by_split.items()}
     first = next(iter(names_by_split))
@@ -88,6 +90,17 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
                 stacklevel=3,
             )
     return _with_class_list(listing, names)
+
+
+def _with_one_spelling(listing: Listing, class_names: Sequence[str]) -> Listing:
+    """The listing with one name per class: as in ``class_names``, else the first."""
+    spellings: dict[str, str] = {}
+    for name in (*class_names, *listing.class_names):
+        spellings.setdefault(normal_form(name), name)
+    names = tuple(spellings[normal_form(name)] for name in listing.class_names)
+    if names == listing.class_names:
+        return listing
+    return _with_class_list(replace(listing, class_names=names), tuple(dict.fromkeys(names)))
 
 
 def _names_with_pictures(listing: Listing, rows: NDArray[np.int64]) -> tuple[str, ...]:
@@ -129,5 +142,6 @@ def _with_class_list(listing: Listing, names: tuple[str, ...]) -> Listing:
         labels = new_labels[listing.labels.astype(np.int64)]
     else:
         labels = np.zeros((len(listing.labels), len(names)), np.bool_)
-        labels[:, new_labels[new_labels >= 0]] = listing.labels[:, new_labels >= 0]
+        places = (slice(None), new_labels[new_labels >= 0])
+        np.logical_or.at(labels, places, listing.labels[:, new_labels >= 0])
     return replace(listing, labels=labels, class_names=names)

@@ -59,7 +59,7 @@ def _optional_suffixes() -> tuple[str, ...]:
 
 
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
     *_optional_suffixes(),
 )
 # How pictures that nothing here reads can be read or replaced.
@@ -157,23 +157,46 @@ def decode_image(
 def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
     """An RGB picture of 8 bits, from a picture of any mode.
 
-    Transparency is composited on white, 16-bit gray is scaled (not clipped) to 8 bits; ``exif``
-    turns the picture upright.
+    Transparency is composited on white; ``exif`` turns the picture upright. Gray of more bits is
+    scaled, not clipped, to 8 bits: integers from 0..65535; floats from 0..1, 0..255 or 0..65535,
+    the first of them that holds their values.
+
+    Raises:
+        ValueError: The gray values lie outside, or would all become the same.
     """
     # Loading turns TIFF files upright, so the orientation is asked for afterwards, or undone.
     stored_orientation = _orientation(image) if image.format == "TIFF" and not exif else None
     image.load()
     undoing = _UNDONE_BY.get(stored_orientation or 1, stored_orientation)
     orientation = _orientation(image) if exif else undoing
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(((gray.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_gray_of_8_bits(np.asarray(image)))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _gray_of_8_bits(gray: NDArray[Any]) -> NDArray[np.uint8]:
+    """Gray values, (H, W), integers or floats, in 8 bits; see ``to_rgb``."""
+    low, high = gray.min(), gray.max()
+    if gray.dtype.kind == "f":
+        top = next((top for top in (1, 255, 65535) if low >= 0 and high <= top), None)
+        if top is None:
+            raise ValueError(
+                f"gray values from {low:g} to {high:g}, expected 0..1, 0..255 or 0..65535"
+            )
+        bits = np.rint(gray * (255 / top)).astype(np.uint8)
+    else:
+        bits = ((gray.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8)
+    if low < high and bits.min() == bits.max():
+        raise ValueError(
+            f"gray values from {low} to {high} are the same in 8 bits, in which 0..65535 becomes "
+            "0..255; save it in 8 bits"
+        )
+    return bits
 
 
 def _decode_jpeg(

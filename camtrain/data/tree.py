@@ -24,6 +24,8 @@ from camtrain.files import replacing, user_cache
 
 _VERSION = 1  # of the cached index
 _WORTH_CACHING = 10_000  # pictures; a smaller tree is scanned in milliseconds
+# What lies beside pictures in many data sets.
+OTHER_SUFFIXES = (".csv", ".txt", ".xml", ".json", ".md", ".yaml", ".mat", ".npy", ".zip", ".tar")
 _SETTLED = 2.0  # seconds: a folder that changed later may change again at the same time stamp
 
 
@@ -35,6 +37,7 @@ class Tree:
     counts: NDArray[np.int64]  # (F,), the pictures that lie directly in each
     paths: PathList  # the pictures, relative, folder by folder, sorted by name within each
     has_xml: bool  # whether a folder holds a file that ends in .xml
+    skipped: str = ""  # in words, what is left out: files of other kinds, and links to nowhere
 
 
 def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
@@ -43,7 +46,8 @@ def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
     Hidden files and folders are skipped, links are followed. A tree of 10,000 pictures or more is
     saved in the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), and read from there if
     the time stamps of all folders are the same; whoever adds, removes or renames a file changes the
-    time stamp of its folder.
+    time stamp of its folder. A tree with files that are left out is not saved, so that every run
+    says so.
 
     Args:
         root: The data folder.
@@ -55,7 +59,8 @@ def scan(root: Path, tops: Sequence[str] = ("",)) -> Tree:
         return tree
     start = time.time()
     tree, times = _scan_disk(root, tops)
-    if len(tree.paths) >= _WORTH_CACHING and times.max() < (start - _SETTLED) * 1e9:
+    is_settled = times.max() < (start - _SETTLED) * 1e9
+    if len(tree.paths) >= _WORTH_CACHING and is_settled and not tree.skipped:
         _save(index, tree, times)
     return tree
 
@@ -77,9 +82,10 @@ def _scan_disk(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]
             yield from (_join(folder.path, name) for name in sorted(folder.pictures))
 
     paths = PathList.of(pictures())
-    if unread:
-        warnings.warn(f"Skipped in {root}: {describe_skipped(unread)}.", stacklevel=4)
-    tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml)
+    skipped = describe_skipped(unread)
+    if skipped and len(paths):  # without any picture, the reader's error says it
+        warnings.warn(f"Skipped in {root}: {skipped}.", stacklevel=4)
+    tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml, skipped)
     return tree, np.array(times, np.int64)
 
 
@@ -94,32 +100,43 @@ class _Folder(NamedTuple):
     path: str  # relative to the data folder
     time: int  # time stamp of the folder, in ns
     pictures: list[str]  # names, not sorted
-    unread: list[str]  # names of pictures that nothing here reads
+    unread: list[str]  # paths of files that nothing here reads, and of links to nowhere
     has_xml: bool
 
 
-def _walk(root: Path, folder: str) -> Iterator[_Folder]:
-    """A folder and all folders below it; links from a folder to one of its parents are skipped."""
+def _walk(root: Path, folder: str, links: tuple[str, ...] = ()) -> Iterator[_Folder]:
+    """A folder and all folders below it; links to a folder that contains them are skipped.
+
+    ``links`` are the folders with the links that led here.
+    """
     path = os.path.join(root, folder)
     stamp = os.stat(path).st_mtime_ns
-    pictures, unread, subfolder_names, has_xml = [], [], [], False
+    pictures, unread, has_xml = [], [], False
+    links_below: dict[str, tuple[str, ...]] = {}  # of each subfolder
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
                 continue
-            if name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+            if name.lower().endswith(IMAGE_SUFFIXES) and _is_file(entry):
                 pictures.append(name)
-            elif entry.is_dir():
-                if not (entry.is_symlink() and _contains(entry.path, path)):
-                    subfolder_names.append(name)
-            elif name.lower().endswith(tuple(SUFFIX_ADVICE)):
-                unread.append(name)
-            elif name.endswith(".xml"):
-                has_xml = True
+            elif os.path.isdir(entry):
+                below = (*links, path) if entry.is_symlink() else links
+                if below is links or not any(_contains(entry.path, inner) for inner in below):
+                    links_below[name] = below
+                else:
+                    unread.append(entry.path)
+            elif folder and not name.lower().endswith(OTHER_SUFFIXES):  # else beside the data
+                unread.append(entry.path)
+            has_xml = has_xml or name.endswith(".xml")
     yield _Folder(folder, stamp, pictures, unread, has_xml)
-    for name in sorted(subfolder_names):
-        yield from _walk(root, _join(folder, name))
+    for name in sorted(links_below):
+        yield from _walk(root, _join(folder, name), links_below[name])
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or a link to one; a link to itself is none."""
+    return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
 
 
 def _contains(folder: str, inner: str) -> bool:
@@ -127,8 +144,11 @@ def _contains(folder: str, inner: str) -> bool:
     return Path(inner).resolve().is_relative_to(Path(folder).resolve())
 
 
+_NOWHERE, _ABOVE = "links to no file", "links to a folder that holds them"
+
+
 def describe_skipped(paths: Sequence[str]) -> str:
-    """How many files of each kind were skipped; pictures by name, and how they can be read.
+    """How many files of each kind were skipped; links and pictures by name, with advice.
 
     Example:
         >>> describe_skipped(["a/b.svg", "a/notes.txt"])
@@ -136,12 +156,15 @@ def describe_skipped(paths: Sequence[str]) -> str:
     """
     names: dict[str, list[str]] = {}
     for path in map(Path, paths):
-        names.setdefault(path.suffix.lower() or "without suffix", []).append(path.name)
+        kind = path.suffix.lower() or "without suffix"
+        if path.is_symlink() and not os.path.isfile(path):
+            kind = _ABOVE if os.path.isdir(path) else _NOWHERE
+        names.setdefault(kind, []).append(path.name)
     kinds = []
-    for suffix in sorted(names, key=lambda suffix: (suffix not in SUFFIX_ADVICE, suffix)):
-        advice = SUFFIX_ADVICE.get(suffix)
-        details = f" ({join_first(names[suffix], 3)}; {advice})" if advice else ""
-        kinds.append(f"{len(names[suffix])} {suffix}{details}")
+    advice = {_NOWHERE: "", _ABOVE: "", **SUFFIX_ADVICE}
+    for kind in sorted(names, key=lambda kind: (kind not in advice, kind)):
+        by_name = "; ".join(filter(None, (join_first(names[kind], 3), advice.get(kind))))
+        kinds.append(f"{len(names[kind])} {kind}" + f" ({by_name})" * (kind in advice))
     return ", ".join(kinds)
 
 
@@ -173,7 +196,7 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e))
 
 
 def top_of(folder: str, tops: Iterable[str]) -> str:

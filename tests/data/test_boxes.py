@@ -79,14 +79,22 @@ def test_the_same_boxes_in_every_format(tmp_path: Path) -> None:
         ("nowhere.jpg", "dog", [1, 1, 1, 1]),
         ("test/cat/a.jpg", "cat", [0, 0, 50, 30]),
     )
-    for name in ("csv", "voc", "coco"):
-        if name == "csv":
-            with pytest.warns(
-                UserWarning, match=r"1 boxes are of no .* of train/cat/a\.jpg; paths"
-            ):
-                assert boxes_of(tmp_path / name) == expected
-        else:
-            assert boxes_of(tmp_path / name) == expected, name
+    assert boxes_of(tmp_path / "voc") == expected
+    for name, path in {"csv": r"train/cat/a\.jpg", "coco": r"nowhere\.jpg"}.items():
+        with pytest.warns(UserWarning, match=f"1 boxes are of no .* of {path}; paths"):
+            assert boxes_of(tmp_path / name) == expected
+
+
+def test_class_names_of_boxes_may_spell_accents_in_two_ways(tmp_path: Path) -> None:
+    """Before, such boxes were those of another class."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    picture(tmp_path / "csv" / "test" / composed / "a.jpg")
+    text(tmp_path / "csv" / "boxes.csv", HEADER, f"test/{composed}/a.jpg,1,1,2,2,{decomposed}")
+    picture(tmp_path / "voc" / "test" / composed / "a.jpg")
+    xml(tmp_path / "voc" / "test" / composed / "a.xml", (decomposed, 2, 2, 2, 2))
+    for name in ("csv", "voc"):
+        picture(tmp_path / name / "test" / "dog" / "a.jpg")
+        assert ImageFolder(tmp_path / name, "test").boxes(0).tolist() == [[1, 1, 2, 2]]
 
 
 def test_the_class_column_may_be_absent_and_a_byte_order_mark_present(tmp_path: Path) -> None:
@@ -189,6 +197,23 @@ def csv_and_xml(root: Path) -> None:
         (
             lambda root: text(root / "test" / "cat" / "a.xml", "<annotation>"),
             r"a\.xml must be the XML of a picture's boxes, but cannot be read \(no element",
+        ),
+        # Of the boxes that belong to no picture: before, the data counted as without boxes.
+        (
+            csv_of(HEADER, "cat/a.jpg,1,2,3,4,cat", "cat/b.jpg,1,2,3,4,cat"),
+            r"All boxes of .* are of no picture, the first of cat/a\.jpg; write paths relative to",
+        ),
+        (
+            csv_of(HEADER, "test/cat/a.jpg,1,2,3,4,Cat"),
+            "are of another class than their picture, the first of Cat; the classes are cat, dog;",
+        ),
+        (
+            lambda root: coco(root, ("x.jpg", "cat", [1, 2, 3, 4])),
+            r"All boxes of .* are of no picture, the first of x\.jpg",
+        ),
+        (
+            lambda root: xml(root / "test" / "cat" / "x.xml", ("cat", 1, 1, 2, 2)),
+            r"All boxes of .* are in XML files that no picture is named like, as cat/1\.jpg",
         ),
         (csv_and_coco, r"boxes in one place, but has boxes\.csv and annotations\.json"),
         (csv_and_xml, r"but has boxes\.csv and XML files beside the pictures; delete or rename"),

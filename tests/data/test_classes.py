@@ -64,6 +64,23 @@ def test_several_labels_are_moved_to_a_given_list() -> None:
     assert found.labels.tolist() == [[True, False, False, True], [False] * 4]
 
 
+CAFES = ("caf\u00e9", "cafe\u0301")  # composed, and decomposed as on macOS
+
+
+@pytest.mark.parametrize("names", [("ant", *CAFES), ("ant", *CAFES[::-1])])
+@pytest.mark.parametrize("given", [None, ("ant", CAFES[0]), ("ant", CAFES[1])])
+def test_a_class_has_one_name_however_its_accents_are_stored(
+    names: tuple[str, ...], given: tuple[str, ...] | None
+) -> None:
+    """Before: val has the class caf\u00e9, unknown to train, which has caf\u00e9."""
+    splits = [TRAIN, TRAIN, VAL, VAL]
+    found = with_classes(listing([0, 1, 2, 0], splits, names), given)
+    assert (found.class_names, found.labels.tolist()) == (given or names[:2], [0, 1, 1, 0])
+    hot = np.array([[True, True, False], [True, False, True]])
+    found = with_classes(listing(hot, [TRAIN, VAL], names), given)
+    assert found.labels.tolist() == [[True, True], [True, True]]
+
+
 @pytest.mark.parametrize(
     ("labels", "splits", "names", "given", "message"),
     [

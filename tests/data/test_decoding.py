@@ -94,6 +94,40 @@ def test_every_mode_becomes_rgb(tmp_path: Path, kind: str) -> None:
     assert torch.equal(read_image(file), expected)
 
 
+# Gray values: what is read, or said. Before: 0, 0 (of 0.5); clipped; 0; 0; 255; 0; 0.
+GRAY: dict[str, tuple[np.ndarray, list[int] | str]] = {
+    "floats of 0..1": (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+    "floats of 0..255": (np.array([[0.0, 7.6, 200.0]], np.float32), [0, 8, 200]),
+    "floats of 16 bits": (np.array([[0.0, 257.0, 65535.0]], np.float32), [0, 1, 255]),
+    "negative floats": (
+        np.array([[-1.0, 0.5]], np.float32),
+        "gray values from -1 to 0.5, expected",
+    ),
+    "no numbers": (np.array([[np.nan, 0.5]], np.float32), "gray values from nan to nan, expected"),
+    "integers of 32 bits": (np.array([[0, 65535]], np.int32), [0, 255]),
+    "large integers": (np.array([[70_000, 90_000]], np.int32), "from 70000 to 90000 are the same"),
+    "dark integers": (np.array([[0, 100]], np.uint16), "from 0 to 100 are the same in 8 bits"),
+    "one value": (np.array([[100, 100]], np.uint16), [0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", GRAY)
+def test_no_gray_picture_becomes_constant_without_a_word(name: str, tmp_path: Path) -> None:
+    gray, expected = GRAY[name]
+    Image.fromarray(gray).save(tmp_path / "a.tif")
+    if isinstance(expected, str):
+        with pytest.raises(DamagedImageError, match=expected):
+            read_image(tmp_path / "a.tif")
+    else:
+        assert read_image(tmp_path / "a.tif")[0].tolist() == [expected]
+
+
+def test_jfif_is_jpeg(tmp_path: Path) -> None:
+    Image.fromarray(RED_ON_TOP).save(tmp_path / "a.jfif", format="JPEG")  # before: left out
+    assert ".jfif" in IMAGE_SUFFIXES
+    assert read_image(tmp_path / "a.jfif").shape == (3, 6, 10)
+
+
 def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (10, 6), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])

@@ -1,6 +1,7 @@
 """Finding pictures below a folder, and when the index of them is used again."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +74,27 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "data" / "a" / "3.jpg").symlink_to(tmp_path / "else" / "3.jpg")
     (tmp_path / "data" / "a" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "data" / "a" / "up").symlink_to(tmp_path / "data", target_is_directory=True)
-    assert list(scan(tmp_path / "data").paths) == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
+    skipped = r"1 links to a folder that holds them \(up\), 1 links to no file \(lost\.jpg\)"
+    with pytest.warns(UserWarning, match=skipped):  # before: nothing was said
+        assert list(scan(tmp_path / "data").paths) == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
+
+
+# Links by place and target: before, each was "OSError: Too many levels of symbolic links".
+CIRCLES = {
+    "to itself": ({"a/me": "me"}, "links to no file (me)"),
+    "a picture to itself": ({"a/me.jpg": "me.jpg"}, "links to no file (me.jpg)"),
+    "to each other": ({"a/x": "../b", "b/y": "../a"}, "links to a folder that holds them (y, x)"),
+}
+
+
+@pytest.mark.parametrize("name", CIRCLES)
+def test_circles_of_links_are_left_out_and_named(name: str, tmp_path: Path) -> None:
+    links, sentence = CIRCLES[name]
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    for place, target in links.items():
+        (tmp_path / place).symlink_to(target)
+    with pytest.warns(UserWarning, match=re.escape(sentence)):
+        assert {"a/1.jpg", "b/1.jpg"} <= set(scan(tmp_path).paths)
 
 
 def test_the_index_is_used_until_a_folder_changes(tmp_path: Path, scans: list[Path]) -> None:
@@ -156,3 +177,12 @@ def test_pictures_that_nothing_reads_are_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match=r"Skipped in .*: 2 \.svg \(y\.svg, z\.SVG; draw it as a"):
         assert list(scan(tmp_path).paths) == ["a/x.jpg"]
+
+
+def test_what_is_left_out_is_said_in_every_run(tmp_path: Path, scans: list[Path]) -> None:
+    """Before, the second run took the index, and said nothing; `.tga` was never named."""
+    root = touch(tmp_path / "data", "a/1.jpg", "a/2.jfif", "a/2.tga", "a/boxes.csv")
+    settle(root)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"Skipped in .*: 1 \.tga\."):
+            assert list(scan(root).paths) == ["a/1.jpg", "a/2.jfif"]

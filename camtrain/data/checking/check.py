@@ -29,12 +29,9 @@ from camtrain.data.sources import (
     naming_arguments_of,
     source_options,
 )
-from camtrain.data.tree import files_below
+from camtrain.data.tree import OTHER_SUFFIXES, files_below
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.labels import classes_of
-
-# What lies beside pictures in many data sets, and need not be opened to know it is none.
-_OTHER_SUFFIXES = (".csv", ".txt", ".xml", ".json", ".md", ".yaml", ".mat", ".npy", ".zip", ".tar")
 
 
 def check_data(
@@ -104,7 +101,7 @@ def check_data(
         suffix = Path(path).suffix.lower()
         if path in used:
             continue
-        if suffix not in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES) and format_of(Path(folder, path)):
+        if suffix not in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) and format_of(Path(folder, path)):
             findings.append(Finding("ignored", (path,), ""))
         else:
             unused[suffix or "without suffix"] += 1

@@ -108,7 +108,9 @@ def test_after_leaving_the_list_out_no_error_remains(damaged: Path) -> None:
     assert report.status == 1
     errors = {path for finding in report.errors for path in finding.paths}
     assert set(report.excluded()) == errors
-    _, kept = make_sources_without("folder", SourceOptions(root=damaged), list(report.excluded()))
+    options = SourceOptions(root=damaged)
+    with pytest.warns(UserWarning, match=r"Skipped in .*: 1 \.pngx\."):
+        _, kept = make_sources_without("folder", options, list(report.excluded()))
     assert {split: len(source) for split, source in kept.items()} == {
         "train": 19 - 5,
         "val": 9,

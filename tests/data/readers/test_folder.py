@@ -135,11 +135,50 @@ def test_pictures_outside_the_class_folders_are_said(tmp_path: Path) -> None:
         assert len(ImageFolder(root, "train")) == 2
 
 
-def test_another_name_of_val_is_said(tmp_path: Path) -> None:
-    root = flat(tmp_path / "train", {"a": 10, "b": 10}).parent
-    fill(root, ["valid/a/1.png", "valid/b/1.png"])
-    with pytest.warns(UserWarning, match="valid is left out; rename it to val to use it"):
-        assert len(ImageFolder(root, "train", val_fraction=0.3)) == 14
+# Folders: the splits, or what is asked. Before: two classes, Train and Val; the same; test was left
+# out without a word; valid was left out with a warning; val was taken; the classes differed.
+SPELLINGS: dict[str, object] = {
+    "Train Val": ["train", "val"],
+    "training validation TESTING": ["train", "val", "test"],
+    "train Test": ["train", "val", "test"],
+    "train valid": ["train", "val"],
+    "Training": ["train", "val"],
+    "train val validation": "folders train, val, validation, .* two are of the same split",
+    "Train Val:c": "where each holds the same class folders, but c is not in each; name splits",
+    "train Test:c": "but c is not in each; name splits train, val and test, and classes otherwise",
+    "valid invalid": ["train", "val", "test"],  # two classes
+}
+
+
+@pytest.mark.parametrize("folders", SPELLINGS)
+def test_splits_are_known_by_their_usual_spellings(folders: str, tmp_path: Path) -> None:
+    for folder in folders.split():
+        top, _, another = folder.partition(":")
+        flat(tmp_path / top, dict.fromkeys(["a", "b", *([another] if another else [])], 3))
+    expected = SPELLINGS[folders]
+    if isinstance(expected, str):
+        with pytest.raises(CamtrainValueError, match=expected):
+            available_splits(tmp_path)
+        return
+    assert list(available_splits(tmp_path)) == expected
+    classes = ("invalid", "valid") if "invalid" in folders else ("a", "b")
+    assert ImageFolder(tmp_path, "train").class_names == classes
+
+
+def test_a_test_folder_without_classes_is_said(tmp_path: Path) -> None:
+    """Before, its pictures were left out without a word."""
+    root = fill(tmp_path, ["train/a/1.png", "train/b/1.png", "Test/1.png"])
+    with pytest.warns(UserWarning, match="Test is left out, since it holds no class folders"):
+        available_splits(root)
+
+
+def test_a_folder_of_dangling_links_says_so(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").symlink_to("/nowhere/1.jpg")
+    sentence = r"holds no images, but 2 links to no file \(1\.jpg, 1\.jpg\); expected"
+    with pytest.raises(CamtrainFileNotFoundError, match=sentence):  # before: holds no images
+        available_splits(tmp_path)
 
 
 def test_all_splits_come_from_one_look_at_the_folder(
