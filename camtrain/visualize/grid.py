@@ -167,7 +167,7 @@ def timeline(
 
     Args:
         rows: Each row has a picture for each heading.
-        headings: Texts above the columns, of one or two lines.
+        headings: Texts above the columns, of a line or more.
         tile: Side of the square that each picture is shrunk or enlarged to fit, in pixels.
 
     Raises:

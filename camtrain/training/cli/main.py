@@ -24,7 +24,8 @@ from camtrain.training.cli.help import OneLineParser, spelled_as_options
 from camtrain.training.cli.measuring import MeasuredNetwork, check_options
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
-from camtrain.training.run.fit import check_size, default_monitor, fit
+from camtrain.training.run.checks import check_size
+from camtrain.training.run.fit import default_monitor, fit
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 from camtrain.training.run.results import MapWriter, write_scores
 from camtrain.training.run.resume import as_plain, check_start, split_beside

@@ -10,19 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camtrain.data import Split
-from camtrain.errors import CamtrainValueError, one_line
+from camtrain.errors import CamtrainValueError
 from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_names
 from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
+from camtrain.training.run.checks import (
+    check_can_continue,
+    check_size,
+    check_validation_interval,
+)
 from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
     LoggedSoFar,
@@ -47,7 +51,6 @@ from camtrain.training.run.trainer import (
     best_precision,
     build_trainer,
     check_precision,
-    check_validation_interval,
 )
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
@@ -62,10 +65,11 @@ class FitResult:
 
     Attributes:
         folder: Folder of the run.
-        best_epoch: Number of the best epoch, from 1; None if no epoch was validated.
-        scores: Scores of the best epoch on all splits, by their logged names.
-        bundle: The network of the best epoch; there is none after ``fast_dev_run``.
-        best_checkpoint: The checkpoint of the best epoch.
+        best_epoch: Number of the epoch of the best validation, from 1; None if there was none.
+        best_step: Number of its step, from 1; None likewise.
+        scores: Scores of the best validation, and of the test of its network, by logged names.
+        bundle: The network of the best validation; there is none after ``fast_dev_run``.
+        best_checkpoint: The checkpoint of the best validation.
         last_checkpoint: The checkpoint that ``ckpt_path="last"`` continues from.
     """
 
@@ -75,6 +79,7 @@ class FitResult:
     bundle: Path | None
     best_checkpoint: Path | None
     last_checkpoint: Path | None
+    best_step: int | None = None
 
 
 def fit(
@@ -264,6 +269,8 @@ def open_run(
     run = writer.folder
     if trainer.is_global_zero:  # the other processes start later, when the run has begun
         check_start(run, ckpt_path, overwrite=overwrite)
+        if ckpt_path is not None:
+            check_can_continue(trainer)
         trainer.strategy.connect(module)  # as `Trainer.fit` does
         data.trainer = trainer
         module.follow_data(data)
@@ -304,23 +311,6 @@ def open_run(
     return ckpt_path, so_far
 
 
-def check_size(module: CAMModule) -> None:
-    """Refuse pictures that are too small for the network, before anything is written."""
-    preprocessing = module.net.preprocessing
-    assert preprocessing is not None
-    picture = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
-    try:
-        with torch.no_grad():
-            module.net.eval()(picture)
-    except RuntimeError as error:
-        raise CamtrainValueError(
-            f"data.size={preprocessing.size} is too small for {module.hparams['backbone']} "
-            f"({one_line(error, with_type=False)}); give a larger one."
-        ) from error
-    finally:
-        module.train()
-
-
 def _conclude_run(
     writer: RunWriter,
     trainer: Trainer,
@@ -346,5 +336,6 @@ def _conclude_run(
     print_run_files(run, trainer)
     finish_loggers(trainer.loggers)
     bundle, best, last = (p if p.is_file() else None for p in (run.bundle, run.best, run.last))
-    epoch = None if writer.best is None else int(writer.best["epoch"])
-    return FitResult(run.path, epoch, scores, bundle, best, last)
+    row = {} if writer.best is None else writer.rows[int(writer.best["row"])]
+    epoch, step = (int(row[name]) if row else None for name in ("epoch", "step"))
+    return FitResult(run.path, epoch, scores, bundle, best, last, step)

@@ -26,7 +26,7 @@ class RunFolder:
         self.best = self.path / BEST_NAME  # of the best epoch
         self.bundle = self.path / BUNDLE_NAME  # the network of the best epoch
         self.config = self.path / CONFIG_NAME  # every setting
-        self.metrics = self.path / "metrics.csv"  # a row per epoch
+        self.metrics = self.path / "metrics.csv"  # a row per validation and epoch
         self.split = self.path / SPLIT_NAME  # the split of each picture, where the run divides them
         self.cams = self.path / "cams"  # the heatmap sheets
         self.report = self.path / "report.html"

@@ -125,7 +125,7 @@ def check_same_settings(
             f"the same (they are in {folder.config}), or start a new run from its network: "
             f"model.weights={folder.bundle}."
         )
-    epochs = len(writer.get("rows", ()))
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_epochs is not None and 0 <= max_epochs < epochs:
         raise CamtrainValueError(
             f"trainer.max_epochs must be at least {epochs}, the epochs that the training in "

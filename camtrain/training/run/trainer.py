@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 
 from camtrain.errors import CamtrainValueError, one_line
 
@@ -51,6 +50,9 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if options.get("enable_progress_bar") is not False and not has_bar:
         callbacks = [*callbacks, ProgressBarFromOne()]
+    if isinstance(options.get("val_check_interval"), int):  # Lightning takes 1 for a whole epoch
+        for stopper in (c for c in callbacks if isinstance(c, EarlyStopping)):
+            stopper._check_on_train_epoch_end = bool(stopper._check_on_train_epoch_end)
     try:
         return Trainer(**{**options, "callbacks": callbacks})
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -72,17 +74,10 @@ def check_precision(trainer: Trainer) -> None:
         )
 
 
-def check_validation_interval(trainer: Trainer, pictures: int, settings: Mapping[str, Any]) -> None:
-    """Raise CamtrainValueError where validations are further apart than an epoch has batches.
-
-    Lightning refuses that too, when the files of the run exist already.
-    """
-    interval, batches = trainer.val_check_interval, math.ceil(pictures / settings["batch_size"])
-    if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > batches:
-        raise CamtrainValueError(
-            f"trainer.val_check_interval must be at most the {batches} batches of an epoch, got "
-            f"{interval}; give fewer, or trainer.check_val_every_n_epoch for whole epochs."
-        )
+def ends_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch ends with the present batch, or the training does, as far as is known."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._is_training_done or (trainer.should_stop and loop._can_stop_early)
 
 
 def as_list(value: object) -> list[Any]:

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
@@ -25,6 +25,10 @@ from camtrain.training.run.resume import (
     set_random_state,
 )
 from camtrain.training.run.signals import StopSignals
+from camtrain.training.run.trainer import ends_epoch
+
+if TYPE_CHECKING:
+    from camtrain.training.module import CAMModule
 
 _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 
@@ -32,16 +36,16 @@ _VAL_PROGRESS = "epoch_loop.val_loop.batch_progress"
 class RunWriter(Checkpoint):
     """Writes ``last.ckpt``, and from it ``metrics.csv``, ``best.ckpt`` and the bundle.
 
-    At the end of an epoch ``last.ckpt`` is written first and holds everything, also the scores; the
-    other files are derived from it. If a run is killed in between, they are derived when it is
-    continued.
+    After a validation, and at the end of an epoch, ``last.ckpt`` is written first and holds
+    everything, also the scores; the other files are derived from it. If a run is killed in between,
+    they are derived when it is continued.
     Within an epoch ``last.ckpt`` is written from time to time, and when the training has to stop:
     after a whole optimizer step. It is also written before a validation, which may fail (then no
     other callback has exchanged the weights yet, as an average of them does).
 
     Attributes:
         rows: Rows of ``metrics.csv``.
-        best: Number, from 1, and score of the best epoch, or None.
+        best: Epoch, from 1, score and row (its place in ``rows``) of the best validation, or None.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class RunWriter(Checkpoint):
         self._saved_at = time.monotonic()
         self._has_validated = False
         self._is_epoch_end = False  # whether the checkpoint is that of a whole epoch
+        self._is_scored = False  # whether it is that of the last row
         self._stored_run: dict[str, Any] = {}
         self._random: dict[str, Any] | None = None  # to be restored before the next batch
 
@@ -78,6 +83,7 @@ class RunWriter(Checkpoint):
             "rows": self.rows,
             "best": self.best,
             "is_epoch_end": self._is_epoch_end,
+            "is_scored": self._is_scored,
             "monitor": self.monitor,
         }
 
@@ -85,21 +91,26 @@ class RunWriter(Checkpoint):
         """Restore what ``state_dict`` has returned."""
         self.rows = list(state_dict["rows"])
         self.best = state_dict.get("best")  # missing in checkpoints of earlier versions
+        if self.best is not None and "row" not in self.best:  # they had a row per epoch
+            epochs = [row["epoch"] for row in self.rows]
+            self.best = {**self.best, "row": epochs.index(self.best["epoch"])}
         self._is_epoch_end = state_dict.get("is_epoch_end", False)
+        self._is_scored = state_dict.get("is_scored", self._is_epoch_end)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the state that Lightning does not store."""
+        is_validating = trainer.validating and not self._is_scored
         checkpoint["run"] = {
             "random": random_states(trainer.world_size),
             "has_stopped": trainer.should_stop and not _has_all_steps(trainer),
             "steps_per_epoch": _steps_per_epoch(trainer),
             "steps": trainer.estimated_stepping_batches,
-            "is_validating": trainer.validating,
+            "is_validating": is_validating,
             "wandb_step": wandb_step(trainer.loggers),
         }
-        if trainer.validating:
+        if is_validating:
             # Lightning assumes a run resumed at an epoch boundary has validated already and would
             # skip it.
             progress = checkpoint["loops"]["fit_loop"][_VAL_PROGRESS]
@@ -173,6 +184,7 @@ class RunWriter(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Restore the random numbers, which the start of the training has used."""
+        self._is_scored = False
         self._set_random_state()
 
     def on_train_batch_end(
@@ -203,8 +215,14 @@ class RunWriter(Checkpoint):
         self._raise_if_stop_requested(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that this epoch was validated."""
-        self._has_validated = not trainer.sanity_checking
+        """Write everything after a validation within an epoch; one at its end shares its row."""
+        if ends_epoch(trainer) or trainer.sanity_checking:
+            self._has_validated = not trainer.sanity_checking
+            return
+        metrics, module = trainer.callback_metrics, cast("CAMModule", pl_module)
+        scores = {name: v.item() for name, v in metrics.items() if name.startswith("val/")}
+        scores["train/loss"] = module.evaluator.train_loss.compute().item()  # of the epoch so far
+        self._add_row(trainer, scores, is_validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row, and write everything."""
@@ -213,43 +231,54 @@ class RunWriter(Checkpoint):
             for name, value in trainer.callback_metrics.items()
             if name != "epoch" and (self._has_validated or not name.startswith("val/"))
         }  # without a validation, its scores are those of an earlier epoch
-        epoch = trainer.current_epoch + 1
-        self.rows.append({"epoch": epoch, "step": trainer.global_step, **scores})
-        if self._has_validated:
-            self._update_best(epoch, scores)
-        self._has_validated, self._is_epoch_end = False, True
-        self._save(trainer)
-        if trainer.is_global_zero:
-            self._derive(self.folder.last)
-            if self.best is not None:
-                [best] = [row for row in self.rows if row["epoch"] == self.best["epoch"]]
-                summarize_best(trainer.loggers, best)
+        is_validated, self._has_validated, self._is_epoch_end = self._has_validated, False, True
+        self._add_row(trainer, scores, is_validated=is_validated)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals interrupt at once again."""
         self._raise_if_stop_requested(trainer)
         self.signals.is_training = False
 
-    def _update_best(self, epoch: int, scores: dict[str, float]) -> None:
-        if self.monitor not in scores:
+    def _add_row(self, trainer: Trainer, scores: dict[str, float], *, is_validated: bool) -> None:
+        """Add a row, and write everything."""
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **scores}
+        self.rows.append(row)
+        if is_validated:
+            self._update_best(row)
+        self._is_scored, file = True, self.folder.last
+        if self._is_epoch_end or _is_whole_step(trainer, trainer.fit_loop.batch_idx):
+            self._save(trainer)
+        elif self._is_last_row_best():  # nothing could be continued from the middle of a step
+            trainer.save_checkpoint(file := self.folder.best, weights_only=False)
+        if trainer.is_global_zero:
+            self._derive(file)
+            if self.best is not None:
+                summarize_best(trainer.loggers, self.rows[int(self.best["row"])])
+
+    def _is_last_row_best(self) -> bool:
+        return self.best is not None and self.best["row"] == len(self.rows) - 1
+
+    def _update_best(self, row: dict[str, float]) -> None:
+        if self.monitor not in row:
             raise CamtrainValueError(
                 f"monitor must be one of the logged scores, got {self.monitor!r}; logged are "
-                f"{', '.join(sorted(scores))}."
+                f"{', '.join(sorted(row.keys() - {'epoch', 'step'}))}."
             )
         sign = -1 if "loss" in self.monitor else 1  # a loss is minimized
-        score = scores[self.monitor]
+        score = row[self.monitor]
         if math.isnan(score):
             score = -sign * math.inf
         if self.best is None or sign * score > sign * self.best["score"]:
-            self.best = {"epoch": epoch, "score": score}
+            self.best = {"epoch": row["epoch"], "score": score, "row": len(self.rows) - 1}
 
-    def _derive(self, last: Path) -> None:
-        """Write ``metrics.csv`` and, after the best epoch, ``best.ckpt`` and the bundle."""
+    def _derive(self, checkpoint: Path) -> None:
+        """Write ``metrics.csv`` and, after the best validation, ``best.ckpt`` and the bundle."""
         if self.rows:
             write_text(self.folder.metrics, as_csv(self.rows))
-        if not self._is_epoch_end or not self.best or self.best["epoch"] != self.rows[-1]["epoch"]:
+        if not self._is_scored or not self._is_last_row_best():
             return
-        duplicate(last, self.folder.best)
+        if checkpoint != self.folder.best:
+            duplicate(checkpoint, self.folder.best)
         with isolate_rng():  # reading it builds a network
             bundle = read_network(self.folder.best)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}

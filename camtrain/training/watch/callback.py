@@ -1,4 +1,4 @@
-"""The callback that shows heatmaps after every epoch."""
+"""The callback that shows heatmaps after every validation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from camtrain.training.watch.pictures import Candidates, dataset_of, validation_
 from camtrain.training.watch.report import TrainingReport
 from camtrain.training.watch.results import PictureResult, WatchRunner, blank_predictions
 from camtrain.training.watch.sinks import Sink, make_sinks
-from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot, ValidationStatistics
+from camtrain.training.watch.snapshot import (
+    BoxThreshold,
+    EpochSnapshot,
+    Moment,
+    ValidationStatistics,
+)
 from camtrain.visualize.overlay import palette
 from camtrain.visualize.sheets import check_tile
 
@@ -34,18 +39,19 @@ _CANDIDATES_PER_IMAGE = 4  # how many are tried at most where files are damaged
 
 
 class CAMLogger(Callback):
-    """Shows the same class-stratified validation pictures after every epoch, and before the first.
+    """Shows the same class-stratified pictures after every validation, and before the first epoch.
 
     Each picture stands beside the heatmaps of its true and of its predicted class, with boxes,
     names and scores. If a picture has several true classes, the heatmap of the first one is shown,
     and the prediction is right if it is any of them; a picture without a class has only the heatmap
     of the prediction. Pictures of more than 1,024 pixels along a side are reduced to 1,024.
 
-    The callback writes contact sheets, ``DIRPATH/epoch_000.jpg``, ..., and ``report.html``, a page
-    that needs no network: scores, the pictures with a slider over the epochs, confusions,
-    localization against the threshold, mistakes, settings. The page is written anew after every
-    epoch; its data lies in the folder ``report``, so that a resumed training continues it. At the
-    end, ``over_epochs.png`` beside the page shows heatmaps of up to five pictures in six epochs.
+    The callback writes contact sheets, ``DIRPATH/epoch_000.jpg``, ... (after validations within
+    an epoch ``epoch_001_step_000250.jpg``, ...), and ``report.html``, a page that needs no network:
+    scores, the pictures with a slider over the epochs, confusions, localization against the
+    threshold, mistakes, settings. The page is written anew each time; its data lies in the folder
+    ``report``, so that a resumed training continues it. At the end, ``over_epochs.png`` beside the
+    page shows heatmaps of up to five pictures at six moments.
 
     The loggers of the trainer get, at the same step as the epoch's scores: W&B ``val/cams``
     (overlays with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``,
@@ -103,6 +109,7 @@ class CAMLogger(Callback):
         self._page: TrainingReport | None = None
         self._folder = Path()
         self._sinks: list[Sink] = []
+        self._moment = Moment(0)  # of the validation that is going on
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""
@@ -127,7 +134,7 @@ class CAMLogger(Callback):
         if is_new:
             self._page.clear()
         else:
-            self._page.load(trainer.current_epoch)
+            self._page.load(trainer.current_epoch, trainer.global_step)
         with isolate_rng():  # a data set may draw random numbers
             self._runner = None if dataset is None else self._make_runner(dataset, net)
         if self._runner is None:
@@ -136,7 +143,7 @@ class CAMLogger(Callback):
         self._page.set_pictures(self._runner.pictures, names)
         self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes)
         if is_new:
-            self._show(trainer, net, epoch=0)
+            self._show(trainer, net, Moment(0))
             self._page.write(trainer, pl_module)
 
     def _make_runner(self, dataset: Sequence[Any], net: CAMNet) -> WatchRunner | None:
@@ -165,6 +172,7 @@ class CAMLogger(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the mistakes of the previous validation."""
+        self._moment = Moment.of(trainer)  # a callback may stop the training in a later hook
         self._mistakes.reset(rank=trainer.global_rank, processes=trainer.world_size)
 
     def on_validation_batch_end(
@@ -199,21 +207,21 @@ class CAMLogger(Callback):
             statistics = ValidationStatistics.of(pl_module.evaluator["val"])
         mistakes = self._mistakes.of_all_processes(trainer)
         if self._runner is not None:
-            epoch, net = trainer.current_epoch + 1, _net_of(pl_module)
             with isolate_rng():
-                self._show(trainer, net, epoch=epoch, mistakes=mistakes, statistics=statistics)
+                net = _net_of(pl_module)
+                self._show(trainer, net, self._moment, mistakes=mistakes, statistics=statistics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the scores to the report; write it, unless ``on_train_epoch_end`` is about to."""
         if self._page is not None and self._is_watching(trainer):
-            self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "val/"))
-            if not trainer.is_last_batch:
+            self._page.add_scores(self._moment, _scores(trainer, "val/"))
+            if self._moment.step is not None:
                 self._page.write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the scores of the training to the report, and write it."""
         if self._page is not None:
-            self._page.add_scores(trainer.current_epoch + 1, _scores(trainer, "train/"))
+            self._page.add_scores(Moment(trainer.current_epoch + 1), _scores(trainer, "train/"))
             self._page.write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,8 +246,8 @@ class CAMLogger(Callback):
             runner = WatchRunner(dataset, indices, len(indices), net, is_backbone_cached=False)
             results, _ = runner.run(net, threshold=threshold.value)
         if results:
-            epoch = evaluator.loaded_epoch or trainer.current_epoch
-            snapshot = self._snapshot(trainer, net, epoch, results, threshold)
+            moment = Moment(evaluator.loaded_epoch or trainer.current_epoch)
+            snapshot = self._snapshot(trainer, net, moment, results, threshold)
             self._log(replace(snapshot, split="test"))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -265,8 +273,8 @@ class CAMLogger(Callback):
         self,
         trainer: Trainer,
         net: CAMNet,
+        moment: Moment,
         *,
-        epoch: int,
         mistakes: Sequence[Mistake] = (),
         statistics: ValidationStatistics | None = None,
     ) -> None:
@@ -275,7 +283,7 @@ class CAMLogger(Callback):
         assert self._page is not None
         threshold = BoxThreshold() if statistics is None else statistics.threshold
         results, mistake_results = self._runner.run(net, mistakes, threshold=threshold.value)
-        snapshot = self._snapshot(trainer, net, epoch, results, threshold)
+        snapshot = self._snapshot(trainer, net, moment, results, threshold)
         snapshot = replace(snapshot, mistakes=mistake_results, statistics=statistics)
         self._log(snapshot)
         self._page.add(snapshot)
@@ -285,12 +293,12 @@ class CAMLogger(Callback):
         self,
         trainer: Trainer,
         net: CAMNet,
-        epoch: int,
+        moment: Moment,
         results: Sequence[PictureResult],
         threshold: BoxThreshold,
     ) -> EpochSnapshot:
         return EpochSnapshot(
-            epoch=epoch,
+            moment=moment,
             step=max(0, trainer.global_step - 1),  # as Lightning numbers the scores
             names=class_names_of(trainer, net) or net.display_names,
             results=results,
@@ -304,7 +312,7 @@ class CAMLogger(Callback):
     def _log(self, snapshot: EpochSnapshot) -> None:
         """Show a snapshot on disk and in the loggers."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = "test" if snapshot.split == "test" else f"epoch_{snapshot.epoch:03d}"
+        name = "test" if snapshot.split == "test" else snapshot.moment.stem
         with replacing(self._folder / f"{name}.jpg") as part:
             snapshot.sheet.save(part, "JPEG", quality=90)
         for sink in self._sinks:

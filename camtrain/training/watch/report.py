@@ -1,4 +1,4 @@
-"""The report of a training: a record of every epoch, and the page made of the records."""
+"""The report of a training: a record of every validation, and the page made of the records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from camtrain.training.watch.report_data import (
     score_charts,
     settings_data,
 )
-from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot
+from camtrain.training.watch.snapshot import BoxThreshold, EpochSnapshot, Moment
 from camtrain.visualize import PREDICTED_BOX, TRUE_BOX, draw_boxes, overlay, timeline
 from camtrain.visualize.overlay import rgb_pixels
 from camtrain.visualize.report.page import packed_colormap, report_page, unpacked_map
@@ -40,7 +40,7 @@ _TIMELINE_SIDE = 128
 
 
 class TrainingReport:
-    """Follows a training, and writes its page anew after every epoch.
+    """Follows a training, and writes its page anew after every validation and epoch.
 
     Args:
         path: The page. Beside it, in the folder of the same name without suffix, lies what a
@@ -52,8 +52,8 @@ class TrainingReport:
         self.path = path
         self.folder = path.with_suffix("")
         self.colormap = colormap
-        self._epochs: dict[int, EpochRecord] = {}
-        self._unwritten: set[int] = set()
+        self._records: dict[Moment, EpochRecord] = {}
+        self._unwritten: set[Moment] = set()
         self._indices: list[int] = []  # of the watched pictures
         self._latest: dict[str, Any] = {  # what the page shows of the latest epoch, and of all
             "pictures": [],
@@ -72,15 +72,16 @@ class TrainingReport:
         for file in sorted(self.folder.glob("epoch_*.json")):
             file.unlink()
 
-    def load(self, epochs: int | None = None) -> None:
-        """Read the records of the first ``epochs`` epochs, or of all.
+    def load(self, epochs: float = math.inf, step: int = 0) -> None:
+        """Read the records of the first ``epochs`` epochs and, within the next, up to a step.
 
         Later ones were written by a training that was killed before its checkpoint.
         """
         for file in sorted(self.folder.glob("epoch_*.json")):
             record = EpochRecord.from_json(file.read_text(encoding="utf-8"))
-            if epochs is None or record.epoch <= epochs:
-                self._epochs[record.epoch] = record
+            moment = record.moment
+            if moment.epoch <= epochs or (moment.step is not None and moment.step <= step):
+                self._records[moment] = record
         latest = self.folder / "latest.json"
         if latest.is_file():
             self._latest |= json.loads(latest.read_text(encoding="utf-8"))
@@ -92,30 +93,30 @@ class TrainingReport:
         self._latest["pictures"] = [picture_data(picture, names) for picture in pictures.values()]
 
     def add(self, snapshot: EpochSnapshot) -> None:
-        """Add an epoch; its scores may come afterwards."""
-        statistics, names = snapshot.statistics, snapshot.names
-        record = EpochRecord(snapshot.epoch, threshold=snapshot.threshold)
-        self._epochs[snapshot.epoch] = record
-        self._unwritten.add(snapshot.epoch)
+        """Add a validation; its scores may come afterwards."""
+        statistics, names, moment = snapshot.statistics, snapshot.names, snapshot.moment
+        record = self._records[moment] = EpochRecord(moment, threshold=snapshot.threshold)
+        self._unwritten.add(moment)
         for index, result in zip(self._indices, snapshot.results, strict=True):
             record.looks[index] = result_data(result, names)
         mistakes = [
             {"picture": picture_data(result.picture, names), "look": result_data(result, names)}
             for result in snapshot.mistakes
         ]
-        self._latest |= {"mistakes": mistakes, "classes_epoch": snapshot.epoch}
+        self._latest |= {"mistakes": mistakes, "classes_epoch": moment.label}
         self._latest["mistakes_threshold"] = str(snapshot.threshold)
         if statistics is not None:
             record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
             self._latest["localization"] = localization_charts(statistics.localization)
             sentence = verdict(statistics.localization, {})
-            self._latest["verdict"] = sentence and f"Epoch {snapshot.epoch}, val: {sentence}"
+            self._latest["verdict"] = sentence and f"Epoch {moment.label}, val: {sentence}"
             self._latest["classes"] = class_data(statistics.classes, names)
 
-    def add_scores(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
-        """Give an epoch scores, by logged name, in addition to those it has."""
-        self._epochs.setdefault(epoch, EpochRecord(epoch)).scores.update(_finite_scores(scores))
-        self._unwritten.add(epoch)
+    def add_scores(self, moment: Moment, scores: Mapping[str, Tensor]) -> None:
+        """Give a record scores, by logged name, in addition to those it has."""
+        record = self._records.setdefault(moment, EpochRecord(moment))
+        record.scores.update(_finite_scores(scores))
+        self._unwritten.add(moment)
 
     def set_blanks(self, predictions: str | None) -> None:
         """Set what the network predicts of pictures that show nothing."""
@@ -133,12 +134,12 @@ class TrainingReport:
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the new records and the page, each file atomically."""
-        if not self._epochs:
+        if not self._records:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number in sorted(self._unwritten):
-            record = _json(vars(self._epochs[number]))
-            write_text(self.folder / f"epoch_{number:03d}.json", record)
+        for moment in sorted(self._unwritten):
+            record = _json(self._records[moment].to_dict())
+            write_text(self.folder / f"{moment.stem}.json", record)
         self._unwritten.clear()
         latest = {"places": self._indices, **self._latest}
         write_text(self.folder / "latest.json", _json(latest))
@@ -146,19 +147,20 @@ class TrainingReport:
 
     def _content(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """The content of the page, see ``report_page``."""
-        epochs = [self._epochs[number] for number in sorted(self._epochs)]
-        planned = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        state = f"epoch {max(self._epochs)}{f' of {planned}' if planned else ''}"
-        with_results = [record for record in epochs if record.looks]
+        records = [record for _, record in sorted(self._records.items())]
+        planned, last = trainer.max_epochs, max(self._records)
+        state = f"epoch {last.epoch}{f' of {planned}' if planned and planned > 0 else ''}"
+        state += "" if last.step is None else f", step {last.step}"
+        with_results = [record for record in records if record.looks]
         return {
             "title": self.path.absolute().parent.name,
             "state": f"{state}, written {datetime.now():%Y-%m-%d %H:%M:%S}",
             "colormap": packed_colormap(self.colormap),
-            "curves": score_charts(epochs),
-            "maps": map_charts(epochs),
+            "curves": score_charts(records),
+            "maps": map_charts(records),
             "epochs": [
                 {
-                    "epoch": record.epoch,
+                    "epoch": record.moment.label,
                     "threshold": str(record.threshold),
                     "looks": self._results_of(record),
                 }
@@ -185,13 +187,14 @@ class TrainingReport:
         return [records[row] for row in rows]
 
     def timeline(self, pictures: Sequence[ValidationPicture]) -> Image.Image | None:
-        """Heatmaps of true classes with boxes, a column per epoch; None where there are none.
+        """Heatmaps of true classes with boxes, a column per validation; None where there are none.
 
-        The first five watched pictures with a class are shown, in at most six epochs; more of these
-        are early ones, where most changes.
+        The first five watched pictures with a class are shown, in at most six columns; more of
+        these are early ones, where most changes.
         """
         labelled = [(row, picture) for row, picture in enumerate(pictures) if picture.labels]
-        records = self._records_of_timeline([r for _, r in sorted(self._epochs.items()) if r.looks])
+        looks = [record for _, record in sorted(self._records.items()) if record.looks]
+        records = self._records_of_timeline(looks)
         if not labelled or not records:
             return None
         rows = []
@@ -199,9 +202,8 @@ class TrainingReport:
             image = _enlarge(picture)
             results = [record.looks.get(self._indices[row]) for record in records]
             rows.append([image, *(_draw_result(picture, image, r, self.colormap) for r in results)])
-        headings = [
-            f"epoch {record.epoch}\nbox at {record.threshold.value:.3g}" for record in records
-        ]
+        headings = [f"epoch {r.moment.label}\nbox at {r.threshold.value:.3g}" for r in records]
+        headings = [heading.replace(", ", "\n") for heading in headings]
         return timeline(rows, ["picture", *headings])
 
     @staticmethod

@@ -19,6 +19,7 @@ from camtrain.training.watch.results import ClassResult, PictureResult
 from camtrain.training.watch.snapshot import (
     DEFAULT_BOX_THRESHOLD,
     BoxThreshold,
+    Moment,
     class_table,
     confused_pairs,
 )
@@ -50,9 +51,9 @@ Chart = dict[str, Any]
 
 @dataclass
 class EpochRecord:
-    """The values of one epoch that the report keeps; each epoch has its own file."""
+    """The values of one validation or epoch that the report keeps; each has its own file."""
 
-    epoch: int  # epochs done
+    moment: Moment
     scores: dict[str, float | None] = field(default_factory=dict)  # by logged name
     # of the boxes; earlier versions stored none, and drew them at the default
     threshold: BoxThreshold = DEFAULT_BOX_THRESHOLD
@@ -66,7 +67,14 @@ class EpochRecord:
         values = json.loads(text)
         looks = {int(index): result for index, result in values.pop("looks").items()}
         threshold = BoxThreshold(*values.pop("threshold", ()))
-        return cls(**values, threshold=threshold, looks=looks)
+        moment = Moment(values.pop("epoch"), *values.pop("within", ()))
+        return cls(moment, **values, threshold=threshold, looks=looks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What its file holds; ``within`` (part, step) for a validation within an epoch."""
+        values = {"epoch": self.moment.epoch, **vars(self)}
+        _, *within = values.pop("moment")
+        return values if self.moment.step is None else {**values, "within": within}
 
 
 def picture_data(picture: ValidationPicture, names: Sequence[str]) -> dict[str, Any]:
@@ -108,8 +116,8 @@ def result_data(result: PictureResult, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _score_series(epochs: Sequence[EpochRecord], name: str) -> dict[str, Any]:
-    """The curve of a logged score: a point (epoch, value) for each epoch that has it."""
-    values = ((epoch.epoch, epoch.scores.get(name)) for epoch in epochs)
+    """The curve of a logged score: a point (epochs, value) for each record that has it."""
+    values = ((epoch.moment.epochs, epoch.scores.get(name)) for epoch in epochs)
     points = [[number, value] for number, value in values if value is not None]
     return {"name": name, "points": points, "reference": name in _REFERENCES}
 
@@ -130,7 +138,7 @@ def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
     for name in STATISTICS:
         series = {**_score_series(epochs, f"val/cam_{name}"), "name": "mean"}
         density = [
-            [epoch.epoch, epoch.histograms[name]]
+            [epoch.moment.epochs, epoch.histograms[name]]
             for epoch in epochs
             if any(epoch.histograms.get(name, ()))
         ]

@@ -103,7 +103,7 @@ class CSVSink:
             class_map = result.true_or_predicted.class_map
             self._lines.writerow(
                 [
-                    *(snapshot.epoch, snapshot.step, result.picture.path),
+                    *(snapshot.moment.epoch, snapshot.step, result.picture.path),
                     *("" if true is None else names[true.label], names[predicted.label]),
                     *("" if true is None else true.score, predicted.score, int(result.is_right)),
                     "" if result.is_located is None else int(result.is_located),
@@ -121,11 +121,12 @@ class CSVSink:
 class WandbSink:
     """Shows overlays, whose boxes can be switched off, and tables in a W&B run.
 
-    An epoch is one row of the run's history: what is logged here waits for the scores, which
+    A validation is one row of the run's history: what is logged here waits for the scores, which
     ``CAMModule`` logs right afterwards under the same ``trainer/global_step``. The table
-    ``val/cams_table`` is incremental: W&B shows the rows of all epochs, and each epoch uploads only
-    its own. A run that is continued online continues its table. A run that is continued offline
-    begins a new table; the earlier rows stay at their steps.
+    ``val/cams_table`` is incremental: W&B shows the rows of all validations, and each uploads only
+    its own; within an epoch, the column epoch holds parts. A run that is continued online continues
+    its table. A run that is continued offline begins a new table; the earlier rows stay at their
+    steps.
     """
 
     logger: WandbLogger
@@ -148,14 +149,14 @@ class WandbSink:
                 self._images = [_image(tile) for tile in tiles]
             lines = [
                 [
-                    *(snapshot.epoch, result.picture.path, image, overlay),
+                    *(snapshot.moment.epochs, result.picture.path, image, overlay),
                     *(row.true_name, row.predicted_name, row.predicted_score, result.is_located),
                 ]
                 for result, row, image, overlay in zip(
                     snapshot.results, rows, self._images, overlays, strict=True
                 )
             ]
-            media: dict[str, Any] = {"val/cams": overlays, "epoch": snapshot.epoch}
+            media: dict[str, Any] = {"val/cams": overlays, "epoch": snapshot.moment.epoch}
             if self.log_mistakes and snapshot.mistakes:
                 media["val/cam_mistakes"] = _overlays(snapshot, snapshot.mistakes)
             if snapshot.statistics is not None:

@@ -10,10 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.scores import ClassScores, Evaluation
+from camtrain.training.run.trainer import ends_epoch
 from camtrain.training.watch.results import PictureResult
 from camtrain.visualize import SheetRow, contact_sheet
 
@@ -30,6 +32,43 @@ class BoxThreshold(NamedTuple):
 
 
 DEFAULT_BOX_THRESHOLD = BoxThreshold()
+
+
+class Moment(NamedTuple):
+    """When a training is looked at: at the end of an epoch, or within one, after some steps.
+
+    Example:
+        >>> moments = Moment(2), Moment(2, 0.25, 30)
+        >>> [moment.stem for moment in sorted(moments)]
+        ['epoch_002_step_000030', 'epoch_002']
+    """
+
+    epoch: int  # number of the epoch, from 1; 0 before the training
+    part: float = 1.0  # of the epoch
+    step: int | None = None  # optimizer steps of the training; None at the end of the epoch
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Moment:
+        """The moment of a validation of a training."""
+        epoch, batches = trainer.current_epoch + 1, trainer.fit_loop.batch_idx + 1
+        if ends_epoch(trainer):
+            return cls(epoch)
+        return cls(epoch, batches / trainer.num_training_batches, trainer.global_step)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done, whole and parts."""
+        return self.epoch if self.step is None else self.epoch - 1 + self.part
+
+    @property
+    def label(self) -> int | str:
+        """What follows the word epoch."""
+        return self.epoch if self.step is None else f"{self.epoch}, step {self.step}"
+
+    @property
+    def stem(self) -> str:
+        """Name of its files, without suffix."""
+        return f"epoch_{self.epoch:03d}" + ("" if self.step is None else f"_step_{self.step:06d}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +96,9 @@ class ValidationStatistics:
 
 @dataclass(frozen=True, eq=False)
 class EpochSnapshot:
-    """What is shown of an epoch. Sheets and tiles are drawn once, when they are first used."""
+    """What is shown of a validation. Sheets and tiles are drawn once, when they are first used."""
 
-    epoch: int  # epochs done; 0 before the training
+    moment: Moment
     step: int  # the step under which Lightning logs the scores
     names: Sequence[str]  # K class names
     results: Sequence[PictureResult]  # of the watched pictures
@@ -81,13 +120,13 @@ class EpochSnapshot:
         """The contact sheet of the watched pictures."""
         right = sum(result.is_right for result in self.results)
         test = "test split  ·  " if self.split == "test" else ""
-        title = f"{test}epoch {self.epoch}  ·  {right} of {len(self.results)} right"
+        title = f"{test}epoch {self.moment.label}  ·  {right} of {len(self.results)} right"
         return self._sheet(self.results, title)
 
     @cached_property
     def mistake_sheet(self) -> Image.Image:
         """The contact sheet of the mistakes; there must be a mistake."""
-        title = f"epoch {self.epoch}  ·  the most confident mistakes"
+        title = f"epoch {self.moment.label}  ·  the most confident mistakes"
         return self._sheet(self.mistakes, title)
 
     def _sheet(self, results: Sequence[PictureResult], title: str) -> Image.Image:

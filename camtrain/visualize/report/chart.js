@@ -34,7 +34,7 @@ function lineChart(chart) {
   const toY = (y) => BOTTOM - ((y - y0) / (y1 - y0)) * (BOTTOM - TOP);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": title });
 
-  const wide = density.length > 1 ? (right - LEFT) / (x1 - x0) : 24;
+  const wide = density.length > 1 ? (right - LEFT) / Math.max(x1 - x0, density.length - 1) : 24;
   for (const [x, counts] of density) {
     const most = Math.max(...counts), high = (BOTTOM - TOP) / counts.length;
     counts.forEach((count, i) => {

@@ -377,10 +377,10 @@ def test_a_moved_run_goes_on_with_its_best_epoch(
     before = bundle.read_bytes()
     update_best = RunWriter._update_best
 
-    def best_is_known(writer: RunWriter, epoch: int, scores: dict[str, float]) -> None:
+    def best_is_known(writer: RunWriter, row: dict[str, float]) -> None:
         assert writer.best is not None
         assert writer.best["epoch"] <= 4
-        update_best(writer, epoch, {**scores, "val/acc1": 0.0})
+        update_best(writer, {**row, "val/acc1": 0.0})
 
     with monkeypatch.context() as patch:
         patch.setattr(RunWriter, "_update_best", best_is_known)

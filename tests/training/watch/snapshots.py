@@ -6,7 +6,7 @@ from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.scores import Evaluation
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.results import ClassResult, PictureResult
-from camtrain.training.watch.snapshot import EpochSnapshot, ValidationStatistics
+from camtrain.training.watch.snapshot import EpochSnapshot, Moment, ValidationStatistics
 
 NAMES = ("kangaroo", "leopard", "raccoon")
 
@@ -68,7 +68,7 @@ def snapshot(
         for index in range(pictures + mistakes)
     ]
     return EpochSnapshot(
-        epoch=epoch,
+        moment=Moment(epoch),
         step=max(0, 10 * epoch - 1),
         names=names,
         results=results[:pictures],

@@ -163,7 +163,16 @@ def test_validations_within_an_epoch_show_it_too(
     watcher = CAMLogger(num_images=2, dirpath=tmp_path / "cams")
     settings = {"val_check_interval": 1, "accumulate_grad_batches": accumulated}
     quiet_trainer(callbacks=[watcher], **settings).fit(small_module(), data)
-    assert names_in(tmp_path / "cams") == ["epoch_000.jpg", "epoch_001.jpg", "epoch_002.jpg"]
+    steps = [1, 3] if accumulated == 1 else [0, 1]
+    within = [f"epoch_{i:03d}_step_{step:06d}.jpg" for i, step in enumerate(steps, start=1)]
+    whole = ["epoch_000.jpg", "epoch_001.jpg", "epoch_002.jpg"]
+    assert names_in(tmp_path / "cams") == sorted([*whole, *within])
+    content = content_of(tmp_path / "cams" / "report.html")
+    labels = [0, f"1, step {steps[0]}", 1, f"2, step {steps[1]}", 2]
+    assert [epoch["epoch"] for epoch in content["epochs"]] == labels
+    train, val = content["curves"][0]["series"]
+    assert [epoch for epoch, _ in train["points"]] == [1, 2]
+    assert [epoch for epoch, _ in val["points"]] == [0.5, 1, 1.5, 2]
 
 
 def test_epochs_without_a_validation_have_a_training_loss_only(

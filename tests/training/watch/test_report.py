@@ -12,6 +12,7 @@ import torch
 
 from camtrain.training.watch import report as report_module
 from camtrain.training.watch.report import TrainingReport
+from camtrain.training.watch.snapshot import Moment
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.snapshots import pictures_of, snapshot
 
@@ -33,7 +34,7 @@ def written(tmp_path: Path, epochs: range, **settings: Any) -> TrainingReport:
     for epoch in epochs:
         report.add(snapshot(epoch, **settings))
         if epoch:
-            report.add_scores(epoch, SCORES)
+            report.add_scores(Moment(epoch), SCORES)
         report.write(quiet_trainer(max_epochs=9), small_module())
     return report
 
@@ -91,7 +92,7 @@ def test_a_resumed_training_goes_on_and_forgets_what_came_after(tmp_path: Path) 
     again = content_of(tmp_path / "run" / "report.html")
     assert [epoch["epoch"] for epoch in again["epochs"]] == [0, 1, 2]
     report.add(snapshot(3))
-    report.add_scores(3, SCORES)
+    report.add_scores(Moment(3), SCORES)
     report.write(quiet_trainer(max_epochs=9), small_module())
     again = content_of(tmp_path / "run" / "report.html")
     again.pop("state"), whole.pop("state")
@@ -143,7 +144,7 @@ def test_a_new_training_forgets_an_earlier_one(tmp_path: Path) -> None:
 def test_every_epoch_since_the_last_page_is_kept(tmp_path: Path) -> None:
     report = written(tmp_path, range(1))
     for epoch in (1, 2, 3):
-        report.add_scores(epoch, {"train/loss": torch.tensor(1.0 / epoch)})
+        report.add_scores(Moment(epoch), {"train/loss": torch.tensor(1.0 / epoch)})
     report.write(quiet_trainer(), small_module())
     again = TrainingReport(tmp_path / "run" / "report.html", "turbo")
     again.load()
@@ -168,7 +169,7 @@ def test_the_locale_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_epoch_without_a_validation_has_scores_only(tmp_path: Path) -> None:
     report = written(tmp_path, range(2))
-    report.add_scores(2, {"train/loss": torch.tensor(0.25)})
+    report.add_scores(Moment(2), {"train/loss": torch.tensor(0.25)})
     report.write(quiet_trainer(), small_module())
     content = content_of(tmp_path / "run" / "report.html")
     assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 1]
@@ -185,7 +186,8 @@ def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     assert broken.results[0].true is not None
     broken.results[0].true.class_map[0, 0] = math.nan
     report.add(broken)
-    report.add_scores(1, {"val/loss": torch.tensor(math.inf), "val/acc1": torch.tensor(math.nan)})
+    odd = {"val/loss": torch.tensor(math.inf), "val/acc1": torch.tensor(math.nan)}
+    report.add_scores(Moment(1), odd)
     report.write(quiet_trainer(), small_module())
     content = content_of(tmp_path / "run" / "report.html")
     assert content["curves"] == []

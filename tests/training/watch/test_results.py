@@ -12,7 +12,7 @@ from camtrain.training import CAMDataModule
 from camtrain.training.watch import results as results_module
 from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.results import PictureResult, WatchRunner
-from camtrain.training.watch.snapshot import EpochSnapshot
+from camtrain.training.watch.snapshot import EpochSnapshot, Moment
 from tests.training.conftest import quiet_trainer, small_module
 
 
@@ -126,7 +126,7 @@ def test_a_picture_of_no_class_has_only_a_predicted_one(net: CAMNet) -> None:
     [result] = WatchRunner(dataset, [0], 8, net, is_backbone_cached=False).run(net)[0]
     assert result.true is None
     assert not result.is_right
-    row = EpochSnapshot(0, 0, ["a", "b"], [result], [], None).rows[result]
+    row = EpochSnapshot(Moment(0), 0, ["a", "b"], [result], [], None).rows[result]
     assert row.true_name == "no class"
     assert not row.true_heatmap.any()
 
