@@ -27,6 +27,7 @@ from camtrain.training.module import CAMModule
 from camtrain.training.run.checks import check_size
 from camtrain.training.run.fit import default_monitor, fit
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
+from camtrain.training.run.loggers import project_or_default
 from camtrain.training.run.results import MapWriter, write_scores
 from camtrain.training.run.resume import as_plain, check_start, split_beside
 from camtrain.training.run.signals import StopSignals, ending_cleanly
@@ -106,7 +107,10 @@ class CamtrainCLI(LightningCLI):
             if self._changes.get("refine") == "none" and "refine_layers" not in self._changes:
                 model["refine_layers"] = None
             return
+        # A continued run has the name that it began with, and is always found by its folder's.
+        self._given_name = None if self.settings["ckpt_path"] == "last" else self.settings["name"]
         self.settings["name"] = run_name(self.settings)
+        self.settings["project"] = project_or_default(self.settings["project"])
         self._settings_to_repeat = self._repeatable()
         if ckpt_path := self.settings["ckpt_path"]:
             file = self._run.last if ckpt_path == "last" else Path(ckpt_path)
@@ -149,6 +153,7 @@ class CamtrainCLI(LightningCLI):
             self.model,
             self.datamodule,
             folder=self._run.path,
+            name=self._given_name,
             cams=self._get(self.config_init, "cams"),
             trainer=trainer,
             config=self._parser(subcommand).dump(self._settings_to_repeat, skip_none=False),

@@ -33,6 +33,7 @@ from camtrain.training.run.loggers import (
     LoggerName,
     finish_loggers,
     make_loggers,
+    project_or_default,
     upload_bundle,
 )
 from camtrain.training.run.opening import open_pictures
@@ -92,7 +93,8 @@ def fit(
     monitor: str | None = None,
     save_every_minutes: float | None = 15.0,
     logger: LoggerName = "wandb",
-    project: str = "camtrain",
+    project: str | None = None,
+    name: str | None = None,
     cams: CAMLogger | None = None,
     trainer: Mapping[str, Any] | None = None,
     weights_only: bool | None = None,
@@ -131,7 +133,8 @@ def fit(
         save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
             step; null: only before validations, after epochs, and when stopping.
         logger: Where curves and heatmaps go, beside the run folder.
-        project: Name of the project in W&B.
+        project: Name of the project in W&B; None: WANDB_PROJECT of the environment, or camtrain.
+        name: Name of the run in W&B; None: WANDB_NAME of the environment, or the folder's name.
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
         trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
             ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
@@ -147,6 +150,7 @@ def fit(
     options = {**TRAINER_DEFAULTS, **(trainer or {})}
     signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
     makes_loggers = options.get("logger") in (None, True)
+    project = project_or_default(project)
     writer = None
     if not options.get("fast_dev_run"):
         run, monitor = RunFolder(folder), monitor or default_monitor(module)
@@ -166,7 +170,8 @@ def fit(
     if writer is not None:
         ckpt_path, so_far = open_run(writer, lightning, module, data, ckpt_path, overwrite)
         if makes_loggers and lightning.is_global_zero:
-            lightning.loggers = make_loggers(logger, writer.folder.path, project, so_far=so_far)
+            path = writer.folder.path
+            lightning.loggers = make_loggers(logger, path, project, name=name, so_far=so_far)
         elif makes_loggers and logger != "none":
             lightning.loggers = [DummyLogger()]  # one run, however many processes
     if lightning.is_global_zero:

@@ -52,16 +52,27 @@ class LoggedSoFar:
         return cls(max(0, step), int(run.get("wandb_step", 0)))
 
 
+def project_or_default(project: str | None) -> str:
+    """A given project of W&B; else that of its environment, else camtrain."""
+    return project or os.environ.get("WANDB_PROJECT") or "camtrain"
+
+
 def make_loggers(
-    kind: LoggerName, folder: Path, project: str, *, so_far: LoggedSoFar | None = None
+    kind: LoggerName,
+    folder: Path,
+    project: str,
+    *,
+    name: str | None = None,
+    so_far: LoggedSoFar | None = None,
 ) -> list[Logger]:
     """Create the loggers of a run, which write into its folder.
 
     Args:
         kind: ``wandb``, ``tensorboard``, ``csv``, or ``none`` (``metrics.csv``, ``cams/`` and
             ``report.html`` are written anyway).
-        folder: Folder of the run; its name is the run's name.
+        folder: Folder of the run.
         project: The W&B project.
+        name: Name of the W&B run; None: that of W&B's environment, else of the folder.
         so_far: Where a continued run goes on; None for a new one.
 
     Raises:
@@ -81,7 +92,7 @@ def make_loggers(
         return [CSVLogger(folder, name="csv")]
     if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
         with announce("Starting W&B"):
-            run = start_wandb(folder, project, so_far)
+            run = start_wandb(folder, project, so_far, name=name)
         return [] if run is None else [run]
     return []
 
@@ -224,7 +235,7 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
 
 
 def start_wandb(
-    folder: Path, project: str, so_far: LoggedSoFar | None = None
+    folder: Path, project: str, so_far: LoggedSoFar | None = None, *, name: str | None = None
 ) -> NeverStoppingWandbLogger | None:
     """Start a W&B run: online with credentials and a network, else offline; None if both fail.
 
@@ -242,10 +253,12 @@ def start_wandb(
 
         opentelemetry_proxy.disable()
     run_id = _run_id(folder, is_new=so_far is None)
+    name = name or os.environ.get("WANDB_NAME") or folder.name
+    connect = partial(_connect, folder, project, name, run_id)
     try:
         is_online = os.environ.get("WANDB_MODE", "online") == "online"
         if is_online and wandb.login(prompt=False, verify=False):
-            online = _connect(folder, project, run_id, "online")
+            online = connect("online")
             online.start_worker()
             return online
     except Exception as error:  # no network, an old key, a portal that answers in its place
@@ -253,7 +266,7 @@ def start_wandb(
         with suppress(Exception):
             wandb.teardown()  # its service still holds the run's id
     try:
-        offline = _connect(folder, project, run_id, "offline")
+        offline = connect("offline")
         if so_far is not None and so_far.wandb_step:
             offline.experiment.log({}, step=so_far.wandb_step + _LOGGED_SINCE)
     except Exception as error:
@@ -263,13 +276,13 @@ def start_wandb(
 
 
 def _connect(
-    folder: Path, project: str, run_id: str, mode: Literal["online", "offline"]
+    folder: Path, project: str, name: str, run_id: str, mode: Literal["online", "offline"]
 ) -> NeverStoppingWandbLogger:
     """A logger whose W&B run has started."""
     import wandb
 
     logger = NeverStoppingWandbLogger(
-        name=folder.name,
+        name=name,
         project=project,
         save_dir=folder,
         id=run_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import threading
 import time
 import warnings
@@ -21,6 +22,7 @@ from camtrain.training.run.loggers import (
     finish_loggers,
     make_loggers,
     place_of,
+    project_or_default,
     start_wandb,
     upload_bundle,
 )
@@ -231,3 +233,57 @@ def test_parts_that_were_uploaded_are_not_named(offline: NeverStoppingWandbLogge
     assert place_of([offline]) == f"offline; upload with: wandb sync {part}"
     (part / f"run-{offline.version}.wandb.synced").touch()
     assert place_of([offline]) == "offline"
+
+
+# Of each variable: its value, the setting of the run, and the value before, where it was another.
+ENVIRONMENT = {
+    "WANDB_PROJECT": ("theirs", "project", "camtrain"),
+    "WANDB_NAME": ("their run", "run_name", "run"),
+    "WANDB_ENTITY": ("team", "entity", "team"),
+    "WANDB_RUN_GROUP": ("group", "run_group", "group"),
+    "WANDB_TAGS": ("a,b", "run_tags", ("a", "b")),
+    "WANDB_NOTES": ("notes", "run_notes", "notes"),
+    "WANDB_JOB_TYPE": ("train", "run_job_type", "train"),
+    "WANDB_RUN_ID": ("id1", "run_id", "id1"),
+}
+
+
+def test_the_environment_of_wandb_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable, (value, _, _) in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    [logger] = make_loggers("wandb", tmp_path / "run", project_or_default(None))
+    settings = logger.experiment.settings
+    expected = {name: value for value, name, _ in ENVIRONMENT.values()}
+    expected["run_tags"] = ("a", "b")
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("theirs", "their run")),
+        (("--project", "mine"), ("mine", "their run")),
+        (("--name", "other"), ("theirs", "other")),
+    ],
+)
+def test_what_is_given_comes_before_the_environment(
+    options: tuple[str, ...],
+    expected: tuple[str, str],
+    fit_arguments: Arguments,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    def start(folder: Path, project: str, so_far: object, *, name: str | None) -> None:
+        raise StartedError(project, name or os.environ["WANDB_NAME"])
+
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_NAME", "their run")
+    monkeypatch.setattr(loggers, "start_wandb", start)
+    args = fit_arguments("--logger", "wandb")
+    place = args.index("--name")
+    with pytest.raises(StartedError) as caught:
+        run([*args[:place], *args[place + 2 :], *options])
+    assert caught.value.args == expected
