@@ -60,6 +60,27 @@ MISTAKES = {
     ),
     "accelerator": Mistake("fit --trainer.accelerator gpu", "--trainer.accelerator auto"),
     "size": Mistake("fit --data.size 2", "--data.size"),
+    # Numbers that disagree: before, tracebacks of torch, or the name of another option.
+    "size 1": Mistake("fit --data.size 1", "--data.size (1, 1) is too small for camtrain/digits"),
+    "size of a trial run": Mistake(
+        "fit --data.size 1 --trainer.fast_dev_run true", "--data.size (1, 1) is too small"
+    ),
+    "BatchNorm": Mistake(
+        "fit --model.backbone timm/test_resnet --model.backbone_args {{}} --model.weights null "
+        "--data.size 16 --data.batch_size 1",
+        "--data.batch_size 1 is too small for BatchNorm, which sees one cell of one picture",
+    ),
+    "three means, one channel": Mistake(
+        "fit --model.in_chans 1 --data.mean [0.5,0.5,0.5] --data.std [1,1,1]",
+        "--data.mean must hold one number for each of the --model.in_chans 1 channels of the "
+        "network, got 3",
+    ),
+    "one mean, three channels": Mistake(
+        "fit --data.mean [0.5] --data.std [1]",
+        "--data.mean must hold one number for each of the --model.in_chans 3 channels of the "
+        "network, got 1",
+    ),
+    "one mean without std": Mistake("fit --data.mean [0.5]", "mean and std must be given together"),
     "port": Mistake(f"demo {BUNDLE} --port 99999", "--port must lie in 1..65535, got 99999"),
     "host": Mistake(f"demo {BUNDLE} --host 192.0.2.1", "--host and --port must be an address"),
     # A path that is not there, or not what it should be.

@@ -65,8 +65,9 @@ class DataFacts:
         in_chans = net.recipe["in_chans"] if net.recipe else self._in_chans  # a hub has its own
         if preprocessing is not None and len(preprocessing.mean) != in_chans:
             raise CamtrainValueError(
-                f"preprocessing must have a mean and std for each of in_chans={in_chans} "
-                f"channels, got {len(preprocessing.mean)}."
+                f"mean must hold one number for each of the in_chans={in_chans} channels of "
+                f"the network, got {len(preprocessing.mean)}, and so must std; both belong to the "
+                "data, or to preprocessing."
             )
         net.preprocessing = preprocessing or net.preprocessing
         if self._bundle is not None:

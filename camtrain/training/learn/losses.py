@@ -249,12 +249,12 @@ class FiniteLossGuard(Callback):
             if event is not None:
                 event.synchronize()
             if not torch.isfinite(loss):
-                where = f"of these pictures: {', '.join(paths)}" if paths else "in that order"
+                where = f", {', '.join(paths)}" if paths else ""
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 raise CamtrainValueError(
-                    f"The loss is {loss.item()} at step {trainer.global_step} (epoch "
-                    f"{trainer.current_epoch}, batch {batch_idx}) "
-                    f"with a learning rate of {lr:g}, in the batch {where}; the step was not "
-                    "taken. Look at the pictures, lower lr, or give --trainer.gradient_clip_val 1; "
-                    "the last checkpoint is good, --ckpt_path last goes on from it."
+                    f"With a learning rate of {lr:g} the loss is {loss.item()} at step "
+                    f"{trainer.global_step} (epoch {trainer.current_epoch}, batch {batch_idx}); "
+                    "the step was not taken. Lower lr, give --trainer.gradient_clip_val 1, or look "
+                    f"at the pictures of the batch{where}; the last checkpoint is good, "
+                    "--ckpt_path last goes on from it."
                 )

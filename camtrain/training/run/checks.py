@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from camtrain.errors import CamtrainValueError, one_line
+from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
+from camtrain.training.run.trainer import check_precision
 
 
-def check_size(module: CAMModule) -> None:
-    """Refuse pictures that are too small for the network, before anything is written."""
+def check_settings(trainer: Trainer, module: CAMModule, data: LightningDataModule) -> None:
+    """Check what can be checked before a training begins; nothing is written.
+
+    Raises:
+        CamtrainValueError: Settings disagree with each other, with the data or with the network.
+    """
+    trainer.strategy.connect(module)  # as `Trainer.fit` does
+    data.trainer = trainer
+    module.follow_data(data)
+    if module.teacher is not None:
+        module.teacher.check(module.net)
+    check_precision(trainer)
+    if isinstance(data, CAMDataModule):
+        data.setup("fit")
+        data.check_cache()
+        check_size(module, data.hparams["batch_size"])
+        check_validation_interval(trainer, len(data.datasets["train"]), data.hparams)
+    if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer
+        steps = math.inf if trainer.max_epochs == trainer.max_steps == -1 else 100.0
+        configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)
+
+
+def check_size(module: CAMModule, batch_size: int = 2) -> None:
+    """Refuse pictures, and batches, that are too small for the network."""
     preprocessing = module.net.preprocessing
     assert preprocessing is not None
     picture = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
@@ -29,6 +56,17 @@ def check_size(module: CAMModule) -> None:
         ) from error
     finally:
         module.train()
+    if batch_size > 1:
+        return
+    try:
+        with torch.no_grad(), isolate_rng():
+            deepcopy(module.net)(picture)  # a copy, since BatchNorm counts
+    except ValueError as error:
+        raise CamtrainValueError(
+            f"data.batch_size=1 is too small for BatchNorm, which sees one cell of one picture of "
+            f"data.size={preprocessing.size} in {module.hparams['backbone']} "
+            f"({one_line(error, with_type=False)}); give at least 2."
+        ) from error
 
 
 def check_validation_interval(trainer: Trainer, pictures: int, settings: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,13 +19,8 @@ from camtrain.errors import CamtrainValueError
 from camtrain.header import read_checkpoint_content, read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_names
-from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
-from camtrain.training.run.checks import (
-    check_can_continue,
-    check_size,
-    check_validation_interval,
-)
+from camtrain.training.run.checks import check_can_continue, check_settings
 from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
     LoggedSoFar,
@@ -51,7 +45,6 @@ from camtrain.training.run.trainer import (
     as_list,
     best_precision,
     build_trainer,
-    check_precision,
 )
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
@@ -175,6 +168,8 @@ def fit(
         elif makes_loggers and logger != "none":
             lightning.loggers = [DummyLogger()]  # one run, however many processes
     if lightning.is_global_zero:
+        if writer is None:
+            check_settings(lightning, module, data)
         sources = data.sources if isinstance(data, CAMDataModule) else {}
         run_settings = {
             "monitor": monitor,
@@ -276,20 +271,7 @@ def open_run(
         check_start(run, ckpt_path, overwrite=overwrite)
         if ckpt_path is not None:
             check_can_continue(trainer)
-        trainer.strategy.connect(module)  # as `Trainer.fit` does
-        data.trainer = trainer
-        module.follow_data(data)
-        if module.teacher is not None:
-            module.teacher.check(module.net)
-        check_precision(trainer)
-        if isinstance(data, CAMDataModule):
-            data.setup("fit")
-            data.check_cache()
-            check_size(module)
-            check_validation_interval(trainer, len(data.datasets["train"]), data.hparams)
-        if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer
-            steps = math.inf if trainer.max_epochs == trainer.max_steps == -1 else 100.0
-            configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)
+        check_settings(trainer, module, data)
         if ckpt_path not in (None, "last"):
             check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
     is_continued, so_far = ckpt_path == "last", None
