@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 
 Task = Literal["multiclass", "multilabel"]
+
+# Under which names dictionaries hold pictures and labels: those of data sets of other libraries.
+_IMAGES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
+_LABELS = ("label", "labels", "target", "targets", "y")
+
+
+def as_pair(batch: Any) -> Any:  # noqa: ANN401 - whatever a loader gives
+    """A dictionary with images and labels as [images, labels]; any other batch as it is.
+
+    Raises:
+        CamtrainTypeError: The dictionary does not hold both under a usual name.
+
+    Example:
+        >>> as_pair({"labels": 3, "pixel_values": 0.5}), as_pair((0.5, 3))
+        ([0.5, 3], (0.5, 3))
+    """
+    if not isinstance(batch, Mapping):
+        return batch
+    names = [next((n for n in usual if n in batch), None) for usual in (_IMAGES, _LABELS)]
+    if None in names:
+        raise CamtrainTypeError(
+            f"A dictionary of pictures must hold them under {', '.join(_IMAGES)}, and labels under "
+            f"{', '.join(_LABELS)}, got {', '.join(map(str, batch))}; rename them, or let the data "
+            "set return (image, label)."
+        )
+    return [batch[name] for name in names]
 
 
 def check_task(task: str) -> Task:

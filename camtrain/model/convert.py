@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
 from camtrain.model.backbones import build_classifier
@@ -171,6 +172,12 @@ def _copy_of(classifier: nn.Module) -> nn.Module:
     if isinstance(classifier, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         classifier = classifier.module
     classifier = getattr(classifier, "_orig_mod", classifier)  # torch.compile's
+    unseen = [n for n, p in classifier.named_parameters() if isinstance(p, UninitializedParameter)]
+    if unseen:
+        raise CamtrainValueError(
+            f"The layer {unseen[0].rpartition('.')[0]} of {type(classifier).__name__} has no shape "
+            "before it has seen a picture; run the network once on pictures of the right size."
+        )
     try:
         return copy.deepcopy(classifier)
     except RuntimeError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import NamedTuple
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
@@ -84,7 +87,7 @@ class Operations(NamedTuple):
 def trace(network: nn.Module) -> Operations:
     """The graph of a network in evaluation mode; raises NoGraphError where there is none."""
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
-    with evaluating(network):
+    with evaluating(network), of_images_alone(network):
         try:
             graph = tracer.trace(network)
         except Exception as error:  # tracing runs the network's code, which may raise anything
@@ -93,6 +96,27 @@ def trace(network: nn.Module) -> Operations:
                 f"({error}); build the network with camtrain.create_model and its default cut."
             ) from error
     return Operations(network, graph, dict(tracer.node_to_qualname))
+
+
+@contextmanager
+def of_images_alone(network: nn.Module) -> Iterator[None]:
+    """Give a network a forward pass of images alone: its other arguments keep their defaults.
+
+    A tracer would take them for values that are given, and trace other branches.
+    """
+    kind = type(network)
+    further = list(inspect.signature(kind.forward).parameters.values())[2:]
+    if further and all(p.default is not p.empty for p in further):
+
+        def forward(self: Any, images: Any) -> Any:  # noqa: ANN401
+            return kind.forward(self, images)
+
+        body = {"forward": forward, "__module__": kind.__module__}
+        network.__class__ = type(kind.__name__, (kind,), body)
+    try:
+        yield
+    finally:
+        network.__class__ = kind
 
 
 def default_cut(network: nn.Module) -> str:

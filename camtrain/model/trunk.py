@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from camtrain.errors import CamtrainValueError, first_line
-from camtrain.model.cut import CUTS, NoGraphError, check_cut, default_cut, leaf_types
+from camtrain.model.cut import (
+    CUTS,
+    NoGraphError,
+    check_cut,
+    default_cut,
+    leaf_types,
+    of_images_alone,
+)
 from camtrain.model.probe import Layout, Probe, drop_unused, find_layout, probe, takes
 from camtrain.preprocessing import Preprocessing
 
@@ -158,12 +165,13 @@ class GraphBackbone(Backbone):
 
     def __init__(self, network: nn.Module, cut: str) -> None:
         super().__init__(cut)
-        self.trunk = create_feature_extractor(
-            network,
-            {cut: "features"},
-            tracer_kwargs={"leaf_modules": leaf_types(network)},
-            suppress_diff_warning=True,
-        )
+        with of_images_alone(network):
+            self.trunk = create_feature_extractor(
+                network,
+                {cut: "features"},
+                tracer_kwargs={"leaf_modules": leaf_types(network)},
+                suppress_diff_warning=True,
+            )
         in_training, in_evaluation = (
             # Constants are numbered in the order of tracing.
             [(node.op, node.op == "get_attr" or str(node.target)) for node in graph.nodes]

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
 from camtrain.header import METADATA_KEY, checkpoint_description
-from camtrain.labels import Task
+from camtrain.labels import Task, as_pair
 from camtrain.maps import PoolName
 from camtrain.model.create import NormName, create_model, from_recipe
 from camtrain.model.refine import Refine
@@ -43,14 +43,12 @@ _PARTS = (Freezing, Evaluator, FiniteLossGuard, StepScores, ExponentialAverage, 
 class CAMModule(LightningModule):
     """Trains a CAM network; takes batches of (images, labels, ...) from any LightningDataModule.
 
-    Labels are class numbers, (B,), and for ``task="multilabel"`` also multi-hot, (B, K).
+    Labels are class numbers, (B,), and for ``task="multilabel"`` also multi-hot, (B, K). A batch
+    may be a dictionary too, see ``camtrain.labels.as_pair``. ``net`` is the ``CAMNet``.
 
     With batches of ``CAMDataModule`` it also measures localization wherever the pictures have
     boxes; not where labels are multi-hot, since no box says of which class it is. Evaluation
     computes in float32 whatever the precision of the training, as the shipped network does.
-
-    Attributes:
-        net: The ``CAMNet``.
     """
 
     def __init__(
@@ -214,14 +212,17 @@ class CAMModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
-        logits: Tensor = self.net(images.contiguous(memory_format=self._memory_format))
-        return logits
+        return cast("Tensor", self.net(images.contiguous(memory_format=self._memory_format)))
 
     def train(self, mode: bool = True) -> CAMModule:
         """Change the mode of all modules that are not frozen."""
         super().train(mode)
         self._freezing.keep_in_eval()
         return self
+
+    def _apply_batch_transfer_handler(self, *args: Any, **kwargs: Any) -> object:
+        # No public hook comes after those of a data module, which know the batch as it was.
+        return as_pair(super()._apply_batch_transfer_handler(*args, **kwargs))
 
     def on_validation_model_train(self) -> None:
         """Call ``train``, which changes the graph of a traced trunk; Lightning only sets a flag."""
@@ -284,9 +285,8 @@ class CAMModule(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
-        seed = seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank)
-        # `torch.manual_seed` also seeds GPUs.
-        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+        generator = torch.default_generator if self.device.type == "cpu" else torch  # GPUs' too
+        generator.manual_seed(seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank))
         damaged, pictures = len(batch.damaged) if isinstance(batch, Batch) else 0, len(batch[1])
         if damaged and pictures < 2:  # BatchNorm cannot train on one picture
             # Gradients of 0, for which the other processes wait.

@@ -461,3 +461,29 @@ def test_half_precision_is_normalized_in_float32() -> None:
         found = PooledNorm("layer", 1e-6)(features)
     assert found.dtype == torch.float32
     assert found.isfinite().all()
+
+
+class _Masked(Functional):
+    """Has an argument that may be left out; before, its graph was that of a given one."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda features: features.mean((2, 3)))
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            images = images * mask.reshape(-1, 1, 1, 1)
+        return super().forward(images)
+
+
+def test_an_argument_that_may_be_left_out_keeps_its_default() -> None:
+    network, images = _Masked().eval(), torch.randn(2, 3, 20, 28)
+    net = convert(network)
+    assert torch.allclose(net(images), network(images), atol=1e-6)
+    assert type(network) is _Masked
+
+
+def test_a_layer_without_a_shape_is_one_sentence() -> None:
+    network = Functional(lambda features: features.mean((2, 3)))
+    network.fc = nn.LazyLinear(5)
+    with pytest.raises(CamtrainValueError, match="layer fc of Functional has no shape before"):
+        convert(network)

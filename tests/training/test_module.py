@@ -9,11 +9,11 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from camtrain.errors import CamtrainError
+from camtrain.errors import CamtrainError, CamtrainTypeError
 from camtrain.preprocessing import Preprocessing
-from camtrain.training import CAMDataModule, CAMModule
+from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.evaluate.evaluator import Evaluator
 from camtrain.training.learn.optimizer import warmup_cosine
 from tests.conftest import everyday
@@ -200,3 +200,55 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_a_training_without_an_end_is_refused(data: CAMDataModule) -> None:
     with pytest.raises(CamtrainError, match=r"has no end; give --trainer\.max_epochs"):
         quiet_trainer(max_epochs=-1).fit(small_module(), data)
+
+
+class _Dictionaries(Dataset[dict[str, Any]]):
+    """The pictures of ``AnybodysData`` under other names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.pictures = names, AnybodysData(2).pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(zip(self.names, self.pictures[index], strict=True))
+
+
+# Names of own batches, and the sentence about them. Before, each ended with `KeyError: 0`.
+BATCHES = {
+    ("image", "label"): None,
+    ("pixel_values", "labels"): None,
+    ("photo", "kind"): "under image, images, .*, and labels under label, .*, got photo, kind",
+}
+
+
+@pytest.mark.parametrize("names", BATCHES)
+def test_batches_may_be_dictionaries(names: tuple[str, ...], tmp_path: Path) -> None:
+    loader = DataLoader(_Dictionaries(*names), batch_size=4)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[CAMLogger(2, dirpath=tmp_path / "cams")])
+    module = small_module(class_names=["a", "b"], preprocessing=AnybodysData(2).preprocessing)
+    if (message := BATCHES[names]) is None:
+        trainer.fit(module, loader, loader)
+        assert (tmp_path / "cams" / "epoch_001.jpg").is_file()
+        return
+    with (
+        pytest.warns(UserWarning, match="cannot show the validation pictures"),
+        pytest.raises(CamtrainTypeError, match=message),
+    ):
+        trainer.fit(module, loader, loader)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_own_scripts_may_watch_twice_or_have_no_validation(tmp_path: Path) -> None:
+    """Before: "more than one stateful callback", and "`val_dataloader` must be implemented"."""
+    loader = DataLoader(AnybodysData(2).pictures, batch_size=4)
+    module = small_module(class_names=["a", "b"], preprocessing=AnybodysData(2).preprocessing)
+    watchers = [CAMLogger(2, dirpath=tmp_path / name) for name in ("one", "two")]
+    quiet_trainer(max_epochs=1, callbacks=watchers).fit(module, loader, loader)
+    assert (tmp_path / "one" / "epoch_001.jpg").is_file()
+    assert (tmp_path / "two" / "epoch_001.jpg").is_file()
+    quiet_trainer(max_epochs=1, callbacks=[CAMLogger(dirpath=tmp_path / "none")]).fit(
+        module, loader
+    )
+    assert (tmp_path / "none" / "report.html").is_file()

@@ -19,7 +19,7 @@ from torchmetrics.classification import MultilabelAveragePrecision
 import camtrain
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.labels import multi_hot
-from camtrain.training import CAMDataModule, CAMLogger, CAMModule
+from camtrain.training import CAMDataModule, CAMLogger, CAMModule, fit
 from camtrain.training.cli.main import main as run
 from camtrain.training.evaluate import scores as evaluation_scores
 from camtrain.training.evaluate.scores import MeanAveragePrecision
@@ -299,3 +299,20 @@ def test_the_accuracy_of_a_class_alone_counts_scores_from_a_half_on() -> None:
     assert evaluation.compute()["acc"].item() == pytest.approx(3 / 5)
     assert "acc" not in evaluation_scores.score_names(2, "multilabel")
     assert "acc" not in evaluation_scores.score_names(1, "multiclass")
+
+
+def test_without_any_label_the_loss_chooses_the_best(tmp_path: Path) -> None:
+    """Before, ``val/map`` was nan in ``metrics.csv``, and the first validation the best."""
+    data = TwoSquares(count=8)
+    data.val_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
+        TensorDataset(data.pictures.tensors[0], torch.zeros(8, 2)), batch_size=8
+    )
+    trainer = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False}
+    settings = {"folder": tmp_path / "run", "logger": "none", "trainer": trainer}
+    with pytest.warns(UserWarning, match="No picture of val has a label, so val/map is not"):
+        result = fit(module_of(), data, cams=CAMLogger(2), **settings)
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "val/map" not in rows[0]
+    losses_of_rows = [float(row["val/loss"]) for row in rows]
+    assert result.best_epoch == 1 + losses_of_rows.index(min(losses_of_rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -214,6 +215,12 @@ class Evaluator(nn.Module, Callback):
     def _log_scores(self, trainer: Trainer, module: LightningModule, split: str) -> None:
         calibrated = self.map_threshold if self.is_calibrated else None
         scores = self[split].compute(calibrated if split == "test" else None)
+        if self[split].task == "multilabel" and "map" not in scores:
+            warnings.warn(
+                f"No picture of {split} has a label, so {split}/map is not measured; the best "
+                "validation of a training is that with the lowest val/loss.",
+                stacklevel=2,
+            )
         if trainer.state.fn != TrainerFn.FITTING:
             self.reports[split] = self[split].boxes.report(calibrated)
             scores |= mosaic_scores(cast("CAMNet", module.net), trainer, split)

@@ -227,7 +227,8 @@ class Evaluation(nn.Module):
 
     def compute(self, calibrated: float | None = None) -> dict[str, Tensor]:
         """The scores by name, over all processes; see ``BoxScores.compute`` for localization."""
-        scores = {"loss": self.loss.compute(), **self.ranked.compute()}
+        ranked = {n: v for n, v in self.ranked.compute().items() if n != "map" or not v.isnan()}
+        scores = {"loss": self.loss.compute(), **ranked}
         if "acc" in score_names(self.num_classes, self.task):
             scores["acc"] = self._average_precision().accuracy()
         # Counts nothing, so that a process without any maps synchronizes like the others.

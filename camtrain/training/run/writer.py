@@ -259,13 +259,16 @@ class RunWriter(Checkpoint):
         return self.best is not None and self.best["row"] == len(self.rows) - 1
 
     def _update_best(self, row: dict[str, float]) -> None:
-        if self.monitor not in row:
+        # Where no picture has a label, `val/map` cannot be measured, and the evaluator says so.
+        is_unmeasured = self.monitor == "val/map" and "val/map" not in row
+        monitor = "val/loss" if is_unmeasured else self.monitor
+        if monitor not in row:
             raise CamtrainValueError(
                 f"monitor must be one of the logged scores, got {self.monitor!r}; logged are "
                 f"{', '.join(sorted(row.keys() - {'epoch', 'step'}))}."
             )
-        sign = -1 if "loss" in self.monitor else 1  # a loss is minimized
-        score = row[self.monitor]
+        sign = -1 if "loss" in monitor else 1  # a loss is minimized
+        score = row[monitor]
         if math.isnan(score):
             score = -sign * math.inf
         if self.best is None or sign * score > sign * self.best["score"]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
@@ -98,6 +98,8 @@ class CAMLogger(Callback):
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.report = None if report is None else Path(report)
         self.seed = seed
+        place = dirpath or report
+        self._state_key = f"CAMLogger {place}" if place else "CAMLogger"
         palette(colormap)  # raises now, not after an epoch
         check_tile(tile)
         self._colormap, self._tile, self._log_mistakes = colormap, tile, log_mistakes
@@ -110,6 +112,13 @@ class CAMLogger(Callback):
         self._folder = Path()
         self._sinks: list[Sink] = []
         self._moment = Moment(0)  # of the validation that is going on
+
+    _legacy_state_key = cast("Any", "CAMLogger")  # of earlier versions, which allowed one
+
+    @property
+    def state_key(self) -> str:
+        """What tells several loggers of a trainer apart: where they write."""
+        return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""

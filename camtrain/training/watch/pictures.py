@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from camtrain.data import DamagedImageError, PreparedDataset, to_pixels
-from camtrain.labels import classes_of
+from camtrain.labels import as_pair, classes_of
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize.report.page import packed_picture
@@ -50,10 +50,12 @@ class ValidationPicture:
 
 
 def validation_dataset(trainer: Trainer) -> Sequence[Any] | None:
-    """The data set of the first validation loader; None if it has no items by index.
+    """The data set of the first validation loader; None if it has no items by index, or is missing.
 
     Every process must call it, since it may set up the loaders.
     """
+    if not trainer.enable_validation:
+        return None
     if trainer.val_dataloaders is None:  # Lightning waits for the first epoch with a validation
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -85,7 +87,7 @@ class Candidates:
             return cls(range(len(labels)), labels)
         count = min(len(dataset), _LABELS_READ)
         indices = [row * len(dataset) // count for row in range(count)]
-        return cls(indices, [_first_class(dataset[index][1]) for index in indices])
+        return cls(indices, [_first_class(as_pair(dataset[index])[1]) for index in indices])
 
     @property
     def identity(self) -> str:
@@ -129,7 +131,7 @@ def _first_class(label: object) -> int:
 def load_picture(dataset: Sequence[Any], index: int, net: CAMNet) -> ValidationPicture | None:
     """The picture at ``index``; None if its file is damaged, which the validation reports."""
     if not isinstance(dataset, PreparedDataset):
-        image, label = dataset[index][:2]
+        image, label = as_pair(dataset[index])[:2]
         return picture_from_input(image, label, net, path=f"picture {index}")
     try:
         sample, source = dataset[index], dataset.picture(index)

@@ -131,8 +131,8 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     named = without_a_number(monkeypatch, epoch=1)
     assert main(fit_arguments("--model.lr", "0.004", "--model.schedule", "constant")) == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith("camtrain: error: With a learning rate of 0.004 the loss is nan at step 3")
-    assert "(epoch 1, batch 1)" in line
+    assert line.startswith("camtrain: error: With a learning rate of 0.004 the loss is nan at step")
+    assert "step 3 (epoch 1, batch 1)" in line
     assert len(named) == 8
     assert all(path in line for path in named)
     folder = tmp_path / "runs" / "run" / "checkpoints"
