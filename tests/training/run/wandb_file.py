@@ -8,6 +8,7 @@ from typing import Any
 
 _BLOCK, _FILE_HEADER, _RECORD_HEADER = 32768, 7, struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
+_LONGEST_WAIT = 120  # seconds; a busy machine takes many
 
 
 def history(path: Path) -> list[dict[str, str]]:
@@ -30,22 +31,24 @@ def summary(path: Path) -> dict[str, str]:
 
 
 def records(path: Path) -> list[Any]:
-    """All records; W&B's service may still be writing the last ones of a run that has ended."""
+    """All records of a run that has ended; waits for W&B's service, which writes them."""
     from wandb.proto import wandb_internal_pb2
 
-    for _ in range(100):
+    found: list[Any] = []
+    end = time.monotonic() + _LONGEST_WAIT
+    while not found or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end, f"W&B's service has not ended {path}"
+        time.sleep(0.05 if found else 0)
         found = []
-        for data in _records(path.read_bytes()):
+        for data in whole_records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             found.append(record)
-        if found and found[-1].WhichOneof("record_type") == "exit":
-            break
-        time.sleep(0.05)
     return found
 
 
-def _records(content: bytes) -> Iterator[bytes]:
+def whole_records(content: bytes) -> Iterator[bytes]:
+    """The records of a run file that are written to their end."""
     position, parts = _FILE_HEADER, b""
     while position + _RECORD_HEADER.size <= len(content):
         if _BLOCK - position % _BLOCK < _RECORD_HEADER.size:  # the rest of a block is padding
@@ -53,6 +56,8 @@ def _records(content: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = _RECORD_HEADER.unpack_from(content, position)
         position += _RECORD_HEADER.size
+        if position + length > len(content):
+            return
         parts += content[position : position + length]
         position += length
         if kind in (_FULL, _LAST):

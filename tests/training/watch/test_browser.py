@@ -43,7 +43,7 @@ class Page:
         """Load it again, and wait until its pictures are drawn."""
         self.driver.refresh()
         drawn = "return document.documentElement.dataset.isDrawn === 'true'"
-        for _ in range(200):
+        for _ in range(2000):
             if self.driver.execute_script(drawn):
                 return
             time.sleep(0.05)
@@ -176,7 +176,7 @@ def test_what_was_chosen_outlives_a_reload(browser: WebDriver, trained: Path) ->
     assert page.one("#follow").is_selected()
     page.one("#follow").click()
     page.one("#play").click()
-    for _ in range(100):
+    for _ in range(2000):
         if page.one("#epoch-shown").text != "0":
             break
         time.sleep(0.05)
@@ -199,7 +199,7 @@ def test_a_training_is_followed(browser: WebDriver, tmp_path: Path) -> None:
     assert page.one("#epoch-shown").text == "1"
     written(tmp_path, range(3))
     page.one("#follow").click()
-    for _ in range(100):
+    for _ in range(2000):
         if page.one("#epoch-shown").text == "2":
             break
         time.sleep(0.05)
