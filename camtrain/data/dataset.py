@@ -90,6 +90,14 @@ class Batch(NamedTuple):
     damaged: tuple[Damaged, ...]
     is_cached: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send tensors of single pictures to another process as arrays.
+
+        Each tensor that processes share is an open file, and some systems allow 1,024.
+        """
+        columns = [[_as_array(v) for v in c] if isinstance(c, list) else c for c in self]
+        return _batch_of_arrays, tuple(columns)
+
     def take(self, places: list[int]) -> Batch:
         """The batch with only the pictures at these places of it."""
         columns: dict[str, Any] = {
@@ -98,6 +106,19 @@ class Batch(NamedTuple):
             if isinstance(column, Tensor | list)
         }
         return self._replace(**columns)
+
+
+def _as_array(value: object) -> object:
+    return value.numpy(force=True) if isinstance(value, Tensor) else value
+
+
+def _batch_of_arrays(*columns: Any) -> Batch:
+    """The inverse of ``Batch.__reduce__``."""
+    tensors: list[Any] = [
+        [v if isinstance(v, str) else torch.from_numpy(v) for v in c] if isinstance(c, list) else c
+        for c in columns
+    ]
+    return Batch(*tensors)
 
 
 class PreparedDataset(Dataset[Sample]):

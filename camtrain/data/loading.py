@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, get_worker_info
 
-from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainTypeError, CamtrainValueError, one_line
 
 
 def seed_of(*numbers: int) -> int:
@@ -168,6 +170,11 @@ class ResumableLoader(DataLoader[T]):
         self._epoch = int(getattr(self.sampler, "epoch", 0))
         epoch, done = self._continued or (-1, 0)
         self._continued = None
+        if choose_sharing(self.num_workers):
+            print(
+                f"So few files may be open that {self.num_workers} workers hand their batches over "
+                "through the file system (ulimit -n is the limit)."
+            )
         self._batches_done = done if epoch == self._epoch else 0
         if self._batches_done:
             assert isinstance(self.sampler, EpochSampler)
@@ -228,11 +235,41 @@ def _original_error(error: CamtrainError) -> CamtrainError:
     return type(error)(text.rpartition(name)[2].rstrip()) if text.startswith("Caught ") else error
 
 
+def choose_sharing(workers: int) -> bool:
+    """Let workers share batches by file names where too few files may be open to share by those.
+
+    Returns:
+        Whether that has changed anything.
+    """
+    sharing: Any = torch.multiprocessing
+    if not workers or sharing.get_sharing_strategy() != "file_descriptor":
+        return False
+    import resource  # not on Windows, which shares otherwise
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # For each worker of two loaders: pipes, and the tensors of two batches, sent and received.
+    is_enough = limit == resource.RLIM_INFINITY or limit >= 256 + 2 * 32 * workers
+    if not is_enough:
+        sharing.set_sharing_strategy("file_system")
+    return not is_enough
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    """End a worker that cannot hand over a batch, which the training would wait for."""
+    print(f"camtrain: a worker cannot hand over a batch ({one_line(error)})", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """A ``worker_init_fn``: Ctrl-C and SIGTERM to the group do not reach the worker.
 
-    A worker that dies of them would end the training before it could write its checkpoint.
+    A worker that dies of them would end the training before it could write its checkpoint. If it
+    cannot hand over a batch it ends, so that the training does too.
     """
+    info = get_worker_info()
+    choose_sharing(0 if info is None else info.num_workers)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]  # of this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

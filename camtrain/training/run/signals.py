@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from camtrain.errors import CamtrainValueError, one_line
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
 from camtrain.training.run.results import print_run_files
 
+_LOST_WORKER = re.compile(r"DataLoader worker|Communication with the\s+workers")
 _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
 
@@ -91,6 +94,7 @@ def ending_cleanly(
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; Lightning alone would exit with status 1.
         SystemExit: SIGTERM was received; the status is 143.
+        CamtrainValueError: A worker of a loader has died.
     """
     try:
         yield
@@ -103,6 +107,13 @@ def ending_cleanly(
         if signals.received == SIGTERM:
             sys.exit(128 + SIGTERM)
         raise KeyboardInterrupt from None
-    except Exception:
+    except Exception as error:
         finish_loggers(trainer.loggers)  # what has been logged is not lost
+        if isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)):
+            raise CamtrainValueError(
+                f"A process that prepares batches has ended ({one_line(error, with_type=False)}); "
+                "the memory, /dev/shm or the number of open files may be too small: give fewer "
+                "workers, or data.workers=0. A training that has a checkpoint goes on with "
+                'ckpt_path="last".'
+            ) from error
         raise
