@@ -62,7 +62,7 @@ def hub_network(name: str) -> HubNetwork:
     source = name.removeprefix("timm/")
     kind, _, place = source.partition(":")
     with _explaining(source, "config.json"):
-        read = _hub.load_model_config_from_hf
+        read: Any = _hub.load_model_config_from_hf
         if kind == "local-dir":
             read = _hub.load_model_config_from_path
         values, architecture, args = read(place)

@@ -138,8 +138,8 @@ class MeanAveragePrecision(Metric):
     def accuracy(self) -> Tensor:
         """The part of the labels that a score of 0.5 decides rightly, float64, of all processes."""
         with self.sync_context():
-            below, above = self.counts.split([_MIDDLE, self.counts.shape[2] - _MIDDLE], dim=2)
-            return (below[:, 0].sum() + above[:, 1].sum()).double() / self.counts.sum()
+            right = self.counts[:, 0, :_MIDDLE].sum() + self.counts[:, 1, _MIDDLE:].sum()
+            return right.double() / self.counts.sum()
 
     def _by_class(self) -> Tensor:
         positives, every = self.counts[:, 1].flip(1), self.counts.sum(1).flip(1)  # best bin first

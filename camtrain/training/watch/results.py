@@ -205,8 +205,9 @@ def evaluate_pictures(
         true = torch.tensor(labels, device=device)
         classes = torch.stack([true, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
-        scores = net.scores(logits)
-        guesses, scores = best_classes(scores)[0].tolist(), scores.gather(1, classes).tolist()
+        all_scores = net.scores(logits)
+        guesses = best_classes(all_scores)[0].tolist()
+        scores = all_scores.gather(1, classes).tolist()
     return [
         _result(*values, threshold)
         for values in zip(pictures, maps, classes.tolist(), scores, guesses, strict=True)
