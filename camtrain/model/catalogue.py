@@ -1,43 +1,35 @@
-"""``camtrain models``: lists every network of torchvision and timm with its cut and its maps."""
+"""``camtrain models``: lists every network of torchvision and timm with its cut and its maps.
+
+Networks that are known are listed before torch is imported: those that were looked at before, and
+those of torchvision, which ``torchvision.json`` beside this file holds for one version of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from rich.progress import track
-from torch import Tensor
+from rich.console import Console
+from rich.progress import Progress
 
-from camtrain.arguments import VerbParser
-from camtrain.errors import CamtrainValueError, first_line
+from camtrain.arguments import VerbParser, announce
+from camtrain.errors import CamtrainValueError
 from camtrain.files import user_cache, write_text
-from camtrain.model.backbones import build_classifier, every_name, usual_preprocessing
-from camtrain.model.convert import find_maps
-from camtrain.model.cut import block_of
-from camtrain.model.probe import Intercepted, probe_or_none
-from camtrain.model.trunk import Classifier, GraphBackbone, trunk_of
 
-_FILLING = frozenset(
-    {
-        *(Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_, Tensor.copy_),
-        *(Tensor.erfinv_, Tensor.clamp_, Tensor.mul_, Tensor.add_, Tensor.div_),
-    }
-)
 _LIBRARIES = ("torch", "torchvision", "timm")
-_MOST_IN_THIS_PROCESS = 40  # starting a process costs as much as describing some 20 networks
+SHIPPED = Path(__file__).with_name("torchvision.json")
+_COLUMNS = {  # and their widths
+    **{"name": 46, "cut": 26, "channels": 8, "stride": 6, "map": 7, "input": 13},
+    **{"cam-ready": 9, "parameters": 10},
+}
 
 
 @dataclass(frozen=True)
@@ -56,64 +48,35 @@ class Entry:
     reason: str | None = None  # why it does not convert; None for a network that does
 
 
-def describe(name: str) -> Entry:
-    """The entry of a network, found on the meta device: nothing is computed or loaded."""
+class Known(NamedTuple):
+    """What a cache file holds."""
+
+    names: list[str] | None  # of every network there is; None where they have not been listed
+    entries: dict[str, Entry]  # by name
+
+
+def catalogue(names: Sequence[str], cache: Path) -> Iterator[Entry]:
+    """The entries of these networks: first those that are known, then all others.
+
+    The others are looked at, with a progress bar, and kept in the cache file.
+    """
+    known = _read(cache)
+    yield from (known.entries[name] for name in names if name in known.entries)
+    missing = [name for name in names if name not in known.entries]
+    if not missing:
+        return
+    from camtrain.model import describe
+
+    bar = Progress(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+    text = f"Looking at {len(missing)} networks, once"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the libraries warn about their old networks
-            return _describe_network(name)
-    except Exception as error:  # each network fails in its own way, and is reported
-        return Entry(name, reason=f"{type(error).__name__}: {first_line(error)}")
-
-
-def _describe_network(name: str) -> Entry:
-    preprocessing = usual_preprocessing(name, 3, {})
-    height, width = preprocessing.size
-    with torch.device("meta"), Intercepted(_unfilled):
-        network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={}).eval()
-    is_cam_ready = False
-    with suppress(CamtrainValueError):
-        find_maps(network)
-        is_cam_ready = True
-    backbone, record = trunk_of(Classifier(network, name, 3, preprocessing), None)
-    is_graph = isinstance(backbone, GraphBackbone)
-    last_layer = record.layers[-1].name.removeprefix("trunk.")
-    taller = probe_or_none(backbone, 3, (2 * height, width))
-    return Entry(
-        name,
-        cut=str(backbone.cut) if is_graph else block_of(last_layer),
-        channels=record.shape[1],
-        stride=_stride(height, record.shape[2], None if taller is None else taller.shape[2]),
-        map_hw=(record.shape[2], record.shape[3]),
-        size_hw=(height, width),
-        is_fixed=taller is None,
-        is_cam_ready=is_cam_ready,
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-    )
-
-
-def _unfilled(
-    func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
-) -> object:
-    """The function's result; of one that fills weights, which have no numbers, the weights."""
-    if func in _FILLING and isinstance(args[0], Tensor) and args[0].is_meta:
-        return args[0]
-    return func(*args, **options)
-
-
-def catalogue(names: Sequence[str], cache: Path) -> list[Entry]:
-    """The entries of these networks; those that the cache file lacks are found and added to it."""
-    entries = _read(cache)
-    missing = [name for name in names if name not in entries]
-    if missing:
-        text = f"Looking at {len(missing)} networks, once"
-        try:
-            for entry in track(_describe_all(missing), text, total=len(missing)):
-                entries[entry.name] = entry
-        finally:  # Ctrl-C loses nothing
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_text(cache, json.dumps([asdict(entry) for entry in entries.values()]))
-    return [entries[name] for name in names]
+        with bar:
+            entries = describe.describe_all(missing)
+            for entry in bar.track(entries, len(missing), description=text):
+                known.entries[entry.name] = entry
+                yield entry
+    finally:  # Ctrl-C loses nothing
+        _write(cache, known)
 
 
 def cache_file() -> Path:
@@ -130,19 +93,19 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
     Raises:
         CamtrainValueError: There is none.
     """
-    if not any(sign in pattern for sign in "*?["):
-        pattern = f"*{pattern}*"
-    matches = [
-        name
-        for name in names
-        if fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)
-    ]
+    matches = _matches(names, pattern)
     if not matches:
         raise CamtrainValueError(
             f"FILTER must be part of the name of a network, or a pattern such as 'timm/resnet*', "
-            f"got {pattern.strip('*')!r}, which none of {len(names)} names has."
+            f"got {pattern!r}, which none of {len(names)} names has."
         )
     return matches
+
+
+def _matches(names: Iterable[str], pattern: str) -> list[str]:
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return [n for n in names if any(fnmatchcase(p, pattern) for p in (n, n.partition("/")[2]))]
 
 
 def main(args: Sequence[str]) -> None:
@@ -150,8 +113,8 @@ def main(args: Sequence[str]) -> None:
     parser = VerbParser(
         prog="camtrain models",
         description="What every network of torchvision and timm becomes when it is cut for CAM.",
-        epilog="The first call looks at every network that it lists, without weights, and keeps "
-        "what it finds in the user's cache folder. Example: camtrain models timm/convnext",
+        epilog="Networks that are not known yet are looked at, without weights, and kept in the "
+        "user's cache folder. Example: camtrain models timm/convnext",
     )
     parser.add_argument(
         "filter",
@@ -160,66 +123,79 @@ def main(args: Sequence[str]) -> None:
         metavar="FILTER",
         help="part of a name, or a pattern with * and ? (default: every network)",
     )
-    names = matching(every_name(), parser.parse_args(args[1:]).filter)
-    print(table(catalogue(names, cache_file())))
+    pattern, cache = parser.parse_args(args[1:]).filter, cache_file()
+    try:
+        for line in table(_entries(pattern, cache)):
+            print(line, flush=True)
+    except BrokenPipeError:  # `camtrain models | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """A line for each network that converts, one for each that does not, and the counts."""
-    convertible = [entry for entry in entries if entry.reason is None]
-    rows = [("name", "cut", "channels", "stride", "map", "input", "cam-ready", "parameters")]
-    rows += [
-        (
-            entry.name,
-            entry.cut,
-            str(entry.channels),
-            str(entry.stride),
-            "x".join(map(str, entry.map_hw)),
-            "x".join(map(str, entry.size_hw)) + (" fixed" if entry.is_fixed else ""),
-            "yes" if entry.is_cam_ready else "no",
-            f"{entry.parameters / 1e6:.1f} M",
-        )
-        for entry in convertible
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines += [f"{entry.name}: {entry.reason}" for entry in entries if entry.reason is not None]
-    ready = sum(entry.is_cam_ready for entry in convertible)
-    lines.append(f"{len(convertible)} of {len(entries)} convert, {ready} of them are cam-ready.")
-    return "\n".join(lines)
+def _entries(pattern: str, cache: Path) -> Iterator[Entry]:
+    """The entries of the matching networks, those that are known before any name is looked up."""
+    known = _read(cache)
+    known_matches = _matches(known.entries, pattern)
+    yield from (known.entries[name] for name in known_matches)
+    names = known.names
+    if names is None:
+        with announce("Loading torch and timm"):
+            from camtrain.model.backbones import every_name
+
+            names = every_name()
+        _write(cache, known._replace(names=names))
+    missing = set(matching(names, pattern)) - set(known_matches)
+    yield from catalogue([name for name in names if name in missing], cache)
 
 
-def _describe_all(names: Sequence[str]) -> Iterator[Entry]:
-    if len(names) <= _MOST_IN_THIS_PROCESS:
-        yield from map(describe, names)
-        return
-    context, one_thread = get_context("spawn"), (1,)
-    with ProcessPoolExecutor(
-        os.cpu_count(), context, torch.set_num_threads, one_thread
-    ) as processes:
-        yield from processes.map(describe, names, chunksize=4)
+def table(entries: Iterable[Entry]) -> Iterator[str]:
+    """A line for each network that converts, one for each that does not, and the counts.
 
-
-def _stride(height: int, rows: int, taller_rows: int | None) -> int:
-    """Pixels per row of the map: those of the rows that an image of twice the height adds.
-
-    This leaves out the borders of unpadded layers and of sizes that do not divide. Networks of one
-    size, or that resize their map to one, give the ratio of both heights.
+    A line is given as soon as its entry is there.
     """
-    added_rows = (taller_rows or rows) - rows
-    pixels = height / (added_rows or rows)
-    power = 2 ** round(math.log2(pixels))
-    return power if abs(pixels / power - 1) < 0.1 else round(pixels)
+    reasons, count, ready = [], 0, 0
+    for entry in entries:
+        if entry.reason is not None:
+            reasons.append(f"{entry.name}: {entry.reason}")
+            continue
+        if not count:
+            yield _line(_COLUMNS)
+        count, ready = count + 1, ready + entry.is_cam_ready
+        yield _line(
+            (
+                entry.name,
+                entry.cut,
+                str(entry.channels),
+                str(entry.stride),
+                "x".join(map(str, entry.map_hw)),
+                "x".join(map(str, entry.size_hw)) + (" fixed" if entry.is_fixed else ""),
+                "yes" if entry.is_cam_ready else "no",
+                f"{entry.parameters / 1e6:.1f} M",
+            )
+        )
+    yield from reasons
+    yield f"{count} of {count + len(reasons)} convert, {ready} of them are cam-ready."
 
 
-def _read(cache: Path) -> dict[str, Entry]:
-    if not cache.is_file():
-        return {}
-    entries = {}
-    for values in json.loads(cache.read_text()):
-        values |= {key: tuple(values[key]) for key in ("map_hw", "size_hw")}
-        entries[values["name"]] = Entry(**values)
-    return entries
+def _line(cells: Iterable[str]) -> str:
+    widths = _COLUMNS.values()
+    return "  ".join(c.ljust(width) for c, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _read(cache: Path) -> Known:
+    """What a cache file holds; where there is none, what is shipped."""
+    if cache.is_file():
+        values = json.loads(cache.read_text())
+    else:
+        values = json.loads(SHIPPED.read_text())
+        if values["torchvision"] != version("torchvision"):
+            return Known(None, {})
+    rows: list[Any] = [
+        [tuple(v) if isinstance(v, list) else v for v in e] for e in values["entries"]
+    ]
+    return Known(values.get("names"), {row[0]: Entry(*row) for row in rows})
+
+
+def _write(cache: Path, known: Known) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    entries = [list(asdict(entry).values()) for entry in known.entries.values()]
+    write_text(cache, json.dumps({"names": known.names, "entries": entries}))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from camtrain.files import write_text
 from camtrain.model.catalogue import Entry, catalogue
 
 
@@ -27,7 +28,11 @@ def entry_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Entry]
         folder = folder.parent
 
     def entry(name: str) -> Entry:
-        [found] = catalogue([name], folder / "catalogue" / f"{name.replace('/', '_')}.json")
+        cache = folder / "catalogue" / f"{name.replace('/', '_')}.json"
+        if not cache.is_file():  # without it, what is shipped would be taken
+            cache.parent.mkdir(exist_ok=True)
+            write_text(cache, '{"entries": []}')
+        [found] = catalogue([name], cache)
         return found
 
     return entry
