@@ -34,6 +34,12 @@ class VerbParser(argparse.ArgumentParser):
         exit_with_error(f"{message}; {self.prog} --help lists the options.")
 
 
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names what builds a network of the user."""
+    text = "for a network of your own: its import path, such as mypackage.nets.MyNet"
+    parser.add_argument("--backbone", metavar="PATH", help=text)
+
+
 def exit_with_error(message: str) -> NoReturn:
     """Print an error of the command line and exit with status 2."""
     print(f"camtrain: error: {message}", file=sys.stderr)

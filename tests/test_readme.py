@@ -136,7 +136,7 @@ def test_its_commands_and_its_code_do_what_they_say(
 
     for name, source in (("a.jpg", "red/0.png"), ("b.jpg", "blue/0.png")):
         Image.open(somewhere / "photos" / "test" / source).save(somewhere / name)
-    exec(code_with("camtrain.load("), {})
+    exec(code_with("predictor(["), {})
     assert (somewhere / "a.jpg_cam.png").is_file()
     names: dict[str, np.ndarray] = {}
     exec(code_with("onnxruntime"), names)
@@ -146,9 +146,30 @@ def test_its_commands_and_its_code_do_what_they_say(
 
 @pytest.mark.nightly
 def test_its_script_trains_and_ships(somewhere: Path) -> None:
-    exec(code_with("CAMDataModule("), {})
+    exec(code_with("runs/photos"), {})
     assert len(list((somewhere / "runs" / "photos" / "cams").glob("epoch_*.jpg"))) == 3
     assert camtrain.load("runs/photos/model.safetensors").net.class_names == ("blue", "red")
+
+
+MY_NET = """
+from torch import nn
+
+class MyNet(nn.Sequential):
+    def __init__(self):
+        features = [nn.Conv2d(3, 8, 7, stride=4), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*features, nn.Flatten(), nn.Linear(5832, 16), nn.ReLU(), nn.Linear(16, 9))
+"""
+
+
+@pytest.mark.nightly
+def test_its_own_network_is_trained_and_shipped(
+    somewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (somewhere / "mynets.py").write_text(MY_NET)
+    monkeypatch.syspath_prepend(str(somewhere))
+    names: dict[str, camtrain.Predictor] = {}
+    exec(code_with("MyNet"), names)
+    assert names["predictor"].net.class_names == ("blue", "red")
 
 
 def test_the_map_of_the_house_names_what_is_there() -> None:

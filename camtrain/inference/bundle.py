@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 from torch.nn import init
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
 from camtrain.files import replacing
 from camtrain.header import (
     METADATA_KEY,
@@ -23,8 +24,10 @@ from camtrain.header import (
 )
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
+from camtrain.model.modules import check_user, user_network
 from camtrain.model.probe import Intercepted
 from camtrain.model.refine import Refine
+from camtrain.model.weights import load_weights
 
 _DRAWING = frozenset(
     {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
@@ -67,7 +70,7 @@ def write_bundle(
 
     Args:
         path: Ends in ``.safetensors``; its folder must exist.
-        net: A network from ``camtrain.create_model`` with a preprocessing.
+        net: A network with a preprocessing.
         description: Holds the thresholds and scores of the file; by default the network's own.
 
     Raises:
@@ -82,11 +85,10 @@ def write_bundle(
         raise CamtrainFileNotFoundError(
             f"The folder of the bundle {path.absolute()} does not exist; create it first."
         )
-    if net.recipe is None or net.preprocessing is None:
+    if net.preprocessing is None:
         raise CamtrainValueError(
-            "This network cannot be described in a bundle, since only your code can build the "
-            "module it was converted from; build it with camtrain.create_model(NAME, neck=()), "
-            "which converts it by name."
+            "preprocessing must be known for a bundle, and this network does not know its own; set "
+            "net.preprocessing = camtrain.Preprocessing(size=(H, W), mean=..., std=...)."
         )
     description = shipped_description(net, description or net.description)
     # Contiguous: safetensors refuses the strides of channels-last weights.
@@ -116,8 +118,13 @@ def shipped_description(
     )
 
 
-def read_network(path: str | Path) -> Bundle:
+def read_network(path: str | Path, *, backbone: object = None) -> Bundle:
     """Read a checkpoint of this project, ``.ckpt``, or else a bundle; no code from the file runs.
+
+    Args:
+        path: Of the file.
+        backbone: What builds a network of the user, see ``camtrain.create_model``: the file names
+            it, and nothing that a file names is imported. It may also be, or build, a ``CAMNet``.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
@@ -146,15 +153,24 @@ def read_network(path: str | Path) -> Bundle:
             f"{path} holds weights but is not a camtrain bundle; pass it to camtrain.create_model "
             "as weights=."
         )
+    architecture, user = description.architecture, user_network(backbone)
+    check_user(architecture, user)
     try:
-        if description.architecture is None:
+        if architecture is None:
             raise CamtrainValueError("architecture is missing")
-        _check_name(description.architecture["backbone"])
-        with Intercepted(_without_drawing):  # the file holds every weight
-            net = from_recipe(description.architecture)
+        if user is None:
+            _check_name(architecture["backbone"])
+        # The file holds every weight; code of the user may compute with what it draws.
+        with nullcontext() if user else Intercepted(_without_drawing):
+            net = from_recipe(architecture, user)
+        if user is not None:
+            advice = f"hand in the network of this file, {architecture['backbone']}"
+            load_weights(net, tensors, source=str(path), advice=advice)
         net.load_state_dict(tensors)
         net.restore(description)
     except Exception as error:  # what damaged values make torch raise cannot be known
+        if user is not None and isinstance(error, CamtrainError):
+            raise
         raise CamtrainValueError(
             f"{path} holds tensors and metadata that do not fit ({one_line(error)}); take it from "
             "its source again."

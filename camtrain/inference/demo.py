@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from camtrain.arguments import VerbParser
+from camtrain.arguments import VerbParser, add_backbone
 from camtrain.errors import CamtrainError, CamtrainValueError, needs_extra
 from camtrain.header import model_file
 from camtrain.inference.prediction import Prediction
@@ -116,12 +116,15 @@ def main(args: Sequence[str]) -> None:
     add("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine only)")
     add("--port", type=int, default=7860, help="port to listen on (default 7860)")
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
+    add_backbone(parser)
     arguments = parser.parse_args(args[1:])
     _check_address(arguments.host, arguments.port)
     model = model_file(arguments.model)
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
-    blocks = page(load(model, device=arguments.device), f"camtrain: {model}")
+    blocks = page(
+        load(model, backbone=arguments.backbone, device=arguments.device), f"camtrain: {model}"
+    )
     blocks.launch(
         server_name=arguments.host,
         server_port=arguments.port,

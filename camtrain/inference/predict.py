@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from camtrain.arguments import VerbParser
+from camtrain.arguments import VerbParser, add_backbone
 from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import check_writable
@@ -64,6 +64,7 @@ def main(args: Sequence[str]) -> int:
     files = ExpandedInputs(options.input, without=results)
     predictor = load(
         options.model,
+        backbone=options.backbone,
         refine=options.refine,
         device=options.device,
         precision=options.precision,
@@ -259,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     models = "a .safetensors, .ckpt, .onnx or .pt2 of this project, or the folder of a run"
     add("model", metavar="MODEL", help=models)
+    add_backbone(parser)
     add("input", metavar="INPUT", nargs="+", help="files, folders, or patterns such as 'a/*.jpg'")
 
     add = parser.add_argument_group("what is asked").add_argument

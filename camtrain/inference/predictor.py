@@ -219,6 +219,7 @@ class Predictor:
 def load(
     path: str | Path,
     *,
+    backbone: object = None,
     refine: Refine | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
@@ -227,6 +228,8 @@ def load(
 
     Args:
         path: The file; its suffix says which kind it is. A run's folder stands for its bundle.
+        backbone: For a network of your own its class, ``MyNet``, or a function or module: a file
+            names it, but reading a file runs no code and imports nothing.
         refine: See ``Predictor``; by default as the file says. Maps of another kind have their own
             threshold, or the default.
         device: Where to compute, see ``TorchNetwork``.
@@ -245,7 +248,7 @@ def load(
         net: CAMNet | Network = exported
         description = exported.description
     else:
-        bundle = read_network(path).with_maps(refine)
+        bundle = read_network(path, backbone=backbone).with_maps(refine)
         net, description = bundle.net, bundle.description
     return Predictor(
         net,

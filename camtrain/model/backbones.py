@@ -17,6 +17,7 @@ from torchvision.models import regnet
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.builtin import digits_trunk, lenet_trunk, mnist_trunk
+from camtrain.model.probe import first_conv
 from camtrain.model.recipes import PAPER_NETWORKS, paper_preprocessing
 from camtrain.preprocessing import Preprocessing
 
@@ -194,12 +195,6 @@ def _torchvision_preprocessing(model: str) -> Preprocessing:
         resize_mode="crop",
         crop_pct=min(1.0, preset.crop_size[0] / preset.resize_size[0]),
     )
-
-
-def first_conv(network: nn.Module) -> str:
-    """The name of the convolution that takes the pictures."""
-    modules = network.named_modules()
-    return str(next(name for name, module in modules if isinstance(module, nn.Conv2d)))
 
 
 def _change_in_chans(network: nn.Module, in_chans: int) -> None:

@@ -14,6 +14,7 @@ from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import Description
 from camtrain.labels import Task, check_task, class_scores
 from camtrain.maps import CAMOutput, PoolName, check_classes, pool_maps, project, project_classes
+from camtrain.model.modules import recipe_of
 from camtrain.model.refine import (
     BackboneOutput,
     Refine,
@@ -41,7 +42,7 @@ class CAMNet(nn.Module):
         task: ``multiclass``: one class per picture, softmax; ``multilabel``: any number, sigmoid.
         class_names: K names, or None.
         preprocessing: What must be done to pictures before the network sees them; None if unknown.
-        recipe: The arguments that build this architecture again, or None if there are none.
+        recipe: The arguments that build this architecture again; None for one built by hand.
         refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, the refined maps.
         stages: The layers by which refinement compares places; None where nothing is refined.
     """
@@ -95,8 +96,14 @@ class CAMNet(nn.Module):
     @property
     def description(self) -> Description:
         """What the network knows of itself beside its tensors, with the default threshold."""
+        recipe = self.recipe
+        if recipe is None:  # built by hand
+            convs = (m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
+            in_chans = next((conv.in_channels for conv in convs), 3)
+            changes = {"pool": self.pool, "dropout": self.dropout.p, "is_whole": True}
+            recipe = recipe_of(self.backbone, self.head.out_features, in_chans, **changes)
         return Description(
-            architecture=None if self.recipe is None else {**self.recipe, "task": self.task},
+            architecture={**recipe, "task": self.task},
             class_names=self.class_names,
             preprocessing=self.preprocessing,
             task=self.task,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.model.backbones import build_classifier
 from camtrain.model.camnet import CAMNet
 from camtrain.model.cut import Operations, trace
+from camtrain.model.modules import UserNetwork, import_path_of, recipe_of
 from camtrain.model.probe import drop_unused, probe, takes
 from camtrain.model.readout import NormKind, Readout, as_linear, find_readout
 from camtrain.model.stride import PROBE_HW, set_stride
@@ -103,15 +102,20 @@ def convert(
             f"classifier must be a torch.nn.Module, got {type(classifier).__name__}; "
             "to build a network by name use camtrain.create_model."
         )
-    network = _copy_of(classifier)
+    if isinstance(classifier, CAMNet):
+        raise CamtrainTypeError("classifier is a CAM network already; use its class_maps.")
+    network = UserNetwork(import_path_of(classifier), classifier).build({})
     try:
-        in_chans, readout = find_maps(network)
+        in_chans, operations, readout = find_maps(network)
     except NotCamReadyError as error:
         raise NotCamReadyError(
             f"{error} To cut it, add a new head and train that, use "
-            f'camtrain.create_model("{_library_name(network)}", num_classes=...).'
+            f"camtrain.create_model({_argument_of(network)}, num_classes=...)."
         ) from error
-    net = with_original_head(network, in_chans, readout, stride=stride)
+    net = with_original_head(network, in_chans, operations, readout, stride=stride)
+    head, dropout = net.head, net.dropout.p
+    changes = {"stride": stride, "dropout": dropout, "own_head": True}
+    net.recipe = recipe_of(classifier, head.out_features, in_chans, **changes)
     net.preprocessing = preprocessing
     if class_names is not None:
         net.name_classes(class_names)
@@ -119,7 +123,12 @@ def convert(
 
 
 def with_original_head(
-    network: nn.Module, in_chans: int, readout: Readout, *, stride: int | None
+    network: nn.Module,
+    in_chans: int,
+    operations: Operations,
+    readout: Readout,
+    *,
+    stride: int | None,
 ) -> CAMNet:
     """The CAM network of a classifier, which is taken apart, by the results of ``find_maps``."""
     modes = {id(module): module.training for module in network.modules()}
@@ -129,7 +138,7 @@ def with_original_head(
         backbone.layout, backbone.size_hw = readout.layout, _size_hw(network)
         drop_unused(backbone, probe(backbone, in_chans, _size_hw(network)))
     else:
-        backbone = GraphBackbone(network, readout.cut)
+        backbone = GraphBackbone(operations, readout.cut)
         backbone.layout, backbone.map_hw = readout.layout, readout.map_hw
     if stride is not None:
         set_stride(backbone, stride, in_chans)
@@ -145,8 +154,8 @@ def with_original_head(
     return net
 
 
-def find_maps(network: nn.Module) -> tuple[int, Readout]:
-    """The channels of the images, and the readout of a classifier.
+def find_maps(network: nn.Module) -> tuple[int, Operations, Readout]:
+    """The channels of the images, the operations and the readout of a classifier.
 
     Its cut is None where the feature map is the result of ``forward_features`` of a timm network.
 
@@ -162,29 +171,7 @@ def find_maps(network: nn.Module) -> tuple[int, Readout]:
     readout = find_readout(operations, may_be_input=is_timm)
     if readout is None or (is_timm and readout.cut is not None):
         raise _not_cam_ready(network, _last_operation(operations))
-    return in_chans, readout
-
-
-def _copy_of(classifier: nn.Module) -> nn.Module:
-    """A copy to cut, without what wraps it for training."""
-    if isinstance(classifier, CAMNet):
-        raise CamtrainTypeError("classifier is a CAM network already; use its class_maps.")
-    if isinstance(classifier, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        classifier = classifier.module
-    classifier = getattr(classifier, "_orig_mod", classifier)  # torch.compile's
-    unseen = [n for n, p in classifier.named_parameters() if isinstance(p, UninitializedParameter)]
-    if unseen:
-        raise CamtrainValueError(
-            f"The layer {unseen[0].rpartition('.')[0]} of {type(classifier).__name__} has no shape "
-            "before it has seen a picture; run the network once on pictures of the right size."
-        )
-    try:
-        return copy.deepcopy(classifier)
-    except RuntimeError as error:
-        raise CamtrainValueError(
-            f"{type(classifier).__name__} cannot be copied ({first_line(error)}); run it "
-            "once under torch.no_grad(), so that it holds no results with gradients."
-        ) from error
+    return in_chans, operations, readout
 
 
 def _in_chans(network: nn.Module) -> int:
@@ -235,11 +222,11 @@ def _not_cam_ready(network: nn.Module, reason: str) -> NotCamReadyError:
     return NotCamReadyError(f"{type(network).__name__} is not cam-ready: {reason}.")
 
 
-def _library_name(network: nn.Module) -> str:
-    """The name of a network for ``create_model``, found by the shapes of its weights."""
+def _argument_of(network: nn.Module) -> str:
+    """What ``create_model`` takes for a network: its library's name, found by shapes, or itself."""
     config: Any = getattr(network, "pretrained_cfg", None)
     if config:
-        return f"timm/{config['architecture']}"
+        return f'"timm/{config["architecture"]}"'
     home, shapes = type(network).__module__, _shapes(network)
     for model in tv.list_models(module=tv):
         if tv.get_model_builder(model).__module__ != home:
@@ -248,8 +235,8 @@ def _library_name(network: nn.Module) -> str:
         with torch.device("meta"):
             candidate = build_classifier(name, num_classes=None, in_chans=3, backbone_args={})
         if _shapes(candidate) == shapes:
-            return name
-    return "LIBRARY/NAME"
+            return f'"{name}"'
+    return "classifier"
 
 
 def _shapes(network: nn.Module) -> list[tuple[int, ...]]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError, check_choice
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import Description
 from camtrain.labels import Task, check_task
 from camtrain.maps import PoolName
+from camtrain.model.arguments import NormName, check_arguments, check_unchanged
 from camtrain.model.backbones import (
     backbone_args_for,
     build_classifier,
@@ -26,9 +26,18 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, find_maps, with_original_head
 from camtrain.model.cut import NoGraphError
 from camtrain.model.hub import hub_network, is_hub_name
+from camtrain.model.modules import (
+    UserNetwork,
+    check_user,
+    is_import_path,
+    reinitialize,
+    set_in_chans,
+    user_network,
+)
 from camtrain.model.recipes import (
     PAPER_NETWORKS,
     USUAL_NECK,
+    classes_of,
     has_paper_neck,
     set_paper_values,
     with_paper_defaults,
@@ -37,13 +46,11 @@ from camtrain.model.stride import set_stride
 from camtrain.model.trunk import Classifier, trunk_of
 from camtrain.model.weights import Weights, find_weights
 
-NormName = Literal["batch"]
-
 _TRUNK = ("backbone", "cut", "in_chans", "backbone_args")  # what the trunk's weights depend on
 
 
 def create_model(
-    backbone: str,
+    backbone: str | nn.Module | Callable[..., nn.Module],
     num_classes: int | None = None,
     *,
     weights: str | Path | None = "DEFAULT",
@@ -76,8 +83,12 @@ def create_model(
         backbone: ``torchvision/...``, ``timm/...`` or ``camtrain/...``; the library may be left
             out. Also ``timm/hf-hub:ORG/NAME[@REVISION]`` and ``timm/local-dir:PATH``, which bring
             their own arguments, preprocessing, classes and weights, and channels unless 3.
+            Or a network of yours: a module, which is copied, or a class or function that
+            builds one, or its import path, ``mypackage.nets.MyNet``. It is cut off before its first
+            fully connected layer or flattening, and before the last pooling.
         num_classes: K. None means the classes of the weights.
         weights: ``DEFAULT`` or another name that the library publishes, a file, or None (random).
+            For a network of yours ``DEFAULT`` means the weights that it has.
             A bundle, the file of a network of this project, gives its trunk, which must be the
             same; its neck if that is the same; its head if neck and K are the same and there is no
             neck or ``num_classes`` is None; and its preprocessing. Where ``cut``, ``stride`` or
@@ -94,8 +105,9 @@ def create_model(
         dropout: Probability, before the head.
         task: ``multiclass``, or ``multilabel``: any number of classes per picture, each with a
             sigmoid of its own.
-        in_chans: Channels of the images.
-        backbone_args: Further arguments of the library's builder, such as ``{"pad_type": "same"}``.
+        in_chans: Channels of the images. For a network of yours 3 means those that it takes.
+        backbone_args: Further arguments of the library's builder, such as ``{"pad_type": "same"}``,
+            or of your class or function.
 
     Returns:
         The network, in training mode. Where the backbone is cam-ready, ``neck`` is empty and K is
@@ -106,12 +118,13 @@ def create_model(
         CamtrainValueError: An argument cannot work; the message says which, and the next step.
         CamtrainFileNotFoundError: A weights file does not exist or could not be downloaded.
     """
-    hub = hub_network(backbone) if is_hub_name(backbone) else None
+    hub = hub_network(str(backbone)) if is_hub_name(backbone) else None
     if hub is not None:
         backbone, in_chans = hub.backbone, hub.in_chans if in_chans == 3 else in_chans
         backbone_args = {**hub.backbone_args, **(backbone_args or {})}
+    user = user_network(backbone)
     recipe: dict[str, Any] = {
-        "backbone": full_name(backbone),
+        "backbone": full_name(str(backbone)) if user is None else user.path,
         "num_classes": num_classes,
         "cut": cut,
         "stride": stride,
@@ -125,23 +138,32 @@ def create_model(
         "in_chans": in_chans,
         "backbone_args": backbone_args or {},
     }
-    _check_arguments(recipe)
+    check_arguments(recipe)
     recipe["neck"] = list(neck)
-    if hub is not None and weights == "DEFAULT":
-        pretrained: Weights | None = hub.weights()
-    else:
+    if isinstance(backbone, CAMNet):
+        check_unchanged(backbone, {**recipe, "weights": weights}, create_model)
+        return backbone
+    is_default = weights == "DEFAULT"
+    pretrained = None if hub is None or not is_default else hub.weights()
+    if not is_default or (hub is None and user is None):
         pretrained = find_weights(recipe["backbone"], weights)
     if pretrained is not None and pretrained.description is not None:
-        return _continue_bundle(recipe, pretrained, pretrained.description)
-    recipe["backbone_args"] = backbone_args_for(
-        recipe["backbone"], weights, in_chans, recipe["backbone_args"]
-    )
+        return _continue_bundle(recipe, pretrained, pretrained.description, user)
+    if user is None:
+        recipe["backbone_args"] = backbone_args_for(
+            recipe["backbone"], weights, in_chans, recipe["backbone_args"]
+        )
     config = hub and hub.config
-    classifier = _build(recipe, None, config)
+    classifier = _build(recipe, None, user, config)
+    recipe["in_chans"] = classifier.in_chans
+    if user is not None and weights is None:
+        reinitialize(classifier.network)
+    if user is not None and is_default:
+        pretrained = Weights(classifier.network.state_dict(), user.path)
     weights_classes = None
     if pretrained is not None:
         pretrained = pretrained.fitted_to(classifier.network)
-        weights_classes = _classes_of(classifier, pretrained.tensors)
+        weights_classes = classes_of(classifier.network, classifier.name, pretrained.tensors)
         if num_classes is weights_classes is None:
             # Weights of another network are refused as such, before the classes are asked for.
             any_head = with_paper_defaults({**recipe, "num_classes": 1})
@@ -152,8 +174,11 @@ def create_model(
     net = None
     is_same_head = recipe["num_classes"] == weights_classes and not neck and cut is None
     if is_same_head and recipe["backbone"] not in PAPER_NETWORKS:
-        if _classes_of(classifier, classifier.network.state_dict()) != weights_classes:
-            classifier = _build(recipe, weights_classes, config)
+        if (
+            classes_of(classifier.network, classifier.name, classifier.network.state_dict())
+            != weights_classes
+        ):
+            classifier = _build(recipe, weights_classes, user, config)
         with suppress(NotCamReadyError, NoGraphError):
             net = _with_original_head(recipe, classifier, pretrained)
     has_weights_classes = num_classes is None or net is not None
@@ -163,20 +188,45 @@ def create_model(
     return net
 
 
-def from_recipe(recipe: Mapping[str, Any]) -> CAMNet:
-    """The architecture that ``CAMNet.recipe`` describes, with random weights."""
+def from_recipe(recipe: Mapping[str, Any], user: UserNetwork | None = None) -> CAMNet:
+    """The architecture that ``CAMNet.recipe`` describes, with random weights.
+
+    Where only the user's code can build it, ``user`` does so; it may also give a whole CAMNet.
+    """
     recipe = dict(recipe)
+    check_user(recipe, user)
+    if user is not None and isinstance(user.source, nn.Module):
+        recipe["backbone_args"] = {}
+    classifier = _build(recipe, recipe["num_classes"] if recipe.get("own_head") else None, user)
+    if isinstance(classifier.network, CAMNet):
+        return classifier.network
+    if recipe.get("is_whole"):
+        raise CamtrainTypeError(
+            f"This network was built by hand, got a {type(classifier.network).__name__}; give "
+            "backbone= a CAMNet, or a function that builds one."
+        )
     if recipe.get("own_head"):
-        return _with_original_head(recipe, _build(recipe, recipe["num_classes"]), None)
-    return _with_new_head(recipe, _build(recipe, None), None)
+        return _with_original_head(recipe, classifier, None)
+    return _with_new_head(recipe, classifier, None)
 
 
-def _build(recipe: dict[str, Any], num_classes: int | None, config: object = None) -> Classifier:
-    """The library's classifier with random weights; None stands for its default classes.
+def _build(
+    recipe: dict[str, Any],
+    num_classes: int | None,
+    user: UserNetwork | None,
+    config: object = None,
+) -> Classifier:
+    """The library's or the user's classifier; None stands for a library's default classes.
 
     For ``config`` see ``usual_preprocessing``.
     """
     name, in_chans, args = recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
+    if user is not None:
+        network = user.build(args, in_chans)
+        if isinstance(network, CAMNet):
+            return Classifier(network, name, in_chans, None)
+        in_chans = set_in_chans(network, in_chans)
+        return Classifier(network, name, in_chans, None)
     return Classifier(
         build_classifier(name, num_classes=num_classes, in_chans=in_chans, backbone_args=args),
         name,
@@ -198,7 +248,9 @@ def _complete(
     return with_paper_defaults({**recipe, "num_classes": num_classes})
 
 
-def _continue_bundle(recipe: dict[str, Any], bundle: Weights, description: Description) -> CAMNet:
+def _continue_bundle(
+    recipe: dict[str, Any], bundle: Weights, description: Description, user: UserNetwork | None
+) -> CAMNet:
     """A network with the trunk of a bundle, and with its neck and head where they fit.
 
     The head fits for as many classes on the same features. After a neck it is kept only if nobody
@@ -212,6 +264,9 @@ def _continue_bundle(recipe: dict[str, Any], bundle: Weights, description: Descr
     recipe = _complete({**recipe, **defaults}, architecture["num_classes"], bundle.source)
     # The file holds lists where the caller may give tuples.
     recipe["backbone_args"] = json.loads(json.dumps(recipe["backbone_args"]))
+    if user is not None and is_import_path(architecture["backbone"]):
+        # Its own code may have moved; its weights are compared by name and shape.
+        recipe |= {name: architecture[name] for name in ("backbone", "backbone_args", "in_chans")}
     different = [name for name in _TRUNK if recipe[name] != architecture[name]]
     if different:
         changes = [f"{name} was {architecture[name]!r}, got {recipe[name]!r}" for name in different]
@@ -223,7 +278,8 @@ def _continue_bundle(recipe: dict[str, Any], bundle: Weights, description: Descr
     is_same_neck = all(recipe[name] == architecture[name] for name in USUAL_NECK)
     is_same_head = is_same_neck and recipe["num_classes"] == architecture["num_classes"]
     keeps_head = is_same_head and (keeps_classes or not recipe["neck"])
-    net = from_recipe({**recipe, "own_head": keeps_head and architecture.get("own_head", False)})
+    keeps_head_layer = keeps_head and architecture.get("own_head", False)
+    net = from_recipe({**recipe, "own_head": keeps_head_layer}, user)
     for part, is_kept in {"backbone": True, "neck": is_same_neck, "head": keeps_head}.items():
         if is_kept:
             bundle.load_part(net, part)
@@ -285,54 +341,8 @@ def _with_new_head(
         set_paper_values(net)
         if weights is not None and any(name.startswith("neck.") for name in weights.tensors):
             weights.load_part(net, "neck")
-        if (
-            weights is not None
-            and _classes_of(classifier, weights.tensors) == net.head.out_features
-        ):
+        tensors = {} if weights is None else weights.tensors
+        count = classes_of(classifier.network, classifier.name, tensors)
+        if weights is not None and count == net.head.out_features:
             weights.load_part(net, "head")
     return net
-
-
-def _classes_of(classifier: Classifier, tensors: dict[str, Tensor]) -> int | None:
-    """The number of classes of a classifier's weights: the rows of its last layer's weight."""
-    if classifier.name.startswith("camtrain/"):
-        head = tensors.get("head.weight") if classifier.name in PAPER_NETWORKS else None
-        return None if head is None else len(head)
-    # timm gives the layer's name; in torchvision it is the last.
-    config: Any = getattr(classifier.network, "pretrained_cfg", {})
-    names = list(classifier.network.state_dict())
-    layer = config.get("classifier") or names[-1].rpartition(".")[0]
-    layer = layer if isinstance(layer, str) else layer[0]
-    weight = tensors.get(f"{layer}.weight")
-    return None if weight is None else len(weight)
-
-
-def _check_arguments(recipe: dict[str, Any]) -> None:
-    """Refuse arguments that no network can be built with."""
-    check_task(recipe["task"])
-    check_choice("pool", recipe["pool"], get_args(PoolName))
-    neck, kernel, groups = recipe["neck"], recipe["neck_kernel"], recipe["neck_groups"]
-    is_list = isinstance(neck, Sequence) and not isinstance(neck, str)
-    types = {
-        "num_classes": (type(recipe["num_classes"]) in (int, NoneType), "an integer or None"),
-        "stride": (type(recipe["stride"]) in (int, NoneType), "an integer or None"),
-        "neck": (is_list and all(isinstance(out, int) for out in neck), "a list of channel counts"),
-        "neck_kernel": (isinstance(kernel, int), "an integer"),
-        "neck_groups": (isinstance(groups, int), "an integer"),
-        "dropout": (isinstance(recipe["dropout"], (int, float)), "a number"),
-    }
-    for name, (is_right, expected) in types.items():
-        if not is_right:
-            raise CamtrainTypeError(f"{name} must be {expected}, got {recipe[name]!r}.")
-    values = {
-        "neck": (
-            groups >= 1 and all(out >= 1 and out % groups == 0 for out in neck),
-            f"hold channel counts that neck_groups={groups} divides",
-        ),
-        "neck_kernel": (kernel >= 1 and kernel % 2, "be odd, so that the map keeps its size"),
-        "neck_norm": (recipe["neck_norm"] in (None, *get_args(NormName)), "be batch or None"),
-        "dropout": (0 <= recipe["dropout"] < 1, "lie in [0, 1)"),
-    }
-    for name, (is_right, expected) in values.items():
-        if not is_right:
-            raise CamtrainValueError(f"{name} must {expected}, got {recipe[name]!r}.")

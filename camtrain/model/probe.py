@@ -157,7 +157,19 @@ class Probe(NamedTuple):
 
 
 def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
-    """Record a forward pass on the meta device: nothing is computed or changed."""
+    """Record a forward pass on the meta device: nothing is computed or changed.
+
+    A network whose forward pass branches on values does compute, on the CPU.
+    """
+    try:
+        return _probe(network, in_chans, size_hw, "meta")
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+        return _probe(network, in_chans, size_hw, "cpu")
+
+
+def _probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int], device: str) -> Probe:
     layers: list[Layer] = []
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -172,7 +184,7 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
         )
     }
     # Layers that share a tensor go on sharing it.
-    meta_by_id = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
+    meta_by_id = {id(tensor): tensor.detach().to(device) for tensor in tensors.values()}
     on_meta = {name: meta_by_id[id(tensor)] for name, tensor in tensors.items()}
     handles = [
         module.register_forward_hook(partial(record, name))
@@ -181,8 +193,8 @@ def probe(network: nn.Module, in_chans: int, size_hw: tuple[int, int]) -> Probe:
     ]
     operands = _Operands()
     try:
-        with evaluating(network), torch.no_grad(), torch.device("meta"), Intercepted(operands):
-            images = torch.empty(1, in_chans, *size_hw)
+        with evaluating(network), torch.no_grad(), torch.device(device), Intercepted(operands):
+            images = torch.zeros(1, in_chans, *size_hw)
             result = torch.func.functional_call(network, on_meta, (images,), tie_weights=False)
     finally:
         for handle in handles:
@@ -248,7 +260,8 @@ class _Operands:
         if getattr(func, "__name__", "") != "__get__":  # asking for a shape or a type is no use
             for leaf in tree_leaves((args, options)):
                 self.first_use.setdefault(id(leaf), len(self.first_use))
-        shape = _shape_of_result(func, args, options)
+        is_meta = bool(args) and isinstance(args[0], Tensor) and args[0].is_meta
+        shape = _shape_of_result(func, args, options) if is_meta else None
         if shape is None:
             return func(*args, **options)
         first: Tensor = args[0]
@@ -296,6 +309,12 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one layer, whose children are not looked at."""
     # timm's norms hold their activation as a child, but their forward branches on tensors.
     return isinstance(module, _NORMS) or not any(True for _ in module.children())
+
+
+def first_conv(network: nn.Module) -> str:
+    """The name of the convolution that takes the pictures."""
+    modules = network.named_modules()
+    return str(next(name for name, module in modules if isinstance(module, nn.Conv2d)))
 
 
 def _shape(value: object) -> tuple[int, ...]:

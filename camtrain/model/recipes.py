@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camtrain.errors import CamtrainValueError
 from camtrain.model.builtin import (
@@ -26,6 +26,7 @@ from camtrain.model.builtin import (
     vgg16_trunk,
 )
 from camtrain.model.camnet import CAMNet
+from camtrain.model.modules import is_import_path, output_classes
 from camtrain.preprocessing import Preprocessing
 
 # The default neck of `create_model`.
@@ -107,6 +108,22 @@ def set_paper_values(net: CAMNet) -> None:
             spread = _STRIDE // (net.recipe["stride"] or _STRIDE)
             conv.dilation = conv.padding = (spread, spread)
     fill(net.head, bias=0.0, std=paper.head_std)
+
+
+def classes_of(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> int | None:
+    """The number of classes of a classifier's weights: the rows of its last layer's weight."""
+    if name.startswith("camtrain/"):
+        head = tensors.get("head.weight") if name in PAPER_NETWORKS else None
+        return None if head is None else len(head)
+    if is_import_path(name):
+        return output_classes(network)
+    # timm gives the layer's name; in torchvision it is the last.
+    config: Any = getattr(network, "pretrained_cfg", {})
+    names = list(network.state_dict())
+    layer = config.get("classifier") or names[-1].rpartition(".")[0]
+    layer = layer if isinstance(layer, str) else layer[0]
+    weight = tensors.get(f"{layer}.weight")
+    return None if weight is None else len(weight)
 
 
 def caffe_layers(name: str) -> dict[str, str]:

@@ -151,7 +151,6 @@ class _GraphReader:
         copies: dict[fx.Node, fx.Node] = {}
         graph.graph_copy(self.graph, copies)
         features = fx.node.map_arg(self.nodes[-1].args[0], copies.__getitem__)
-        features = features["features"] if isinstance(features, dict) else features
         layer_of = dict(zip(self.nodes, self.layers, strict=True))
         results = []
         for node in (self.nodes[self._end(name)] for name in names):
@@ -248,7 +247,7 @@ def _reader_of(backbone: nn.Module) -> _GraphReader | _BlockReader:
     """A reader of the graph of the trunk, or else of the blocks that it lists."""
     network = _trunk(backbone)
     if isinstance(backbone, GraphBackbone):
-        return _GraphReader(network, backbone.trunk.eval_graph)
+        return _GraphReader(network, backbone.graph)
     if isinstance(backbone, TimmBlocks):
         return _BlockReader(network, backbone.index)
     tracer = NodePathTracer(leaf_modules=leaf_types(network))

@@ -8,29 +8,39 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import DualGraphModule
 
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.model.cut import (
     CUTS,
     NoGraphError,
+    Operations,
     check_cut,
+    cut_before_head,
     default_cut,
-    leaf_types,
-    of_images_alone,
+    graph_until,
+    trace,
 )
+from camtrain.model.modules import is_import_path
 from camtrain.model.probe import Layout, Probe, drop_unused, find_layout, probe, takes
 from camtrain.preprocessing import Preprocessing
+
+_CONSTANT = "_tensor_constant"
 
 
 class Classifier(NamedTuple):
     """A network before it is cut, and what its source knows of it."""
 
     network: nn.Module  # as its library builds it; the trunk for `camtrain/...`
-    name: str  # library/model
+    name: str  # library/model, or an import path
     in_chans: int
-    preprocessing: Preprocessing  # with the size of images that the network is built for
+    preprocessing: Preprocessing | None  # None for a network of the user
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(H, W) of the images that it is built for, as far as that is known."""
+        return (self.preprocessing or Preprocessing()).size
 
 
 def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]:
@@ -41,23 +51,22 @@ def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]
     Raises:
         CamtrainValueError: There is no such layer, or no feature map there.
     """
-    network, name, in_chans, preprocessing = classifier
-    size_hw = preprocessing.size
+    network, name, in_chans, _ = classifier
+    size_hw = classifier.size_hw
     if cut is None and name.startswith("camtrain/"):
         trunk = nn.Sequential(OrderedDict(trunk=network))  # named like every backbone
         return trunk, probe(trunk, in_chans, size_hw)
     backbone = _backbone_of(classifier, cut)
     record = probe(backbone, in_chans, size_hw)
     last = record.layers[-1]
-    is_timm = isinstance(backbone, TimmBackbone)
-    if is_timm and isinstance(last.module, nn.MaxPool2d):
+    if isinstance(backbone, TimmBackbone) and isinstance(last.module, nn.MaxPool2d):
         backbone.set_submodule(last.name, nn.Identity())
         record = probe(backbone, in_chans, size_hw)
     channels = getattr(network, "num_features", None)
     prefix = getattr(network, "num_prefix_tokens", None)
     backbone.layout = find_layout(record.shape, size_hw, channels=channels, prefix=prefix)
     backbone.size_hw = size_hw
-    if is_timm:  # a graph holds only the layers that it uses
+    if not isinstance(backbone, GraphBackbone):  # a graph holds only the layers that it uses
         drop_unused(backbone, record)
     features = backbone.layout.to_map(torch.empty(record.shape, device="meta"), size_hw)
     return backbone, record._replace(shape=tuple(features.shape))
@@ -65,19 +74,45 @@ def trunk_of(classifier: Classifier, cut: str | None) -> tuple[nn.Module, Probe]
 
 def _backbone_of(classifier: Classifier, cut: str | None) -> Backbone:
     """The backbone by a graph, by timm's ``forward_features``, or by its listed blocks."""
-    network, name, in_chans, preprocessing = classifier
+    network, name, in_chans, _ = classifier
+    if is_import_path(name):
+        return _backbone_of_user(classifier, cut)
     is_timm = name.startswith("timm/")
     if cut is None:
         if is_timm and name not in CUTS:
             return TimmBackbone(network)
-        return GraphBackbone(network, CUTS.get(name) or default_cut(network))
+        operations = trace(network)
+        return GraphBackbone(operations, CUTS.get(name) or default_cut(operations))
     try:
-        check_cut(network, cut, in_chans, preprocessing.size)
-        return GraphBackbone(network, cut)
+        operations = trace(network)
+        check_cut(operations, cut, in_chans, classifier.size_hw)
+        return GraphBackbone(operations, cut)
     except NoGraphError:
         if not is_timm:
             raise
         return TimmBlocks(network, cut)
+
+
+def _backbone_of_user(classifier: Classifier, cut: str | None) -> Backbone:
+    """The backbone by a graph; else by ``forward_features``, or by the result of a submodule."""
+    network, in_chans, size_hw = classifier.network, classifier.in_chans, classifier.size_hw
+    try:
+        operations = trace(network, keeps_buffers=True)
+        if cut is None:
+            cut = cut_before_head(operations, in_chans, size_hw)
+        check_cut(operations, cut, in_chans, size_hw)
+        return GraphBackbone(operations, cut)
+    except NoGraphError as error:
+        if cut is None and hasattr(network, "forward_features"):
+            return TimmBackbone(network)
+        names = [name for name, _ in network.named_modules() if name]
+        if cut is not None and cut in names:
+            return ModuleBackbone(network, cut)
+        children = ", ".join(name for name, _ in network.named_children())
+        raise CamtrainValueError(
+            f"{str(error).rpartition(';')[0]}; name the submodule that gives its last feature map "
+            f"with cut=, such as one of {children}, or give the network a forward_features."
+        ) from error
 
 
 class Backbone(nn.Module):
@@ -163,34 +198,56 @@ class Backbone(nn.Module):
 class GraphBackbone(Backbone):
     """A network traced up to its cut."""
 
-    def __init__(self, network: nn.Module, cut: str) -> None:
+    def __init__(self, operations: Operations, cut: str) -> None:
         super().__init__(cut)
-        with of_images_alone(network):
-            self.trunk = create_feature_extractor(
-                network,
-                {cut: "features"},
-                tracer_kwargs={"leaf_modules": leaf_types(network)},
-                suppress_diff_warning=True,
-            )
-        in_training, in_evaluation = (
+        network, graph = operations.network, graph_until(operations, cut)
+        name = type(network).__name__
+        if not operations.asks_for_mode:
+            self.trunk = fx.GraphModule(network, graph, name)
+            self._keep_constants_out()
+            return
+        keeps_buffers = operations.keeps_buffers
+        in_training = graph_until(trace(network, training=True, keeps_buffers=keeps_buffers), cut)
+        calls, calls_in_training = (
             # Constants are numbered in the order of tracing.
-            [(node.op, node.op == "get_attr" or str(node.target)) for node in graph.nodes]
-            for graph in (self.trunk.train_graph, self.trunk.eval_graph)
+            [(node.op, node.op == "get_attr" or str(node.target)) for node in mode.nodes]
+            for mode in (graph, in_training)
         )
-        if in_training != in_evaluation:
+        if calls != calls_in_training:
             raise NoGraphError(
-                f"The forward pass of {type(network).__name__} takes another way in training than "
-                f"in evaluation before its layer {cut}, so that it cannot be cut there."
+                f"The forward pass of {name} takes another way in training than in evaluation "
+                f"before its layer {cut}, so that it cannot be cut there."
             )
+        self.trunk = DualGraphModule(network, in_training, graph, name).train(network.training)
+        self._keep_constants_out()
+
+    def _keep_constants_out(self) -> None:
+        """Keep constants, which tracing makes and numbers, out of the state that files hold."""
+        constants = {name for name in self.trunk._buffers if name.startswith(_CONSTANT)}
+        self.trunk._non_persistent_buffers_set |= constants
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *options: Any) -> None:
+        for name in [name for name in state if name.startswith(f"{prefix}trunk.{_CONSTANT}")]:
+            del state[name]  # of a file of an earlier version
+        super()._load_from_state_dict(state, prefix, *options)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The operations of the trunk in evaluation mode."""
+        trunk = self.trunk
+        graph: fx.Graph = trunk.eval_graph if isinstance(trunk, DualGraphModule) else trunk.graph
+        return graph
 
     def run(self, images: Tensor) -> object:
         """The result of the layer at the cut."""
-        # The trunk has a graph per mode and changes it in `train`, but Lightning restores modes by
+        trunk = self.trunk
+        # A trunk with a graph per mode changes it in `train`, but Lightning restores modes by
         # setting `training`.
-        graph = self.trunk.train_graph if self.trunk.training else self.trunk.eval_graph
-        if not torch.compiler.is_compiling() and self.trunk.graph is not graph:
-            self.trunk.graph = graph
-        return self.trunk(images)["features"]
+        if isinstance(trunk, DualGraphModule) and not torch.compiler.is_compiling():
+            graph = trunk.train_graph if trunk.training else trunk.eval_graph
+            if trunk.graph is not graph:
+                trunk.graph = graph
+        return trunk(images)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphBackbone:
         """A copy in the same modes: alone, the trunk would copy itself into training mode."""
@@ -200,7 +257,38 @@ class GraphBackbone(Backbone):
         copies = dict(clone.named_modules())
         for name, module in self.named_modules():
             copies[name].training = module.training
+        clone._keep_constants_out()
         return clone
+
+
+class _Reached(Exception):
+    """Ends a forward pass; holds the result of a submodule."""
+
+
+class ModuleBackbone(Backbone):
+    """A network up to a submodule, for those that cannot be traced: its forward pass ends there."""
+
+    def __init__(self, network: nn.Module, cut: str) -> None:
+        super().__init__(cut)
+        self.trunk = network
+
+    def run(self, images: Tensor) -> object:
+        """The result of the submodule in its first call."""
+
+        def leave(_module: nn.Module, _inputs: object, result: object) -> None:
+            raise _Reached(result)
+
+        handle = self.trunk.get_submodule(self.cut).register_forward_hook(leave)
+        try:
+            self.trunk(images)
+        except _Reached as reached:
+            return reached.args[0]
+        finally:
+            handle.remove()
+        raise CamtrainValueError(
+            f"cut {self.cut} of {type(self.trunk).__name__} is not reached by its forward pass; "
+            "choose another submodule."
+        )
 
 
 class TimmBackbone(Backbone):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line, join_first
 from camtrain.header import Description, read_safetensors_description
-from camtrain.model.backbones import first_conv, torchvision_weights
+from camtrain.model.backbones import torchvision_weights
 from camtrain.model.caffemodel import caffe_weights
+from camtrain.model.probe import first_conv
 from camtrain.model.recipes import caffe_layers
 
 Entry = TypeVar("Entry")
@@ -83,11 +84,11 @@ def find_weights(name: str, weights: str | Path | None) -> Weights | None:
         CamtrainFileNotFoundError: There is no such file. Or the download failed; then the message
             names the file and where to put it.
     """
-    library, model = name.split("/")
+    library, _, model = name.partition("/")
     if weights is None or (library == "camtrain" and weights == "DEFAULT"):
         return None
     path = Path(weights)
-    if isinstance(weights, Path) or path.suffix or "/" in weights or path.exists():
+    if isinstance(weights, Path) or path.suffix or "/" in weights or path.exists() or not model:
         return _file_weights(name, path)
     if library == "torchvision":
         return _torchvision_weights(model, weights)
@@ -268,6 +269,7 @@ def load_weights(
     *,
     source: str,
     known_names: Collection[str] = (),
+    advice: str = "give weights=FILE of the same network",
 ) -> None:
     """Copy weights into a network in place.
 
@@ -276,6 +278,7 @@ def load_weights(
         weights: By the network's names.
         source: Of the weights, for messages.
         known_names: Of the whole classifier, where the network is its trunk.
+        advice: What a message ends with.
 
     Raises:
         CamtrainValueError: The weights are those of another network: counts the tensors that fit,
@@ -299,6 +302,6 @@ def load_weights(
         raise CamtrainValueError(
             f"{source} holds weights of another architecture: of {len(state)} tensors "
             f"{len(state.keys() & weights.keys()) - len(differing)} fit; {'; '.join(problems)}; "
-            "give weights=FILE of the same network."
+            f"{advice}."
         )
     network.load_state_dict({n: weights[n] for n in state if n in weights}, strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,12 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from camtrain.data import Batch, seed_of
-from camtrain.header import METADATA_KEY, checkpoint_description
+from camtrain.header import METADATA_KEY, checkpoint_description, read_checkpoint_content
 from camtrain.labels import Task, as_pair
 from camtrain.maps import PoolName
-from camtrain.model.create import NormName, create_model, from_recipe
+from camtrain.model.arguments import ARCHITECTURE, NormName
+from camtrain.model.create import create_model, from_recipe
+from camtrain.model.modules import check_user, name_of, user_network
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.evaluator import Evaluator
@@ -31,11 +34,6 @@ from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teacher_settings
 from camtrain.training.run.resume import check_same_network
 
-# Arguments of `create_model` that are passed on as they are.
-_ARCHITECTURE = (
-    *("cut", "stride", "neck", "neck_kernel", "neck_groups", "neck_norm"),
-    *("pool", "dropout", "task", "in_chans", "backbone_args"),
-)
 # All that `CAMModule.configure_callbacks` may return.
 _PARTS = (Freezing, Evaluator, FiniteLossGuard, StepScores, ExponentialAverage, FoundLearningRate)
 
@@ -53,7 +51,7 @@ class CAMModule(LightningModule):
 
     def __init__(
         self,
-        backbone: str = "torchvision/vgg16",
+        backbone: str | Any = "torchvision/vgg16",  # noqa: ANN401 - also what builds a network
         num_classes: int | None = None,
         *,
         weights: str | Path | None = "DEFAULT",
@@ -101,7 +99,8 @@ class CAMModule(LightningModule):
 
         Args:
             backbone: ``torchvision/...``, ``timm/...``, ``camtrain/...``; of a hub or a folder:
-                ``timm/hf-hub:ORG/NAME[@REVISION]``, ``timm/local-dir:PATH``.
+                ``timm/hf-hub:ORG/NAME[@REVISION]``, ``timm/local-dir:PATH``; or the import path of
+                your network, in a script also its class, a module, or a ``CAMNet``.
             num_classes: Number of classes; None means ``class_names``, or those of the weights.
             weights: ``DEFAULT`` or another name the library publishes; a file, also a bundle such
                 as ``runs/NAME/model.safetensors``, which keeps its head for the same classes; or
@@ -161,15 +160,17 @@ class CAMModule(LightningModule):
         super().__init__()
         weights, teacher = (str(f) if isinstance(f, Path) else f for f in (weights, teacher))
         neck = list(neck)  # checkpoints hold plain values
+        given, backbone = backbone, name_of(backbone)
         class_names = None if class_names is None else list(class_names)
         preprocessing = plain_preprocessing(preprocessing)
         self.save_hyperparameters()
         check_optimization(self.hparams)  # these checks come before weights are fetched
         check_loss(self.hparams)
         check_teacher_settings(self.hparams)
-        architecture = {name: self.hparams[name] for name in _ARCHITECTURE}
+        architecture = {name: self.hparams[name] for name in ARCHITECTURE}
         num_classes = len(class_names) if num_classes is None and class_names else num_classes
-        net = create_model(backbone, num_classes, weights=weights, **architecture)
+        self._user = user_network(given)
+        net = create_model(given, num_classes, weights=weights, **architecture)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self._memory_format)
         self._facts = DataFacts(self.hparams)
@@ -177,7 +178,7 @@ class CAMModule(LightningModule):
         self.net.set_refine(refine, refine_layers)
         names = ("label_smoothing", "class_weights", "mixup", "cutmix")
         loss_options = {name: self.hparams[name] for name in names}
-        self._loss = TrainingLoss(self.net.head.out_features, task, **loss_options)
+        self._loss = TrainingLoss(net.head.out_features, net.task, **loss_options)
         self.evaluator = Evaluator(self.net, self._memory_format)
         self._seed = 0
         self._freezing = Freezing(self.net, self.hparams)
@@ -187,26 +188,25 @@ class CAMModule(LightningModule):
         self.is_trying_rates = False  # whether `find_lr` is at work
         check_solver(self.net, self.hparams)
 
-    @property
-    def map_threshold(self) -> float:
-        """The best map threshold for the boxes of the last validation; 0.2 before any boxes."""
-        return self.evaluator.map_threshold
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> CAMModule:  # type: ignore[override]  # noqa: ANN401
+        """As Lightning's; a network of yours is handed in, since no file may import anything."""
+        hparams = read_checkpoint_content(Path(checkpoint_path), mmap=True)["hyper_parameters"]
+        if "backbone" not in settings:
+            check_user(hparams, None)
+        return super().load_from_checkpoint(checkpoint_path, **settings)
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the last validation could choose the threshold: any of its boxes was right."""
-        return self.evaluator.is_calibrated
-
-    @property
-    def reports(self) -> dict[str, dict[str, Any]]:
-        """Thresholds and curves of the splits that ``validate`` and ``test`` measured."""
-        return self.evaluator.reports
+    # What the last validations and tests measured, see `Evaluator`.
+    map_threshold = property(attrgetter("evaluator.map_threshold"))
+    is_calibrated = property(attrgetter("evaluator.is_calibrated"))
+    reports = property(attrgetter("evaluator.reports"))
 
     @property
     def teacher(self) -> Teacher | None:
         """The network from whose maps this one learns; its file is read on first use."""
         if self._teacher is None and self.hparams["teacher"] is not None:
-            self._teacher = Teacher(self.hparams["teacher"])
+            source = self._user.source if self._user else None
+            self._teacher = Teacher(self.hparams["teacher"], source)
             self._teacher_hash = self._teacher.hash
         return None if self._teacher is None else self._teacher.to(self.device)
 
@@ -335,8 +335,8 @@ class CAMModule(LightningModule):
         is_resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if is_resuming:
             check_same_network(self, checkpoint)
-        if self.net.recipe != stored.architecture:
-            net = from_recipe(cast("dict[str, Any]", stored.architecture))
+        if self.net.description.architecture != stored.architecture:
+            net = from_recipe(cast("dict[str, Any]", stored.architecture), self._user)
             self.net = net.to(self.device).to(memory_format=self._memory_format)
             self._freezing = Freezing(self.net, self.hparams)
         self.net.restore(stored)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -9,6 +10,8 @@ from torch import Tensor
 
 import camtrain
 from camtrain import CAMNet
+from camtrain.model.trunk import TimmBackbone
+from tests.model.nets import AlexNetLike
 
 SIZE_HW = (96, 128)
 
@@ -86,3 +89,61 @@ def test_both_leave_the_network_as_it_was(images: Tensor) -> None:
         extractor(0, net(images))
     assert torch.equal(net(images).detach(), before)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+FAMILIES: dict[str, Callable[[], CAMNet]] = {
+    "torchvision": lambda: camtrain.create_model("torchvision/squeezenet1_1", 4, weights=None),
+    "timm": lambda: camtrain.create_model("timm/test_resnet", 4, weights=None),
+    "timm, channels last": lambda: camtrain.create_model("timm/test_convnext", 4, weights=None),
+    "camtrain": lambda: camtrain.create_model("camtrain/digits", 4, backbone_args={"width": 4}),
+    "own": lambda: camtrain.create_model(AlexNetLike(), 4, neck=(8,)),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> CAMNet:
+    torch.manual_seed(0)
+    return FAMILIES[request.param]().eval()
+
+
+TORCH_CAM = ("CAM", "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM", "ScoreCAM")
+WITH_OPTIONS = {"SSCAM": {"num_samples": 1}, "ISCAM": {"num_samples": 1}}
+
+
+@pytest.mark.parametrize("method", [*TORCH_CAM, *WITH_OPTIONS])
+@pytest.mark.parametrize("layer", [None, "backbone.trunk", "backbone"])
+def test_every_method_of_torch_cam_runs(
+    family: CAMNet, method: str, layer: str | None, images: Tensor
+) -> None:
+    """Also with hooks on all layers, by which it finds the last map itself (None)."""
+    methods = pytest.importorskip("torchcam.methods", reason="torchcam is not installed")
+    if layer == "backbone.trunk" and hasattr(family.backbone, "trunk"):
+        is_timm = isinstance(family.backbone, TimmBackbone)
+        layer = "backbone" if is_timm else layer  # timm's `forward_features` is a method
+    options = {**WITH_OPTIONS.get(method, {}), **({"fc_layer": "head"} if method == "CAM" else {})}
+    if method == "CAM":
+        layer = "neck"  # the map that the head reads
+    shape = {"input_shape": (3, *SIZE_HW)}
+    with getattr(methods, method)(family, target_layer=layer, **shape, **options) as extractor:
+        pictures = images.clone().requires_grad_()
+        [found] = extractor(2, family(pictures))
+    h, w = found.shape[-2:]
+    assert h < w
+    assert found.isfinite().all()
+
+
+GRAD_CAM = (
+    *("GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "EigenCAM"),
+    *("EigenGradCAM", "LayerCAM", "RandomCAM", "ScoreCAM", "AblationCAM", "ShapleyCAM", "FEM"),
+)
+
+
+@pytest.mark.parametrize("method", GRAD_CAM)
+def test_every_method_of_pytorch_grad_cam_runs(family: CAMNet, method: str, images: Tensor) -> None:
+    library = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    with getattr(library, method)(model=family, target_layers=[family.neck]) as extractor:
+        extractor.batch_size = 64
+        found = extractor(images, [targets.ClassifierOutputTarget(2)])
+    assert found.shape == (1, *SIZE_HW)
+    assert np.isfinite(found).all()

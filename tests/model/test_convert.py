@@ -274,7 +274,8 @@ def test_names_and_preprocessing_travel_with_the_network() -> None:
     net = convert(sequential(), class_names="abcde", preprocessing=how)
     assert net.class_names == ("a", "b", "c", "d", "e")
     assert net.preprocessing == how
-    assert net.recipe is None
+    assert net.recipe is not None
+    assert net.recipe["backbone"] == "torch.nn.modules.container.Sequential"
 
 
 def headless() -> nn.Module:

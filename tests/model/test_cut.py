@@ -29,12 +29,12 @@ from camtrain.model.cut import (
 def test_the_default_cut_is_the_last_map_before_pooling(name: str, cut: str) -> None:
     with torch.device("meta"):
         network = torchvision.models.get_model(name, weights=None)
-    assert default_cut(network) == cut
+    assert default_cut(trace(network)) == cut
 
 
 def test_a_network_without_an_average_has_no_default_cut() -> None:
     with pytest.raises(CamtrainValueError, match="does not average a feature map; name the layer"):
-        default_cut(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)))
+        default_cut(trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))))
 
 
 def test_a_network_of_several_results_is_refused() -> None:
@@ -44,7 +44,7 @@ def test_a_network_of_several_results_is_refused() -> None:
             return {"out": images}
 
     with pytest.raises(CamtrainValueError, match=r"one tensor from its images, got \{'out'"):
-        default_cut(Several())
+        default_cut(trace(Several()))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,10 @@ def test_an_unknown_cut_lists_blocks_with_their_strides(
 ) -> None:
     with torch.device("meta"):
         network = torchvision.models.get_model(name, weights=None)
-    check_cut(network, default_cut(network), 3, (64, 96))
+    operations = trace(network)
+    check_cut(operations, default_cut(operations), 3, (64, 96))
     with pytest.raises(CamtrainValueError) as error:
-        check_cut(network, cut, 3, (64, 96))
+        check_cut(operations, cut, 3, (64, 96))
     for message in messages:
         assert message in str(error.value)
 

@@ -8,11 +8,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from camtrain.errors import CamtrainValueError
+from camtrain.model.backbones import build_classifier
 from camtrain.model.create import create_model
+from camtrain.model.cut import default_cut, leaf_types, trace
 from camtrain.model.probe import evaluating
 from camtrain.model.trunk import GraphBackbone, TimmBackbone, TimmBlocks
 from tests.conftest import at_night
@@ -32,7 +35,7 @@ class Dropping(nn.Module):
 
 @pytest.fixture
 def dropping() -> GraphBackbone:
-    return GraphBackbone(Dropping(), "relu")
+    return GraphBackbone(trace(Dropping()), "relu")
 
 
 def drops(backbone: GraphBackbone) -> bool:
@@ -84,9 +87,27 @@ def test_a_pickled_backbone_computes_the_same(dropping: GraphBackbone) -> None:
     assert torch.equal(again(images), dropping(images))
 
 
+def test_a_trunk_is_traced_once_and_gives_hooks_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[object] = []
+    original = fx.Tracer.trace
+
+    def counting(tracer: fx.Tracer, root: nn.Module, *args: Any) -> fx.Graph:
+        traces.append(root)
+        return original(tracer, root, *args)
+
+    monkeypatch.setattr(fx.Tracer, "trace", counting)
+    net = create_model("torchvision/resnet18", 5, weights=None).eval()
+    assert len(traces) == 1
+    shapes = []
+    net.backbone.trunk.register_forward_hook(lambda *args: shapes.append(args[2].shape))
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, 64, 96))
+    assert shapes == [(1, 512, 2, 3)]
+
+
 def test_a_trunk_cut_earlier_has_the_values_and_no_later_layers() -> None:
     network = torchvision.models.resnet18().eval()
-    backbone = GraphBackbone(network, "layer3").eval()
+    backbone = GraphBackbone(trace(network), "layer3").eval()
     images = torch.randn(1, 3, 64, 96)
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     with torch.inference_mode():
@@ -233,3 +254,26 @@ def test_blocks_that_cannot_be_had_are_said(name: str, cut: str, message: str) -
     with torch.device("meta"), pytest.raises(CamtrainValueError) as error:
         create_model(name, 2, weights=None, neck=(), cut=cut)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["swin_v2_t", "maxvit_t", "googlenet"])
+def test_the_names_of_the_weights_are_those_of_torchvisions_extractor(name: str) -> None:
+    """Checkpoints of earlier versions, and the order of parameters in an optimizer's state."""
+    with torch.device("meta"):
+        name = f"torchvision/{name}"
+        network = build_classifier(name, num_classes=None, in_chans=3, backbone_args={})
+        cut = default_cut(trace(network))
+        expected = create_feature_extractor(
+            network,
+            {cut: "features"},
+            tracer_kwargs={"leaf_modules": leaf_types(network)},
+            suppress_diff_warning=True,
+        )
+        backbone = GraphBackbone(trace(network), cut)
+    # Constants of tracing are numbered; earlier versions stored them.
+    names = [name for name in expected.state_dict() if "_tensor_constant" not in name]
+    assert list(backbone.trunk.state_dict()) == names
+    stored = {f"trunk.{name}": tensor for name, tensor in expected.state_dict().items()}
+    for copied in (backbone, copy.deepcopy(backbone)):
+        assert len(copied.state_dict()) == len(names)
+        copied.load_state_dict(stored)

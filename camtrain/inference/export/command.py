@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from camtrain.arguments import VerbParser
+from camtrain.arguments import VerbParser, add_backbone
 from camtrain.data import IMAGE_SUFFIXES, SourceOptions, make_sources, read_image
 from camtrain.data.tree import list_below
 from camtrain.errors import (
@@ -59,9 +59,9 @@ def main(args: Sequence[str]) -> None:
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
             "has none of; leave them out, or choose --format onnx."
         )
-    bundle = read_network(checkpoint).with_maps(arguments.refine)
+    bundle = read_network(checkpoint, backbone=arguments.backbone).with_maps(arguments.refine)
     if arguments.format == "safetensors":
-        _export_bundle(bundle, output)
+        _export_bundle(bundle, output, arguments.backbone)
         return
     pictures = pictures_of(bundle, arguments.images)
     export = export_network(
@@ -154,10 +154,10 @@ images = numpy.zeros({shape}, "{dtype}")
 print(logits.shape, maps.shape)"""
 
 
-def _export_bundle(bundle: Bundle, output: Path) -> None:
+def _export_bundle(bundle: Bundle, output: Path, backbone: str | None) -> None:
     """Write a bundle and read it again: every tensor must be the same."""
     write_bundle(output, bundle.net, description=bundle.description)
-    reread = read_network(output).net.state_dict()
+    reread = read_network(output, backbone=backbone).net.state_dict()
     assert all(torch.equal(reread[name], t) for name, t in bundle.net.state_dict().items())
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     print(_threshold_line(bundle))
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     networks = "a .ckpt of camtrain, a bundle, or the folder of a run (its best epoch)"
     add("checkpoint", type=Path, metavar="CHECKPOINT", help=networks)
+    add_backbone(parser)
 
     add = parser.add_argument_group("the file").add_argument
     add("--format", required=True, metavar="{safetensors,onnx,pt2}", help="what is written")

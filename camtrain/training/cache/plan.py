@@ -127,8 +127,6 @@ def _obstacle(module: LightningModule | None, settings: Mapping[str, Any]) -> st
         return (
             "the teacher has another backbone; give it the weights and the stride of the teacher's"
         )
-    if net.recipe is None:
-        return "camtrain cannot name this network; build it with create_model"
     if settings["augment"] not in VIEWS:
         return (
             f"augment {settings['augment']} makes other pictures in every epoch; give "

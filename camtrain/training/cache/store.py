@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from camtrain.data import Source
 from camtrain.files import user_cache
 from camtrain.model.camnet import CAMNet
+from camtrain.model.modules import is_import_path
 
 Arrays = dict[str, npt.NDArray[Any]]
 WritableArrays = dict[str, "np.memmap[Any, Any]"]
@@ -63,14 +64,18 @@ def key_of(parts: dict[str, Any]) -> str:
 
 def backbone_parts(net: CAMNet) -> dict[str, Any]:
     """The backbone, for ``key_of``: how it is built, and a hash of its parameters and buffers."""
-    return {
+    architecture: Mapping[str, Any] = net.description.architecture or {}
+    parts = {
         "architecture": {
             name: value
-            for name, value in (net.recipe or {}).items()
+            for name, value in architecture.items()
             if name not in _AFTER_THE_BACKBONE and not name.startswith("neck")
         },
         "tensors": hash_of_tensors(net.backbone),
     }
+    if is_import_path(architecture["backbone"]):  # code that may change
+        parts["operations"] = str(getattr(net.backbone, "graph", net.backbone))
+    return parts
 
 
 def hash_of_tensors(module: nn.Module) -> str:

@@ -126,7 +126,7 @@ def _full_names(groups: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
 
 def _page_of_measuring(verb: str, split: str) -> Page:
     groups = {
-        "What is measured": ("", "ckpt_path save_maps"),
+        "What is measured": ("", "ckpt_path backbone save_maps"),
         "Pictures": ("data.", f"{_DATA} allow_damaged"),
         "From picture to input": _FIT["From picture to input"],
         "Maps": ("model.", "refine refine_layers pool stride"),

@@ -20,6 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from camtrain.arguments import announce
 from camtrain.data import Split
 from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.model.modules import is_import_path
 from camtrain.training.cli.help import OneLineParser, spelled_as_options
 from camtrain.training.cli.measuring import MeasuredNetwork, check_options
 from camtrain.training.datamodule import CAMDataModule
@@ -79,6 +80,8 @@ class CamtrainCLI(LightningCLI):
         add("--overwrite", help="Replace an earlier run of the same name.", **flag)
         maps = "Write the maps too, as the WSOL benchmark's program reads them."
         add("--save_maps", help=maps, **flag)
+        import_path = "Import path of the network that is measured, if it is one of your own."
+        add("--backbone", type=str | None, default=None, help=import_path)
         skipped = {*inspect.signature(fit).parameters} - {*_RUN_OPTIONS}
         parser.add_function_arguments(fit, as_group=False, skip={*skipped})
         parser.add_lightning_class_args(CAMLogger, "cams")
@@ -255,7 +258,7 @@ def _defaults(
             f"camtrain {verb} measures a trained network; give --ckpt_path runs/NAME, or a "
             "checkpoint or bundle."
         )
-    measured = MeasuredNetwork(path)
+    measured = MeasuredNetwork(path, _value_of("--backbone", args))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(as_plain(measured.settings), file)
         file.flush()
@@ -307,4 +310,6 @@ def run_name(settings: Mapping[str, Any] | Namespace) -> str:
     name = Path(str(configs[-1])).stem if configs else str(settings["model"]["backbone"])
     # The agent of a W&B sweep runs the same config several times.
     trial = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-    return "-".join([re.split("[/:]", name.rstrip("/"))[-1], *([trial] if trial else [])])
+    is_own = is_import_path(name) and not configs
+    name = re.split("[.]" if is_own else "[/:]", name.rstrip("/"))[-1]
+    return "-".join([name, *([trial] if trial else [])])

@@ -19,6 +19,7 @@ from camtrain.header import (
     read_checkpoint_content,
 )
 from camtrain.inference.bundle import read_network
+from camtrain.model.modules import check_user, user_network
 from camtrain.training.cli.help import PAGES
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
@@ -45,11 +46,12 @@ class MeasuredNetwork:
             the classes and the preprocessing.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, backbone: str | None = None) -> None:
         """Read it.
 
         Args:
             path: A checkpoint, a bundle, or the folder of a run, which stands for its best epoch.
+            backbone: The import path of a network of the user.
 
         Raises:
             CamtrainFileNotFoundError: No such file, or a folder that is not that of a run.
@@ -57,10 +59,13 @@ class MeasuredNetwork:
         """
         self.path = model_file(path, BEST_NAME)
         check_is_file(self.path)
-        is_checkpoint = self.path.suffix != ".safetensors"
-        read = read_checkpoint_content if is_checkpoint else _read_bundle
-        self._checkpoint = read(self.path)
+        is_bundle = self.path.suffix == ".safetensors"
+        content = _read_bundle(self.path, backbone) if is_bundle else None
+        self._checkpoint = content or read_checkpoint_content(self.path)
+        check_user(self._description.architecture, user_network(backbone))
         self.settings = self._read_settings()
+        if backbone is not None:
+            self.settings["model"]["backbone"] = backbone
 
     @property
     def _description(self) -> Description:
@@ -159,12 +164,13 @@ def check_options(verb: str, args: Sequence[str]) -> None:
             )
 
 
-def _read_bundle(path: Path) -> dict[str, Any]:
+def _read_bundle(path: Path, backbone: str | None) -> dict[str, Any]:
     """A bundle in the form of a checkpoint."""
-    bundle = read_network(path)
+    bundle = read_network(path, backbone=backbone)
     description = bundle.description
     model = {**(description.architecture or {}), "weights": None, "refine": description.refine}
-    del model["own_head"]
+    for name in ("own_head", "is_whole"):
+        model.pop(name, None)
     if description.refine_layers:
         model["refine_layers"] = list(description.refine_layers)
     return {

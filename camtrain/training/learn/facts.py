@@ -40,7 +40,6 @@ class DataFacts:
         self._names: tuple[str, ...] | None = None if names is None else tuple(names)
         values = plain_preprocessing(hparams["preprocessing"])
         self._preprocessing = None if values is None else Preprocessing.from_dict(values)
-        self._in_chans: int = hparams["in_chans"]
         file = Path(hparams["weights"] or "")
         is_bundle = file.suffix == ".safetensors" and read_safetensors_description(file) is not None
         self._bundle = file if is_bundle else None  # until the training begins
@@ -62,14 +61,16 @@ class DataFacts:
         if names is not None:
             net.name_classes(names)
         preprocessing = _agreed("preprocessing", _preprocessing_of(data), self._preprocessing)
-        in_chans = net.recipe["in_chans"] if net.recipe else self._in_chans  # a hub has its own
+        in_chans = (net.description.architecture or {})["in_chans"]
         if preprocessing is not None and len(preprocessing.mean) != in_chans:
             raise CamtrainValueError(
                 f"mean must hold one number for each of the in_chans={in_chans} channels of "
                 f"the network, got {len(preprocessing.mean)}, and so must std; both belong to the "
                 "data, or to preprocessing."
             )
-        net.preprocessing = preprocessing or net.preprocessing
+        gray = (0.5,) * in_chans
+        usual = Preprocessing() if in_chans == 3 else Preprocessing(mean=gray, std=gray)
+        net.preprocessing = preprocessing or net.preprocessing or usual
         if self._bundle is not None:
             self._head_line = _take_head(net, self._bundle, names)
         self.assumptions = {}

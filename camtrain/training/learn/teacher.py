@@ -53,6 +53,7 @@ class Teacher:
 
     Args:
         path: A bundle or a checkpoint of this project.
+        backbone: What builds the student, if that is a network of the user; the teacher may be too.
 
     Attributes:
         net: The network. If it was saved without a refinement, its maps are refined by affinity.
@@ -63,9 +64,15 @@ class Teacher:
         CamtrainValueError: The file cannot be read, or the maps cannot be refined.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, backbone: object = None) -> None:
         self.path = Path(path)
-        self.net: CAMNet = read_network(path).net.requires_grad_(False)
+        try:
+            bundle = read_network(path)
+        except CamtrainValueError:
+            if backbone is None:
+                raise
+            bundle = read_network(path, backbone=backbone)
+        self.net: CAMNet = bundle.net.requires_grad_(False)
         if self.net.refine == "none":
             self.net.set_refine("affinity")
         self.hash = hash_of_tensors(self.net)

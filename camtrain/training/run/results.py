@@ -44,7 +44,8 @@ def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer)
     )
     sources = data.sources if isinstance(data, CAMDataModule) else {}
     pictures = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
-    pictures += ", in grey" if pictures and module.hparams["in_chans"] == 1 else ""
+    in_chans = (module.net.description.architecture or {})["in_chans"]
+    pictures += ", in grey" if pictures and in_chans == 1 else ""
     Console(soft_wrap=True, highlight=False).print(
         f"{module.hparams['backbone']}: {total:,} parameters, {trained:,} of them trained; "
         f"{module.net.head.out_features} classes; "

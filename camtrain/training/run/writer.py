@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from camtrain.errors import CamtrainValueError
 from camtrain.files import duplicate, remove_parts, write_text
 from camtrain.inference.bundle import read_network, write_bundle
+from camtrain.model.modules import is_import_path
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import summarize_best, wandb_step
@@ -153,7 +154,7 @@ class RunWriter(Checkpoint):
             trainer.should_stop = True
         if trainer.is_global_zero:
             self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._derive(Path(trainer.ckpt_path))
+            self._derive(Path(trainer.ckpt_path), pl_module)
         if not trainer.strategy.broadcast(self.folder.best.is_file()):
             self.best = None  # the checkpoint was that of another run
 
@@ -251,7 +252,7 @@ class RunWriter(Checkpoint):
         elif self._is_last_row_best():  # nothing could be continued from the middle of a step
             trainer.save_checkpoint(file := self.folder.best, weights_only=False)
         if trainer.is_global_zero:
-            self._derive(file)
+            self._derive(file, trainer.lightning_module)
             if self.best is not None:
                 summarize_best(trainer.loggers, self.rows[int(self.best["row"])])
 
@@ -274,7 +275,7 @@ class RunWriter(Checkpoint):
         if self.best is None or sign * score > sign * self.best["score"]:
             self.best = {"epoch": row["epoch"], "score": score, "row": len(self.rows) - 1}
 
-    def _derive(self, checkpoint: Path) -> None:
+    def _derive(self, checkpoint: Path, module: Any) -> None:  # noqa: ANN401
         """Write ``metrics.csv`` and, after the best validation, ``best.ckpt`` and the bundle."""
         if self.rows:
             write_text(self.folder.metrics, as_csv(self.rows))
@@ -283,7 +284,9 @@ class RunWriter(Checkpoint):
         if checkpoint != self.folder.best:
             duplicate(checkpoint, self.folder.best)
         with isolate_rng():  # reading it builds a network
-            bundle = read_network(self.folder.best)
+            # Only the module can build a network of the user.
+            is_own = is_import_path(module.net.description.architecture["backbone"])
+            bundle = read_network(self.folder.best, backbone=module.net if is_own else None)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
         write_bundle(
             self.folder.bundle, bundle.net, description=replace(bundle.description, scores=scores)
