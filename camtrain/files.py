@@ -58,6 +58,26 @@ def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None
         part.write_text(text, encoding=encoding)
 
 
+def read_utf8(file: Path, *, errors: str = "strict") -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        file: The file.
+        errors: What to do about bytes that are no UTF-8, as in ``bytes.decode``.
+
+    Raises:
+        CamtrainValueError: The file is no UTF-8; names the line.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise CamtrainValueError(
+            f"{file}, line {line}: the text must be UTF-8, got the byte "
+            f"0x{error.object[error.start]:02x}; save the file as UTF-8."
+        ) from None
+
+
 def duplicate(source: Path, path: Path) -> None:
     """Link ``path`` to a file that is only ever replaced, or copy the file where links fail."""
     if path.exists() and path.samefile(source):  # renaming one name to the other does nothing

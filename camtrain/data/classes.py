@@ -142,6 +142,7 @@ def _with_class_list(listing: Listing, names: tuple[str, ...]) -> Listing:
         labels = new_labels[listing.labels.astype(np.int64)]
     else:
         labels = np.zeros((len(listing.labels), len(names)), np.bool_)
-        places = (slice(None), new_labels[new_labels >= 0])
-        np.logical_or.at(labels, places, listing.labels[:, new_labels >= 0])
+        for old, new in enumerate(new_labels):
+            if new >= 0:  # several old classes may be the same one
+                labels[:, new] |= listing.labels[:, old].astype(np.bool_)
     return replace(listing, labels=labels, class_names=names)

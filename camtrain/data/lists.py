@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.files import read_utf8
 
 
 class Line(NamedTuple):
@@ -137,14 +138,7 @@ def csv_reader(
     Raises:
         CamtrainValueError: A column is missing, or the file is no UTF-8.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig", errors)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise CamtrainValueError(
-            f"{file}, line {line}: the text must be UTF-8, got the byte "
-            f"0x{error.object[error.start]:02x}; save the file as UTF-8."
-        ) from None
+    text = read_utf8(file, errors=errors)
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing_columns = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing_columns:

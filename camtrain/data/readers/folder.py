@@ -58,8 +58,8 @@ def _split_folders(root: Path) -> dict[str, Split]:
     elif len(splits) == 1 and len(inner.keys() - {"masks"}) > 1:
         return {}
     else:
-        classes = [{normal_form(class_name) for class_name in inner[name]} for name in splits]
-        odd = sorted(set.union(*classes) - set.intersection(*classes))
+        classes: list[set[str]] = [set(map(normal_form, inner[name])) for name in splits]
+        odd = sorted(set().union(*classes) - classes[0].intersection(*classes))
         if odd or len(set(splits.values())) < len(splits):
             reason = f"{join_first(odd, 3)} is not in each" if odd else "two are of the same split"
             raise CamtrainValueError(

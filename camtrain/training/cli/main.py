@@ -20,9 +20,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from camtrain.arguments import announce
 from camtrain.data import Split
 from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.files import read_utf8
 from camtrain.model.modules import is_import_path
 from camtrain.training.cli.help import OneLineParser, spelled_as_options
 from camtrain.training.cli.measuring import MeasuredNetwork, check_options
+from camtrain.training.cli.yaml_text import use_in_parsers, write_yaml
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.checks import check_size
@@ -66,6 +68,7 @@ class CamtrainCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Build the parser of all verbs, whose errors are one line."""
+        use_in_parsers()
         parser = OneLineParser(**kwargs)
         parser.add_argument("--config", action="config", help="YAML file of these options.")
         return parser
@@ -244,6 +247,9 @@ def _defaults(
         yield {}, None, []
         return
     check_options(verb, args[1:])
+    for file in _values_of("--config", args):
+        with suppress(OSError):  # the parser names the file
+            read_utf8(Path(file))
     path = _value_of("--ckpt_path", args)
     if verb == "fit":
         run = _named_run(args) if path == "last" else None
@@ -260,7 +266,7 @@ def _defaults(
         )
     measured = MeasuredNetwork(path, _value_of("--backbone", args))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(as_plain(measured.settings), file)
+        file.write(write_yaml(as_plain(measured.settings), ascii_only=True))
         file.flush()
         yield {verb: {"default_config_files": [file.name]}}, measured, []
 
@@ -293,19 +299,33 @@ def _named_run(args: Sequence[str]) -> RunFolder:
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:
     """The value of an option on the command line, before it is parsed; the last one counts."""
-    value = None
+    return next(reversed(_values_of(option, args)), None)
+
+
+def _values_of(option: str, args: Sequence[str]) -> list[str]:
+    values = []
     for index, arg in enumerate(args):
         if arg == option and index + 1 < len(args):
-            value = args[index + 1]
+            values.append(args[index + 1])
         if arg.startswith(f"{option}="):
-            value = arg.partition("=")[2]
-    return value
+            values.append(arg.partition("=")[2])
+    return values
 
 
 def run_name(settings: Mapping[str, Any] | Namespace) -> str:
-    """The name of a run: the given one, else that of the config's file, else of the backbone."""
+    """The name of a run: the given one, else that of the config's file, else of the backbone.
+
+    Raises:
+        CamtrainValueError: It is not the name of a folder within another one.
+    """
     if settings["name"]:
-        return str(settings["name"])
+        name = str(settings["name"])
+        if os.path.isabs(name) or os.path.normpath(name).partition(os.sep)[0] in (".", ".."):
+            raise CamtrainValueError(
+                f"name must be that of a folder in runs_dir, got {name!r}; give a name such as "
+                "birds, and the folder of all runs as runs_dir."
+            )
+        return name
     configs = settings["config"] or []
     name = Path(str(configs[-1])).stem if configs else str(settings["model"]["backbone"])
     # The agent of a W&B sweep runs the same config several times.

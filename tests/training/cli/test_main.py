@@ -228,6 +228,12 @@ def with_a_green_class_in_val(root: Path) -> None:
     shutil.copytree(root / "val" / "red", root / "val" / "green")
 
 
+def latin_1_config(root: Path) -> None:
+    (root.parent / "latin.yaml").write_bytes(
+        "# Caf\u00e9\ndata:\n  root: caf\u00e9".encode("latin-1")
+    )
+
+
 MISTAKES = {
     "no folder": (shutil.rmtree, [], "does not exist"),
     "no images": (empty, [], "no images"),
@@ -244,6 +250,24 @@ MISTAKES = {
     ),
     "no weights file": (None, ["--model.weights", "nowhere.pth"], "nowhere.pth"),
     "wrong monitor": (None, ["--monitor", "val/accuracy"], "val/acc1"),
+    # Before: written there; the second, into the folder of all runs.
+    "name outside": (
+        None,
+        ["--name", ".."],
+        "--name must be that of a folder in runs_dir, got '..'",
+    ),
+    "name of all": (None, ["--name", "a/.."], "must be that of a folder in runs_dir, got 'a/..'"),
+    "absolute name": (
+        None,
+        ["--name", "/tmp/x"],
+        "must be that of a folder in runs_dir, got '/tmp/x",
+    ),
+    # Before: a traceback of UnicodeDecodeError.
+    "latin-1": (
+        latin_1_config,
+        ["--config", "latin.yaml"],
+        "latin.yaml, line 1: the text must be UTF-8",
+    ),
 }
 
 
@@ -254,9 +278,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     fit_arguments: Arguments,
     tmp_path: Path,
     photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     prepare, more, told = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
     if prepare is not None:
         prepare(photographs)
     assert main(fit_arguments(*more)) == 2
@@ -274,7 +300,7 @@ def test_weights_of_another_architecture_are_refused(
     torch.save(other.state_dict(), tmp_path / "other.pth")
     assert main(fit_arguments("--model.weights", str(tmp_path / "other.pth"))) == 2
     error = capsys.readouterr().err
-    assert "conv1.weight is (2, 3, 3, 3), (4, 3, 3, 3) expected" in error
+    assert "shapes differ: conv1.weight (2, 3, 3, 3), (4, 3, 3, 3) expected" in error
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,49 @@
+"""How jsonargparse reads and writes options, so that YAML holds every name of a file or class."""
+
+from __future__ import annotations
+
+import re
+
+import jsonargparse
+import yaml
+
+_read = jsonargparse.get_loader("yaml")
+# A character beyond U+FFFF as JSON writes it, and half of one, as Python keeps bytes of file names.
+_PAIR = re.compile(r"(?<!\\)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+# To be quoted: breaks of Unicode, which PyYAML would read as blanks, and what looks like halves.
+_QUOTED = re.compile(r"[\x85\u2028\u2029]|\\u")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``read_yaml`` reads."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _QUOTED.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+def read_yaml(text: str) -> object:
+    """The value of a YAML text, which unlike that of libyaml may have halves of characters."""
+    try:
+        return _read(text)
+    except yaml.YAMLError:
+        if not _HALF.search(text):
+            raise
+    joined = _PAIR.sub(lambda pair: bytes.fromhex(pair[1] + pair[2]).decode("utf-16-be"), text)
+    return yaml.safe_load(joined)
+
+
+def write_yaml(value: object, *, ascii_only: bool = False) -> str:
+    """A plain value as YAML, in the order of its keys."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=not ascii_only, sort_keys=False))
+
+
+def use_in_parsers() -> None:
+    """Let jsonargparse read and write this way."""
+    jsonargparse.set_loader("yaml", read_yaml)
+    jsonargparse.set_dumper("yaml", write_yaml)
