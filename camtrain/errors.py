@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -69,6 +71,12 @@ def join_first(texts: Sequence[str], most: int = 10, *, separator: str = ", ") -
     """
     more = f"{separator.strip(' ,')} and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + more
+
+
+def warn(message: str, *, stacklevel: int = 2) -> None:
+    """Warn as ``warnings.warn``; of the processes of one training, the first alone does so."""
+    if {os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")} == {"0"}:
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 @contextmanager

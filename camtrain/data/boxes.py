@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from torch import Tensor
 from camtrain.data.faults import refuse
 from camtrain.data.lists import csv_reader, path_in
 from camtrain.data.source import Listing, no_boxes
-from camtrain.errors import CamtrainValueError, join_first, one_line
+from camtrain.errors import CamtrainValueError, join_first, one_line, warn
 from camtrain.labels import label_names, normal_form
 
 
@@ -269,7 +268,7 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
             listing,
         )
     elif unmatched_paths:
-        warnings.warn(
+        warn(
             f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
             f"{unmatched_paths[0]}; paths are relative to the data folder, such as "
             f"{listing.paths[0]}.",

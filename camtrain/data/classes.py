@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from camtrain.data.faults import refuse
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split
-from camtrain.errors import CamtrainValueError, join_first
+from camtrain.errors import CamtrainValueError, join_first, warn
 from camtrain.labels import class_counts, normal_form
 
 _logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing
         names_in_split = set(names_of_split)
         missing_names = [name for name in names if name not in names_in_split]
         if missing_names:
-            warnings.warn(
+            warn(
                 f"The {split} split of {listing.root} has no image of the class "
                 f"{join_first(missing_names)}.",
                 stacklevel=3,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from camtrain.data.faults import listed_faults
 from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, warn
 from camtrain.labels import class_counts
 
 _COMMENT = "#"
@@ -134,7 +133,7 @@ def without(
                 f"exclude leaves no {what} in the {split} split; add pictures, or shorten the list."
             )
     if unmatched:
-        warnings.warn(
+        warn(
             f"exclude names {len(unmatched)} pictures that the data does not have, the first is "
             f"{min(unmatched)}; paths are relative to the data folder.",
             stacklevel=2,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from camtrain.data.lists import csv_reader
 from camtrain.data.source import UNDECIDED, Listing, Source, Split, split_number
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, warn
 from camtrain.files import replacing
 from camtrain.labels import label_names
 
@@ -134,13 +133,13 @@ def _splits_of_file(listing: Listing, open_rows: NDArray[np.int64], file: Path) 
         )
     new, lost = int((splits == UNDECIDED).sum()), len(stored_splits) - count
     if new:
-        warnings.warn(
+        warn(
             f"{new} of the pictures of {listing.root} are in no split of {file} and are left out; "
             "a new run divides anew.",
             stacklevel=2,
         )
     if lost:
-        warnings.warn(
+        warn(
             f"{lost} of the pictures that {file} names are no longer in {listing.root}.",
             stacklevel=2,
         )

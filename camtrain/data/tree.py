@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from camtrain.data.decoding import IMAGE_SUFFIXES, SUFFIX_ADVICE
 from camtrain.data.lists import PathList
-from camtrain.errors import join_first
+from camtrain.errors import join_first, warn
 from camtrain.files import replacing, user_cache
 
 _VERSION = 1  # of the cached index
@@ -84,7 +83,7 @@ def _scan_disk(root: Path, tops: Sequence[str]) -> tuple[Tree, NDArray[np.int64]
     paths = PathList.of(pictures())
     skipped = describe_skipped(unread)
     if skipped and len(paths):  # without any picture, the reader's error says it
-        warnings.warn(f"Skipped in {root}: {skipped}.", stacklevel=4)
+        warn(f"Skipped in {root}: {skipped}.", stacklevel=4)
     tree = Tree(PathList.of(folders), np.array(counts, np.int64), paths, has_xml, skipped)
     return tree, np.array(times, np.int64)
 

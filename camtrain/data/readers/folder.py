@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from camtrain.data.faults import refuse
 from camtrain.data.lists import PathList
 from camtrain.data.source import UNDECIDED, Listing, Split, no_mask, split_number
 from camtrain.data.tree import scan, subfolders
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, join_first
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, join_first, warn
 from camtrain.labels import normal_form
 
 
@@ -69,9 +68,7 @@ def _split_folders(root: Path) -> dict[str, Split]:
             )
     for name in inner.keys() - splits.keys():
         if splits and name.lower() in _SPLITS:
-            warnings.warn(
-                f"{root / name} is left out, since it holds no class folders.", stacklevel=3
-            )
+            warn(f"{root / name} is left out, since it holds no class folders.", stacklevel=3)
     return splits
 
 
@@ -101,7 +98,7 @@ def folder_listing(root: Path) -> Listing:
     split_of_rows = np.repeat(np.array(splits, np.int8), tree.counts)[rows]
     _check_has_pictures(root, on_disk.values(), split_of_rows, tree.skipped)
     if on_disk and len(rows) < len(labels):
-        warnings.warn(
+        warn(
             f"{len(labels) - len(rows)} pictures lie in a split of {root}, but in no class folder, "
             "and are left out.",
             stacklevel=2,
