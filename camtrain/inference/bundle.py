@@ -13,7 +13,14 @@ import safetensors.torch
 from torch import Tensor
 from torch.nn import init
 
-from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainValueError,
+    join_first,
+    one_line,
+    warn,
+)
 from camtrain.files import replacing
 from camtrain.header import (
     METADATA_KEY,
@@ -105,8 +112,15 @@ def shipped_description(
 ) -> Description:
     """The description that a file for inference holds: every class has a name in it.
 
-    Thresholds and scores are those of ``description``.
+    Thresholds and scores are those of ``description``. Of classes without names it warns.
     """
+    if net.class_names is None:
+        warn(
+            f"The file says that the classes are called {join_first(net.display_names, 3)}, since "
+            "the network does not know their names; give net.name_classes or camtrain.Predictor "
+            "the class_names before saving.",
+            stacklevel=4,  # of `Predictor.save`
+        )
     return replace(
         net.description,
         class_names=net.display_names,

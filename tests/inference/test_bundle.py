@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,8 +136,14 @@ def test_the_file_is_a_plain_safetensors_with_one_json_beside_the_weights(path: 
 
 def test_classes_without_names_are_named_by_their_numbers(path: Path) -> None:
     net = create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
-    write_bundle(path, net)
+    with pytest.warns(UserWarning, match="classes are called 0, 1, 2, since") as caught:
+        camtrain.Predictor(net).save(path)
+    assert [warning.filename for warning in caught] == [__file__]
     assert read_network(path).net.class_names == ("0", "1", "2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        camtrain.load(path).save(path)  # the file has names now
+        camtrain.Predictor(net, class_names=["a", "b", "c"]).save(path)
 
 
 def test_a_bundle_is_also_a_weights_file(path: Path) -> None:

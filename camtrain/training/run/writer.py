@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -288,9 +289,10 @@ class RunWriter(Checkpoint):
             is_own = is_import_path(module.net.description.architecture["backbone"])
             bundle = read_network(self.folder.best, backbone=module.net if is_own else None)
         scores = {n: v for n, v in self.rows[-1].items() if n not in ("epoch", "step")}
-        write_bundle(
-            self.folder.bundle, bundle.net, description=replace(bundle.description, scores=scores)
-        )
+        description = replace(bundle.description, scores=scores)
+        with warnings.catch_warnings():  # the checkpoint has warned of classes without names
+            warnings.filterwarnings("ignore", message="The file says that the classes")
+            write_bundle(self.folder.bundle, bundle.net, description=description)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         is_due = time.monotonic() - self._saved_at >= self._seconds
