@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from camtrain.errors import CamtrainValueError
-from camtrain.visualize import confusion_picture
+from camtrain.visualize import charts, confusion_picture
 from tests.conftest import at_night
 from tests.visualize.conftest import PAPER, has
 
@@ -48,3 +50,33 @@ def test_a_class_without_pictures_is_empty() -> None:
 def test_bad_input_is_named(shape: tuple[int, int], names: list[str]) -> None:
     with pytest.raises(CamtrainValueError, match=r"confusion must be \(K, K\), a row and a column"):
         confusion_picture(torch.zeros(shape, dtype=torch.int64), names)
+
+
+def test_no_label_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text alone leaves ink where no other does, and all of it is in the whole picture."""
+    confusion, names = torch.eye(3, dtype=torch.int64) * 12345, ["W" * 40, "i", "predicted"]
+    write, calls = charts.write, 0
+
+    def drawn(only: int | None) -> np.ndarray:
+        nonlocal calls
+        calls = 0
+
+        def write_one(*args: Any, **settings: Any) -> None:
+            nonlocal calls
+            if only in (None, calls):
+                write(*args, **settings)
+            calls += 1
+
+        monkeypatch.setattr(charts, "write", write_one)
+        return np.asarray(confusion_picture(confusion, names)).astype(int)
+
+    whole, bare = drawn(None), drawn(-1)
+    assert calls == 2 + 2 * 3 + 3  # headings, names, counts
+    taken = np.zeros(whole.shape[:2], bool)
+    for number in range(calls):
+        alone = drawn(number)
+        ink = (alone != bare).any(-1)
+        assert ink.any()
+        assert not (ink & taken).any()
+        assert (whole[ink] == alone[ink]).all()
+        taken |= ink
