@@ -33,6 +33,7 @@ from camtrain.training.learn.optimizer import check_optimization, configure, cou
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teacher_settings
 from camtrain.training.run.resume import check_same_network
+from camtrain.training.run.trainer import count_from_one
 
 # All that `CAMModule.configure_callbacks` may return.
 _PARTS = (Freezing, Evaluator, FiniteLossGuard, StepScores, ExponentialAverage, FoundLearningRate)
@@ -238,8 +239,7 @@ class CAMModule(LightningModule):
         self._facts.announce(self.trainer)
         if self.teacher is not None:
             self.teacher.check(self.net)
-        datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", {})
-        self._loss.set_labels(getattr(datasets.get("train"), "labels", None))
+        self._loss.balance(getattr(self.trainer, "datamodule", None))
         if self.hparams["head_solver"] != "sgd":
             self.trainer.fit_loop.max_epochs = 1  # further ones would change nothing
         if self.hparams["compile"]:
@@ -260,9 +260,9 @@ class CAMModule(LightningModule):
             callbacks.append(ExponentialAverage(self.hparams["ema_decay"]))
         if self.hparams["find_lr"]:
             callbacks.append(FoundLearningRate())
-        # A trainer that is used again still has those of its last module.
-        trainer: Any = self.trainer
+        trainer: Any = self.trainer  # one that is used again still has those of its last module
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _PARTS)]
+        count_from_one(trainer.callbacks)
         return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from camtrain.arguments import announce
 from camtrain.data import Split
-from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError, warn
 from camtrain.files import read_utf8
 from camtrain.model.modules import is_import_path
 from camtrain.training.cli.help import OneLineParser, spelled_as_options
@@ -173,6 +173,8 @@ class CamtrainCLI(LightningCLI):
         settings, split = self.settings, self._split
         folder = self._measured.results_folder(split, self._changes)
         callbacks = as_list(trainer_options["callbacks"])
+        if split == "test":
+            callbacks = [*callbacks, self._get(self.config_init, "cams")]
         if settings["save_maps"] and not trainer_options["fast_dev_run"]:
             callbacks = [MapWriter(folder / "wsol", root=settings["data"]["root"]), *callbacks]
         changes = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
@@ -197,7 +199,7 @@ class CamtrainCLI(LightningCLI):
             return
         assert self._measured is not None
         data = self.settings["data"]
-        warnings.warn(
+        warn(
             f"{self._measured.path} has no {SPLIT_NAME} beside it, so the pictures of "
             f"{data['root']} are divided by --data.seed {data['seed']}, and some may have been "
             "trained on if others were added or removed since; give --data.split_file FILE.",

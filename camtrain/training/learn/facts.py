@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import safetensors.torch
 import torch
 from pytorch_lightning import Trainer
 
-from camtrain.errors import CamtrainValueError, join_first
+from camtrain.errors import CamtrainValueError, join_first, warn
 from camtrain.header import read_safetensors_description
 from camtrain.model.camnet import CAMNet
 from camtrain.model.hub import is_hub_name
@@ -94,7 +93,7 @@ class DataFacts:
     def warn(self, beginning: str) -> None:
         """Warn of the assumptions, if there are any; the sentence begins with what says them."""
         if self.assumptions:
-            warnings.warn(
+            warn(
                 f"{beginning} that {' and '.join(self.assumptions.values())}, since neither the "
                 f"data nor CAMModule says it; give CAMModule {' and '.join(self.assumptions)}, or "
                 "your data module attributes of these names.",

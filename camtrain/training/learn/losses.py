@@ -60,6 +60,18 @@ def loss_of(
     )
 
 
+_UNKNOWN_LABELS = (
+    "class_weights=balanced needs the labels of all training pictures, which only a CAMDataModule "
+    "tells; give a list with a number for each class."
+)
+
+
+def check_balance(hparams: Mapping[str, Any], data: object) -> None:
+    """Raise CamtrainValueError where classes shall be balanced and data cannot tell its labels."""
+    if hparams["class_weights"] == "balanced" and not hasattr(data, "datasets"):
+        raise CamtrainValueError(_UNKNOWN_LABELS)
+
+
 def check_loss(hparams: Mapping[str, Any]) -> None:
     """Check those settings of ``CAMModule`` for the loss that need no network.
 
@@ -89,7 +101,7 @@ class TrainingLoss:
         num_classes: K.
         task: ``multiclass`` or ``multilabel``.
         label_smoothing: In [0, 1), see ``loss_of``.
-        class_weights: K numbers, ``balanced`` or None; see ``set_labels``.
+        class_weights: K numbers, ``balanced`` or None; see ``balance``.
         mixup: alpha of the Beta distribution of the shares; 0 for no mixup.
         cutmix: The same for cutmix.
 
@@ -128,19 +140,17 @@ class TrainingLoss:
         ]
         self._mix = v2.RandomChoice(transforms) if transforms else None
 
-    def set_labels(self, labels: Sequence[int] | Tensor | None) -> None:
-        """Compute balanced weights from the labels of all training pictures.
+    def balance(self, data: object) -> None:
+        """Compute balanced weights from the labels of a data module's training pictures.
 
         Raises:
             CamtrainValueError: The weights are ``balanced``, and the labels are unknown.
         """
         if not self.is_balanced:
             return
+        labels = getattr(getattr(data, "datasets", {}).get("train"), "labels", None)
         if labels is None:
-            raise CamtrainValueError(
-                "class_weights=balanced needs the labels of all training pictures, which only a "
-                "CAMDataModule tells; give a list with a number for each class."
-            )
+            raise CamtrainValueError(_UNKNOWN_LABELS)
         labels = torch.as_tensor(labels)
         self.class_weights = balanced_weights(labels, self.num_classes, self.task)
 

@@ -14,8 +14,10 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from camtrain.errors import CamtrainValueError, one_line
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.learn.losses import check_balance
 from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
+from camtrain.training.run.opening import check_channels
 from camtrain.training.run.trainer import check_precision
 
 
@@ -28,12 +30,14 @@ def check_settings(trainer: Trainer, module: CAMModule, data: LightningDataModul
     trainer.strategy.connect(module)  # as `Trainer.fit` does
     data.trainer = trainer
     module.follow_data(data)
+    check_balance(module.hparams, data)
     if module.teacher is not None:
         module.teacher.check(module.net)
     check_precision(trainer)
     if isinstance(data, CAMDataModule):
         data.setup("fit")
         data.check_cache()
+        check_channels(data.datasets["train"], module.hparams["in_chans"])
         check_size(module, data.hparams["batch_size"])
         check_validation_interval(trainer, len(data.datasets["train"]), data.hparams)
     if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from camtrain.arguments import announce
+from camtrain.data import DamagedImageError, PreparedDataset
 from camtrain.data.checking.reading import Record, examine_all
 from camtrain.data.dataset import damaged_error
 from camtrain.data.source import FileSource, Source, Split
@@ -87,6 +88,23 @@ def open_pictures(
             f"before the training, since that takes longer than {_SECONDS:.0f} s; camtrain "
             "check-data opens all."
         )
+
+
+def check_channels(pictures: PreparedDataset, in_chans: int) -> None:
+    """Refuse a network of other channels than the first picture has; grey and colour fit 1 and 3.
+
+    Raises:
+        CamtrainValueError: The picture cannot become one of ``in_chans`` channels.
+    """
+    if in_chans in (1, 3):
+        return
+    with suppress(DamagedImageError):
+        channels = len(pictures.picture(0).image)
+        if channels not in (1, in_chans):
+            raise CamtrainValueError(
+                f"The network takes pictures of {in_chans} channels, and those of the data have "
+                f"{channels}; give in_chans={channels}."
+            )
 
 
 def _error(refused: Sequence[Record], total: int) -> CamtrainValueError:

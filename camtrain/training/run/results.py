@@ -123,7 +123,7 @@ def write_scores(
     content = {"split": split, **sources, "scores": scores, **report}
     write_text(folder / "localization.json", json.dumps(content, indent=1) + "\n")
     picture = folder / "localization.png"
-    if not report:
+    if "curves" not in report:
         picture.unlink(missing_ok=True)  # of an earlier evaluation
         return True
     accuracy = report["curves"]["largest_contour"]

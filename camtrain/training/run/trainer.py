@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 
 from camtrain.errors import CamtrainValueError, one_line
@@ -31,6 +31,13 @@ class ProgressBarFromOne(RichProgressBar):
         total = self.trainer.max_epochs
         text = f"Epoch {current_epoch + 1}{f'/{total}' if total and total > 0 else ''}"
         return text.ljust(len(self.validation_description))
+
+
+def count_from_one(callbacks: Sequence[Callback]) -> None:
+    """Let Lightning's usual progress bar count epochs from 1; other bars are left as they are."""
+    for bar in callbacks:
+        if type(bar) is RichProgressBar:
+            bar.__class__ = ProgressBarFromOne  # keeps its settings
 
 
 def build_trainer(options: Mapping[str, Any]) -> Trainer:

@@ -108,7 +108,7 @@ def test_a_transform_of_the_data_is_not_taken_for_a_preprocessing() -> None:
         ),
         ({"preprocessing": Preprocessing()}, "preprocessing must be that of the data"),
         ({"class_names": ["cat"]}, "class_names must hold one name for each of the 2 classes"),
-        ({"preprocessing": Preprocessing(mean=(0.5,), std=(1,))}, "in_chans=3 channels, got 1"),
+        ({"preprocessing": Preprocessing(mean=(0.5,), std=(1,))}, "in_chans=3 channels"),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -220,3 +220,33 @@ def test_frozen_first_then_all_of_it_goes_on_where_it_was(
     assert whole is not None
     trained = load_file(frozen)
     assert torch.allclose(whole.head.weight, trained["head.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_weights": "balanced"}, "class_weights=balanced needs the labels of all training"),
+        (
+            {"preprocessing": {"mean": [0.5], "std": [0.5]}},
+            "mean must hold one number for each of the in_chans=3 channels",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CamtrainError, match=message):
+        fit_silently(small_module(**settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_two_channels_leave_no_folder(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_of(photographs, tmp_path / "runs", "--model.in_chans", "2")) == 2
+    error = capsys.readouterr().err
+    assert (
+        "takes pictures of 2 channels, and those of the data have 3; give --model.in_chans 3."
+        in error
+    )
+    assert not (tmp_path / "runs").exists()

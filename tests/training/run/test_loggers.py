@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from camtrain.errors import CamtrainError
 from camtrain.training.run import loggers
 from camtrain.training.run.loggers import make_loggers, place_of
-from camtrain.training.run.trainer import build_trainer
+from camtrain.training.run.trainer import ProgressBarFromOne, build_trainer
+from tests.training.conftest import quiet_trainer, small_module
 
 
 def test_none_and_disabled_are_no_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +36,16 @@ def test_the_progress_bar_counts_epochs_from_1(max_epochs: int, text: str) -> No
     bar = trainer.progress_bar_callback
     bar._trainer = trainer
     assert bar._get_train_description(0).strip() == text
+
+
+def test_the_bar_of_somebodys_own_trainer_counts_from_1_too() -> None:
+    bar = RichProgressBar(refresh_rate=7)
+    trainer = quiet_trainer(enable_progress_bar=True, callbacks=[bar])
+    module = small_module()
+    module.trainer = trainer
+    module.configure_callbacks()
+    assert trainer.progress_bar_callback is bar
+    assert (type(bar), bar.refresh_rate) == (ProgressBarFromOne, 7)
 
 
 def test_every_part_of_a_continued_run_has_a_csv_file(tmp_path: Path) -> None:
