@@ -161,7 +161,7 @@ def fit_of(root: Path, runs_dir: Path, *more: str) -> list[str]:
         *("--data.workers", "0", "--data.batch_size", "8", "--trainer.max_epochs", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
         *("--runs_dir", str(runs_dir), "--name", "run", "--logger", "none"),
-        *("--cams.num_images", "2", "--cams.num_mistakes", "2"),
+        *("--cams.num_images", "2", "--cams.num_mistakes", "2", "--cams.faithfulness", "2"),
         *more,
     ]
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from camtrain.localization.boxes import box_iou_inclusive as box_iou_inclusive
     from camtrain.localization.boxes import boxes_from_heatmap as boxes_from_heatmap
     from camtrain.localization.boxes import dt_boxes as dt_boxes
+    from camtrain.localization.faithfulness import Faithfulness as Faithfulness
+    from camtrain.localization.faithfulness import perturbation_curves as perturbation_curves
     from camtrain.localization.max_box_acc import CentreBoxAcc as CentreBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAcc as MaxBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAccV2 as MaxBoxAccV2
@@ -33,6 +35,7 @@ _HOMES = {
         "FlatErrors LocalizationAccuracy flat_errors read_predictions"
     ),
     "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap dt_boxes",
+    "camtrain.localization.faithfulness": "Faithfulness perturbation_curves",
     "camtrain.localization.max_box_acc": "CentreBoxAcc MaxBoxAcc MaxBoxAccV2 centre_map",
     "camtrain.localization.mosaics": "MosaicScore mosaic mosaic_plan",
     "camtrain.localization.pointing": "EnergyInBox MapStatistics PointingGame",

@@ -107,7 +107,10 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     "Loss": ("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
     "Maps": ("model.", "refine refine_layers"),
     "Loggers": ("", "logger project"),
-    "Watching": ("cams.", "num_images num_mistakes log_mistakes colormap tile seed dirpath report"),
+    "Watching": (
+        "cams.",
+        "num_images num_mistakes log_mistakes faithfulness colormap tile seed dirpath report",
+    ),
     "Lightning's Trainer": (
         "trainer.",
         f"max_epochs max_steps max_time {_TRAINER} accumulate_grad_batches gradient_clip_val "
@@ -125,8 +128,10 @@ def _full_names(groups: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _page_of_measuring(verb: str, split: str) -> Page:
+    of_test = {"Faithfulness of the maps": ("cams.", "faithfulness")} if split == "test" else {}
     groups = {
         "What is measured": ("", "ckpt_path backbone save_maps"),
+        **of_test,
         "Pictures": ("data.", f"{_DATA} allow_damaged"),
         "From picture to input": _FIT["From picture to input"],
         "Maps": ("model.", "refine refine_layers pool stride"),

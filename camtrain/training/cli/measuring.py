@@ -24,6 +24,7 @@ from camtrain.training.cli.help import PAGES
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.resume import as_plain, check_is_file, split_beside
+from camtrain.training.watch import CAMLogger
 
 # Settings that a trained network follows. `gmp` pools features, which gives maps another meaning.
 _OF_NETWORK = {"refine", "refine_layers", "stride", "channels_last"}
@@ -112,6 +113,9 @@ class MeasuredNetwork:
         limit = f"limit_{split}_batches"
         if (value := settings["trainer"][limit]) is not None:
             changes[limit] = value
+        usual = inspect.signature(CAMLogger).parameters["faithfulness"].default
+        if split == "test" and (count := settings["cams"]["faithfulness"]) != usual:
+            changes["faithfulness"] = count
         return {name: value for name, value in changes.items() if name not in _OF_SPEED}
 
     def load_into(self, module: CAMModule, changes: Mapping[str, Any]) -> None:

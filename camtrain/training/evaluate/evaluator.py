@@ -70,7 +70,8 @@ class Evaluator(nn.Module, Callback):
         train_damaged: Number of damaged training pictures in the epoch so far.
         map_threshold: The best map threshold for the boxes of the last validation; 0.2 before any.
         is_calibrated: Whether the last validation could choose it: any of its boxes was right.
-        reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured.
+        reports: Thresholds and curves of the splits that ``validate`` and ``test`` measured;
+            callbacks add to it.
     """
 
     def __init__(self, net: CAMNet, memory_format: torch.memory_format) -> None:
@@ -194,10 +195,12 @@ class Evaluator(nn.Module, Callback):
         """Reset the scores of the previous epoch."""
         # Not at its end: a later `fit` cannot add to tensors of `validate`, in inference mode.
         self["val"].reset()
+        self.reports.pop("val", None)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the scores of an earlier test."""
         self["test"].reset()
+        self.reports.pop("test", None)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calibrate the map threshold, and log the scores of the validation split."""
@@ -222,7 +225,7 @@ class Evaluator(nn.Module, Callback):
                 stacklevel=2,
             )
         if trainer.state.fn != TrainerFn.FITTING:
-            self.reports[split] = self[split].boxes.report(calibrated)
+            self.reports.setdefault(split, {}).update(self[split].boxes.report(calibrated))
             scores |= mosaic_scores(cast("CAMNet", module.net), trainer, split)
         for name, value in scores.items():
             is_shown = name in ("loss", "acc1", "map", "acc", "max_box_acc")

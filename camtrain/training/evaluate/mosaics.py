@@ -37,6 +37,12 @@ def mosaic_batch(
     return (torch.stack(images), torch.stack(classes)) if images else None
 
 
+def is_whole(trainer: Trainer, split: str) -> bool:
+    """Whether a trainer measures all of ``val`` or ``test``."""
+    limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
+    return isinstance(limit, float) and limit == 1.0  # the int 1 means one batch
+
+
 @torch.no_grad()
 def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor]:
     """``mosaic_peak``, ``mosaic_energy`` and ``mosaic_chance`` of a split; see ``MosaicScore``.
@@ -45,9 +51,7 @@ def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor
     is not a ``CAMDataModule``.
     """
     data = getattr(trainer, "datamodule", None)
-    limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
-    is_whole = isinstance(limit, float) and limit == 1.0  # the int 1 means one batch
-    if not isinstance(data, CAMDataModule) or not is_whole:
+    if not isinstance(data, CAMDataModule) or not is_whole(trainer, split):
         return {}
     pictures = data.datasets[split]
     labels = torch.as_tensor(pictures.labels)

@@ -39,13 +39,22 @@ SCORES = {
     "mosaic_peak": "mosaics, peak",
     "mosaic_energy": "mosaics, energy",
     "mosaic_chance": "mosaics, peak and energy by chance",
+    "deletion": "faithfulness, deletion",
+    "insertion": "faithfulness, insertion",
+    "srg": "faithfulness, insertion - deletion",
+    "srg_plain": "plain maps, insertion - deletion",
+    "srg_centre": "centre, insertion - deletion",
+    "srg_random": "random maps, insertion - deletion",
     "centre_box_acc": "centre box, MaxBoxAcc and GT-known",
     "centre_box_acc_v2": "centre box, MaxBoxAccV2",
     "constant_px_ap": "constant map, PxAP",
     "centre_pointing": "centre, pointing game",
 }
 # Scores that are not computed after every epoch of a training.
-_NOT_BY_EPOCH = {"box_acc_calibrated", "mosaic_peak", "mosaic_energy", "mosaic_chance"}
+_NOT_BY_EPOCH = {
+    *("box_acc_calibrated", "mosaic_peak", "mosaic_energy", "mosaic_chance"),
+    *("deletion", "insertion", "srg", "srg_plain", "srg_centre", "srg_random"),
+}
 _MAX_CONFUSION_CLASSES = 2000  # a matrix of 32 MB
 # The edges between the bins are logits, since the scores of rare labels crowd near 0. Torchmetrics'
 # metric compares every score with every threshold: ten times the time and 602 times the memory.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from camtrain.data import Batch, PreparedDataset
-from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line, warn
 from camtrain.files import replacing
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
 from camtrain.training.watch.batch_picture import class_names_of
+from camtrain.training.watch.faithfulness import log_faithfulness
 from camtrain.training.watch.mistakes import Mistake, Mistakes
 from camtrain.training.watch.pictures import Candidates, dataset_of, validation_dataset
 from camtrain.training.watch.report import TrainingReport
@@ -69,6 +69,7 @@ class CAMLogger(Callback):
         *,
         num_mistakes: int = 8,
         log_mistakes: bool = False,
+        faithfulness: int = 64,
         dirpath: str | Path | None = None,
         report: str | Path | None = None,
         colormap: str = "viridis",
@@ -82,6 +83,7 @@ class CAMLogger(Callback):
             num_mistakes: The most confident mistakes of each validation to show in the report, 0 to
                 48.
             log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
+            faithfulness: Test pictures to measure deletion and insertion on; 0: none.
             dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
             report: File of the report; None: ``report.html`` in ``dirpath``, or beside ``cams``.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
@@ -91,10 +93,11 @@ class CAMLogger(Callback):
         limits = {"num_images": (num_images, 1), "num_mistakes": (num_mistakes, 0)}
         for name, (number, least) in limits.items():
             if not least <= number <= MOST_IMAGES:
-                raise CamtrainValueError(
-                    f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
-                )
-        self.num_images = num_images
+                text = f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
+                raise CamtrainValueError(text)
+        if faithfulness < 0:
+            raise CamtrainValueError(f"faithfulness must be at least 0, got {faithfulness}.")
+        self.num_images, self.faithfulness = num_images, faithfulness
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.report = None if report is None else Path(report)
         self.seed = seed
@@ -170,7 +173,7 @@ class CAMLogger(Callback):
         except Exception as error:
             if isinstance(dataset, PreparedDataset):
                 raise
-            warnings.warn(
+            warn(
                 "CAMLogger cannot show the validation pictures, which should be pairs of an image "
                 f"and a label ({one_line(error)}); the training goes on without.",
                 stacklevel=2,
@@ -243,7 +246,9 @@ class CAMLogger(Callback):
                 picture.save(part, "PNG")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show pictures of the test split with the tested network, after a training."""
+        """Measure faithfulness; after a training, show test pictures with the tested network."""
+        if isinstance(pl_module, CAMModule):
+            log_faithfulness(pl_module, trainer, self.faithfulness, self.seed)
         dataset = dataset_of(trainer.test_dataloaders)
         if self._runner is None or not isinstance(pl_module, CAMModule) or dataset is None:
             return

@@ -22,6 +22,7 @@ from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.report_data import (
     EpochRecord,
     class_data,
+    faithfulness_charts,
     localization_charts,
     map_charts,
     picture_data,
@@ -59,6 +60,7 @@ class TrainingReport:
             "pictures": [],
             "mistakes": [],
             "localization": [],
+            "faithfulness": [],
             "mistakes_threshold": str(BoxThreshold()),
             "verdict": None,
             "blanks": None,
@@ -131,6 +133,7 @@ class TrainingReport:
         finite = {name: value for name, value in values.items() if value is not None}
         sentence = verdict(report or {}, finite)
         self._latest["verdict"] = sentence and f"Best epoch, test: {sentence}"
+        self._latest["faithfulness"] = faithfulness_charts((report or {}).get("faithfulness", {}))
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the new records and the page, each file atomically."""

@@ -150,7 +150,7 @@ def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
 
 def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
     """The chart of accuracy by threshold, from ``BoxScores.report``; empty without boxes."""
-    if not report:
+    if "curves" not in report:
         return []
     thresholds = report["curves"]["threshold"]
     step = max(1, len(thresholds) // _CURVE_POINTS)
@@ -172,6 +172,28 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
         "marks": {name: value for name, value in marks.items() if value is not None},
     }
     return [chart]
+
+
+def faithfulness_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """The charts of deletion and insertion, from ``Faithfulness.report``; none where it is empty.
+
+    Each line is the mean over both baselines.
+    """
+    charts = []
+    for direction in ("deletion", "insertion") if report else ():
+        series = []
+        for kind, by_baseline in report["curves"].items():
+            curves = [pair[direction] for pair in by_baseline.values()]
+            heights = [sum(points) / len(points) for points in zip(*curves, strict=True)]
+            last = len(heights) - 1
+            points = [[step / last, height] for step, height in enumerate(heights)]
+            series.append({"name": kind, "points": points})
+        title = f"{direction}: score of the predicted class"
+        xs = "part of the pixels, hottest first"
+        charts.append(
+            {"title": title, "xs": xs, "range": [0, 1], "xRange": [0, 1], "series": series}
+        )
+    return charts
 
 
 def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | None:

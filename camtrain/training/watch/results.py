@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from camtrain.training.watch.mistakes import Mistake
 from camtrain.training.watch.pictures import ValidationPicture, load_picture, picture_from_input
 
 _RIGHT_IOU = 0.5
+_Output = TypeVar("_Output")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +186,7 @@ def _compute_missing(
         outputs.update(zip(missing, computed, strict=True))
 
 
-def compute(net: CAMNet, part: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+def compute(net: CAMNet, part: Callable[[Tensor], _Output], inputs: Sequence[Tensor]) -> _Output:
     """The output of a part of the network for inputs (C, h, w), in evaluation mode and float32."""
     device = net.head.weight.device
     batch = torch.stack(list(inputs)).to(device).contiguous(memory_format=torch.channels_last)

@@ -23,6 +23,8 @@ byId("maps").append(...content.maps.map(lineChart));
 hideWithout("maps", content.maps.length);
 byId("localization").append(...content.localization.map(lineChart));
 hideWithout("localization", content.localization.length);
+byId("faithfulness").append(...content.faithfulness.map(lineChart));
+hideWithout("faithfulness", content.faithfulness.length);
 
 // The pictures and their controls.
 

@@ -39,6 +39,33 @@ def test_without_boxes_mosaics_tell_and_without_both_nothing() -> None:
     assert "50.0 % by chance" in sentence
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.05, 0.2, "better than"), (-0.1, 0.1, "no better than"), (-0.2, -0.1, "worse than")],
+)
+def test_without_boxes_faithfulness_tells_too(low: float, high: float, words: str) -> None:
+    against = {"difference": (low + high) / 2, "low": low, "high": high}
+    faithfulness = {
+        "pictures": 64,
+        "srg": {"shown": 0.4, "centre": 0.283},
+        "against": {"centre": against},
+    }
+    sentence = verdict({"faithfulness": faithfulness}, {})
+    assert sentence is not None
+    assert sentence.startswith(
+        "Faithfulness (SRG) 40.0 against 28.3 for the middle, 64 pictures: the maps tell "
+        f"{words} the middle"
+    )
+    assert verdict({"faithfulness": {**faithfulness, "pictures": 1}}, {}) is None
+    both = verdict({"faithfulness": faithfulness}, {"mosaic_peak": 0.7, "mosaic_chance": 0.5})
+    assert both == (
+        "On mosaics 70.0 % of the maps peak in a picture of their class, 50.0 % by chance. "
+        f"{sentence}"
+    )
+    boxes = {**report(0.9, 0.6, 0.2, 0.4), "faithfulness": faithfulness}
+    assert verdict(boxes, {}) == verdict(report(0.9, 0.6, 0.2, 0.4), {})
+
+
 def test_the_interval_is_that_of_pairs() -> None:
     """Two pictures: the box is right in one of them, the fixed box in the other."""
     maps = torch.zeros(2, 8, 8)
