@@ -74,7 +74,7 @@ def perturbation_curves(
     counts = (torch.arange(1, STEPS, device=image.device) * pixels / STEPS).round()
     is_replaced = ranks < counts[:, None, None, None]  # (k, 19, 1, H, W)
     others = baselines(image)
-    whole, *bare = score(torch.cat([image[None], others])).double().cpu().split(1)
+    whole, *bare = score(torch.cat([image[None], others])).double().cpu()[:, None]
     curves = []
     for mask in is_replaced:
         for other, end in zip(others, bare, strict=True):
