@@ -73,15 +73,15 @@ def perturbation_curves(
     ranks = ranks.reshape(len(heatmaps), 1, 1, *heatmaps.shape[1:])
     counts = (torch.arange(1, STEPS, device=image.device) * pixels / STEPS).round()
     is_replaced = ranks < counts[:, None, None, None]  # (k, 19, 1, H, W)
-    others = baselines(image)
-    whole, *bare = score(torch.cat([image[None], others])).double().cpu()[:, None]
+    replacements = baselines(image)
+    whole, *bare = score(torch.cat([image[None], replacements])).double().cpu()[:, None]
     curves = []
     for mask in is_replaced:
-        for other, end in zip(others, bare, strict=True):
+        for other, end in zip(replacements, bare, strict=True):
             deletion = score(torch.where(mask, other, image)).double().cpu()
             insertion = score(torch.where(mask, image, other)).double().cpu()
             curves += [torch.cat([whole, deletion, end]), torch.cat([end, insertion, whole])]
-    return torch.stack(curves).reshape(len(heatmaps), len(others), 2, STEPS + 1)
+    return torch.stack(curves).reshape(len(heatmaps), len(replacements), 2, STEPS + 1)
 
 
 class Faithfulness(PictureMetric):
