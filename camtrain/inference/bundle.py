@@ -82,7 +82,7 @@ def write_bundle(
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist.
-        CamtrainValueError: The network cannot be described, the threshold lies outside [0, 1), or
+        CamtrainValueError: The preprocessing is not known, the threshold lies outside [0, 1), or
             the file would not be a ``.safetensors``.
     """
     path = Path(path)

@@ -128,14 +128,14 @@ def check_user(recipe: Mapping[str, Any] | None, user: UserNetwork | None) -> No
         )
 
 
-def is_import_path(name: str) -> bool:
+def is_import_path(name: object) -> bool:
     """Whether a name may be the import path of a class or function: it has dots, and no slash.
 
     Example:
         >>> is_import_path("mypackage.nets.MyNet"), is_import_path("torchvision/vgg16")
         (True, False)
     """
-    return _IMPORT_PATH.fullmatch(name) is not None
+    return isinstance(name, str) and _IMPORT_PATH.fullmatch(name) is not None
 
 
 def import_path_of(source: object) -> str:

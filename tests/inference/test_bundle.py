@@ -344,6 +344,7 @@ def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path)
         ({"architecture": {"backbone": "timm/local-dir:."}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {"backbone": "timm/hf-hub:a/b"}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {"backbone": "os/system"}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"backbone": 5}}, "TypeError"),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(
@@ -387,17 +388,23 @@ def test_tensors_that_do_not_fit_are_named(path: Path) -> None:
 
 
 def converted_net() -> CAMNet:
-    """No recipe: only the caller's code can build the classifier again."""
+    """Nobody knows how its pictures are prepared."""
     classifier = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
-    return camtrain.convert(classifier, preprocessing=Preprocessing())
+    return camtrain.convert(classifier)
 
 
 @pytest.mark.parametrize(
     ("name", "make", "threshold", "error", "message"),
     [
-        ("model.safetensors", converted_net, 0.2, CamtrainValueError, "only your code can build"),
+        (
+            "model.safetensors",
+            converted_net,
+            0.2,
+            CamtrainValueError,
+            "preprocessing must be known",
+        ),
         ("model.pt", digits_net, 0.2, CamtrainValueError, "A bundle is a .safetensors file"),
         ("model.safetensors", digits_net, 1.0, CamtrainValueError, "threshold must lie in [0, 1)"),
         ("a/b.safetensors", digits_net, 0.2, CamtrainFileNotFoundError, "create it first"),

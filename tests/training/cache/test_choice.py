@@ -130,10 +130,10 @@ def test_options_that_exclude_it(model: dict[str, Any], data: dict[str, Any], me
     assert not check_cache(module, {**settings, "cache_features": None})
 
 
-def test_a_network_without_a_name_or_a_cam_net_is_left_alone() -> None:
+def test_a_network_built_by_hand_is_kept_and_what_is_no_cam_net_is_not() -> None:
     module = small_module(freeze_backbone=True)
     settings = {"cache_features": None, "augment": "none"}
     assert check_cache(module, settings)
     module.net.recipe = None
-    assert not check_cache(module, settings)
+    assert check_cache(module, settings)
     assert not check_cache(None, settings)
