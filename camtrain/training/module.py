@@ -341,7 +341,7 @@ class CAMModule(LightningModule):
             self._freezing = Freezing(self.net, self.hparams)
         self.net.restore(stored)
         self._facts.forget_bundle()
-        self.evaluator.restore(stored, epoch=checkpoint["epoch"] + 1)
+        self.evaluator.restore(stored, checkpoint)
         self._seed = metadata["seed"]
         sums = metadata.get("train_sums", [])
         if is_resuming and len(sums) == self.trainer.world_size:

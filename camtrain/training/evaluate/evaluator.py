@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -87,6 +87,7 @@ class Evaluator(nn.Module, Callback):
         self.is_calibrated = False
         self.reports: dict[str, dict[str, Any]] = {}
         self.loaded_epoch: int | None = None  # of the checkpoint that was read last
+        self.loaded_step: int | None = None  # likewise, of one within an epoch
 
     def __getitem__(self, split: str) -> Evaluation:
         """The metrics of ``val`` or ``test``."""
@@ -238,9 +239,12 @@ class Evaluator(nn.Module, Callback):
             net.description, threshold=self.map_threshold, is_calibrated=self.is_calibrated
         )
 
-    def restore(self, stored: Description, *, epoch: int) -> None:
-        """Take the map threshold from the description in a checkpoint, and its epoch, from 1."""
-        self.loaded_epoch = epoch
+    def restore(self, stored: Description, checkpoint: Mapping[str, Any]) -> None:
+        """Take from a checkpoint its map threshold, epoch (from 1) and step (within an epoch)."""
+        self.loaded_epoch = checkpoint["epoch"] + 1
+        writer = checkpoint.get("callbacks", {}).get("RunWriter", {})
+        is_within = not writer.get("is_epoch_end", True)
+        self.loaded_step = checkpoint["global_step"] if is_within else None
         self.map_threshold = stored.threshold
         self.is_calibrated = stored.calibrated_threshold is not None
 

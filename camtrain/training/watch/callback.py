@@ -260,7 +260,8 @@ class CAMLogger(Callback):
             runner = WatchRunner(dataset, indices, len(indices), net, is_backbone_cached=False)
             results, _ = runner.run(net, threshold=threshold.value)
         if results:
-            moment = Moment(evaluator.loaded_epoch or trainer.current_epoch)
+            epoch = evaluator.loaded_epoch or trainer.current_epoch
+            moment = Moment(epoch, step=evaluator.loaded_step)
             snapshot = self._snapshot(trainer, net, moment, results, threshold)
             self._log(replace(snapshot, split="test"))
 

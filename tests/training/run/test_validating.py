@@ -10,7 +10,7 @@ import pytest
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 
 from camtrain.errors import CamtrainValueError
-from camtrain.training import CAMDataModule, fit
+from camtrain.training import CAMDataModule, CAMModule, fit
 from camtrain.training.cli.main import main as run
 from tests.conftest import everyday
 from tests.training.conftest import small_module
@@ -68,6 +68,9 @@ def test_each_validation_has_a_row_a_sheet_and_a_logged_step(
     best = max(validated, key=lambda row: float(row["val/acc1"]))  # the first of equal ones
     writer = last_of(folder)["callbacks"]["RunWriter"]
     assert rows[writer["best"]["row"]] == best
+    tested = CAMModule.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").evaluator
+    assert tested.loaded_epoch == int(best["epoch"])
+    assert tested.loaded_step == (None if form == "batches" else int(best["step"]))
 
 
 CUTS = [(form, step) for form in FORMS for step in (4, 5, 7, 10) if form != "batches"]
