@@ -55,13 +55,15 @@ def from_csv(file: Path) -> Iterator[Box]:
     reader = csv_reader(file, _COLUMNS, header="path,xmin,ymin,xmax,ymax,class")
     folder = os.path.abspath(file.parent)
     for row in reader:
-        path = row["path"] or ""
+        path = (row["path"] or "").strip()
         try:
             xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
         except (TypeError, ValueError):
             xmin = ymin = xmax = ymax = 0
         if 0 <= xmin < xmax and 0 <= ymin < ymax:
-            yield Box(path_in(folder, path), (xmin, ymin, xmax, ymax), row.get("class") or "")
+            yield Box(
+                path_in(folder, path), (xmin, ymin, xmax, ymax), (row.get("class") or "").strip()
+            )
         else:
             refuse_box(
                 f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.data.faults import refuse
+from camtrain.data.lists import notice
 from camtrain.data.source import UNDECIDED, Labels, Listing, Split
 from camtrain.errors import CamtrainValueError, join_first, warn
 from camtrain.labels import class_counts, normal_form
-
-_logger = logging.getLogger(__name__)
 
 
 def sort_class_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -31,14 +28,8 @@ def sort_class_names(names: Iterable[str]) -> tuple[str, ...]:
     if not names or not all(name.isdecimal() for name in names):
         return tuple(names)
     ordered = tuple(sorted(names, key=lambda name: (int(name), name)))
-    _notice(f"The class names are numbers and sorted as such: {join_first(ordered)}.")
+    notice(f"The class names are numbers and sorted as such: {join_first(ordered)}.")
     return ordered
-
-
-@cache
-def _notice(text: str) -> None:
-    """Print a text on the terminal, the same text only once."""
-    _logger.warning(text)
 
 
 def with_classes(listing: Listing, class_names: Sequence[str] | None) -> Listing:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -15,6 +17,15 @@ from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.files import read_utf8
+
+_logger = logging.getLogger(__name__)
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@cache
+def notice(text: str) -> None:
+    """Print a text on the terminal, the same text only once."""
+    _logger.warning(text)
 
 
 class Line(NamedTuple):
@@ -69,6 +80,7 @@ def lines_of(
                 line = text.strip()
                 if not line:
                     continue
+                refuse_null(line, file, number)
                 split = line.rsplit if from_right else line.split
                 fields = [field.strip() for field in split(separator, most)]
                 place = f"{file}, line {number}"
@@ -128,6 +140,9 @@ def csv_reader(
 ) -> csv.DictReader[str]:
     """The rows of a CSV file in UTF-8, with or without a byte order mark.
 
+    The columns are named in lower case. Commas, semicolons or tabs stand between them, of which
+    blanks may follow; a notice tells of anything but commas and of capitals.
+
     Args:
         file: Its first line holds the names of its columns.
         columns: Names that must be among them.
@@ -136,17 +151,42 @@ def csv_reader(
         errors: What to do about bytes that are no UTF-8, as in ``bytes.decode``.
 
     Raises:
-        CamtrainValueError: A column is missing, or the file is no UTF-8.
+        CamtrainValueError: A column is missing, or the file is no UTF-8, or has a null byte.
     """
     text = read_utf8(file, errors=errors)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if "\0" in text:
+        refuse_null(text, file, text.count("\n", 0, text.index("\0")) + 1)
+    first_line = text.partition("\n")[0].strip()
+    separator = max(_SEPARATORS, key=first_line.count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        skipinitialspace=f"{separator} " in first_line,
+    )
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    if len(set(names)) == len(names):
+        reader.fieldnames = names
     missing_columns = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing_columns:
         raise CamtrainValueError(
             f"{file} must start with the line {header}, but it lacks {', '.join(missing_columns)}; "
             f"{advice}."
         )
+    if separator != "," or first_line != first_line.lower():
+        notice(
+            f"{file} is read with {_SEPARATORS[separator]} between its columns "
+            f"{', '.join(reader.fieldnames or ())}."
+        )
     return reader
+
+
+def refuse_null(text: str, file: Path, number: int) -> None:
+    """Raise if a line, or what begins before it, holds a null byte, which no path can have."""
+    if "\0" in text:
+        raise CamtrainValueError(
+            f"{file}, line {number}: the text holds a null byte, as damaged files do; correct or "
+            "delete the line."
+        )
 
 
 def path_in(folder: str, path: str) -> str:

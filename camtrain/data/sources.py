@@ -47,6 +47,8 @@ class SourceOptions:
     ] = None
     lengths: tuple[int, int, int] = (6000, 1000, 1000)  # drawn digits in train, val, test
     class_names: Sequence[str] | None = None  # of a trained network; None: those of the data
+    path_column: Annotated[str, "of csv: name of the column of paths"] = "path"
+    label_column: Annotated[str, "of csv: name of the column of labels"] = "label"
     metadata: Annotated[
         str | os.PathLike[str] | None, "of wsol: the folder of its lists (default root/metadata)"
     ] = None
@@ -79,7 +81,7 @@ class SourceKind(NamedTuple):
 
 SOURCES: dict[str, SourceKind] = {
     "folder": SourceKind(folder_listing),
-    "csv": SourceKind(csv_listing),
+    "csv": SourceKind(csv_listing, ("path_column", "label_column")),
     "imagenet": SourceKind(imagenet_listing),
     "places365": SourceKind(places365_listing),
     "places205": SourceKind(places205_listing),

@@ -71,6 +71,8 @@ class CAMDataModule(LightningDataModule):
         class_names: Sequence[str] | None = None,
         lengths: tuple[int, int, int] = (6000, 1000, 1000),
         exclude: str | Path | Sequence[str] | None = None,
+        path_column: str = "path",
+        label_column: str = "label",
         shards_cache: str | Path | None = None,
         shards_cache_gb: float = 100.0,
         cache_features: bool | None = None,
@@ -103,10 +105,8 @@ class CAMDataModule(LightningDataModule):
                 under the mean colour.
             reduced_decoding: Decode large training JPEGs at 1/2, 1/4 or 1/8 where the network's
                 input needs no more; evaluation and prediction decode them whole.
-            exif: Turn pictures upright as their EXIF says; false where the boxes are those of the
-                pixels as they are stored.
-            max_damaged: Damaged training files that are skipped; one more stops the training.
-                Each process counts its own.
+            exif: Turn pictures upright as their EXIF says; false: boxes are those of stored pixels.
+            max_damaged: Damaged training files that each process skips; one more ends the training.
             allow_damaged: Skip damaged files in evaluation too, where they are errors otherwise.
             sampler: ``shuffle``: every training picture once per epoch; ``balanced``: as many,
                 drawn with replacement so that every class is equally likely.
@@ -121,10 +121,10 @@ class CAMDataModule(LightningDataModule):
             lengths: Numbers of digits that are drawn for train, val and test.
             exclude: Pictures to leave out of every split: a text file with one path per line, such
                 as ``camtrain check-data`` writes, or the paths, relative to ``root``.
-            shards_cache: Folder that keeps the ``shards`` of a URL on this disk; None means one in
-                the user's cache folder.
-            shards_cache_gb: The most that this folder holds, in 10^9 bytes; beyond it, the shards
-                that were fetched first are deleted.
+            path_column: Name of the column of paths in the list of ``csv``.
+            label_column: Name of the column of labels in the list of ``csv``.
+            shards_cache: Folder that keeps the ``shards`` of a URL; None: in the user's cache.
+            shards_cache_gb: The most it holds, in 10^9 bytes; beyond it, the oldest are deleted.
             cache_features: Compute the features of a frozen backbone once for every picture (and
                 its mirror image), so that epochs run only neck and head; None means wherever it can
                 be done, which takes ``augment`` ``none`` or ``flip``.

@@ -102,6 +102,14 @@ def test_the_class_column_may_be_absent_and_a_byte_order_mark_present(tmp_path: 
     assert boxes_of(tmp_path) == {"cat/a.jpg": [[1, 2, 3, 4]]}
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ", "])
+def test_boxes_are_read_as_spreadsheets_write_them(separator: str, tmp_path: Path) -> None:
+    """Before: boxes.csv must start with the line path,xmin,..."""
+    lines = [HEADER.title(), "test/cat/a.jpg,3,4,10,6,cat"]
+    text(tmp_path / "boxes.csv", *(line.replace(",", separator) for line in lines))
+    assert boxes_of(tmp_path) == {"cat/a.jpg": [[3, 4, 10, 6]]}
+
+
 def test_without_a_file_there_are_no_boxes(tmp_path: Path) -> None:
     assert boxes_of(tmp_path) == {}
 

@@ -18,19 +18,32 @@ from camtrain.errors import CamtrainValueError
 _SEPARATOR = ";"
 
 
-def csv_listing(root: Path) -> Listing:
+def csv_listing(root: Path, path_column: str = "path", label_column: str = "label") -> Listing:
     """The pictures of ``root/labels.csv``, or of ``root`` itself if that is the file.
 
     Columns ``path``, relative to the file's folder or absolute, ``label``, the name of a class, and
     perhaps ``split``: train, val or test, in every row or in none. Labels of a picture separated by
     ``;`` make all labels multi-hot; then, and in a list of one class, a label may be empty, which
-    means of no class. For boxes see ``with_boxes``.
+    means of no class. For boxes see ``with_boxes``; for spellings of the file, ``csv_reader``.
+
+    Args:
+        root: The data folder, or the file.
+        path_column: Another name of the column ``path``, in any case.
+        label_column: Another name of the column ``label``.
     """
     file = (
         root if root.is_file() else find_one_of(root, ["labels.csv"], "the list path,label[,split]")
     )
     folder = os.path.abspath(file.parent)
-    reader = csv_reader(file, ("path", "label"), header="path,label or path,label,split")
+    path_column, label_column = path_column.lower(), label_column.lower()
+    header = f"{path_column},{label_column}"
+    reader = csv_reader(
+        file,
+        (path_column, label_column),
+        header=f"{header} or {header},split",
+        advice="add the header, or name its columns with --data.path_column and "
+        "--data.label_column",
+    )
     has_splits = "split" in (reader.fieldnames or ())
     numbers: dict[str | None, int] = {split: split_number(split) for split in get_args(Split)}
     expected = f"a path, a label and a split ({' or '.join(get_args(Split))})"
@@ -40,7 +53,8 @@ def csv_listing(root: Path) -> Listing:
     texts, splits = [], []
     for row in reader:
         place = f"{file}, line {reader.line_num}"
-        path, label, split = path_in(folder, row["path"]), row["label"], row.get("split")
+        path, label = path_in(folder, (row[path_column] or "").strip()), row[label_column]
+        split = row["split"].strip() if row.get("split") else row.get("split")
         if not path or label is None or split not in numbers:
             raise CamtrainValueError(
                 f"{place}: expected {expected}, got {path or ''},{label or ''},{split or ''}; "

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from camtrain.data import ListedSource, SourceOptions, Split, make_sources, write_split
+from camtrain.data.readers.csv_list import csv_listing
 from camtrain.errors import CamtrainError
 from tests.data.trees import picture, text, xml
 
@@ -150,6 +151,12 @@ def test_text_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
     [
         (None, r"lacks labels\.csv, the list path,label\[,split\]"),
         (["path,class", "1.jpg,a"], "must start with the line path,label .* lacks label; add the"),
+        (  # before: without the options
+            ["filename,category", "1.jpg,a"],
+            "lacks path, label; add the header, or name its columns with --data.path_column and",
+        ),
+        # Before: "embedded null byte".
+        (["path,label", "1.jpg,a", "2\0.jpg,b"], "line 3: the text holds a null byte"),
         (["path,label"], "names no pictures; add lines below the header"),
         (
             ["path,label,split", "1.jpg,a,training"],
@@ -184,6 +191,52 @@ def test_damaged_lists_get_one_clear_sentence(
     with pytest.raises(CamtrainError, match=message) as caught:
         sources_of(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+# Lines, and the line on the terminal. Before: "must start with the line path,label", but for the
+# first; labels with blanks before them were read.
+TABLES = {
+    "byte order mark": (["\ufeffpath,label,split", "1.jpg,a,train", "2.jpg,b,train"], None),
+    "semicolons": (
+        ["path;label;split", "1.jpg;a;train", "2.jpg;b;train"],
+        "with semicolons",
+    ),
+    "tabs": (["path\tlabel\tsplit", "1.jpg\ta\ttrain", "2.jpg\tb\ttrain"], "with tabs between"),
+    "blanks": (["path, label, split", '1.jpg, "a", train', "2.jpg , b, train "], None),
+    "capitals": (
+        ["Path,LABEL,Split", "1.jpg,a,train", "2.jpg,b,train"],
+        "path, label, split",
+    ),
+    "several": (["path;label;split", '1.jpg;"a;b";train', "2.jpg;b;train"], "with semicolons"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_lists_are_read_as_spreadsheets_write_them(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines, line = TABLES[name]
+    for picture_name in ("1.jpg", "2.jpg"):
+        picture(tmp_path / picture_name)
+    text(tmp_path / "labels.csv", *lines)
+    listing = csv_listing(tmp_path)
+    assert list(listing.paths) == ["1.jpg", "2.jpg"]
+    assert listing.class_names == ("a", "b")
+    assert listing.labels.tolist() == (
+        [[True, True], [False, True]] if name == "several" else [0, 1]
+    )
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (line is not None)
+    assert line is None or line in messages[0]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    lines = ["Image;class", *(f"{n}.jpg;{'ab'[n % 2]}" for n in range(8))]
+    for n in range(8):
+        picture(tmp_path / f"{n}.jpg")
+    text(tmp_path / "labels.csv", *lines)
+    train = sources_of(tmp_path, path_column="Image", label_column="class")["train"]
+    assert train.class_names == ("a", "b")
 
 
 def test_a_list_in_another_folder_than_its_pictures_is_found_out(tmp_path: Path) -> None:
