@@ -265,9 +265,9 @@ def broken(change: str) -> Layers:
         ("missing", ("another network than camtrain/alexnet-plus-cam", "layer conv3 is missing")),
         ("extra", (r"layer 'fc6\n' is extra",)),
         ("arrays", ("layer conv2 has 3 arrays, not weight and bias",)),
-        ("shape", ("conv5.weight is (48, 48, 3, 3), (48, 24, 3, 3) expected",)),
-        ("neck", ("neck of", "conv2.weight is (64, 64, 3, 3), (64, 32, 3, 3) expected")),
-        ("head", ("head of", "weight is (4, 12), (4, 64) expected")),
+        ("shape", ("conv5.weight (48, 48, 3, 3), (48, 24, 3, 3) expected",)),
+        ("neck", ("neck of", "conv2.weight (64, 64, 3, 3), (64, 32, 3, 3) expected")),
+        ("head", ("head of", "weight (4, 12), (4, 64) expected")),
     ],
 )
 def test_what_does_not_fit_is_named(change: str, messages: tuple[str, ...], path: Path) -> None:
