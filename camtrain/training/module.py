@@ -221,10 +221,6 @@ class CAMModule(LightningModule):
         self._freezing.keep_in_eval()
         return self
 
-    def _apply_batch_transfer_handler(self, *args: Any, **kwargs: Any) -> object:
-        # No public hook comes after those of a data module, which know the batch as it was.
-        return as_pair(super()._apply_batch_transfer_handler(*args, **kwargs))
-
     def on_validation_model_train(self) -> None:
         """Call ``train``, which changes the graph of a traced trunk; Lightning only sets a flag."""
         self.train()
@@ -285,6 +281,7 @@ class CAMModule(LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch; its randomness depends on seed, epoch and step alone."""
+        batch = as_pair(batch)
         generator = torch.default_generator if self.device.type == "cpu" else torch  # GPUs' too
         generator.manual_seed(seed_of(self._seed, self.current_epoch, batch_idx, self.global_rank))
         damaged, pictures = len(batch.damaged) if isinstance(batch, Batch) else 0, len(batch[1])
@@ -311,11 +308,11 @@ class CAMModule(LightningModule):
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``Evaluator.evaluate``."""
-        return self.evaluator.evaluate(self.trainer, self.net, "val", batch, batch_idx)
+        return self.evaluator.evaluate(self.trainer, self.net, "val", as_pair(batch), batch_idx)
 
     def test_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the test split; see ``Evaluator.evaluate``."""
-        return self.evaluator.evaluate(self.trainer, self.net, "test", batch, batch_idx)
+        return self.evaluator.evaluate(self.trainer, self.net, "test", as_pair(batch), batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint complete: loading it needs neither a weights file nor data."""

@@ -249,9 +249,9 @@ def _defaults(
         yield {}, None, []
         return
     check_options(verb, args[1:])
-    for file in _values_of("--config", args):
+    for config in _values_of("--config", args):
         with suppress(OSError):  # the parser names the file
-            read_utf8(Path(file))
+            read_utf8(Path(config))
     path = _value_of("--ckpt_path", args)
     if verb == "fit":
         run = _named_run(args) if path == "last" else None

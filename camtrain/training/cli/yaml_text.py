@@ -15,7 +15,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _QUOTED = re.compile(r"[\x85\u2028\u2029]|\\u")
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Writes what ``read_yaml`` reads."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from pytorch_lightning.callbacks import LearningRateFinder, WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.labels import as_pair
 
 _FACTOR = 0.98  # of the running average in Lightning's callback
 _WINDOW = 11  # steps over which losses are averaged instead
@@ -52,7 +54,8 @@ class StepScores(Callback):
         batch_idx: int,
     ) -> None:
         """Log, if it is time."""
-        self._pictures += len(batch[1])
+        with suppress(CamtrainTypeError, LookupError, TypeError):  # a subclass may have others
+            self._pictures += len(as_pair(batch)[1])
         step = trainer.global_step
         every: int = cast("Any", trainer).log_every_n_steps
         is_new = step != self._step and step % every == 0
@@ -63,9 +66,10 @@ class StepScores(Callback):
             # Lightning divides the loss by the number of batches whose gradients it accumulates.
             "train/loss_step": outputs["loss"].item() * trainer.accumulate_grad_batches,
             "train/lr": float(self._rate),
-            "train/pictures_per_second": self._pictures * trainer.world_size / seconds,
             "epoch": trainer.current_epoch + 1,
         }
+        if self._pictures:
+            scores["train/pictures_per_second"] = self._pictures * trainer.world_size / seconds
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=step - 1)  # as Lightning numbers the steps
         self._step = step

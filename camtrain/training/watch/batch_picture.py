@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camtrain.data import Batch, to_pixels
 from camtrain.files import replacing
-from camtrain.labels import label_names
+from camtrain.labels import as_pair, label_names
 from camtrain.maps import parts_of_range
 from camtrain.preprocessing import Preprocessing
 from camtrain.visualize import batch_sheet
@@ -38,7 +38,8 @@ class BatchPicture(Callback):
         is_first = trainer.global_step == 0 and batch_idx == 0 and trainer.current_epoch == 0
         if not is_first or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        images = batch[0][:MOST_PICTURES].detach().cpu().float()
+        images, labels = as_pair(batch)[:2]
+        images = images[:MOST_PICTURES].detach().cpu().float()
         if not len(images) or images.shape[1] not in (1, 3):
             return  # all pictures are damaged, or they have no colours
         net = getattr(pl_module, "net", None)
@@ -46,7 +47,7 @@ class BatchPicture(Callback):
         boxes = batch.input_boxes_xyxy if isinstance(batch, Batch) else []
         boxes = [*boxes, *[torch.zeros(0, 4)] * len(images)][: len(images)]
         names = class_names_of(trainer, net) or ()
-        labels = batch[1][: len(images)]
+        labels = labels[: len(images)]
         captions = [", ".join(label_names(label, names)) or "no class" for label in labels]
         height, width = images.shape[-2:]
         title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"

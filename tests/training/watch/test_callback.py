@@ -266,6 +266,8 @@ class _Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 def test_what_cannot_be_watched_stops_no_training(tmp_path: Path) -> None:
     class Own(CAMModule):
         def validation_step(self, batch: object, batch_idx: int) -> None:
+            # A subclass sees its own batches, and under their own names.
+            assert not isinstance(batch, dict) or "photo" in batch
             self.log("val/loss", 1.0)
 
     def fit(loader: object, name: str) -> dict[str, Any]:
