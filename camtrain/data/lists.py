@@ -140,8 +140,8 @@ def csv_reader(
 ) -> csv.DictReader[str]:
     """The rows of a CSV file in UTF-8, with or without a byte order mark.
 
-    The columns are named in lower case. Commas, semicolons or tabs stand between them, of which
-    blanks may follow; a notice tells of anything but commas and of capitals.
+    The columns are named in lower case where ``columns`` are. Commas, semicolons or tabs stand
+    between them, and blanks may follow; a notice tells of anything but commas and of capitals.
 
     Args:
         file: Its first line holds the names of its columns.
@@ -164,7 +164,8 @@ def csv_reader(
         skipinitialspace=f"{separator} " in first_line,
     )
     names = [name.strip().lower() for name in reader.fieldnames or ()]
-    if len(set(names)) == len(names):
+    is_lowered = len(set(names)) == len(names) and all(map(str.islower, columns))
+    if is_lowered:
         reader.fieldnames = names
     missing_columns = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing_columns:
@@ -172,7 +173,7 @@ def csv_reader(
             f"{file} must start with the line {header}, but it lacks {', '.join(missing_columns)}; "
             f"{advice}."
         )
-    if separator != "," or first_line != first_line.lower():
+    if separator != "," or (is_lowered and first_line != first_line.lower()):
         notice(
             f"{file} is read with {_SEPARATORS[separator]} between its columns "
             f"{', '.join(reader.fieldnames or ())}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -15,8 +16,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _QUOTED = re.compile(r"[\x85\u2028\u2029]|\\u")
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes what ``read_yaml`` reads."""
+_Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})  # writes what `read_yaml` reads
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
