@@ -11,6 +11,7 @@ from torch import Tensor
 import camtrain
 from camtrain import CAMNet
 from camtrain.model.trunk import TimmBackbone
+from tests.conftest import everyday
 from tests.model.nets import AlexNetLike
 
 SIZE_HW = (96, 128)
@@ -110,7 +111,7 @@ TORCH_CAM = ("CAM", "GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "Laye
 WITH_OPTIONS = {"SSCAM": {"num_samples": 1}, "ISCAM": {"num_samples": 1}}
 
 
-@pytest.mark.parametrize("method", [*TORCH_CAM, *WITH_OPTIONS])
+@pytest.mark.parametrize("method", everyday([*TORCH_CAM, *WITH_OPTIONS], "CAM", "GradCAM"))
 @pytest.mark.parametrize("layer", [None, "backbone.trunk", "backbone"])
 def test_every_method_of_torch_cam_runs(
     family: CAMNet, method: str, layer: str | None, images: Tensor
@@ -138,7 +139,7 @@ GRAD_CAM = (
 )
 
 
-@pytest.mark.parametrize("method", GRAD_CAM)
+@pytest.mark.parametrize("method", everyday(GRAD_CAM, "GradCAM", "EigenCAM"))
 def test_every_method_of_pytorch_grad_cam_runs(family: CAMNet, method: str, images: Tensor) -> None:
     library = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
     targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")

@@ -247,10 +247,10 @@ class CAMLogger(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure faithfulness; after a training, show test pictures with the tested network."""
-        if isinstance(pl_module, CAMModule):
-            log_faithfulness(pl_module, trainer, self.faithfulness, self.seed)
-        dataset = dataset_of(trainer.test_dataloaders)
-        if self._runner is None or not isinstance(pl_module, CAMModule) or dataset is None:
+        if not isinstance(pl_module, CAMModule):
+            return
+        log_faithfulness(pl_module, trainer, self.faithfulness, self.seed)
+        if self._runner is None or (dataset := dataset_of(trainer.test_dataloaders)) is None:
             return
         net, evaluator = pl_module.net, pl_module.evaluator
         threshold = BoxThreshold(evaluator.map_threshold, evaluator.is_calibrated)
@@ -260,9 +260,8 @@ class CAMLogger(Callback):
             runner = WatchRunner(dataset, indices, len(indices), net, is_backbone_cached=False)
             results, _ = runner.run(net, threshold=threshold.value)
         if results:
-            epoch = evaluator.loaded_epoch or trainer.current_epoch
-            moment = Moment(epoch, step=evaluator.loaded_step)
-            snapshot = self._snapshot(trainer, net, moment, results, threshold)
+            epoch, step = evaluator.loaded_epoch or trainer.current_epoch, evaluator.loaded_step
+            snapshot = self._snapshot(trainer, net, Moment(epoch, step=step), results, threshold)
             self._log(replace(snapshot, split="test"))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
