@@ -33,7 +33,8 @@ Arguments = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A key that nobody knows, and a service that ends with the test."""
+    """A key that nobody knows, and a service that begins and ends with the test."""
+    wandb.teardown()  # W&B reads the environment once
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_SILENT", "true")
