@@ -12,8 +12,9 @@ _read = jsonargparse.get_loader("yaml")
 # A character beyond U+FFFF as JSON writes it, and half of one, as Python keeps bytes of file names.
 _PAIR = re.compile(r"(?<!\\)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-# To be quoted: breaks of Unicode, which PyYAML would read as blanks, and what looks like halves.
-_QUOTED = re.compile(r"[\x85\u2028\u2029]|\\u")
+# To be quoted: breaks of Unicode, which PyYAML would read as blanks, what looks like halves, and
+# numbers, which for jsonargparse are more than for PyYAML: 1e5.
+_QUOTED = re.compile(r"[\x85\u2028\u2029]|\\u|^[-+]?[.\d]")
 
 
 _Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})  # writes what `read_yaml` reads

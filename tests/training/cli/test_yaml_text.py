@@ -16,7 +16,7 @@ NAMES = st.text() | st.binary().map(os.fsdecode)  # characters, and bytes that a
 
 @pytest.mark.parametrize("ascii_only", [False, True])
 @settings(max_examples=60)
-@example(["\U0001f600", "caf\udce9", "\\ud83d\\ude00", "a\x85b\u2028c", "no", "1e3", "#"])
+@example(["\U0001f600", "caf\udce9", "\\ud83d\\ude00", "a\x85b\u2028c", "no", "1e3", "0E0", "#"])
 @given(names=st.lists(NAMES))
 def test_names_are_read_back(ascii_only: bool, names: list[str]) -> None:
     text = write_yaml({"class_names": names}, ascii_only=ascii_only)
