@@ -86,7 +86,10 @@ class MeasuredNetwork:
         data["split_file"] = split_beside(self.path) or (stored if exists else None)
         for name in ("mean", "std", "channel_order") if preprocessing else ():
             data[name] = getattr(preprocessing, name)
-        return {"model": model, "data": data}
+        states = self._checkpoint.get("callbacks", {}).items()
+        of_watching = [state for key, state in states if key.startswith(CAMLogger.__name__)]
+        counts = [state["faithfulness"] for state in of_watching if "faithfulness" in state]
+        return {"model": model, "data": data, "cams": {"faithfulness": [*counts, None][0]}}
 
     def changes(self, settings: Mapping[str, Any], split: str) -> dict[str, Any]:
         """The settings, by name, that differ from those of the network and change its scores.
@@ -113,8 +116,8 @@ class MeasuredNetwork:
         limit = f"limit_{split}_batches"
         if (value := settings["trainer"][limit]) is not None:
             changes[limit] = value
-        usual = inspect.signature(CAMLogger).parameters["faithfulness"].default
-        if split == "test" and (count := settings["cams"]["faithfulness"]) != usual:
+        count = settings["cams"]["faithfulness"]
+        if split == "test" and count != self.settings["cams"]["faithfulness"]:
             changes["faithfulness"] = count
         return {name: value for name, value in changes.items() if name not in _OF_SPEED}
 

@@ -117,6 +117,8 @@ def write_scores(
     report = module.reports.get(split)
     if sentence := verdict(report or {}, scores):
         print(f"{split}: {sentence}")
+    if split == "test" and not {"max_box_acc", "srg"} & scores.keys():
+        print("Whether the maps show what the network uses: --cams.faithfulness 64, in minutes.")
     if report is None or getattr(trainer, "fast_dev_run", False):
         return False
     folder.mkdir(parents=True, exist_ok=True)

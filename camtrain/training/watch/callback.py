@@ -69,7 +69,7 @@ class CAMLogger(Callback):
         *,
         num_mistakes: int = 8,
         log_mistakes: bool = False,
-        faithfulness: int = 64,
+        faithfulness: int | None = None,
         dirpath: str | Path | None = None,
         report: str | Path | None = None,
         colormap: str = "viridis",
@@ -83,7 +83,7 @@ class CAMLogger(Callback):
             num_mistakes: The most confident mistakes of each validation to show in the report, 0 to
                 48.
             log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
-            faithfulness: Test pictures to measure deletion and insertion on; 0: none.
+            faithfulness: Test pictures to measure deletion and insertion on; None: 64, on a CPU 0.
             dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
             report: File of the report; None: ``report.html`` in ``dirpath``, or beside ``cams``.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
@@ -95,7 +95,7 @@ class CAMLogger(Callback):
             if not least <= number <= MOST_IMAGES:
                 text = f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
                 raise CamtrainValueError(text)
-        if faithfulness < 0:
+        if faithfulness is not None and faithfulness < 0:
             raise CamtrainValueError(f"faithfulness must be at least 0, got {faithfulness}.")
         self.num_images, self.faithfulness = num_images, faithfulness
         self.dirpath = None if dirpath is None else Path(dirpath)
@@ -125,7 +125,7 @@ class CAMLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen pictures, so that a resumed training watches the same ones."""
-        return {"indices": self._indices, "choice": self._choice}
+        return {"indices": self._indices, "choice": self._choice, "faithfulness": self.faithfulness}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the choice of pictures."""

@@ -128,7 +128,7 @@ def stop_in_epoch(epoch: int, stop: Callable[..., None]) -> Callable[..., None]:
 def test_a_verb_takes_network_and_data_from_the_checkpoint(
     verb: str, fit_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(fit_arguments("--data.resize_mode", "pad", "--cams.faithfulness", "64"))
+    run(fit_arguments("--data.resize_mode", "pad"))
     checkpoint = tmp_path / "runs" / "run" / "checkpoints" / "best.ckpt"
     split = "val" if verb == "validate" else "test"
 
@@ -151,7 +151,7 @@ def test_a_network_of_the_paper_sees_bgr_from_training_to_prediction(
 ) -> None:
     options = ("--model.neck", "[1024]", "--model.backbone_args", '{"width": 0.125}')
     backbone = ("--model.backbone", "camtrain/vgg16-cam")
-    run(fit_arguments(*backbone, *options, "--cams.faithfulness", "64"))
+    run(fit_arguments(*backbone, *options))
     fitted = capsys.readouterr().out
     folder = tmp_path / "runs" / "run"
     predictor = camtrain.load(folder / "model.safetensors")
