@@ -120,7 +120,7 @@ def check_user(recipe: Mapping[str, Any] | None, user: UserNetwork | None) -> No
     if user is None and is_import_path(name):
         raise CamtrainValueError(
             f"This network is your own, {name}, and no file can build it; hand in its class, or a "
-            f"function or module: backbone={name.rpartition('.')[2]} (--backbone {name})."
+            f"function or module, as the argument backbone (in the shell --backbone {name})."
         )
     if user is not None and not is_import_path(name):
         raise CamtrainValueError(

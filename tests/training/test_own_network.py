@@ -79,7 +79,7 @@ def test_the_command_line_trains_measures_exports_and_predicts(
         assert main(verb) == 2
         assert f"is your own, {NAME}, and no file can build it" in capsys.readouterr().err
         assert "users_nets" not in sys.modules
-    with pytest.raises(CamtrainValueError, match=r"hand in its class.*backbone=Net"):
+    with pytest.raises(CamtrainValueError, match=r"hand in its class.*--backbone users_nets\.Net"):
         camtrain.load(bundle)
     (folder / "users_nets.py").write_text(CODE)
     assert main(["predict", bundle, pictures, "--output", "results", *ours]) == 0
