@@ -169,6 +169,7 @@ def picture_heatmaps(
     preprocessing: Preprocessing,
     image_hw: tuple[int, int],
     *,
+    size: tuple[int, int] | None = None,
     method: HeatmapMethod = "minmax",
 ) -> Tensor:
     """Heatmaps at the size of the original picture, (k, H, W), float32 in [0, 1].
@@ -180,17 +181,19 @@ def picture_heatmaps(
         maps: (k, h, w), class maps that cover the network's input.
         preprocessing: How the picture became the input.
         image_hw: (H, W) of the original picture.
+        size: Another (H, W) of the result.
         method: See ``camtrain.heatmaps``.
     """
+    size = size or image_hw
     if preprocessing.resize_mode == "squash":
-        heat = visible = torch.empty(len(maps), *image_hw, device=maps.device)
+        heat = visible = torch.empty(len(maps), *size, device=maps.device)
     else:
         # A constant map must stay constant, without rounding, and NaN must not spread.
         maps = maps.float()
         maps = torch.where(has_range(maps), maps, 0.0)
         ones = torch.ones_like(maps[:1])
-        is_visible = maps_on_picture(ones, preprocessing, image_hw, image_hw)[0] > 0
-        heat = maps_on_picture(maps, preprocessing, image_hw, image_hw)
+        is_visible = maps_on_picture(ones, preprocessing, image_hw, size)[0] > 0
+        heat = maps_on_picture(maps, preprocessing, image_hw, size)
         maps = visible = heat[:, _span(is_visible.any(1)), _span(is_visible.any(0))]  # a view
     if visible.numel():  # of a very narrow picture less than a pixel may be visible
         for class_map, heatmap in zip(maps, visible, strict=True):  # one by one fits into the cache

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import struct
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -41,11 +41,6 @@ _FLAGS = {  # by which factor a JPEG can be decoded smaller
     2: cv2.IMREAD_REDUCED_COLOR_2,
     1: cv2.IMREAD_COLOR_RGB,
 }
-# What Pillow raises for damaged pictures, and pillow-heif.
-DAMAGE = (
-    *(OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError),
-    *(EOFError, RuntimeError),
-)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of these is part of the pixels
 
 
@@ -62,6 +57,14 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
     *_optional_suffixes(),
 )
+# Pillow's names of the formats that are read, whatever a file is called. It starts Ghostscript for
+# another one, PostScript.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM"),
+    *("JPEG2000", "TGA", "PCX", "SGI", "ICO"),
+    *(name for name in ("AVIF", "HEIF") if f".{name.lower()}" in IMAGE_SUFFIXES),
+)
+MOST_PIXELS = 178_956_970  # of a picture; Pillow's own limit
 # How pictures that nothing here reads can be read or replaced.
 SUFFIX_ADVICE = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif"),
@@ -88,7 +91,8 @@ def read_image(
     """Decode a picture file.
 
     Args:
-        path: A file of any format that Pillow reads; of an animation, the first frame is taken.
+        path: A file of any of the usual formats, whatever its suffix; of an animation, the first
+            frame is taken.
         data: The content of the file where it is in memory already; ``path`` only names it then.
         exif: Apply the EXIF orientation, so that the picture stands upright.
 
@@ -123,7 +127,7 @@ def decode_image(
             with open(path, "rb") as file:
                 data = file.read()
         content = BytesIO(data)
-        with Image.open(content) as image:
+        with open_picture(content) as image:
             if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
                 pixels_at = content.tell()  # where Pillow has stopped
                 orientation = _orientation(image) if exif else None
@@ -141,9 +145,11 @@ def decode_image(
         raise CamtrainFileNotFoundError(
             f"The image {os.fspath(path)} does not exist; check the path."
         ) from None
-    except DAMAGE as error:
+    except Exception as error:  # what a damaged file makes the decoders raise cannot be known
         # Pillow would name the object in memory, another one each time.
-        reason = str(error)
+        reason = one_line(error, with_type=False)
+        if isinstance(error, Image.DecompressionBombError):
+            reason += " PIL.Image.MAX_IMAGE_PIXELS or camtrain predict --max_pixels allow more"
         if isinstance(error, UnidentifiedImageError):
             suffix = Path(path).suffix.lower()
             advice = None if suffix in IMAGE_SUFFIXES else SUFFIX_ADVICE.get(suffix)
@@ -152,6 +158,24 @@ def decode_image(
             f"The image {os.fspath(path)} cannot be read ({reason}); "
             "replace the file or take it out of the data."
         ) from error
+
+
+def open_picture(file: Path | IO[bytes]) -> Image.Image:
+    """``PIL.Image.open`` for the formats that are read here; no file starts a program."""
+    return Image.open(file, formats=_FORMATS)
+
+
+@contextmanager
+def pixel_limit(most: int) -> Iterator[None]:
+    """Let pictures of up to so many pixels be decoded, and no larger ones."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most // 2  # Pillow warns above, and refuses above twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
@@ -260,20 +284,21 @@ def _orientation(image: Image.Image) -> int | None:
     """The EXIF orientation; None where there is none, or where the EXIF block is damaged."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
-    except (OSError, ValueError, SyntaxError, struct.error):
+    except Exception:  # see `decode_image`
         return None
 
 
 def read_mask(file: Path) -> NDArray[np.bool_]:
     """Read the file of a mask: (H, W), True where it is not black."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             return np.asarray(image.convert("L")) > 0
     except FileNotFoundError:
         raise CamtrainFileNotFoundError(
             f"The mask {file} does not exist; check the data folder."
         ) from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # see `decode_image`
         raise CamtrainValueError(
-            f"The mask {file} cannot be read ({error}); replace the file."
+            f"The mask {file} cannot be read ({one_line(error, with_type=False)}); replace the "
+            "file."
         ) from error

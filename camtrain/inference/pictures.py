@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from camtrain.data.decoding import DAMAGE, IMAGE_SUFFIXES, read_image, to_rgb
+from camtrain.data.decoding import IMAGE_SUFFIXES, read_image, to_rgb
 from camtrain.data.tree import FolderFiles, list_below
 from camtrain.errors import (
     CamtrainError,
     CamtrainFileNotFoundError,
     CamtrainTypeError,
     CamtrainValueError,
+    one_line,
 )
 
 Input = str | Path | Image.Image | NDArray[Any] | Tensor
@@ -92,7 +93,7 @@ def copy_input(item: Input) -> Input | CamtrainError:
     if isinstance(item, Image.Image):
         try:
             return item.copy()
-        except DAMAGE as error:
+        except Exception as error:  # see `decode_image`
             return _pil_error(error)
     if isinstance(item, np.ndarray):
         return item.copy()
@@ -117,7 +118,7 @@ def pixels_of(item: object) -> Tensor:
     if isinstance(item, Image.Image):
         try:
             item = np.asarray(to_rgb(item))
-        except DAMAGE as error:
+        except Exception as error:  # see `decode_image`
             raise _pil_error(error) from error
     if not isinstance(item, (np.ndarray, Tensor)):
         raise CamtrainTypeError(
@@ -140,7 +141,8 @@ def pixels_of(item: object) -> Tensor:
 def _pil_error(error: Exception) -> CamtrainValueError:
     """The error for a PIL image that cannot be read because of ``error``."""
     return CamtrainValueError(
-        f"The PIL image cannot be read ({error}); open its file anew, or leave it out."
+        f"The PIL image cannot be read ({one_line(error, with_type=False)}); open its file anew, "
+        "or leave it out."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -25,12 +26,13 @@ from rich.progress import (
 from rich.text import Text
 
 from camtrain.arguments import VerbParser, add_backbone
+from camtrain.data.decoding import MOST_PIXELS, pixel_limit
 from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import check_writable
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input
-from camtrain.inference.prediction import Prediction
+from camtrain.inference.prediction import Prediction, scaled_boxes
 from camtrain.inference.predictor import load
 from camtrain.inference.tta import TTA
 from camtrain.maps import HeatmapMethod
@@ -40,6 +42,7 @@ from camtrain.visualize import PREDICTED_BOX, draw_boxes, gallery, thumbnail
 _LINES = "predictions.jsonl"
 _FOLDERS = ("overlays", "heatmaps", "sheets")
 _PER_SHEET, _TILE = 60, 224
+_LONGEST_JPEG = 65_500  # pixels of a side
 
 
 class _Rate(ProgressColumn):
@@ -52,6 +55,11 @@ class _Rate(ProgressColumn):
 def main(args: Sequence[str]) -> int:
     """``camtrain predict MODEL INPUT... --output DIR``; returns 1 if a file could not be read."""
     options = _parser().parse_args(args[1:])
+    if not 1 <= options.largest_side <= _LONGEST_JPEG or options.max_pixels < 1:
+        raise CamtrainValueError(
+            f"--largest_side must lie in 1..{_LONGEST_JPEG} and --max_pixels be at least 1, got "
+            f"{options.largest_side} and {options.max_pixels}."
+        )
     folder = PredictionFolder(
         options.output,
         overwrite=options.overwrite,
@@ -77,6 +85,7 @@ def main(args: Sequence[str]) -> int:
         method=options.method,
         tta=options.tta,
         batch_size=options.batch_size,
+        largest_side=options.largest_side,
         on_error=folder.add_error,
     )
     if files.skipped:
@@ -87,7 +96,8 @@ def main(args: Sequence[str]) -> int:
         description = predictor.description
         print(f"Boxes at threshold {description.threshold:.3g}, {description.threshold_origin}")
     start = time.perf_counter()
-    _write(predictions, folder, len(files))
+    with pixel_limit(options.max_pixels):
+        _write(predictions, folder, len(files))
     seconds = time.perf_counter() - start
     for error in folder.errors:
         print(f"camtrain: unreadable: {error}", file=sys.stderr)
@@ -182,13 +192,11 @@ class PredictionFolder:
     def add(self, prediction: Prediction) -> None:
         """Write the files of a picture, and then its line, so that it is complete."""
         self.count += 1
-        name = f"{self.count:06d}_{Path(prediction.path or 'picture').stem[:100]}"
+        stem = os.fsencode(Path(prediction.path or "picture").stem)[:200].decode(errors="ignore")
+        name = f"{self.count:06d}_{stem}"
         files: dict[str, Any] = {}
         count = min(max(self._overlays, 1 if self._sheets else 0), len(prediction.names))
-        overlays = [
-            draw_boxes(prediction.overlay(rank), prediction.boxes[rank], color=PREDICTED_BOX)
-            for rank in range(count)
-        ]
+        overlays = [_drawn(prediction, rank) for rank in range(count)]
         if self._overlays:
             files["overlays"] = [
                 self._save(overlay, "overlays", f"{name}_{rank}")
@@ -233,6 +241,13 @@ class PredictionFolder:
         """Create a subfolder; return the path of a file in it, relative to the output folder."""
         (self.path / folder).mkdir(exist_ok=True)
         return f"{folder}/{name}"
+
+
+def _drawn(prediction: Prediction, rank: int) -> Image.Image:
+    """The overlay of the class at this rank, with its boxes."""
+    overlay = prediction.overlay(rank)
+    boxes_xyxy = scaled_boxes(prediction.boxes[rank], prediction.size_hw, overlay.size[::-1])
+    return draw_boxes(overlay, boxes_xyxy, color=PREDICTED_BOX)
 
 
 def json_values(prediction: Prediction) -> dict[str, Any]:
@@ -282,9 +297,13 @@ def _parser() -> argparse.ArgumentParser:
     drawn = "classes drawn per picture (default 1)"
     add("--overlays", type=int, default=1, metavar="N", help=drawn)
     add("--heatmaps", action="store_true", help="also write them as .npy, (k, H, W) float32")
+    side = "longest side of these, in pixels; boxes stay in those of the picture (default 4096)"
+    add("--largest_side", type=int, default=4096, metavar="N", help=side)
     add("--no_sheets", action="store_true", help="write no contact sheets")
 
     add = parser.add_argument_group("where it runs").add_argument
+    pixels = f"larger pictures are not read (default {MOST_PIXELS})"
+    add("--max_pixels", type=int, default=MOST_PIXELS, metavar="N", help=pixels)
     add("--batch_size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto (default cpu)")
     precision = "of backbone and neck (default fp32)"

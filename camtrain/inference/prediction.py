@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from camtrain.data.transforms import prepare
-from camtrain.errors import CamtrainError, CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainValueError, one_line
 from camtrain.inference.pictures import Input, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
 from camtrain.maps import HeatmapMethod, picture_heatmaps
@@ -28,12 +29,13 @@ class Prediction:
         names: Class names.
         scores: In [0, 1]: softmax over all K classes, or a sigmoid of each for multi-label.
         classes: Class numbers.
-        heatmaps: (k, H, W), float32 in [0, 1], over the original picture.
+        heatmaps: (k, H, W), float32 in [0, 1], over ``image``.
         boxes: Per class (n, 4), int64, half-open xyxy in pixels of the original picture, largest
             first.
         threshold: Part of a heatmap's maximum that the pixels of a box exceed.
         size_hw: (H, W) of the original picture.
-        image: (3, H, W) or (1, H, W), uint8, the original picture.
+        image: (3, H, W) or (1, H, W), uint8: the original picture, or one of at most the
+            ``largest_side`` that was asked for.
         path: Where the picture came from, or None.
         is_calibrated: Whether the threshold was calibrated on such maps of pictures with boxes.
     """
@@ -60,6 +62,7 @@ class LoadedPicture(NamedTuple):
     """A picture that was read, (C, H, W), and prepared for the network, (c, h, w)."""
 
     path: str | None
+    size_hw: tuple[int, int]  # before it was perhaps made smaller
     image: Tensor
     prepared: Tensor
 
@@ -82,6 +85,8 @@ class PredictionSettings:
         threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
         method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
         is_calibrated: Whether the threshold was calibrated on such maps.
+        largest_side: Larger pictures are made that large, in pixels, once the network's input is
+            made of them; None leaves them.
     """
 
     names: Sequence[str]
@@ -89,31 +94,70 @@ class PredictionSettings:
     threshold: float
     method: HeatmapMethod
     is_calibrated: bool
+    largest_side: int | None = None
 
     def load(self, item: Input | CamtrainError) -> LoadedPicture:
         """Read and prepare a picture; raises what ``pixels_of`` raises."""
         image = pixels_of(item)
         path = str(item) if isinstance(item, (str, Path)) else None
-        return LoadedPicture(path, image, prepare(image, self.preprocessing))
+        try:
+            size_hw, prepared = (image.shape[1], image.shape[2]), prepare(image, self.preprocessing)
+            longest = max(size_hw)
+            if self.largest_side is not None and longest > self.largest_side:
+                sides = [max(1, round(side * self.largest_side / longest)) for side in size_hw]
+                image = TF.resize(image, sides)
+        except Exception as error:  # such as too little memory
+            raise _failure(path, error) from error
+        return LoadedPicture(path, size_hw, image, prepared)
 
-    def prediction(self, picture_and_output: tuple[LoadedPicture, PictureOutput]) -> Prediction:
-        """The prediction of a picture, at its original size."""
-        (path, image, _), (maps, scores, classes) = picture_and_output
-        size_hw = (image.shape[1], image.shape[2])
-        heat = picture_heatmaps(maps, self.preprocessing, size_hw, method=self.method).cpu()
+    def prediction(
+        self, picture_and_output: tuple[LoadedPicture, PictureOutput]
+    ) -> Prediction | CamtrainError:
+        """The prediction of a picture, or why there is none."""
+        try:
+            return self._prediction(*picture_and_output)
+        except Exception as error:  # such as too little memory
+            return _failure(picture_and_output[0].path, error)
+
+    def _prediction(self, picture: LoadedPicture, output: PictureOutput) -> Prediction:
+        (path, size_hw, image, _), (maps, scores, classes) = picture, output
+        size = (image.shape[1], image.shape[2])
+        heat = picture_heatmaps(
+            maps, self.preprocessing, size_hw, size=size, method=self.method
+        ).cpu()
+        boxes = (boxes_from_heatmap(heatmap, self.threshold) for heatmap in heat)
         numbers = tuple(classes.tolist())
         return Prediction(
             names=tuple(self.names[number] for number in numbers),
             scores=tuple(scores.tolist()),
             classes=numbers,
             heatmaps=heat,
-            boxes=tuple(boxes_from_heatmap(heatmap, self.threshold) for heatmap in heat),
+            boxes=tuple(scaled_boxes(boxes_xyxy, size, size_hw) for boxes_xyxy in boxes),
             threshold=self.threshold,
             size_hw=size_hw,
             image=image if image.dtype == torch.uint8 else (image * 255).round().byte(),
             path=path,
             is_calibrated=self.is_calibrated,
         )
+
+
+def scaled_boxes(boxes_xyxy: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Boxes (n, 4) of a picture of (H, W) on the same picture of another size, whole pixels."""
+    if size == new_size:
+        return boxes_xyxy
+    (height, width), (new_height, new_width) = size, new_size
+    scale = torch.tensor([new_width / width, new_height / height] * 2, dtype=torch.float64)
+    return (boxes_xyxy * scale + 0.5).floor().long()  # a pixel stays one where it grows
+
+
+def _failure(path: str | None, error: Exception) -> CamtrainError:
+    """The error for a picture whose prediction fails."""
+    if isinstance(error, CamtrainError):
+        return error
+    return CamtrainValueError(
+        f"The picture {path or 'in memory'} cannot be predicted ({one_line(error)}); make it "
+        "smaller or leave it out."
+    )
 
 
 def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> Tensor:

@@ -150,6 +150,7 @@ class Predictor:
         method: HeatmapMethod = "minmax",
         tta: TTA = "none",
         batch_size: int = 8,
+        largest_side: int | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Prediction]:
         """The predictions, one per picture, in order; each is computed when it is asked for.
@@ -171,6 +172,8 @@ class Predictor:
             tta: ``flip`` adds the mirrored picture, ``tencrop`` takes ten crops; for two and ten
                 times the time, see ``tta_maps``.
             batch_size: Pictures per forward pass.
+            largest_side: Pictures with a longer side, in pixels, have smaller heatmaps, of this
+                side, and as small an ``image``; boxes stay in pixels of the original. Saves memory.
             on_error: A function that is called with each input that cannot be read, in its turn,
                 and with the error. The picture is left out. By default the error is raised.
 
@@ -183,9 +186,10 @@ class Predictor:
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
         if top is None:
             top = min(_TOP, self.network.top or _TOP)
-        if top < 1 or batch_size < 1:
+        if min(top, batch_size, largest_side or 1) < 1:
             raise CamtrainValueError(
-                f"top and batch_size must be at least 1, got top={top}, batch_size={batch_size}."
+                f"top, batch_size and largest_side must be at least 1, got top={top}, "
+                f"batch_size={batch_size}, largest_side={largest_side}."
             )
         check_choice("method", method, get_args(HeatmapMethod))
         check_choice("tta", tta, get_args(TTA))
@@ -194,7 +198,9 @@ class Predictor:
             preprocessing = ten_crop_preprocessing(preprocessing)
         is_calibrated = threshold is None and self.description.calibrated_threshold is not None
         threshold = self.threshold if threshold is None else check_threshold(threshold)
-        settings = PredictionSettings(names, preprocessing, threshold, method, is_calibrated)
+        settings = PredictionSettings(
+            names, preprocessing, threshold, method, is_calibrated, largest_side
+        )
         numbers = None if classes is None else class_numbers(classes, names)
         run = partial(self._run, tta=tta, top=top, numbers=numbers)
         # A call checks its options at once; the pictures are read one batch ahead.
@@ -289,12 +295,13 @@ def _predictions(
             pairs = zip(pictures, outputs, strict=True)
             predictions = map_in_order(pool, settings.prediction, pairs, ahead=count)
             for (item, _), error in zip(batch, errors, strict=True):
-                if error is None:
-                    yield next(predictions)
-                elif on_error is None or not isinstance(error, CamtrainError):
-                    raise error
+                outcome = next(predictions) if error is None else error
+                if isinstance(outcome, Prediction):
+                    yield outcome
+                elif on_error is None or not isinstance(outcome, CamtrainError):
+                    raise outcome
                 else:
-                    on_error(item, error)
+                    on_error(item, outcome)
             batch = next_batch
 
 

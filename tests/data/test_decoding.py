@@ -19,6 +19,7 @@ from camtrain.data import (
     read_image,
     to_rgb,
 )
+from camtrain.data.decoding import read_mask
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
 RED_ON_TOP = np.zeros((6, 10, 3), np.uint8)
@@ -154,6 +155,49 @@ def test_heic_is_a_picture_where_its_reader_is_installed(monkeypatch: pytest.Mon
     assert registered == [1]
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert ".heic" not in decoding._optional_suffixes()
+
+
+def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: Pillow started Ghostscript for PostScript, whatever the file was called."""
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **_: started.append(args))
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n%%EndComments\nshowpage\n%%EOF\n"
+    for name in ("a.jpg", "a.eps"):
+        (tmp_path / name).write_bytes(text)
+        for read in (read_image, read_mask):
+            with pytest.raises(CamtrainValueError, match="cannot identify image file"):
+                read(tmp_path / name)
+    assert started == []
+
+
+@pytest.mark.parametrize("error", [KeyError("tile"), MemoryError(), IndexError("x" * 5000)])
+def test_whatever_a_decoder_raises_is_the_damage_of_its_picture(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(RED_ON_TOP).save(tmp_path / "a.png")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(DamagedImageError, match=r"a\.png cannot be read") as raised:
+        read_image(tmp_path / "a.png")
+    assert len(str(raised.value)) < 600
+    with pytest.raises(CamtrainValueError, match=r"a\.png cannot be read"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_the_limit_of_pixels_can_be_chosen(tmp_path: Path) -> None:
+    Image.fromarray(RED_ON_TOP).save(tmp_path / "a.png")  # 60 pixels
+    with decoding.pixel_limit(60):
+        read_image(tmp_path / "a.png")
+    with (
+        decoding.pixel_limit(58),
+        pytest.raises(DamagedImageError, match=r"60 pixels.*58 pixels.*--max_pixels allow"),
+    ):
+        read_image(tmp_path / "a.png")
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == decoding.MOST_PIXELS
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

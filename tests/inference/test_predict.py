@@ -253,7 +253,7 @@ def test_options_are_those_of_the_predictor(
     ("options", "message"),
     [
         (["--threshold", "1.5"], "threshold must lie in [0, 1), got 1.5"),
-        (["--top", "0"], "top and batch_size must be at least 1"),
+        (["--top", "0"], "top, batch_size and largest_side must be at least 1, got top=0"),
         (["--top", "1", "--classes", "bee"], "top and classes exclude each other"),
         (["--classes", "beee"], "There is no class 'beee'; the names next to it are bee."),
         (["--classes", "9"], "classes must lie in 0..5, got 9"),
@@ -328,3 +328,29 @@ def test_sheets_of_60_hold_all_pictures(
     assert files_of(output) == ["predictions.jsonl", "sheets/0001.jpg", "sheets/0002.jpg"]
     heights = [cv2.imread(str(output / f"sheets/000{n}.jpg")).shape[0] for n in (1, 2)]
     assert heights[0] > 5 * heights[1]
+
+
+def test_a_picture_of_any_sides_is_drawn_and_one_that_fails_is_its_line(
+    model: Path, tmp_path: Path
+) -> None:
+    """Before: "broken data stream" ended everything, since no JPEG is 70,000 pixels wide."""
+    (tmp_path / "photos").mkdir()
+    wide = np.zeros((5, 70_000, 3), np.uint8)
+    wide[:, 20_000:40_000] = 255
+    Image.fromarray(wide).save(tmp_path / "photos/a.png")
+    Image.fromarray(wide[:, :50]).save(tmp_path / "photos/b.png")
+    Image.fromarray(wide[:, :60_000]).save(tmp_path / f"photos/{'c' * 3}{'日' * 80}.png")
+    arguments = ["predict", str(model), str(tmp_path / "photos"), "--output", str(tmp_path / "out")]
+    limits = ["--max_pixels", "310000", "--largest_side", "100", "--heatmaps"]
+    assert cli.main([*arguments, *limits]) == 1
+    failure, small, large = lines_of(tmp_path / "out")
+    assert "--max_pixels" in failure["error"]
+    assert (small["size_hw"], large["size_hw"]) == ([5, 50], [5, 60_000])
+    with Image.open(tmp_path / "out" / large["overlays"][0]) as picture:
+        assert picture.size == (100, 1)
+    assert np.load(tmp_path / "out" / large["heatmaps"]).shape == (5, 1, 100)
+    assert cli.main([*arguments, "--overwrite"]) == 0
+    with Image.open(tmp_path / "out" / lines_of(tmp_path / "out")[0]["overlays"][0]) as picture:
+        assert picture.size == (4096, 1)
+    for option in ("--largest_side", "--max_pixels"):
+        assert cli.main([*arguments, "--overwrite", option, "0"]) == 2

@@ -234,7 +234,7 @@ def test_pictures_are_read_when_they_are_asked_for(predictor: Predictor, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top and batch_size must be at least 1, got top=0"),
+        ({"top": 0}, "top, batch_size and largest_side must be at least 1, got top=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"threshold": 1.0}, r"threshold must lie in \[0, 1\), got 1.0"),
         ({"threshold": float("nan")}, r"threshold must lie in \[0, 1\), got nan"),
@@ -667,3 +667,39 @@ def test_a_pil_image_that_cannot_be_read_is_an_error_of_its_turn(
         found = list(predictor([cut, good], on_error=lambda _, error: errors.append(str(error))))
     assert len(found) == 1
     assert "PIL image cannot be read" in errors[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_picture_has_smaller_heatmaps_and_boxes_of_its_own_pixels(mode: ResizeMode) -> None:
+    torch.manual_seed(0)
+    net = camtrain.create_model("camtrain/digits", 4, neck=(8,), backbone_args={"width": 4})
+    preprocessing = camtrain.Preprocessing((32, 40), resize_mode=mode)
+    predictor = camtrain.Predictor(net, preprocessing=preprocessing)
+    picture = torch.randint(0, 256, (3, 300, 450), dtype=torch.uint8)
+    [whole] = predictor(picture)
+    [small] = predictor(picture, largest_side=90)
+    assert small.image.shape == (3, 60, 90)
+    assert small.heatmaps.shape == (4, 60, 90)
+    assert (small.size_hw, small.scores, small.names) == ((300, 450), whole.scores, whole.names)
+    largest = zip(small.boxes, whole.boxes, strict=True)
+    assert all((a[0] - b[0]).abs().max() <= 5 for a, b in largest)  # pixels of 5 x 5
+    [same] = predictor(picture, largest_side=450)
+    assert torch.equal(same.heatmaps, whole.heatmaps)
+
+
+def test_a_picture_whose_heatmaps_fail_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = camtrain.create_model("camtrain/digits", 4, neck=(8,), backbone_args={"width": 4})
+    predictor = camtrain.Predictor(net, preprocessing=camtrain.Preprocessing((32, 40)))
+
+    def fail(maps: Tensor, preprocessing: object, size_hw: tuple[int, int], **rest: Any) -> Tensor:
+        if size_hw == (50, 50):
+            raise RuntimeError("not enough memory")
+        return picture_heatmaps(maps, preprocessing, size_hw, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("camtrain.inference.prediction.picture_heatmaps", fail)
+    pictures = [torch.rand(3, side, side) for side in (40, 50, 60)]
+    errors: list[str] = []
+    predictions = predictor(pictures, on_error=lambda _, error: errors.append(str(error)))
+    assert [prediction.size_hw for prediction in predictions] == [(40, 40), (60, 60)]
+    [message] = errors
+    assert message.startswith("The picture in memory cannot be predicted (RuntimeError: not enough")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from camtrain.data.boxes import BoxError
-from camtrain.data.decoding import DamagedImageError
+from camtrain.data.decoding import DamagedImageError, open_picture
 from camtrain.data.faults import listed_faults
 from camtrain.data.loading import leave_signals_to_parent
 from camtrain.data.source import FileSource, Source
@@ -134,7 +134,7 @@ def _reason(error: Exception) -> str:
 def format_of(path: Path) -> str:
     """Pillow's name for the format of a file, by its first bytes; "" where it is no picture."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), open_picture(path) as image:
             warnings.simplefilter("ignore")
             return image.format or ""
     except Exception:  # no picture, or one that has been reported already
