@@ -6,11 +6,52 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from camtrain.errors import CamtrainValueError
+
+_locks: set[int] = set()  # descriptors of this process
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock on a file or folder, which the system releases when this process ends.
+
+    Where there are no such locks, as on some network drives, nothing is held.
+
+    Args:
+        path: Of the file or folder.
+        message: Of the error.
+
+    Raises:
+        CamtrainValueError: Another process holds the lock, or another part of this one.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    _locks.add(descriptor)
+    try:
+        with suppress(ImportError, OSError):  # on Windows, and where the file system has no locks
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CamtrainValueError(message) from None
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def _leave_locks_to_parent() -> None:
+    """Close the locks in a forked process, which would hold them after the end of its parent."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 @contextmanager

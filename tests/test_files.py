@@ -1,5 +1,9 @@
 """Files are written whole or not at all, and only half-written ones are deleted."""
 
+import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,3 +72,29 @@ def test_only_half_written_files_are_removed(tmp_path: Path) -> None:
         file.touch()
     files.remove_parts(tmp_path)
     assert set(tmp_path.rglob("*")) == remaining
+
+
+HOLDING = """
+import os, sys, time
+from pathlib import Path
+from camtrain.files import locked
+with locked(Path(sys.argv[1]), ""):
+    if os.fork() == 0:  # a worker, which outlives its parent
+        time.sleep(60)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_dead_process_holds_no_lock_and_neither_do_its_children(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, process_group=0
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(CamtrainValueError, match="in use"), files.locked(tmp_path, "in use"):
+            pass
+        holder.kill()
+        holder.wait()
+        with files.locked(tmp_path, "in use"):
+            os.killpg(holder.pid, signal.SIGKILL)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
     LoggedSoFar,
     LoggerName,
+    check_logger,
     finish_loggers,
     make_loggers,
     project_or_default,
@@ -146,6 +147,8 @@ def fit(
     project = project_or_default(project)
     writer = None
     if not options.get("fast_dev_run"):
+        if makes_loggers:
+            check_logger(logger)
         run, monitor = RunFolder(folder), monitor or default_monitor(module)
         _check_monitor(monitor, module, data)
         if ckpt_path is not None and isinstance(data, CAMDataModule):
@@ -160,31 +163,34 @@ def fit(
             every_minutes=save_every_minutes,
         )
     lightning = _make_trainer(options, writer, cams or CAMLogger(), makes_loggers=makes_loggers)
-    if writer is not None:
-        ckpt_path, so_far = open_run(writer, lightning, module, data, ckpt_path, overwrite)
-        if makes_loggers and lightning.is_global_zero:
-            path = writer.folder.path
-            lightning.loggers = make_loggers(logger, path, project, name=name, so_far=so_far)
-        elif makes_loggers and logger != "none":
-            lightning.loggers = [DummyLogger()]  # one run, however many processes
-    if lightning.is_global_zero:
+    with ExitStack() as stack:  # of the lock of the run
+        if writer is not None:
+            ckpt_path, so_far = open_run(
+                writer, lightning, module, data, ckpt_path, overwrite, stack
+            )
+            if makes_loggers and lightning.is_global_zero:
+                path = writer.folder.path
+                lightning.loggers = make_loggers(logger, path, project, name=name, so_far=so_far)
+            elif makes_loggers and logger != "none":
+                lightning.loggers = [DummyLogger()]  # one run, however many processes
+        if lightning.is_global_zero:
+            if writer is None:
+                check_settings(lightning, module, data)
+            sources = data.sources if isinstance(data, CAMDataModule) else {}
+            run_settings = {
+                "monitor": monitor,
+                "max_epochs": lightning.max_epochs,
+                "precision": lightning.precision,
+                "pictures": {split: len(source) for split, source in sources.items()},
+            }
+            for run_logger in lightning.loggers:
+                run_logger.log_hyperparams(run_settings)
+        print_header(module, data, lightning)
+        with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
+            lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
         if writer is None:
-            check_settings(lightning, module, data)
-        sources = data.sources if isinstance(data, CAMDataModule) else {}
-        run_settings = {
-            "monitor": monitor,
-            "max_epochs": lightning.max_epochs,
-            "precision": lightning.precision,
-            "pictures": {split: len(source) for split, source in sources.items()},
-        }
-        for run_logger in lightning.loggers:
-            run_logger.log_hyperparams(run_settings)
-    print_header(module, data, lightning)
-    with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
-        lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
-    if writer is None:
-        return FitResult(Path(folder), None, {}, None, None, None)
-    return _conclude_run(writer, lightning, signals, module, data)
+            return FitResult(Path(folder), None, {}, None, None, None)
+        return _conclude_run(writer, lightning, signals, module, data)
 
 
 def default_monitor(module: CAMModule) -> str:
@@ -260,8 +266,11 @@ def open_run(
     data: LightningDataModule,
     ckpt_path: str | None,
     overwrite: bool,
+    stack: ExitStack,
 ) -> tuple[str | None, LoggedSoFar | None]:
-    """Check that the run can begin or continue, and make room for a new one.
+    """Check that the run can begin or continue, make room for a new one, and mark its folder.
+
+    The folder is locked until the stack is closed.
 
     Returns:
         The checkpoint to start from, if any, and where the loggers of a continued run continue.
@@ -269,6 +278,8 @@ def open_run(
     run = writer.folder
     if trainer.is_global_zero:  # the other processes start later, when the run has begun
         check_start(run, ckpt_path, overwrite=overwrite)
+        if is_old := run.path.is_dir():
+            stack.enter_context(run.locked())
         if ckpt_path is not None:
             check_can_continue(trainer)
         check_settings(trainer, module, data)
@@ -293,8 +304,13 @@ def open_run(
         if isinstance(data, CAMDataModule):
             shows_progress = trainer.progress_bar_callback is not None
             open_pictures(data.sources, data.hparams, shows_progress=shows_progress)
-        if not is_continued and run.path.exists():
-            shutil.rmtree(run.path)
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not is_old:
+            stack.enter_context(run.locked())
+        if not is_continued:
+            run.clear()
+        if not run.config.exists():
+            writer.write_config()
     return ckpt_path, so_far
 
 

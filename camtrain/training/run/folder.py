@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from camtrain.files import replacing
+from camtrain.files import locked, replacing
 from camtrain.header import BEST_NAME, BUNDLE_NAME, CONFIG_NAME
 
 SPLIT_NAME = "split.csv"
+RUN_ID = "wandb/run_id"
 
 
 class RunFolder:
@@ -32,6 +35,32 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.over_epochs = self.path / "over_epochs.png"  # heatmaps over the epochs
         self.train_batch = self.path / "train_batch.jpg"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock of a run that is trained; raises CamtrainValueError if another does."""
+        message = (
+            f"The run in {self.path} is still trained by another process; wait for its end, stop "
+            "it, or choose another name."
+        )
+        return locked(self.path, message)
+
+    def clear(self) -> None:
+        """Delete what is in the folder, but not the folder, which may be locked."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    @property
+    def is_unborn(self) -> bool:
+        """Whether it is missing, or holds no more than what precedes the training of a run."""
+        if not self.path.exists():
+            return True
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {"a file"}
+        names = {name for name in names if not name.startswith(".config-")}  # half-written
+        is_logged = (self.path / RUN_ID).is_file()
+        return names <= ({"wandb", CONFIG_NAME} if is_logged else set())
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:

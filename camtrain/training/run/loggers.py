@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError, first_line
 from camtrain.files import write_text
+from camtrain.training.run.folder import RUN_ID
 
 LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
 
@@ -57,6 +58,14 @@ def project_or_default(project: str | None) -> str:
     return project or os.environ.get("WANDB_PROJECT") or "camtrain"
 
 
+def check_logger(kind: LoggerName) -> None:
+    """Raise CamtrainValueError where the package of a logger is not installed."""
+    if kind == "tensorboard" and find_spec("tensorboard") is None:
+        raise CamtrainValueError(
+            "logger=tensorboard needs the package tensorboard; run: pip install tensorboard"
+        )
+
+
 def make_loggers(
     kind: LoggerName,
     folder: Path,
@@ -74,15 +83,8 @@ def make_loggers(
         project: The W&B project.
         name: Name of the W&B run; None: that of W&B's environment, else of the folder.
         so_far: Where a continued run goes on; None for a new one.
-
-    Raises:
-        CamtrainValueError: TensorBoard is not installed.
     """
     if kind == "tensorboard":
-        if find_spec("tensorboard") is None:
-            raise CamtrainValueError(
-                "logger=tensorboard needs the package tensorboard; run: pip install tensorboard"
-            )
         purge_step = None if so_far is None else so_far.global_step
         logger = TensorBoardLogger(
             folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge_step
@@ -313,7 +315,7 @@ def _unsent_folders(logger: WandbLogger) -> str:
 
 def _run_id(folder: Path, *, is_new: bool) -> str:
     """The id of the W&B run: that in the run folder, else a new one, which is stored there."""
-    path = folder / "wandb" / "run_id"
+    path = folder / RUN_ID
     if not is_new and path.is_file():
         return path.read_text().strip()
     run_id = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses

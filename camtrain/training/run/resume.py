@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.loops.fit_loop import _FitLoop
 from torch.optim.lr_scheduler import LambdaLR
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
@@ -41,7 +43,8 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
         CamtrainFileNotFoundError: The checkpoint does not exist.
     """
     if ckpt_path == "last":
-        if not folder.last.is_file() and not folder.config.is_file():
+        is_left = folder.path.is_dir() and any(folder.path.iterdir()) and folder.is_unborn
+        if not folder.last.is_file() and not folder.config.is_file() and not is_left:
             raise CamtrainFileNotFoundError(
                 f'ckpt_path="last" continues a run, but {folder.path} holds none (no '
                 "checkpoints/last.ckpt); give the folder of the run (on the command line --name "
@@ -61,7 +64,7 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
                 f"overwrite=True would delete {path} before the run starts from it; choose "
                 'another name, or continue the run with ckpt_path="last".'
             )
-    if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
+    if folder.is_unborn:
         check_writable(folder.path, "folder")
         return
     if not overwrite:
@@ -255,3 +258,40 @@ def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:
             f"The training has {steps:.0f} steps now, {steps_before:.0f} before; the learning rate "
             f"goes on along the new schedule, with {max(rates):.3g}."
         )
+
+
+class StartedLoop(_FitLoop):
+    """Starts also where no step is left: a validation may be, or what callbacks do at the end."""
+
+    @property
+    def done(self) -> bool:
+        """Never, until ``limit_to_rest`` or ``end_validation_left`` make the loop a usual one."""
+        return False
+
+
+def start_loop_always(trainer: Trainer) -> None:
+    """Let a continued training call ``on_train_start`` and ``on_train_end`` in any case."""
+    trainer.fit_loop.__class__ = StartedLoop
+
+
+def limit_to_rest(trainer: Trainer, stored_run: Mapping[str, Any]) -> None:
+    """Let a training that has started do no more than what is left of it.
+
+    Args:
+        trainer: Of the training.
+        stored_run: What its checkpoint says of the run.
+    """
+    loop = trainer.fit_loop
+    loop.__class__ = _FitLoop
+    if stored_run.get("is_validating"):
+        trainer._last_val_time = -math.inf
+        if loop.done and loop.epoch_loop._should_check_val_epoch():
+            loop.__class__ = StartedLoop
+            trainer.should_stop, trainer.val_check_batch = False, 1
+
+
+def end_validation_left(trainer: Trainer) -> None:
+    """Let the training end after this validation, if no step was left."""
+    if isinstance(trainer.fit_loop, StartedLoop):
+        trainer.fit_loop.__class__ = _FitLoop
+        trainer.should_stop = True

@@ -22,9 +22,12 @@ from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import summarize_best, wandb_step
 from camtrain.training.run.resume import (
     check_same_steps,
+    end_validation_left,
     follow_new_schedule,
+    limit_to_rest,
     random_states,
     set_random_state,
+    start_loop_always,
 )
 from camtrain.training.run.signals import StopSignals
 from camtrain.training.run.trainer import ends_epoch
@@ -135,13 +138,8 @@ class RunWriter(Checkpoint):
             for part in (progress["total"], progress["current"]):
                 part["completed"] = part["processed"]  # else the epoch would end a second time
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` at once where there is none; it marks the folder as a run."""
-        if trainer.is_global_zero and not self.folder.config.exists():
-            self._write_config()
-
-    def _write_config(self) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+    def write_config(self) -> None:
+        """Write ``config.yaml``, which marks the folder as a run."""
         write_text(self.folder.config, self.config, encoding=None)  # as jsonargparse reads it
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,6 +148,7 @@ class RunWriter(Checkpoint):
             remove_parts(self.folder.path)  # half-written files of a killed run
         if trainer.ckpt_path is None:
             return
+        start_loop_always(trainer)
         stoppers = (isinstance(c, EarlyStopping) for c in cast("Any", trainer).callbacks)
         if self._stored_run.get("has_stopped") and any(stoppers):
             trainer.should_stop = True
@@ -163,7 +162,7 @@ class RunWriter(Checkpoint):
         """Write settings and splits; from now on, signals stop the training at whole steps only."""
         check_same_steps(self._stored_run.get("steps_per_epoch"), _steps_per_epoch(trainer))
         if trainer.is_global_zero:
-            self._write_config()  # a continued run's is replaced once the settings are checked
+            self.write_config()  # a continued run's is replaced once the settings are checked
         data = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(data, CAMDataModule):
             data.write_split(self.folder.split)  # a picture added later must not move others
@@ -174,6 +173,7 @@ class RunWriter(Checkpoint):
             trainer.fit_loop.epoch_loop.restarting = False
         if "steps" in self._stored_run:
             follow_new_schedule(trainer, self._stored_run["steps"])
+        limit_to_rest(trainer, self._stored_run)
         self.signals.install_handlers()
         self.signals.is_training = True
 
@@ -206,6 +206,7 @@ class RunWriter(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last.ckpt``, so that nothing is lost; stop if a signal has asked for it."""
         self._set_random_state()
+        end_validation_left(trainer)
         if not trainer.sanity_checking and _is_whole_step(trainer, trainer.fit_loop.batch_idx):
             self._save(trainer)
             self._raise_if_stop_requested(trainer)

@@ -14,6 +14,7 @@ from camtrain.cli import main
 from camtrain.training import CAMDataModule
 from camtrain.training.cli.main import main as run
 from camtrain.training.module import CAMModule
+from tests.conftest import at_night
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.run.wandb_file import history
 
@@ -49,6 +50,10 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv") as file:
         return list(csv.DictReader(file))
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def last_of(folder: Path) -> dict[str, Any]:
@@ -239,9 +244,19 @@ def test_wandb_goes_on_with_the_same_run(
 
 
 WITHIN = ("--trainer.val_check_interval", "1")
+STEPS = ("--trainer.max_epochs", "-1", "--trainer.max_steps")
+VALIDATIONS = [
+    ((), 1, 2),
+    ((), 2, 4),
+    (WITHIN, 1, 1),
+    ((*STEPS, "3"), 2, 3),  # the last part of an epoch
+    ((*STEPS, "4"), 2, 4),
+]
 
 
-@pytest.mark.parametrize(("more", "validation", "steps"), [((), 1, 2), ((), 2, 4), (WITHIN, 1, 1)])
+@pytest.mark.parametrize(
+    ("more", "validation", "steps"), at_night(VALIDATIONS, VALIDATIONS[0], VALIDATIONS[4])
+)
 def test_a_validation_that_fails_loses_no_step(
     more: tuple[str, ...],
     validation: int,
@@ -269,6 +284,19 @@ def test_a_validation_that_fails_loses_no_step(
     run(fit_arguments(*more, *LAST))
     assert_same_weights(folder, whole)
     assert rows_of(folder) == rows_of(whole)
+    assert files_of(folder) == files_of(whole)
+
+
+def test_what_the_end_derives_is_derived_by_a_later_start(
+    fit_arguments: Arguments, fitted: Callable[..., Path]
+) -> None:
+    folder = fitted()
+    derived = [folder / "over_epochs.png", folder / "cams" / "test.jpg"]
+    contents = [path.read_bytes() for path in derived]
+    for path in derived:
+        path.unlink()
+    run(fit_arguments(*LAST))
+    assert contents == [path.read_bytes() for path in derived]
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(

@@ -44,6 +44,46 @@ def test_overwrite_replaces_runs_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "precious.txt").is_file()
 
 
+UNBORN = [
+    (".config-0a1b.part.yaml",),
+    ("wandb/run_id",),
+    ("wandb/run_id", "wandb/offline-run-1/run-1.wandb", "config.yaml"),
+]
+
+
+@pytest.mark.parametrize("names", UNBORN)
+def test_the_remains_of_a_run_that_was_killed_unborn_are_free(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    check_start(RunFolder(tmp_path), None, overwrite=False)
+    check_start(RunFolder(tmp_path), None, overwrite=True)
+    check_start(RunFolder(tmp_path), "last", overwrite=False)
+    RunFolder(tmp_path).clear()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wandb/offline-run-1/run-1.wandb", "config.yaml", ".x.part"])
+def test_what_a_user_has_written_is_not_free(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(CamtrainError, match="is not empty"):
+        check_start(RunFolder(tmp_path), None, overwrite=False)
+
+
+def test_a_run_that_is_trained_is_locked(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path).locked(),
+        pytest.raises(CamtrainError, match="is still trained by another process"),
+        RunFolder(tmp_path).locked(),
+    ):
+        pass
+    with RunFolder(tmp_path).locked():
+        pass
+
+
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(CamtrainError, match="is not empty"):

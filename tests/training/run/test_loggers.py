@@ -27,7 +27,7 @@ def test_tensorboard_writes_into_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert place_of([logger]) == f"see with: tensorboard --logdir {tmp_path / 'tensorboard'}"
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(CamtrainError, match="run: pip install tensorboard"):
-        make_loggers("tensorboard", tmp_path, "project")
+        loggers.check_logger("tensorboard")
 
 
 @pytest.mark.parametrize(("max_epochs", "text"), [(3, "Epoch 1/3"), (-1, "Epoch 1")])
