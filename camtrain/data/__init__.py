@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from camtrain.data.loading import SamplerName as SamplerName
     from camtrain.data.loading import leave_signals_to_parent as leave_signals_to_parent
     from camtrain.data.loading import seed_of as seed_of
+    from camtrain.data.loading import usable_workers as usable_workers
     from camtrain.data.source import FileSource as FileSource
     from camtrain.data.source import ListedFiles as ListedFiles
     from camtrain.data.source import ListedSource as ListedSource
@@ -71,7 +72,7 @@ _HOMES = {
     "camtrain.data.digits": "ClutteredDigits",
     "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
     "camtrain.data.loading": (
-        "EpochSampler ResumableLoader SamplerName leave_signals_to_parent seed_of"
+        "EpochSampler ResumableLoader SamplerName leave_signals_to_parent seed_of usable_workers"
     ),
     "camtrain.data.source": (
         "FileSource ListedFiles ListedSource Listing Picture Source SourcePicture Split source_of"

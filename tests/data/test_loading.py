@@ -1,11 +1,14 @@
 """The order of an epoch, and the loader that goes on in the middle of one."""
 
+import errno
 import os
 import pickle
 import resource
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from camtrain.data import EpochSampler, ResumableLoader, leave_signals_to_parent
+from camtrain.data import (
+    EpochSampler,
+    ResumableLoader,
+    leave_signals_to_parent,
+    loading,
+    usable_workers,
+)
 from camtrain.data.dataset import Sample, collate
 from camtrain.data.loading import _BUFFER, choose_sharing, shuffled_by_shard
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
@@ -285,3 +294,31 @@ def test_a_worker_that_cannot_hand_over_ends() -> None:
     loader = loader_of(num_workers=1, collate_fn=lambda keys: open(os.devnull))  # noqa: SIM115
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize(("megabytes", "is_piped"), [(0, True), (64, True), (200, False)])
+def test_small_shared_memory_costs_no_batch(
+    megabytes: int,
+    is_piped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two workers prepare two batches each, and one is in use: 5 x 20 MB."""
+    size = SimpleNamespace(f_blocks=10**6, f_bavail=megabytes * 1000, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: size)
+    loading._announce_pipes.cache_clear()
+    loader = loader_of(num_workers=2, collate_fn=lambda keys: torch.full((2, 2_500_000), len(keys)))
+    batches = list(loader)
+    assert [batch.unique().tolist() for batch in batches] == [[3], [3], [3], [1]]
+    assert capsys.readouterr().out.count("/dev/shm is too small") == is_piped  # said once
+
+
+def test_without_locks_there_are_no_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where ``/dev/shm`` is read-only or missing; before, a traceback."""
+    assert usable_workers(2) == 2
+    error = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(torch.multiprocessing, "Lock", Mock(side_effect=error))
+    assert usable_workers(0) == usable_workers(2) == usable_workers(2) == 0
+    assert capsys.readouterr().out.count("without workers") == 1

@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from camtrain.data.boxes import BoxError
 from camtrain.data.decoding import DamagedImageError, open_picture
 from camtrain.data.faults import listed_faults
-from camtrain.data.loading import leave_signals_to_parent
+from camtrain.data.loading import leave_signals_to_parent, lost_worker, usable_workers
 from camtrain.data.source import FileSource, Source
 from camtrain.errors import one_line
 
@@ -102,13 +102,18 @@ def examine_all(
         records,
         batch_size=_BATCH,
         sampler=places,
-        num_workers=processes if len(places) > _FEW else 0,
+        num_workers=usable_workers(processes if len(places) > _FEW else 0),
         collate_fn=list,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or starting would use global random numbers
     )
-    for batch in batches:
-        yield from batch
+    try:
+        for batch in batches:
+            yield from batch
+    except RuntimeError as error:
+        if sentence := lost_worker(error):
+            raise sentence from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camtrain.arguments import announce
-from camtrain.data import Batch, PreparedDataset, Split, collate
+from camtrain.data import (
+    Batch,
+    PreparedDataset,
+    Split,
+    collate,
+    leave_signals_to_parent,
+    usable_workers,
+)
 from camtrain.maps import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.dataset import FeatureDataset
@@ -204,7 +211,8 @@ def _batches(plan: Plan) -> Iterator[Batch]:
         plan.pictures,  # type: ignore[arg-type]  # typeshed knows no keys but int
         batch_size=plan.settings["batch_size"],
         sampler=range(trainer.local_rank, len(plan.pictures), trainer.num_devices),
-        num_workers=plan.settings["workers"],
+        num_workers=usable_workers(plan.settings["workers"]),
+        worker_init_fn=leave_signals_to_parent,
         collate_fn=collate,
     )
     is_shown = trainer.is_global_zero and trainer.progress_bar_callback is not None

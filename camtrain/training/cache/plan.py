@@ -16,7 +16,14 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from camtrain.data import Damaged, PreparedDataset, Sample, Split
+from camtrain.data import (
+    Damaged,
+    PreparedDataset,
+    Sample,
+    Split,
+    leave_signals_to_parent,
+    usable_workers,
+)
 from camtrain.errors import CamtrainValueError
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache.store import ArraySpec, free_bytes, remove_unused
@@ -287,7 +294,8 @@ class Plan:
             loader = DataLoader(
                 self.pictures,
                 batch_size=64,
-                num_workers=self.settings["workers"],
+                num_workers=usable_workers(self.settings["workers"]),
+                worker_init_fn=leave_signals_to_parent,
                 collate_fn=_annotations,
             )
             for sample, has_mask in (entry for batch in loader for entry in batch):

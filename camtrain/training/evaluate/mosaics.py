@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from camtrain.data import Damaged, Sample
+from camtrain.data import Damaged, Sample, leave_signals_to_parent, usable_workers
 from camtrain.localization import MosaicScore, mosaic, mosaic_plan
 from camtrain.model.camnet import CAMNet
 from camtrain.model.probe import takes
@@ -66,7 +66,8 @@ def mosaic_scores(net: CAMNet, trainer: Trainer, split: str) -> dict[str, Tensor
     loader = DataLoader(
         pictures,
         batch_sampler=[plan[at : at + step].flatten().tolist() for at in range(0, len(plan), step)],
-        num_workers=data.hparams["workers"],
+        num_workers=usable_workers(data.hparams["workers"]),
+        worker_init_fn=leave_signals_to_parent,
         collate_fn=partial(mosaic_batch, size_hw=None if is_free else (height, width)),
     )
     device = net.head.weight.device

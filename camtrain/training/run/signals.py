@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from camtrain.errors import CamtrainValueError, one_line
+from camtrain.data.loading import lost_worker
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
 from camtrain.training.run.results import print_run_files
 
-_LOST_WORKER = re.compile(r"DataLoader worker|Communication with the\s+workers")
 _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
 
@@ -109,11 +107,6 @@ def ending_cleanly(
         raise KeyboardInterrupt from None
     except Exception as error:
         finish_loggers(trainer.loggers)  # what has been logged is not lost
-        if isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)):
-            raise CamtrainValueError(
-                f"A process that prepares batches has ended ({one_line(error, with_type=False)}); "
-                "the memory, /dev/shm or the number of open files may be too small: give fewer "
-                "workers, or data.workers=0. A training that has a checkpoint goes on with "
-                'ckpt_path="last".'
-            ) from error
+        if sentence := lost_worker(error):
+            raise sentence from error
         raise

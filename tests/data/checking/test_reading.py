@@ -212,3 +212,14 @@ def test_processes_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(reading, "_FEW", 0)
     assert list(examine_all(sources, 2)) == alone
     assert len(alone) == 132
+
+
+def test_a_process_that_dies_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, ``check-data`` and ``fit`` ended with torch's traceback."""
+    source = one_class(tmp_path, {"1.jpg": encoded(photograph())})
+    monkeypatch.setattr(reading, "_FEW", 0)
+    monkeypatch.setattr(reading, "examine", lambda *_, **__: os._exit(9))
+    with pytest.raises(CamtrainError, match="A process that prepares batches has ended"):
+        list(examine_all([source], 1))
