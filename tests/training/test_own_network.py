@@ -1,9 +1,12 @@
 """A network of the user through every door: trained, continued, measured, shipped, read."""
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 import camtrain
 from camtrain.cli import main
 from camtrain.errors import CamtrainValueError
+from camtrain.inference import demo
+from camtrain.inference.predictor import Predictor
 from camtrain.model.camnet import CAMNet
 from camtrain.training import CAMDataModule, CAMModule, fit
 from tests.conftest import fit_of
@@ -60,7 +65,10 @@ def weights_of(file: Path) -> dict[str, Tensor]:
 
 
 def test_the_command_line_trains_measures_exports_and_predicts(
-    folder: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    photographs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(arguments(photographs, folder)) == 0
     run, pictures = folder / "runs" / "run", str(photographs)
@@ -69,7 +77,13 @@ def test_the_command_line_trains_measures_exports_and_predicts(
     sys.modules.pop("users_nets")
     (folder / "users_nets.py").write_text(f"{CODE}\nPath = 1 / 0")
     ours = ["--backbone", NAME]
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # no page is opened
+    shown: list[Predictor] = []
+    monkeypatch.setattr(demo, "page", lambda predictor, _: shown.append(predictor) or MagicMock())
+    with socket.create_server((demo.LOCAL, 0)) as server:
+        page = ["demo", bundle, "--port", str(server.getsockname()[1])]
     for verb in (
+        page,
         ["predict", bundle, pictures, "--output", "results"],
         ["export", str(run), "--format", "safetensors", "--output", "again.safetensors"],
         ["test", "--ckpt_path", str(run)],
@@ -82,6 +96,8 @@ def test_the_command_line_trains_measures_exports_and_predicts(
     with pytest.raises(CamtrainValueError, match=r"hand in its class.*--backbone users_nets\.Net"):
         camtrain.load(bundle)
     (folder / "users_nets.py").write_text(CODE)
+    assert main([*page, *ours]) == 0
+    assert shown[0].description == camtrain.load(bundle, backbone=NAME).description
     assert main(["predict", bundle, pictures, "--output", "results", *ours]) == 0
     assert json.loads((folder / "results/predictions.jsonl").read_text().splitlines()[0])
     command = ["export", str(run), "--format", "pt2", "--output", "net.pt2", *ours]
@@ -102,6 +118,9 @@ def test_the_command_line_trains_measures_exports_and_predicts(
     assert torch.equal(module.net.head.weight, weights_of(checkpoint)["net.head.weight"])
     net = camtrain.create_model(Net, weights=bundle, neck=())
     assert torch.equal(net.head.weight, module.net.head.weight)
+    student = arguments(photographs, folder, "--name", "student", "--model.teacher", bundle)
+    assert main([*student, "--trainer.max_epochs", "1"]) == 0
+    assert main([*student, "--ckpt_path", "last"]) == 0  # to its second and last epoch
 
 
 def test_a_continued_training_gives_the_same_bits(folder: Path, photographs: Path) -> None:
@@ -165,7 +184,11 @@ def test_a_script_trains_and_ships_any_module(
     )
     options = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
     fit(module, data, folder=tmp_path / "run", trainer=options, logger="none")
+    assert list((tmp_path / "run" / "cams").iterdir())
     predictor = camtrain.load(tmp_path / "run", backbone=builder)
-    images = torch.rand(1, 3, 32, 32)
+    images, best = torch.rand(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
+    maps = predictor.net.class_maps(images, classes=best).maps
+    seen = camtrain.gradcam(predictor.net, images, layer="neck", classes=best)
+    torch.testing.assert_close(seen, maps.relu() / maps[0, 0].numel(), rtol=1e-4, atol=1e-6)
     with torch.inference_mode():
         torch.testing.assert_close(predictor.net(images), module.net.eval()(images))
