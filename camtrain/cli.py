@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import signal
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # or a second one would break into the exit
         return 130
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # status 130, no traceback
     return status or 0
 
 

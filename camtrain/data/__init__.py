@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from camtrain.data.loading import EpochSampler as EpochSampler
     from camtrain.data.loading import ResumableLoader as ResumableLoader
     from camtrain.data.loading import SamplerName as SamplerName
-    from camtrain.data.loading import leave_signals_to_parent as leave_signals_to_parent
     from camtrain.data.loading import seed_of as seed_of
-    from camtrain.data.loading import usable_workers as usable_workers
     from camtrain.data.source import FileSource as FileSource
     from camtrain.data.source import ListedFiles as ListedFiles
     from camtrain.data.source import ListedSource as ListedSource
@@ -59,6 +57,8 @@ if TYPE_CHECKING:
     from camtrain.data.transforms import prepare as prepare
     from camtrain.data.transforms import resize as resize
     from camtrain.data.transforms import to_pixels as to_pixels
+    from camtrain.data.workers import leave_signals_to_parent as leave_signals_to_parent
+    from camtrain.data.workers import usable_workers as usable_workers
     from camtrain.maps import maps_on_picture as maps_on_picture
 
 _HOMES = {
@@ -71,9 +71,7 @@ _HOMES = {
     ),
     "camtrain.data.digits": "ClutteredDigits",
     "camtrain.data.exclude": "Without make_sources_without read_exclude without write_exclude",
-    "camtrain.data.loading": (
-        "EpochSampler ResumableLoader SamplerName leave_signals_to_parent seed_of usable_workers"
-    ),
+    "camtrain.data.loading": "EpochSampler ResumableLoader SamplerName seed_of",
     "camtrain.data.source": (
         "FileSource ListedFiles ListedSource Listing Picture Source SourcePicture Split source_of"
     ),
@@ -82,6 +80,7 @@ _HOMES = {
     "camtrain.data.transforms": (
         "CropGeometry boxes_to_input fit_channels normalize prepare resize to_pixels"
     ),
+    "camtrain.data.workers": "leave_signals_to_parent usable_workers",
     "camtrain.maps": "maps_on_picture",
 }
 

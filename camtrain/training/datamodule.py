@@ -17,15 +17,11 @@ from torch.utils.data import DataLoader
 from camtrain.data.augment import Augmentation, AutoAugment
 from camtrain.data.dataset import Batch, DamagedFiles, PreparedDataset, collate
 from camtrain.data.exclude import make_sources_without, read_exclude
-from camtrain.data.loading import (
-    EpochSampler,
-    ResumableLoader,
-    SamplerName,
-    leave_signals_to_parent,
-)
+from camtrain.data.loading import EpochSampler, ResumableLoader, SamplerName
 from camtrain.data.source import Source, Split
 from camtrain.data.sources import SourceOptions, is_divided
 from camtrain.data.splits import write_split
+from camtrain.data.workers import leave_signals_to_parent
 from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.preprocessing import (
     IMAGENET_MEAN,

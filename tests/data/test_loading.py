@@ -1,14 +1,7 @@
 """The order of an epoch, and the loader that goes on in the middle of one."""
 
-import errno
-import os
-import pickle
-import resource
 from collections import Counter
-from multiprocessing.reduction import ForkingPickler
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,11 +13,8 @@ from camtrain.data import (
     EpochSampler,
     ResumableLoader,
     leave_signals_to_parent,
-    loading,
-    usable_workers,
 )
-from camtrain.data.dataset import Sample, collate
-from camtrain.data.loading import _BUFFER, choose_sharing, shuffled_by_shard
+from camtrain.data.loading import _BUFFER, shuffled_by_shard
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError
 
 
@@ -240,85 +230,3 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     assert order(1, 2) != order(0, 2)
     assert {epoch for epoch, _ in order(1, 2)} == {2}
     assert list(EpochSampler(90, shuffle=False, seed=0, groups=groups))[:2] == [(0, 0), (0, 1)]
-
-
-# Of each limit of open files and number of workers: the way of sharing.
-LIMITS = [
-    (1024, 2, "file_descriptor"),
-    (1024, 64, "file_system"),
-    (256, 4, "file_system"),
-    (256, 0, "file_descriptor"),
-    (resource.RLIM_INFINITY, 64, "file_descriptor"),
-]
-
-
-@pytest.mark.parametrize(("limit", "workers", "strategy"), LIMITS)
-def test_workers_share_as_the_limit_of_open_files_allows(
-    limit: int, workers: int, strategy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = ["file_descriptor"]
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
-    monkeypatch.setattr(torch.multiprocessing, "get_sharing_strategy", lambda: chosen[-1])
-    monkeypatch.setattr(torch.multiprocessing, "set_sharing_strategy", chosen.append)
-    assert choose_sharing(workers) == (strategy == "file_system")
-    assert chosen[-1] == strategy
-    assert not choose_sharing(workers)  # said once
-
-
-def test_a_batch_opens_few_files() -> None:
-    """Before, two for each picture with a box: 1,024 in two batches of 256."""
-    boxes = [torch.tensor([[0, 1, 2, n]]) for n in range(64)]
-    batch = collate(
-        [
-            Sample(torch.ones(3, 4, 5), n, box, (8, 9), n, f"{n}.png", torch.ones(n, 2), box / 2)
-            for n, box in enumerate(boxes)
-        ]
-    )
-    before = len(os.listdir("/proc/self/fd"))
-    data = ForkingPickler.dumps(batch)
-    assert len(os.listdir("/proc/self/fd")) - before < 16  # two for each column
-    again = pickle.loads(data)
-    for column, expected in zip(again, batch, strict=True):
-        assert type(column) is type(expected)
-        pairs = (
-            zip(column, expected, strict=True)
-            if isinstance(expected, list)
-            else [(column, expected)]
-        )
-        for value, other in pairs:
-            assert torch.equal(value, other) if isinstance(other, torch.Tensor) else value == other
-
-
-def test_a_worker_that_cannot_hand_over_ends() -> None:
-    """Before, the loader waited for ever."""
-    loader = loader_of(num_workers=1, collate_fn=lambda keys: open(os.devnull))  # noqa: SIM115
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        next(iter(loader))
-
-
-@pytest.mark.parametrize(("megabytes", "is_piped"), [(0, True), (64, True), (200, False)])
-def test_small_shared_memory_costs_no_batch(
-    megabytes: int,
-    is_piped: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Two workers prepare two batches each, and one is in use: 5 x 20 MB."""
-    size = SimpleNamespace(f_blocks=10**6, f_bavail=megabytes * 1000, f_frsize=1000)
-    monkeypatch.setattr(os, "statvfs", lambda path: size)
-    loading._announce_pipes.cache_clear()
-    loader = loader_of(num_workers=2, collate_fn=lambda keys: torch.full((2, 2_500_000), len(keys)))
-    batches = list(loader)
-    assert [batch.unique().tolist() for batch in batches] == [[3], [3], [3], [1]]
-    assert capsys.readouterr().out.count("/dev/shm is too small") == is_piped  # said once
-
-
-def test_without_locks_there_are_no_workers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As where ``/dev/shm`` is read-only or missing; before, a traceback."""
-    assert usable_workers(2) == 2
-    error = OSError(errno.EROFS, "Read-only file system")
-    monkeypatch.setattr(torch.multiprocessing, "Lock", Mock(side_effect=error))
-    assert usable_workers(0) == usable_workers(2) == usable_workers(2) == 0
-    assert capsys.readouterr().out.count("without workers") == 1

@@ -21,8 +21,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from camtrain.data.boxes import BoxError
 from camtrain.data.decoding import DamagedImageError, open_picture
 from camtrain.data.faults import listed_faults
-from camtrain.data.loading import leave_signals_to_parent, lost_worker, usable_workers
 from camtrain.data.source import FileSource, Source
+from camtrain.data.workers import leave_signals_to_parent, lost_worker, usable_workers
 from camtrain.errors import one_line
 
 # Starting the processes costs as much as reading about this many pictures of 500 pixels.

@@ -163,7 +163,7 @@ def fit(
             every_minutes=save_every_minutes,
         )
     lightning = _make_trainer(options, writer, cams or CAMLogger(), makes_loggers=makes_loggers)
-    with ExitStack() as stack:  # of the lock of the run
+    with ExitStack() as stack:  # of the lock of the run, and of the signals
         if writer is not None:
             ckpt_path, so_far = open_run(
                 writer, lightning, module, data, ckpt_path, overwrite, stack
@@ -186,7 +186,8 @@ def fit(
             for run_logger in lightning.loggers:
                 run_logger.log_hyperparams(run_settings)
         print_header(module, data, lightning)
-        with signals, ending_cleanly(lightning, signals, writer.folder if writer else None):
+        stack.enter_context(signals)
+        with ending_cleanly(lightning, signals, writer.folder if writer else None):
             lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
         if writer is None:
             return FitResult(Path(folder), None, {}, None, None, None)

@@ -14,7 +14,7 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from camtrain.data.loading import lost_worker
+from camtrain.data.workers import lost_worker
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
 from camtrain.training.run.results import print_run_files
@@ -25,7 +25,7 @@ _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 class StopSignals:
     """A context manager that remembers the first signal, so that the training can stop.
 
-    A second Ctrl-C interrupts at once, and so does any signal before or after the training.
+    A second Ctrl-C interrupts at once, and so does the first signal before or after the training.
 
     Attributes:
         received: The first signal, or None.
@@ -75,6 +75,8 @@ class StopSignals:
         if os.getpid() != self._process_id:  # a forked child that has not set its own handlers yet
             return
         is_first, self.received = self.received is None, self.received or Signals(number)
+        if not is_first and number == SIGTERM:
+            return
         if not self.is_training or (not is_first and number == SIGINT):
             self.stop()
         elif is_first and number == SIGINT:
@@ -87,7 +89,8 @@ def ending_cleanly(
 ) -> Iterator[None]:
     """Finish the loggers if the training in the context ends early.
 
-    After a signal, also print which files of the run were written.
+    After a signal, also print which files of the run were written. A signal during Lightning's
+    teardown ends the context; whatever error the interrupted teardown raises is no news.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; Lightning alone would exit with status 1.
@@ -96,17 +99,19 @@ def ending_cleanly(
     """
     try:
         yield
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        if run is not None:
+        signals.is_training = False
+        if signals.received is not None:
+            signals.stop()
+    except BaseException as error:
+        is_lightnings = isinstance(error, SystemExit) and trainer.interrupted
+        is_stopped = is_lightnings or signals.received is not None
+        if is_stopped and run is not None:
             print_run_files(run, trainer)
-        finish_loggers(trainer.loggers)
+        finish_loggers(trainer.loggers)  # what has been logged is not lost
         if signals.received == SIGTERM:
             sys.exit(128 + SIGTERM)
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        finish_loggers(trainer.loggers)  # what has been logged is not lost
-        if sentence := lost_worker(error):
+        if is_stopped:
+            raise KeyboardInterrupt from None
+        if isinstance(error, Exception) and (sentence := lost_worker(error)):
             raise sentence from error
         raise

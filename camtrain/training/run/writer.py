@@ -238,9 +238,8 @@ class RunWriter(Checkpoint):
         self._add_row(trainer, scores, is_validated=is_validated)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals interrupt at once again."""
+        """Stop, if a signal has asked for it."""
         self._raise_if_stop_requested(trainer)
-        self.signals.is_training = False
 
     def _add_row(self, trainer: Trainer, scores: dict[str, float], *, is_validated: bool) -> None:
         """Add a row, and write everything."""
