@@ -21,12 +21,14 @@ from torch import Tensor
 from camtrain.arguments import VerbParser, announce
 from camtrain.data.exclude import absolute_data_folder, make_sources_without, name_in, read_exclude
 from camtrain.data.lists import PathList
-from camtrain.data.shards.read import Shard, ShardIndex, import_webdataset
+from camtrain.data.shards.read import INDEX, Shard, ShardIndex, import_webdataset
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, naming_arguments_of, source_options
 from camtrain.errors import CamtrainValueError
-from camtrain.files import check_writable
+from camtrain.files import check_writable, locked
 from camtrain.labels import classes_of
+
+_UNFINISHED = ".unfinished"  # lies in the folder until the index is written
 
 
 def write_shards(
@@ -47,7 +49,7 @@ def write_shards(
 
     Args:
         sources: All splits.
-        folder: A new or empty folder.
+        folder: A new or empty folder, or what a killed process has left, which is written anew.
         root: The data folder; pictures in it are named relative to it.
         shard_mb: Approximate size of a shard, in 10^6 bytes.
         seed: Seed for the order of the training pictures.
@@ -62,14 +64,15 @@ def write_shards(
     """
     if shard_mb <= 0:
         raise CamtrainValueError(f"shard_mb must be above 0, got {shard_mb}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_used and not (folder / _UNFINISHED).is_file():
         raise CamtrainValueError(f"{folder} must be a new or empty folder; choose another one.")
     writer, data_folder = import_webdataset("writer"), absolute_data_folder(root)
     paths: list[str] = []
     labels: list[object] = []
     boxes: list[np.ndarray] = []
     first_rows: dict[Split, int] = {}
-    with _delete_on_error(folder):
+    with _writing(folder):
         for split, source in sources.items():
             first_rows[split] = len(paths)
             order = torch.arange(len(source))
@@ -106,19 +109,34 @@ def write_shards(
 
 
 @contextmanager
-def _delete_on_error(folder: Path) -> Iterator[None]:
-    """Make a folder; after an error, delete its files, and also the folder if it is new."""
+def _writing(folder: Path) -> Iterator[None]:
+    """Make a folder; after an error, delete what was written, and also the folder if it is new.
+
+    A file marks the folder until all is written, so that the remains of a killed process are known.
+    """
     is_new = not folder.exists()
     check_writable(folder, "--to")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for file in folder.iterdir():
+    marker = folder / _UNFINISHED
+    marker.touch()
+    message = f"Another process writes shards to {folder}; wait for its end, or choose another."
+    with locked(marker, message):
+        _delete_shards(folder)
+        try:
+            yield
+        except BaseException:
+            _delete_shards(folder)
+            marker.unlink()
+            if is_new:
+                folder.rmdir()
+            raise
+        marker.unlink()
+
+
+def _delete_shards(folder: Path) -> None:
+    for pattern in ("*.tar", "samples-*.npz", INDEX, ".index-*"):
+        for file in folder.glob(pattern):
             file.unlink()
-        if is_new:
-            folder.rmdir()
-        raise
 
 
 def _find_places(

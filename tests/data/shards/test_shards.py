@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,6 +277,25 @@ def test_bad_targets_are_refused(photographs: Path, tmp_path: Path) -> None:
         write(photographs, photographs)
     with pytest.raises(CamtrainValueError, match="shard_mb must be above 0, got 0"):
         write(photographs, tmp_path / "x", shard_mb=0)
+
+
+def test_the_remains_of_a_killed_process_are_written_anew(
+    photographs: Path, shards: Path, tmp_path: Path
+) -> None:
+    sources = make_sources("folder", SourceOptions(root=photographs))
+    writing = write_shards(sources, tmp_path / "open", root=str(photographs), shard_mb=0.01)
+    for _ in range(9):
+        next(writing)
+    with pytest.raises(CamtrainValueError, match="Another process writes shards"):
+        write(photographs, tmp_path / "open")
+    killed = shutil.copytree(tmp_path / "open", tmp_path / "killed")
+    assert len([*killed.glob("*.tar")]) > 1
+    write(photographs, killed, shard_mb=0.015)
+    assert {p.name: p.read_bytes() for p in killed.iterdir()} == {
+        p.name: p.read_bytes() for p in shards.iterdir()
+    }
+    writing.close()
+    assert not (tmp_path / "open").exists()
 
 
 def test_a_missing_library_names_the_command(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

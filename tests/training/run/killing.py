@@ -6,7 +6,9 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.by_two import PRELOADED
 
 def run_in_child(
     args: list[str],
-    kill: tuple[str, int] | None = None,
+    kill: tuple[str | float, int] | None = None,
     signals: Sequence[signal.Signals] = (signal.SIGKILL,),
 ) -> int:
     """Run the command line; returns the exit status, minus the signal's number where one killed it.
@@ -26,7 +28,8 @@ def run_in_child(
 
     Args:
         args: Of the command line.
-        kill: A place of ``PLACES`` and how often it is passed before the signals come there.
+        kill: A place of ``PLACES`` and how often it is passed before the signals come there; or
+            seconds and 1.
         signals: Sent to the process with all that belong to it, as a terminal does.
     """
     context = multiprocessing.get_context("forkserver")
@@ -41,7 +44,10 @@ def run_in_child(
 
 
 def _run(
-    args: list[str], kill: tuple[str, int] | None, signals: Sequence[signal.Signals], log: str
+    args: list[str],
+    kill: tuple[str | float, int] | None,
+    signals: Sequence[signal.Signals],
+    log: str,
 ) -> None:
     import torch
 
@@ -57,7 +63,8 @@ def _run(
     torch.set_num_threads(1)
     if kill is not None:
         place, count = kill
-        PLACES[place](_struck(count, signals))
+        way = after(place) if isinstance(place, float) else PLACES[place]
+        way(_struck(count, signals))
     sys.exit(main(args))
 
 
@@ -72,9 +79,9 @@ def _struck(count: int, signals: Sequence[signal.Signals]) -> Callable[[], None]
         for number in signals:
             if number == signal.SIGKILL:
                 os.kill(own, number)
-            if number == signal.SIGINT:
-                for worker in multiprocessing.active_children():
-                    os.kill(worker.pid or 0, number)
+            workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+            if number != signal.SIGKILL and workers:  # not from their parent, which they obey
+                subprocess.run(["kill", f"-{number.value}", *workers], check=False)
             os.killpg(0, number)
 
     return strike
@@ -136,6 +143,17 @@ def _before_the_bundle(die: Callable[[], None]) -> None:
 def _after_everything(die: Callable[[], None]) -> None:
     fit = importlib.import_module("camtrain.training.run.fit")
     _before(fit, "write_scores", die)
+
+
+def after(seconds: float) -> Callable[[Callable[[], None]], None]:
+    """A place in time, after everything was imported."""
+
+    def strike_after(die: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, die)
+        timer.daemon = True
+        timer.start()
+
+    return strike_after
 
 
 PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
