@@ -9,10 +9,15 @@ from contextlib import contextmanager
 
 _MOST_CHARACTERS = 300
 _LAST_CHARACTERS = 120
+_LONGEST_MESSAGE = 900  # whatever a file holds that it quotes
 
 
 class CamtrainError(Exception):
     """An error that the caller can correct; its text says how."""
+
+    def __str__(self) -> str:
+        """The text; of a very long one beginning and end."""
+        return _shortened(super().__str__(), _LONGEST_MESSAGE)
 
 
 class CamtrainValueError(CamtrainError, ValueError):
@@ -46,9 +51,13 @@ def one_line(error: BaseException, *, with_type: bool = True) -> str:
     if with_type and text and not isinstance(error, CamtrainError):
         text = f"{name}: {text}"
     text = text or name
-    if len(text) > _MOST_CHARACTERS:
-        text = f"{text[: _MOST_CHARACTERS - _LAST_CHARACTERS - 5]} ... {text[-_LAST_CHARACTERS:]}"
-    return text
+    return _shortened(text, _MOST_CHARACTERS)
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: most - _LAST_CHARACTERS - 5]} ... {text[-_LAST_CHARACTERS:]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from camtrain.errors import CamtrainValueError
@@ -117,6 +119,72 @@ def read_utf8(file: Path, *, errors: str = "strict") -> str:
             f"{file}, line {line}: the text must be UTF-8, got the byte "
             f"0x{error.object[error.start]:02x}; save the file as UTF-8."
         ) from None
+
+
+_MOST_VALUES, _DEEPEST, _LONGEST_TEXT, _LARGEST = 2_000_000, 50, 2**20, 2**64
+_LONGEST_NAME = 10_000
+
+
+def check_nested(values: object) -> None:
+    """Refuse the values of a file that nobody could print: too many, too deep, too long.
+
+    A list that is used a hundred times counts a hundred times.
+
+    Raises:
+        CamtrainValueError: They are.
+    """
+    end, count = object(), 0
+    levels = [iter([values])]
+    while levels:
+        value = next(levels[-1], end)
+        if value is end:
+            levels.pop()
+            continue
+        count += 1
+        if count > _MOST_VALUES or len(levels) > _DEEPEST:
+            raise CamtrainValueError(
+                f"its values are more than {_MOST_VALUES} or nested deeper than {_DEEPEST}"
+            )
+        if isinstance(value, (list, tuple, set, frozenset)):
+            levels.append(iter(value))
+        elif isinstance(value, dict):
+            levels += [iter(value.keys()), iter(value.values())]
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            raise CamtrainValueError("it holds a number beyond 64 bits")
+        elif isinstance(value, (str, bytes)) and len(value) > _LONGEST_TEXT:
+            raise CamtrainValueError(f"it holds a text of {len(value)} characters")
+
+
+def check_names(part: str, names: object) -> tuple[str, ...]:
+    """The names themselves; raise CamtrainValueError unless they are a list of short texts."""
+    are_names = isinstance(names, list) and all(
+        isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names
+    )
+    if not are_names:
+        raise CamtrainValueError(f"{part} must be a list of names")
+    return tuple(names)
+
+
+def checked_numbers(part: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by name, as floats; raise CamtrainValueError for anything else."""
+    if not isinstance(values, Mapping) or not all(
+        isinstance(value, int | float) for value in values.values()
+    ):
+        raise CamtrainValueError(f"{part} must hold numbers")
+    check_names(part, list(values))
+    return {name: float(value) for name, value in values.items()}
+
+
+def check_stored(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse a zip file of ``size`` bytes whose members are compressed, which could be any amount.
+
+    Raises:
+        CamtrainValueError: They are.
+    """
+    infos = archive.infolist()
+    stored = sum(info.file_size for info in infos)
+    if stored > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise CamtrainValueError(f"its members unpack to {stored} bytes, the file has {size}")
 
 
 def duplicate(source: Path, path: Path) -> None:

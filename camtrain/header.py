@@ -7,6 +7,8 @@ the same plain values. No other module names their format version or the key the
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,8 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.files import check_names, check_nested, check_stored, checked_numbers
 from camtrain.labels import Task, check_task
 from camtrain.preprocessing import Preprocessing
 from camtrain.version import __version__
@@ -32,6 +36,14 @@ _ARGUMENTS = (
     *("backbone", "num_classes", "cut", "stride", "neck", "neck_kernel", "neck_groups"),
     *("neck_norm", "pool", "dropout", "in_chans", "backbone_args"),
 )
+MOST_METADATA = 2**24  # bytes; the names of 20,000 classes take a few hundred thousand
+_MOST_PIXELS = 2**26  # of the network's input
+# What a checkpoint holds beside the description; some may be missing.
+_PARTS: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "hyper_parameters", "datamodule_hyper_parameters"), dict),
+    **dict.fromkeys(("callbacks", "loops", "run"), dict),
+    **dict.fromkeys(("epoch", "global_step"), int),
+}
 _NEWEST_FORMAT = 2  # of networks that refine their maps; version 1 is written for the others
 
 
@@ -158,28 +170,37 @@ class Description:
         Raises:
             Exception: Of any type, where the values are not those that camtrain writes.
         """
+        check_nested(values)
         architecture, task = values.get("architecture"), values.get("task", "multiclass")
         if architecture is not None:
             architecture = {**architecture, "task": architecture.get("task", task)}
             for argument in _ARGUMENTS:
                 architecture[argument]  # raises KeyError
             task = architecture["task"]
+            if not isinstance(architecture["backbone"], str):
+                raise CamtrainValueError("backbone must be a name")
         names, preprocessing = values["class_names"], values["preprocessing"]
-        are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if names is not None and not are_names:
-            raise CamtrainValueError("class_names must be a list of names")
-        refinement = values.get("refine")
+        refinement = values.get("refine") or {"method": "none", "layers": ()}
+        check_names("refine", [refinement["method"], *refinement["layers"]])
+        is_calibrated = values.get("is_calibrated")
+        if not isinstance(is_calibrated, bool | None):
+            raise CamtrainValueError("is_calibrated must be true or false")
+        size = (1,) if preprocessing is None else preprocessing.get("size", (1,))
+        if math.prod(size) > _MOST_PIXELS:
+            raise CamtrainValueError(f"size must be of at most {_MOST_PIXELS} pixels, got {size}")
         return cls(
             architecture=architecture,
-            class_names=None if names is None else tuple(names),
+            class_names=None if names is None else check_names("class_names", names),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
             task=check_task(task),
-            refine=refinement["method"] if refinement else "none",
-            refine_layers=tuple(refinement["layers"]) if refinement else (),
-            threshold=float(values["map_threshold"]),
-            is_calibrated=values.get("is_calibrated"),
-            other_thresholds=dict(values.get("other_thresholds", {})),
-            scores={name: float(score) for name, score in values.get("scores", {}).items()},
+            refine=refinement["method"],
+            refine_layers=tuple(refinement["layers"]),
+            threshold=checked_numbers("map_threshold", {"": values["map_threshold"]})[""],
+            is_calibrated=is_calibrated,
+            other_thresholds=checked_numbers(
+                "other_thresholds", values.get("other_thresholds", {})
+            ),
+            scores=checked_numbers("scores", values.get("scores", {})),
             export=values.get("export"),
         )
 
@@ -202,6 +223,8 @@ def parse_description(text: str | bytes, path: Path) -> Description:
         CamtrainValueError: The text is damaged, or of a newer format version.
     """
     with refusing_damage(path):
+        if len(text) > MOST_METADATA:
+            raise CamtrainValueError(f"{len(text)} characters")
         values = json.loads(text)
         version = int(values["format_version"])
         if version <= _NEWEST_FORMAT:
@@ -267,6 +290,20 @@ def read_safetensors_description(path: Path) -> Description | None:
     return None if text is None else parse_description(text, path)
 
 
+def read_torch_file(path: Path, *, mmap: bool = False) -> Any:  # noqa: ANN401
+    """What ``torch.save`` has written: plain values and tensors, no more than the file's size.
+
+    Raises:
+        Exception: Of any type, where the file is damaged or holds more; no code from it is run.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_stored(archive, path.stat().st_size)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    check_nested(content)
+    return content
+
+
 def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Everything in a Lightning checkpoint of this project; only plain values are read.
 
@@ -284,13 +321,27 @@ def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]
             f"No checkpoint at {path.absolute()}; give the path of a best.ckpt or last.ckpt."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = read_torch_file(path, mmap=mmap)
         checkpoint_description(content)
+        _check_parts(content)
         return dict(content)
     except Exception as error:  # what a damaged file makes torch raise cannot be known
         raise CamtrainValueError(
             f"{path} is not a camtrain checkpoint that can be read safely ({one_line(error)})."
         ) from error
+
+
+def _check_parts(content: Mapping[str, Any]) -> None:
+    """Raise CamtrainValueError unless the parts that are read later are of the right types."""
+    for name, kind in _PARTS.items():
+        part = content.get(name, kind())
+        if not isinstance(part, kind):
+            raise CamtrainValueError(f"{name} must be a {kind.__name__}")
+        check_names(name, list(part) if isinstance(part, dict) else [])
+    if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+        raise CamtrainValueError("state_dict must hold tensors")
+    if not all(isinstance(state, dict) for state in content.get("callbacks", {}).values()):
+        raise CamtrainValueError("callbacks must hold the state of each")
 
 
 def checkpoint_description(content: Mapping[str, Any]) -> Description:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -59,6 +61,16 @@ class Preprocessing:
         for name in ("size", "mean", "std"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
+        try:
+            whole = [operator.index(side) for side in self.size]
+            are_finite = all(map(math.isfinite, (*whole, *self.mean, *self.std, self.crop_pct)))
+        except (TypeError, OverflowError):
+            are_finite = False
+        if not are_finite:
+            raise CamtrainValueError(
+                "size must be whole numbers, and mean, std and crop_pct finite numbers, got "
+                f"size={self.size}, mean={self.mean}, std={self.std}, crop_pct={self.crop_pct!r}."
+            )
         if len(self.size) != 2 or min(self.size) < 1:
             raise CamtrainValueError(f"size must be two positive numbers (H, W), got {self.size}.")
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:

@@ -31,6 +31,7 @@ from camtrain.header import (
 )
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import from_recipe
+from camtrain.model.limits import as_large_as, check_head
 from camtrain.model.modules import check_user, user_network
 from camtrain.model.probe import Intercepted
 from camtrain.model.refine import Refine
@@ -147,7 +148,7 @@ def read_network(path: str | Path, *, backbone: object = None) -> Bundle:
     """
     path, data_settings = Path(path), {}
     if path.suffix.lower() == ".ckpt":
-        content = read_checkpoint_content(path)
+        content = read_checkpoint_content(path)  # of the right types
         description: Description | None = checkpoint_description(content)
         tensors = {
             name.removeprefix("net."): tensor
@@ -174,8 +175,9 @@ def read_network(path: str | Path, *, backbone: object = None) -> Bundle:
             raise CamtrainValueError("architecture is missing")
         if user is None:
             _check_name(architecture["backbone"])
+        check_head(tensors, architecture["num_classes"])
         # The file holds every weight; code of the user may compute with what it draws.
-        with nullcontext() if user else Intercepted(_without_drawing):
+        with nullcontext() if user else Intercepted(_without_drawing), as_large_as(tensors):
             net = from_recipe(architecture, user)
         if user is not None:
             advice = f"hand in the network of this file, {architecture['backbone']}"

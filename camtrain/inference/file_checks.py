@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
-from camtrain.header import METADATA_KEY
+from camtrain.files import check_stored
+from camtrain.header import METADATA_KEY, MOST_METADATA
 
-_MOST_METADATA = 2**24  # bytes; the names of 20,000 classes take a few hundred thousand
 # What zipfile, json and lookups raise for damaged files; UnicodeDecodeError is a ValueError.
 _DAMAGES = (
     *(zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, IndexError),
@@ -94,7 +94,7 @@ def check_archive(path: Path) -> bytes | None:
             for config in _CONFIGS:
                 content = json.loads(_read_member(archive, members[config], _MOST_JSON))
                 _check_tensors(content, members)
-            return _read_member(archive, extra, _MOST_METADATA)
+            return _read_member(archive, extra, MOST_METADATA)
     except _DAMAGES as error:
         reason = one_line(error, with_type=False)
         raise CamtrainValueError(
@@ -106,9 +106,7 @@ def check_archive(path: Path) -> bytes | None:
 def _members_of(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """The members of the archive by their name below its only folder, uncompressed."""
     infos = archive.infolist()
-    stored = sum(info.file_size for info in infos)
-    if stored > size or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        raise ValueError(f"its members unpack to {stored} bytes, the file has {size}")
+    check_stored(archive, size)
     members = {info.filename.partition("/")[2]: info for info in infos}
     folders = {info.filename.partition("/")[0] for info in infos}
     if len(members) != len(infos) or len(folders) != 1 or archive.comment:
@@ -217,7 +215,7 @@ def read_onnx_header(path: Path) -> tuple[dict[str, bytes], set[str]]:
             for number, start, end in _fields(data, 0, len(data)):
                 has_graph = has_graph or number == _GRAPH
                 if number in (_METADATA, _OPERATOR_SET):
-                    if end - start > _MOST_METADATA:
+                    if end - start > MOST_METADATA:
                         raise ValueError(f"{end - start} bytes of metadata")
                     fields = {n: data[a:b] for n, a, b in _fields(data, start, end)}
                     if number == _METADATA:

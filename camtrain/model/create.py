@@ -26,6 +26,7 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.convert import NotCamReadyError, find_maps, with_original_head
 from camtrain.model.cut import NoGraphError
 from camtrain.model.hub import hub_network, is_hub_name
+from camtrain.model.limits import as_large_as
 from camtrain.model.modules import (
     UserNetwork,
     check_user,
@@ -279,7 +280,8 @@ def _continue_bundle(
     is_same_head = is_same_neck and recipe["num_classes"] == architecture["num_classes"]
     keeps_head = is_same_head and (keeps_classes or not recipe["neck"])
     keeps_head_layer = keeps_head and architecture.get("own_head", False)
-    net = from_recipe({**recipe, "own_head": keeps_head_layer}, user)
+    with as_large_as(bundle.tensors):  # arguments of the backbone may be the file's
+        net = from_recipe({**recipe, "own_head": keeps_head_layer}, user)
     for part, is_kept in {"backbone": True, "neck": is_same_neck, "head": keeps_head}.items():
         if is_kept:
             bundle.load_part(net, part)

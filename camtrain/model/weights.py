@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line, join_first
-from camtrain.header import Description, read_safetensors_description
+from camtrain.header import Description, read_safetensors_description, read_torch_file
 from camtrain.model.backbones import torchvision_weights
 from camtrain.model.caffemodel import caffe_weights
 from camtrain.model.probe import first_conv
@@ -185,7 +185,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content: Any = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings(action="ignore"):  # of TorchScript, which is refused
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = read_torch_file(path)
     except Exception as error:  # a damaged file can make the readers raise anything
         raise CamtrainValueError(
             f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds "

@@ -21,6 +21,7 @@ from camtrain.labels import Task, as_pair
 from camtrain.maps import PoolName
 from camtrain.model.arguments import ARCHITECTURE, NormName
 from camtrain.model.create import create_model, from_recipe
+from camtrain.model.limits import as_large_as
 from camtrain.model.modules import check_user, name_of, user_network
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
@@ -333,7 +334,8 @@ class CAMModule(LightningModule):
         if is_resuming:
             check_same_network(self, checkpoint)
         if self.net.description.architecture != stored.architecture:
-            net = from_recipe(cast("dict[str, Any]", stored.architecture), self._user)
+            with as_large_as(checkpoint["state_dict"]):
+                net = from_recipe(cast("dict[str, Any]", stored.architecture), self._user)
             self.net = net.to(self.device).to(memory_format=self._memory_format)
             self._freezing = Freezing(self.net, self.hparams)
         self.net.restore(stored)
