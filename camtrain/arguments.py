@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,58 @@ def announce(work: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class _LastingFile(io.FileIO):
+    """A standard stream that nobody can close: what cannot be written is lost.
+
+    Attributes:
+        error: Why something was lost, other than a reader who has read enough.
+    """
+
+    error: OSError | None = None
+    is_lost = False
+
+    def write(self, content: Any, /) -> int | None:  # noqa: ANN401
+        """Write, or lose this and all that follows."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.error = error
+            self.is_lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(content).nbytes
+
+
+def make_streams_last() -> list[_LastingFile]:
+    """Let neither the end of a reader, nor a full disk, nor a letter end a program that prints.
+
+    Returns:
+        The files of standard output and standard error.
+    """
+    files = []
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  None: closed
+        setattr(sys, name, stream)
+        if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer.raw, io.FileIO):
+            continue  # of a notebook or a test
+        file = _LastingFile(stream.fileno(), "w", closefd=False)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(file),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, text)
+        files.append(file)
+    return files
+
+
+def has_reader() -> bool:
+    """Whether standard output is not known to be lost."""
+    return not getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "is_lost", False)
 
 
 class VerbParser(argparse.ArgumentParser):

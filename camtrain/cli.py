@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from camtrain.arguments import announce
-from camtrain.errors import CamtrainError
+from camtrain.arguments import announce, make_streams_last
+from camtrain.errors import CamtrainError, refused_by_system
 
 
 class Verb(NamedTuple):
@@ -67,7 +67,18 @@ camtrain VERB --help lists the options of a verb."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit status: 2 for what the caller can mend, 130 for Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(list(argv))
+    files = make_streams_last()
+    status = _run(sys.argv[1:])
+    sys.stdout.flush()
+    for error in (file.error for file in files if file.error):
+        return status or _complain(f"What was printed is lost ({error.strerror}); print elsewhere.")
+    return status
+
+
+def _run(args: list[str]) -> int:
+    """Run a verb and return its exit status."""
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -87,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int | None = module.main(args)
     except CamtrainError as error:
         return _complain(str(error))
+    except OSError as error:
+        if not error.errno:
+            raise
+        return _complain(str(refused_by_system(error)))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # or a second one would break into the exit
         return 130

@@ -32,6 +32,19 @@ class CamtrainFileNotFoundError(CamtrainError, FileNotFoundError):
     """A path does not exist or holds nothing usable."""
 
 
+class CamtrainOSError(CamtrainError, OSError):
+    """The system refuses to write or read a file."""
+
+
+def refused_by_system(error: OSError) -> CamtrainOSError:
+    """The sentence for an error of the system that no other one explains."""
+    name = "a file" if error.filename is None else os.fsdecode(error.filename)
+    return CamtrainOSError(
+        f"The system refuses {name} ({error.strerror}); check that it may be read or written, and "
+        "the room on its disk."
+    )
+
+
 def one_line(error: BaseException, *, with_type: bool = True) -> str:
     r"""An exception within a message, on one line of at most 300 characters.
 

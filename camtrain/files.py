@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainError, CamtrainOSError, CamtrainValueError
 
 _locks: set[int] = set()  # descriptors of this process
 
@@ -57,21 +58,113 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, needed: int = 0, is_synced: bool = True) -> Iterator[Path]:
     """A path to write to, which replaces ``path`` at the end if no exception was raised.
 
     The other path lies in the same folder, since renaming is atomic only within a file system. Its
     content reaches the disk before the renaming: a power cut leaves the old file or the new one.
     It keeps the suffix, and no other process uses its name.
+
+    Args:
+        path: The file.
+        needed: Bytes that it takes at least, if that is known before.
+        is_synced: Let the content reach the disk; otherwise a power cut may leave an empty file.
+
+    Raises:
+        CamtrainOSError: The disk is full, or the system refuses the file otherwise.
     """
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        with writing(path):
+            yield path
+        return
     part = path.with_name(f".{path.stem}-{uuid4().hex}.part{path.suffix}")
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with writing(path, part, needed=needed):
+            yield part
+            if is_synced:
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def writing(path: Path, part: Path | None = None, *, needed: int = 0) -> Iterator[None]:
+    """Say in a sentence that the system refuses to write a file.
+
+    Args:
+        path: The file, for the sentence.
+        part: What is really written, until it replaces the file.
+        needed: Bytes that it takes at least.
+
+    Raises:
+        CamtrainOSError: The disk is full, or the system refuses the file otherwise.
+    """
+    try:
+        if needed > (free := free_bytes(path)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+    except CamtrainError:
+        raise
+    except Exception as error:
+        # torch, NumPy and safetensors have errors of their own for a full disk: one more try tells.
+        is_of_system = isinstance(error, OSError) and error.errno
+        reason = error.strerror if is_of_system else _refusal(part or path)
+        if not reason:
+            raise
+        needed = needed or (path.stat().st_size if part and path.is_file() else 0)
+        takes = f", it takes about {format_bytes(needed)}" if needed else ""
+        free = free_bytes(path)
+        raise CamtrainOSError(
+            f"{path} cannot be written ({reason}: {format_bytes(free)} are free{takes}); make "
+            "room, or choose another place."
+        ) from error
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file all of the content, or nothing.
+
+    Raises:
+        CamtrainOSError: The disk is full, or the system refuses the file otherwise.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with writing(path), open(path, "ab") as file:
+            file.write(content)
+    except CamtrainError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
+def _refusal(path: Path) -> str | None:
+    """Why the system takes no more bytes for a file; None if it does."""
+    try:
+        with open(path, "ab") as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def free_bytes(path: Path) -> int:
+    """Free space, in bytes, of the disk of a file or folder that need not exist yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def format_bytes(nbytes: int) -> str:
+    """A number of bytes in decimal units.
+
+    Example:
+        >>> format_bytes(900), format_bytes(66_200_000), format_bytes(2_100_000_000)
+        ('0.0 MB', '66.2 MB', '2.1 GB')
+    """
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -91,7 +184,7 @@ def check_writable(path: Path, option: str) -> None:
     except OSError as error:
         raise CamtrainValueError(
             f"{option} must name a place where files can be written, got {path} "
-            f"({error.strerror}); choose another."
+            f"({error.strerror or error}); choose another."
         ) from error
 
 
@@ -206,5 +299,9 @@ def remove_parts(folder: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The folder ``camtrain`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may be deleted."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "camtrain"
+    """The folder ``camtrain`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; it may be deleted.
+
+    It cannot be made for a user without a home.
+    """
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.devnull if folder.startswith("~") else folder) / "camtrain"

@@ -98,3 +98,11 @@ def test_a_dead_process_holds_no_lock_and_neither_do_its_children(tmp_path: Path
         holder.wait()
         with files.locked(tmp_path, "in use"):
             os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with the number of no user; before, a RuntimeError."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(OSError, match="Not a directory"):
+        files.user_cache().mkdir()

@@ -15,6 +15,7 @@ from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, warn
+from camtrain.files import replacing
 from camtrain.labels import class_counts
 
 _COMMENT = "#"
@@ -198,4 +199,5 @@ def write_exclude(
         lines += [f"{_COMMENT} {' '.join(reason.split())}"] * bool(reason)
         lines.append(f"./{path}" if path.startswith(_COMMENT) else path)
     text = "".join(f"{line}\n" for line in lines)
-    Path(file).expanduser().write_bytes(text.encode(**_UTF8))
+    with replacing(Path(file).expanduser().resolve()) as part:
+        part.write_bytes(text.encode(**_UTF8))

@@ -101,7 +101,7 @@ def write_bundle(
     description = shipped_description(net, description or net.description)
     # Contiguous: safetensors refuses the strides of channels-last weights.
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    with replacing(path) as part:
+    with replacing(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
         part.touch()
         usual_mode = part.stat().st_mode
         safetensors.torch.save_file(tensors, part, {METADATA_KEY: description.to_json()})

@@ -29,7 +29,7 @@ from camtrain.arguments import VerbParser, add_backbone
 from camtrain.data.decoding import MOST_PIXELS, pixel_limit
 from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.files import check_writable
+from camtrain.files import append, check_writable, replacing
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input
 from camtrain.inference.prediction import Prediction, scaled_boxes
@@ -180,14 +180,13 @@ class PredictionFolder:
         for name in _FOLDERS:
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
-        self._file = (self.path / _LINES).open("w", encoding="utf-8", errors="backslashreplace")
+        (self.path / _LINES).write_bytes(b"")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Write the last contact sheet, and close ``predictions.jsonl``."""
-        with self._file:
-            if self._tiles:
-                self._write_sheet()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the last contact sheet."""
+        if self._tiles and not (kind and issubclass(kind, OSError)):
+            self._write_sheet()
 
     def add(self, prediction: Prediction) -> None:
         """Write the files of a picture, and then its line, so that it is complete."""
@@ -204,7 +203,8 @@ class PredictionFolder:
             ]
         if self._heatmaps:
             path = self._make_path("heatmaps", f"{name}.npy")
-            np.save(self.path / path, prediction.heatmaps.numpy())
+            with replacing(self.path / path, is_synced=False) as part:
+                np.save(part, prediction.heatmaps.numpy())
             files["heatmaps"] = path
         if self._sheets:
             best = f"{prediction.names[0]} {prediction.scores[0]:.2f}"
@@ -221,13 +221,14 @@ class PredictionFolder:
         self._write_line({"file": str(file), "error": str(error)})
 
     def _write_line(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self._file.flush()
+        line = json.dumps(values, ensure_ascii=False) + "\n"
+        append(self.path / _LINES, line.encode("utf-8", "backslashreplace"))
 
     def _save(self, picture: Image.Image, folder: str, name: str) -> str:
         """Save a picture as a JPEG; return its path relative to the output folder."""
         path = self._make_path(folder, f"{name}.jpg")
-        picture.save(self.path / path, quality=90)
+        with replacing(self.path / path, is_synced=False) as part:
+            picture.save(part, quality=90)
         return path
 
     def _write_sheet(self) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from camtrain.arguments import VerbParser, announce
+from camtrain.arguments import VerbParser, announce, has_reader
 from camtrain.errors import CamtrainValueError
 from camtrain.files import user_cache, write_text
 
@@ -124,11 +124,10 @@ def main(args: Sequence[str]) -> None:
         help="part of a name, or a pattern with * and ? (default: every network)",
     )
     pattern, cache = parser.parse_args(args[1:]).filter, cache_file()
-    try:
-        for line in table(_entries(pattern, cache)):
-            print(line, flush=True)
-    except BrokenPipeError:  # `camtrain models | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for line in table(_entries(pattern, cache)):
+        print(line, flush=True)
+        if not has_reader():  # `camtrain models | head` has read enough
+            break
 
 
 def _entries(pattern: str, cache: Path) -> Iterator[Entry]:
@@ -182,13 +181,14 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _read(cache: Path) -> Known:
-    """What a cache file holds; where there is none, what is shipped."""
-    if cache.is_file():
-        values = json.loads(cache.read_text())
-    else:
-        values = json.loads(SHIPPED.read_text())
-        if values["torchvision"] != version("torchvision"):
-            return Known(None, {})
+    """What a cache file holds; where there is none, or it is damaged, what is shipped."""
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+        return _known(json.loads(cache.read_text()))
+    values = json.loads(SHIPPED.read_text())
+    return _known(values) if values["torchvision"] == version("torchvision") else Known(None, {})
+
+
+def _known(values: dict[str, Any]) -> Known:
     rows: list[Any] = [
         [tuple(v) if isinstance(v, list) else v for v in e] for e in values["entries"]
     ]
@@ -196,6 +196,8 @@ def _read(cache: Path) -> Known:
 
 
 def _write(cache: Path, known: Known) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    """Keep what is known, if the cache can be written."""
     entries = [list(asdict(entry).values()) for entry in known.entries.values()]
-    write_text(cache, json.dumps({"names": known.names, "entries": entries}))
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cache, json.dumps({"names": known.names, "entries": entries}))

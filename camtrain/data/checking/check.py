@@ -31,6 +31,7 @@ from camtrain.data.sources import (
 )
 from camtrain.data.tree import OTHER_SUFFIXES, files_below
 from camtrain.errors import CamtrainError, CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.files import write_text
 from camtrain.labels import classes_of
 
 
@@ -146,7 +147,7 @@ def main(args: Sequence[str]) -> int:
         )
     report.show(Console())  # before anything that can fail
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(), indent=1))
+        write_text(json_file.resolve(), json.dumps(report.as_json(), indent=1))
     reasons = report.excluded()
     lines = {path: reason for path, reason in reasons.items() if "\n" not in path}
     if lines or exclude_file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,8 +196,10 @@ def write_pt2(program: ExportedProgram, path: Path, metadata: str) -> None:
     """
     program._guards_code = []
     program._example_inputs = None
+    content = io.BytesIO()  # a full disk would end the process
     with quiet_exporter():
-        torch.export.save(program, path, extra_files={METADATA_KEY: metadata})
+        torch.export.save(program, content, extra_files={METADATA_KEY: metadata})
+    path.write_bytes(content.getbuffer())
 
 
 def _name_axes(model: onnx.ModelProto) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -25,11 +27,13 @@ from camtrain.data import (
     leave_signals_to_parent,
     usable_workers,
 )
+from camtrain.errors import one_line
 from camtrain.maps import pool_maps
 from camtrain.training.cache import store
 from camtrain.training.cache.dataset import FeatureDataset
 from camtrain.training.cache.plan import Plan, is_required
 
+_Result = TypeVar("_Result")
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 # Below it, values of a thousandth of the largest one lose digits in float16.
 _FLOAT16_SMALL = 1000 * torch.finfo(torch.float16).tiny
@@ -55,27 +59,27 @@ def cached_split(
         settings: The settings of the data module.
 
     Returns:
-        None if the disk is too small for a cache that is not required.
+        None if a cache that is not required cannot be written.
 
     Raises:
-        CamtrainValueError: The disk is too small for a cache that is required.
+        CamtrainValueError: A cache that is required cannot be written.
     """
     plan, key = _make_plan(trainer, bare, split, settings)
     strategy, root = trainer.strategy, store.cache_folder(settings["cache_dir"])
     folder = root / strategy.broadcast(key)
-    if strategy.reduce_boolean_decision(store.is_complete(folder), all=True):
+    entry = _open(plan, folder)
+    if strategy.reduce_boolean_decision(entry is not None, all=True):
         _print_once(trainer, f"Feature cache of {split}: {folder}, of an earlier run")
     else:
-        refusal = plan.refusal(root)
-        if not strategy.reduce_boolean_decision(refusal is None, all=True):
+        refusal = plan.refusal(folder)
+        if strategy.reduce_boolean_decision(refusal is None, all=True):
+            refusal = _fill(plan, folder)
+            entry = _open(plan, folder)
+        if refusal or entry is None:
             _print_once(trainer, f"{refusal} The training goes on without the cache.")
             return None
-        _print_once(trainer, plan.estimate(root))
-        start = time.perf_counter()
-        _fill(plan, folder)
-        seconds = time.perf_counter() - start
-        _print_once(trainer, f"Feature cache of {split}: filled in {seconds:.1f} s")
-    arrays, about = store.open_arrays(folder)
+    assert entry is not None
+    arrays, about = entry
     return FeatureDataset(
         pictures,
         arrays,
@@ -89,16 +93,26 @@ def cached_split(
 def check_disk(
     trainer: Trainer, bare: PreparedDataset, split: Split, settings: Mapping[str, Any]
 ) -> None:
-    """Check that the disk is large enough for a cache that is required; see ``cached_split``.
+    """Check that a cache that is required can be written; see ``cached_split``.
 
     Raises:
-        CamtrainValueError: The disk is too small.
+        CamtrainValueError: It cannot, or the disk is too small.
     """
     if is_required(trainer.lightning_module, settings):
         root = store.cache_folder(settings["cache_dir"])
         plan, key = _make_plan(trainer, bare, split, settings)
-        if not store.is_complete(root / key):
-            plan.refusal(root)
+        if _open(plan, root / key) is None:
+            plan.refusal(root / key)
+
+
+def _open(plan: Plan, folder: Path) -> tuple[store.Arrays, dict[str, Any]] | None:
+    """The arrays and the metadata of a cache; None where it is missing or damaged."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError):
+        arrays, about = store.open_arrays(folder)
+        specs = plan.specs(getattr(torch, about["dtype"]))
+        if specs == {n: store.ArraySpec(a.shape, str(a.dtype)) for n, a in arrays.items()}:
+            return arrays, about
+    return None
 
 
 def _make_plan(
@@ -134,17 +148,40 @@ def _key(plan: Plan) -> str:
     return store.key_of(parts)
 
 
-def _fill(plan: Plan, folder: Path) -> None:
-    """Compute a cache; in bfloat16 if the features exceed the range of float16."""
-    if plan.trainer.local_rank == 0:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+class _UnwritableError(Exception):
+    """The cache cannot be written by one process at least; raised in all."""
+
+
+def _fill(plan: Plan, folder: Path) -> str | None:
+    """Compute a cache; in bfloat16 if the features exceed the range of float16.
+
+    Returns:
+        Why it could not be written; None if it was.
+
+    Raises:
+        CamtrainValueError: It is required and could not be written.
+    """
+    if store.is_complete(folder):
+        _print_once(plan.trainer, f"The feature cache {folder} is damaged, and is filled anew.")
+        plan.trainer.strategy.barrier()
+        shutil.rmtree(folder, ignore_errors=True)
+    _print_once(plan.trainer, plan.estimate(folder.parent))
+    start = time.perf_counter()
     # Features computed in bfloat16 lose nothing in it.
     first = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float16
-    for dtype in dict.fromkeys((first, torch.bfloat16)):
-        if _is_filled_as(dtype, plan, folder):
-            return
-        message = "The features leave the range of float16; once more, as bfloat16"
-        _print_once(plan.trainer, message)
+    try:
+        for dtype in dict.fromkeys((first, torch.bfloat16)):
+            if _is_filled_as(dtype, plan, folder):
+                break
+            message = "The features leave the range of float16; once more, as bfloat16"
+            _print_once(plan.trainer, message)
+    except _UnwritableError as error:
+        return plan.refuse(
+            f"The feature cache of {plan.split} cannot be written in {folder.parent} ({error})"
+        )
+    seconds = time.perf_counter() - start
+    _print_once(plan.trainer, f"Feature cache of {plan.split}: filled in {seconds:.1f} s")
+    return None
 
 
 def _is_filled_as(dtype: torch.dtype, plan: Plan, folder: Path) -> bool:
@@ -152,20 +189,36 @@ def _is_filled_as(dtype: torch.dtype, plan: Plan, folder: Path) -> bool:
     trainer, strategy, specs = plan.trainer, plan.trainer.strategy, plan.specs(dtype)
     # Every node fills a cache of its own; the names differ, since nodes may share a disk.
     part = store.part_folder(folder, f"{strategy.broadcast(uuid4().hex)} {trainer.node_rank}")
-    lock = store.create_part(part, specs) if trainer.local_rank == 0 else None
-    strategy.barrier()
+    lock = _in_first_process(plan, partial(store.create_part, part, specs))
     arrays = store.open_part(part, specs)
     fits = all(_write(arrays, batch, dtype, plan) for batch in _batches(plan))
     for array in arrays.values():
         array.flush()
     fits = strategy.reduce_boolean_decision(fits, all=True)
-    if lock is not None:
-        store.finish_part(
-            part, folder if fits else None, {"dtype": str(dtype).removeprefix("torch.")}
-        )
-        os.close(lock)
-    strategy.barrier()
+    about = {"dtype": str(dtype).removeprefix("torch.")}
+    try:
+        _in_first_process(plan, partial(store.finish_part, part, folder if fits else None, about))
+    finally:
+        if lock is not None:
+            os.close(lock)
     return fits
+
+
+def _in_first_process(plan: Plan, work: Callable[[], _Result]) -> _Result | None:
+    """What a step of the first process of a node returns; None in the others, which wait for it.
+
+    Raises:
+        _UnwritableError: The system refuses the step, on one node at least.
+    """
+    result, reason = None, ""
+    if plan.trainer.local_rank == 0:
+        try:
+            result = work()
+        except OSError as error:
+            reason = one_line(error, with_type=False)
+    if not plan.trainer.strategy.reduce_boolean_decision(not reason, all=True):
+        raise _UnwritableError(reason or "another process could not write it")
+    return result
 
 
 def _write(arrays: store.WritableArrays, batch: Batch, dtype: torch.dtype, plan: Plan) -> bool:

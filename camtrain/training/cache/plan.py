@@ -24,9 +24,10 @@ from camtrain.data import (
     leave_signals_to_parent,
     usable_workers,
 )
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainValueError, one_line
+from camtrain.files import check_writable, format_bytes, free_bytes
 from camtrain.model.camnet import CAMNet
-from camtrain.training.cache.store import ArraySpec, free_bytes, remove_unused
+from camtrain.training.cache.store import ArraySpec, remove_unused
 
 # How many different pictures an augmentation makes of one picture.
 VIEWS = {"none": 1, "flip": 2}
@@ -265,26 +266,47 @@ class Plan:
             f"{root}, {format_bytes(free_bytes(root))} free"
         )
 
-    def refusal(self, root: Path) -> str | None:
-        """The message for a disk that is too small for the cache; None if it is large enough.
+    def refusal(self, folder: Path) -> str | None:
+        """Why the cache cannot be written, or the disk is too small for it; None if neither.
 
         Unused caches are deleted first. A cache that is not required leaves half of the space free.
 
+        Args:
+            folder: Of the cache; its parent is that of all caches.
+
         Raises:
-            CamtrainValueError: The disk is too small for a cache that is required.
+            CamtrainValueError: The cache is required.
         """
-        if self.trainer.local_rank == 0:
-            remove_unused(root)
-        needed, free = self.nbytes, free_bytes(root)
-        required = is_required(self.trainer.lightning_module, self.settings)
-        if needed <= free * (0.95 if required else 0.5):
+        root = folder.parent
+        try:
+            if self.trainer.local_rank == 0:
+                remove_unused(root)
+            check_writable(folder, "The feature cache (data.cache_dir)")
+            free = free_bytes(root)
+        except (OSError, CamtrainValueError) as error:
+            return self.refuse(one_line(error, with_type=False).removesuffix("; choose another."))
+        if self.nbytes <= free * (0.95 if self._is_required else 0.5):
             return None
-        message = (
-            f"The feature cache of {self.split} takes {format_bytes(needed)}, and the disk of "
-            f"{root} has {format_bytes(free)} free; give --data.cache_dir on a larger disk, make "
-            "the maps smaller (--data.size, --model.stride), or give --data.cache_features false."
+        return self.refuse(
+            f"The feature cache of {self.split} takes {format_bytes(self.nbytes)}, and the disk of "
+            f"{root} has {format_bytes(free)} free; make the maps smaller (--data.size, "
+            "--model.stride)"
         )
-        if required:
+
+    @property
+    def _is_required(self) -> bool:
+        return is_required(self.trainer.lightning_module, self.settings)
+
+    def refuse(self, reason: str) -> str:
+        """The message about a cache that cannot be written.
+
+        Raises:
+            CamtrainValueError: The cache is required.
+        """
+        message = (
+            f"{reason}; give --data.cache_dir on another disk, or --data.cache_features false."
+        )
+        if self._is_required:
             raise CamtrainValueError(message)
         return message
 
@@ -303,16 +325,6 @@ class Plan:
                     self.places_with_maps.append(sample.index)
                 if not has_mask:
                     self.annotations[sample.index] = sample
-
-
-def format_bytes(nbytes: int) -> str:
-    """A number of bytes in decimal units.
-
-    Example:
-        >>> format_bytes(900), format_bytes(66_200_000), format_bytes(2_100_000_000)
-        ('0.0 MB', '66.2 MB', '2.1 GB')
-    """
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _annotations(samples: Sequence[Sample | Damaged]) -> list[tuple[Sample, bool]]:

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from itertools import chain
@@ -154,7 +155,8 @@ def is_complete(folder: Path) -> bool:
 def open_arrays(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     """The arrays of a complete cache, memory-mapped for reading, and its metadata."""
     about = json.loads((folder / _ABOUT).read_text())
-    os.utime(folder / _ABOUT)  # see `remove_unused`
+    with suppress(OSError):  # of another user, or on a read-only disk
+        os.utime(folder / _ABOUT)  # see `remove_unused`
     # As plain arrays over the mapped memory: a row of an np.memmap takes ten times as long.
     names = about["arrays"]
     return {n: np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in names}, about
@@ -182,8 +184,8 @@ def create_part(part: Path, specs: Mapping[str, ArraySpec]) -> int:
     import fcntl  # not on Windows, where no cache is used
 
     lock = os.open(part / _LOCK, os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for name, spec in specs.items():
             _allocate(part / f"{name}.npy", spec)
     except OSError:
@@ -242,12 +244,6 @@ def remove_unused(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_bytes(root: Path) -> int:
-    """Free space, in bytes, of the disk of a folder that need not exist yet."""
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    return shutil.disk_usage(existing).free
-
-
 def _is_locked(part: Path) -> bool:
     """Whether a process is filling an incomplete cache."""
     import fcntl
@@ -255,10 +251,10 @@ def _is_locked(part: Path) -> bool:
     try:
         with open(part / _LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
     except FileNotFoundError:
         return time.time() - part.stat().st_mtime < 60  # about to be locked, or about to be renamed
+    except OSError:  # it is locked, or of another user
+        return True
     return False
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
 
 from camtrain.files import locked, replacing
 from camtrain.header import BEST_NAME, BUNDLE_NAME, CONFIG_NAME
@@ -86,5 +87,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; see the base class."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        tensors = (leaf for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
+        with replacing(path, needed=sum(tensor.nbytes for tensor in tensors)) as part:
             torch.save(checkpoint, part)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
-from camtrain.files import write_text
+from camtrain.files import append, replacing, write_text
 from camtrain.maps import score_map
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_rows
@@ -132,12 +132,14 @@ def write_scores(
     # The marks are about IoU 0.5: its curve comes first, and is drawn bold.
     curves = {f"IoU {iou}": torch.tensor(accuracy[iou]) for iou in ("0.5", "0.3", "0.7")}
     marks = {name: report["thresholds"][name] for name in ("fixed", "calibrated", "oracle")}
-    threshold_chart(
+    chart = threshold_chart(
         torch.tensor(report["curves"]["threshold"]),
         curves,
         {name: mark for name, mark in marks.items() if mark is not None},
         title=f"{split}: pictures whose box is right, by the threshold of the map",
-    ).save(picture)
+    )
+    with replacing(picture) as part:
+        chart.save(part)
     return True
 
 
@@ -206,7 +208,8 @@ class MapWriter(Callback):
                 )
             file = self.folder / "scoremaps" / f"{name}.npy"
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, score_map(maps[index]))
+            with replacing(file, is_synced=False) as part:
+                np.save(part, score_map(maps[index]))
             height, width = batch.sizes_hw[index].tolist()
             lines["image_ids"].append(name)
             lines["class_labels"].append(f"{name},{int(batch.labels[index])}")
@@ -214,5 +217,4 @@ class MapWriter(Callback):
             for x0, y0, x1, y1 in batch.boxes_xyxy[index].tolist():
                 lines["localization"].append(f"{name},{x0},{y0},{x1 - 1},{y1 - 1}")
         for name, new_lines in lines.items():
-            with self._lists[name].open("a") as list_file:
-                list_file.write("".join(f"{line}\n" for line in new_lines))
+            append(self._lists[name], "".join(f"{line}\n" for line in new_lines).encode())

@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from camtrain.data.workers import lost_worker
+from camtrain.errors import CamtrainError, CamtrainOSError, refused_by_system
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
 from camtrain.training.run.results import print_run_files
@@ -96,6 +97,7 @@ def ending_cleanly(
         KeyboardInterrupt: Ctrl-C was pressed; Lightning alone would exit with status 1.
         SystemExit: SIGTERM was received; the status is 143.
         CamtrainValueError: A worker of a loader has died.
+        CamtrainOSError: The system refuses a file, such as on a full disk.
     """
     try:
         yield
@@ -112,6 +114,15 @@ def ending_cleanly(
             sys.exit(128 + SIGTERM)
         if is_stopped:
             raise KeyboardInterrupt from None
-        if isinstance(error, Exception) and (sentence := lost_worker(error)):
+        if isinstance(error, Exception) and (sentence := _sentence(error, run)):
             raise sentence from error
         raise
+
+
+def _sentence(error: Exception, run: RunFolder | None) -> CamtrainError | None:
+    """The sentence for a worker that has died or a file that the system refuses; else None."""
+    refusal = refused_by_system(error) if isinstance(error, OSError) and error.errno else error
+    if isinstance(refusal, CamtrainOSError) and run is not None and run.last.is_file():
+        text = f'{run.last} is whole, and ckpt_path="last" goes on from it.'
+        return CamtrainOSError(f"{str(refusal).removesuffix('.')}; {text}")
+    return lost_worker(error) if refusal is error else refusal

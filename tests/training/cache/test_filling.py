@@ -1,16 +1,18 @@
 """Filling and using the cache: the same training, stale caches never used, nothing half done."""
 
+import errno
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from torch import Tensor
 
-from camtrain import arguments
+from camtrain import arguments, files
 from camtrain.errors import CamtrainError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.cache import FeatureDataset, filling, store
@@ -175,13 +177,85 @@ def test_a_disk_that_is_too_small_is_said_before(
 ) -> None:
     tiny = SimpleNamespace(total=10_000, used=9_000, free=1_000)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: tiny)
-    with pytest.raises(CamtrainError, match=r"train takes 0\.0 MB, .* give --data\.cache_dir on a"):
+    with pytest.raises(
+        CamtrainError, match=r"train takes 0\.0 MB, .* give --data\.cache_dir on another"
+    ):
         trained(photographs, True, {})
     trainer = quiet_trainer(max_epochs=3)
     data = CAMDataModule(root=photographs, size=32, workers=0, augment="flip")
     trainer.fit(small_module(freeze_backbone=True), data)
     assert not isinstance(trainer.train_dataloader.dataset, FeatureDataset)
     assert "The training goes on without the cache." in capsys.readouterr().out
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# Of each way in which a cache cannot be written: a function that brings it about, and what is said.
+UNWRITABLE: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], str]] = {
+    "file": (lambda folder, _: folder.write_text(""), "(Not a directory)"),
+    "read-only": (
+        lambda _, patch: patch.setattr(files.tempfile, "TemporaryDirectory", refused),
+        "place where files can be written",
+    ),
+    "no space": (
+        lambda _, patch: patch.setattr(store.os, "posix_fallocate", refused),
+        "No space left on device",
+    ),
+    "full later": (
+        lambda _, patch: patch.setattr(store, "_sync", refused),
+        "No space left on device",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", everyday(UNWRITABLE, "file", "full later"))
+def test_a_training_that_cannot_keep_features_goes_on_without(
+    what: str,
+    photographs: Path,
+    features_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before, a traceback, because of a cache that nobody had asked for."""
+    features_folder.parent.mkdir(parents=True)
+    spoil, reason = UNWRITABLE[what]
+    spoil(features_folder, monkeypatch)
+    trainer = quiet_trainer(max_epochs=3)
+    data = CAMDataModule(root=photographs, size=32, workers=0, augment="flip")
+    trainer.fit(small_module(freeze_backbone=True), data)
+    assert not isinstance(trainer.train_dataloader.dataset, FeatureDataset)
+    output = capsys.readouterr().out
+    assert reason in output
+    assert output.count("The training goes on without the cache.") == 2  # train, val
+    with pytest.raises(CamtrainError, match=r"give --data\.cache_dir on another disk"):
+        trained(photographs, True, {})  # asked for
+
+
+def truncate(entry: Path) -> None:
+    file = entry / "kept.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    truncate,
+    lambda entry: (entry / "kept.npy").unlink(),
+    lambda entry: (entry / "about.json").write_text("{"),
+    lambda entry: (entry / "about.json").write_text('{"arrays": [], "dtype": "float16"}'),
+]
+
+
+def test_a_damaged_cache_is_filled_anew(
+    photographs: Path, features_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = trained(photographs, True, {})
+    for damages in (DAMAGES[:2], DAMAGES[2:]):
+        for entry, damage in zip(features_folder.iterdir(), damages, strict=True):
+            damage(entry)
+        capsys.readouterr()
+        assert trained(photographs, True, {})[1] == expected
+        assert capsys.readouterr().out.count("is damaged, and is filled anew") == 2
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e6])

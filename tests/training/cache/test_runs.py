@@ -94,7 +94,7 @@ UNFIT: dict[str, tuple[list[str], str]] = {
         [*FROZEN[:2], "--data.augment", "light", "--model.head_solver", "svm"],
         "head_solver svm works on kept features",
     ),
-    "disk": ([*FROZEN, "--data.cache_features", "true"], "give --data.cache_dir on a larger disk"),
+    "disk": ([*FROZEN, "--data.cache_features", "true"], "give --data.cache_dir on another disk"),
 }
 
 
