@@ -58,13 +58,15 @@ def make_streams_last() -> list[_LastingFile]:
     """
     files = []
     for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  None: closed
-        setattr(sys, name, stream)
-        if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer.raw, io.FileIO):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed from the start
+            setattr(sys, name, open(os.devnull, "w", errors="replace"))  # noqa: SIM115
+        buffer = getattr(stream, "buffer", None)  # the file itself, where Python is unbuffered
+        if not isinstance(getattr(buffer, "raw", buffer), io.FileIO):
             continue  # of a notebook or a test
         file = _LastingFile(stream.fileno(), "w", closefd=False)
         text = io.TextIOWrapper(
-            io.BufferedWriter(file),
+            io.BufferedWriter(file) if hasattr(buffer, "raw") else file,  # type: ignore[arg-type]
             encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=stream.line_buffering,
@@ -77,7 +79,8 @@ def make_streams_last() -> list[_LastingFile]:
 
 def has_reader() -> bool:
     """Whether standard output is not known to be lost."""
-    return not getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "is_lost", False)
+    buffer = getattr(sys.stdout, "buffer", None)
+    return not getattr(getattr(buffer, "raw", buffer), "is_lost", False)
 
 
 class VerbParser(argparse.ArgumentParser):

@@ -197,6 +197,16 @@ def fitted(fitted_once: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
     return copy
 
 
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Sets how many bytes a file of this process may have, until the end of the test."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def skip_but_in_ci(reason: str) -> NoReturn:
     """Skip a test of a page; where CI is true, it fails instead."""
     if os.environ.get("CI") == "true":

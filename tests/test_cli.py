@@ -156,3 +156,55 @@ def test_train_py_is_the_same_program() -> None:
         )
         assert program.returncode == module.returncode == status
         assert (program.stdout, program.stderr) == (module.stdout, module.stderr)
+
+
+PRINTING = r"""
+import sys
+from types import ModuleType
+from camtrain import cli
+module = sys.modules["sing"] = ModuleType("sing")
+cli.VERBS["sing"] = cli.Verb("sing", "sing a song")
+def main(args):
+    for line in range(20_000):
+        print("a bullet \u2022 and a name \udcff", line)
+    with open(args[1], "w") as file:
+        file.write("sung")
+module.main = main
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "status"),
+    [
+        ("{} | head -1", 0),
+        ("{} 2>&1 | head -1", 0),
+        ("PYTHONUNBUFFERED=1 {} | head -1", 0),
+        ("PYTHONIOENCODING=ascii {} > /dev/null", 0),
+        ("PYTHONIOENCODING=latin-1 {} > /dev/null", 0),
+        ("{} >&- 2>&-", 0),
+        ("{} > /dev/full", 2),
+    ],
+)
+def test_whatever_becomes_of_what_is_printed_the_work_is_done(
+    shell: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "sing.py").write_text(PRINTING)
+    verb = f"'{sys.executable}' '{tmp_path}/sing.py' sing '{tmp_path}/song'"
+    command = ["bash", "-o", "pipefail", "-c", shell.format(verb)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (tmp_path / "song").read_text() == "sung"
+    assert done.returncode == status
+    lost = "camtrain: error: What was printed is lost (No space left on device); print elsewhere."
+    assert done.stderr.splitlines() == [lost] * (status == 2)
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    make_verb: Callable[[Callable[..., int | None]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_verb(lambda _: tmp_path.read_bytes())
+    assert cli.main(["sing"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"camtrain: error: The system refuses {tmp_path} (Is a directory);")

@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from PIL import Image
 
 from camtrain import files
-from camtrain.errors import CamtrainValueError
+from camtrain.errors import CamtrainOSError, CamtrainValueError
 
 
 def test_a_file_is_replaced_when_it_is_complete_and_nothing_is_left_of_one_that_is_not(
@@ -106,3 +111,65 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(OSError, match="Not a directory"):
         files.user_cache().mkdir()
+
+
+# What the writers of files make of a full disk: their own errors, and none names the file.
+NUMBERS = torch.arange(100_000)
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "torch": lambda path: torch.save({"a": NUMBERS}, path),
+    "safetensors": lambda path: safetensors.torch.save_file({"a": NUMBERS}, path),
+    "numpy": lambda path: np.save(path, NUMBERS.numpy()),
+    "zip": lambda path: np.savez(path, a=NUMBERS.numpy()),
+    "pillow": lambda path: Image.effect_noise((400, 400), 9).save(path),
+    "bytes": lambda path: path.write_bytes(bytes(100_000)),
+}
+SUFFIXES = {"numpy": "npy", "zip": "npz", "pillow": "png"}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_file_that_finds_no_room_is_one_sentence_and_the_one_before_stays(
+    writer: str, tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    path = tmp_path / f"file.{SUFFIXES.get(writer, 'bin')}"
+    path.write_text("before")
+    limit_files(20_000)
+    message = f"{path} cannot be written \\(File too large: .* are free, it takes about 0.0 MB\\)"
+    with pytest.raises(CamtrainOSError, match=message), files.replacing(path) as part:
+        WRITERS[writer](part)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_larger_than_the_disk_is_not_begun(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CamtrainOSError, match=r"No space left .* it takes about 1000000000\.0 GB"),
+        files.replacing(tmp_path / "last.ckpt", needed=10**18),
+    ):
+        raise AssertionError
+
+
+def test_an_error_that_is_none_of_the_system_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^mine$"), files.replacing(tmp_path / "a"):
+        raise RuntimeError("mine")
+
+
+def test_a_line_is_added_whole_or_not_at_all(
+    tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    files.append(path, b"first\n")
+    limit_files(20)
+    with pytest.raises(CamtrainOSError, match=r"lines\.jsonl cannot be written"):
+        files.append(path, bytes(100))
+    files.append(path, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+
+
+def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """``--json /dev/stdout``, as root."""
+    os.mkfifo(path := tmp_path / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(path, "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert path.is_fifo()

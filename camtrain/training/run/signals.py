@@ -122,7 +122,7 @@ def ending_cleanly(
 def _sentence(error: Exception, run: RunFolder | None) -> CamtrainError | None:
     """The sentence for a worker that has died or a file that the system refuses; else None."""
     refusal = refused_by_system(error) if isinstance(error, OSError) and error.errno else error
-    if isinstance(refusal, CamtrainOSError) and run is not None and run.last.is_file():
-        text = f'{run.last} is whole, and ckpt_path="last" goes on from it.'
-        return CamtrainOSError(f"{str(refusal).removesuffix('.')}; {text}")
+    if isinstance(refusal, CamtrainOSError) and run is not None and run.config.is_file():
+        whole = f"{run.last} is whole, and goes on" if run.last.is_file() else "the run begins anew"
+        return CamtrainOSError(f'{str(refusal).removesuffix(".")}; {whole} with ckpt_path="last".')
     return lost_worker(error) if refusal is error else refusal
