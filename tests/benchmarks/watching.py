@@ -24,8 +24,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule
 from camtrain.training.evaluate.scores import Evaluation
-from camtrain.training.run.loggers import NeverStoppingWandbLogger, start_wandb
 from camtrain.training.run.trainer import best_precision
+from camtrain.training.run.wandb_run import NeverStoppingWandbLogger, start_wandb
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

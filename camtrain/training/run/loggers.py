@@ -1,39 +1,30 @@
-"""The loggers of a run. W&B asks no question, hardly delays a training and never stops it."""
+"""The loggers of a run."""
 
 from __future__ import annotations
 
 import os
-import threading
-import warnings
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal
-from uuid import uuid4
-from weakref import WeakSet
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from camtrain.arguments import announce
-from camtrain.errors import CamtrainValueError, first_line
-from camtrain.files import write_text
-from camtrain.training.run.folder import RUN_ID
+from camtrain.errors import CamtrainValueError
+from camtrain.training.run.wandb_run import (
+    answer_of,
+    enqueue_call,
+    errors_as_warnings,
+    finish,
+    is_disabled,
+    start_wandb,
+    unsent_folders,
+)
 
 LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
-
-LONGEST_START = 10  # seconds; to give up and begin offline takes up to 7 more, 20 are allowed
-LONGEST_FINISH = 60  # seconds for logging what is left, and then for uploading it
-_LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
-_DATA_DIR = "WANDB_DATA_DIR"
-# Values of the variable that the user has not chosen: unset, or set for an earlier run of this
-# process.
-_data_dirs: set[str | None] = {None}
-_failed: WeakSet[WandbLogger] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -92,9 +83,10 @@ def make_loggers(
         return [logger]
     if kind == "csv":  # each part of a continued run is a version of its own
         return [CSVLogger(folder, name="csv")]
-    if kind == "wandb" and os.environ.get("WANDB_MODE") != "disabled":
+    if kind == "wandb" and not is_disabled():
         with announce("Starting W&B"):
-            run = start_wandb(folder, project, so_far, name=name)
+            step = 0 if so_far is None else so_far.wandb_step
+            run = start_wandb(folder, project, name=name, is_new=so_far is None, step=step)
         return [] if run is None else [run]
     return []
 
@@ -103,7 +95,7 @@ def place_of(loggers: Sequence[Logger]) -> str | None:
     """The place of the curves, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            url, folders = None, _unsent_folders(logger)
+            url, folders = None, unsent_folders(logger)
             with errors_as_warnings(logger):
                 url = logger.experiment.url
             upload = f"upload with: wandb sync {folders}" if folders else ""
@@ -147,178 +139,15 @@ def _update_summary(logger: WandbLogger, values: Mapping[str, float]) -> None:
 def finish_loggers(loggers: Sequence[Logger]) -> None:
     """End the W&B run, so that another one can begin in the same process."""
     for logger in _wandb_loggers(loggers):
-        worker = getattr(logger, "_worker", None)
-        with errors_as_warnings(logger):
-            if worker is not None and not worker.finish(LONGEST_FINISH):
-                raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
-            logger.experiment.finish()
+        finish(logger)
 
 
 def wandb_step(loggers: Sequence[Logger]) -> int:
     """The internal counter of W&B; 0 without a W&B run, or where it has failed."""
     for logger in _wandb_loggers(loggers):
-        with errors_as_warnings(logger):
-            return int(logger.experiment.step)
+        return int(answer_of(logger, lambda run: run.step) or 0)
     return 0
 
 
 def _wandb_loggers(loggers: Sequence[Logger]) -> list[WandbLogger]:
     return [logger for logger in loggers if isinstance(logger, WandbLogger)]
-
-
-class NeverStoppingWandbLogger(WandbLogger):
-    """Lightning's logger of a W&B run; a training neither waits for it nor stops when it fails.
-
-    To log a table online, W&B asks its server and waits for the answer, so a thread does that.
-    """
-
-    _worker: _Worker | None = None
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scores; see the base class."""
-        enqueue_call(self, partial(super().log_metrics, metrics, step))
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Log settings; see the base class."""
-        enqueue_call(self, partial(super().log_hyperparams, params))
-
-    def start_worker(self) -> None:
-        """From now on, make all calls in a thread, in order."""
-        self._worker = _Worker()
-        self._worker.start()
-
-
-class _Worker(threading.Thread):
-    """Makes calls one after another; a process can end while it waits."""
-
-    def __init__(self) -> None:
-        super().__init__(name="camtrain-wandb", daemon=True)
-        self.calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-
-    def run(self) -> None:
-        while (call := self.calls.get()) is not None:
-            call()
-
-    def finish(self, seconds: float) -> bool:
-        """Wait at most so long, and return whether all calls were made; it takes no more calls."""
-        self.calls.put(None)
-        self.join(seconds)
-        return not self.is_alive()
-
-
-def enqueue_call(logger: WandbLogger, call: Callable[[], object]) -> None:
-    """Make a call that uses a W&B run, after all earlier ones: at once, or in the run's thread."""
-
-    def call_safely() -> None:
-        with errors_as_warnings(logger):
-            call()
-
-    worker = getattr(logger, "_worker", None)
-    if worker is None:
-        call_safely()
-    else:
-        worker.calls.put(call_safely)
-
-
-@contextmanager
-def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
-    """Turn an error of W&B into a warning, once per run, so that the training continues."""
-    try:
-        yield
-    except Exception as error:  # its service can break in any way
-        if logger not in _failed:
-            _failed.add(logger)
-            warnings.warn(
-                f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
-                "and what reached its files can be uploaded with: wandb sync "
-                f"{_unsent_folders(logger)}",
-                stacklevel=4,
-            )
-
-
-def start_wandb(
-    folder: Path, project: str, so_far: LoggedSoFar | None = None, *, name: str | None = None
-) -> NeverStoppingWandbLogger | None:
-    """Start a W&B run: online with credentials and a network, else offline; None if both fail.
-
-    For the arguments see ``make_loggers``. The run's id is stored in ``wandb/run_id``.
-    """
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")  # `print_run_files` says once where the run is
-    if os.environ.get(_DATA_DIR) in _data_dirs:
-        # Files that wait for their upload stay with the run, not in the user's home.
-        _data_dirs.add(str(folder.absolute() / "wandb" / "data"))
-        os.environ[_DATA_DIR] = str(folder.absolute() / "wandb" / "data")
-    with suppress(Exception):  # W&B's telemetry delays the exit where there is no network
-        from wandb.analytics.opentelemetry import opentelemetry_proxy
-
-        opentelemetry_proxy.disable()
-    run_id = _run_id(folder, is_new=so_far is None)
-    name = name or os.environ.get("WANDB_NAME") or folder.name
-    connect = partial(_connect, folder, project, name, run_id)
-    try:
-        is_online = os.environ.get("WANDB_MODE", "online") == "online"
-        if is_online and wandb.login(prompt=False, verify=False):
-            online = connect("online")
-            online.start_worker()
-            return online
-    except Exception as error:  # no network, an old key, a portal that answers in its place
-        print(f"W&B cannot be reached, so this run is logged offline ({first_line(error)}).")
-        with suppress(Exception):
-            wandb.teardown()  # its service still holds the run's id
-    try:
-        offline = connect("offline")
-        if so_far is not None and so_far.wandb_step:
-            offline.experiment.log({}, step=so_far.wandb_step + _LOGGED_SINCE)
-    except Exception as error:
-        print(f"W&B cannot be started, so nothing is logged to it ({error}).")
-        return None
-    return offline
-
-
-def _connect(
-    folder: Path, project: str, name: str, run_id: str, mode: Literal["online", "offline"]
-) -> NeverStoppingWandbLogger:
-    """A logger whose W&B run has started."""
-    import wandb
-
-    logger = NeverStoppingWandbLogger(
-        name=name,
-        project=project,
-        save_dir=folder,
-        id=run_id,
-        # An offline run cannot look up earlier parts; parts with one id become one run when synced.
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-        settings=wandb.Settings(
-            init_timeout=LONGEST_START,
-            finish_timeout=LONGEST_FINISH,
-            finish_timeout_raises=True,
-        ),
-    )
-    logger._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
-    assert logger.experiment is not None  # starts it
-    return logger
-
-
-def _unsent_folders(logger: WandbLogger) -> str:
-    """The folders of a W&B run that wait for their upload; every offline start makes one."""
-    folder = Path(logger.save_dir or ".") / "wandb"
-    offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
-    parts = [part for part in offline if not any(part.glob("*.synced"))]
-    run = logger._experiment
-    if logger in _failed and run is not None and not run.offline:
-        parts.append(Path(run.dir).parent)
-    return " ".join(map(str, parts))
-
-
-def _run_id(folder: Path, *, is_new: bool) -> str:
-    """The id of the W&B run: that in the run folder, else a new one, which is stored there."""
-    path = folder / RUN_ID
-    if not is_new and path.is_file():
-        return path.read_text().strip()
-    run_id = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, run_id)
-    return run_id

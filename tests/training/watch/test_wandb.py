@@ -20,7 +20,8 @@ from camtrain.header import read_checkpoint_content
 from camtrain.inference.bundle import read_network
 from camtrain.training import CAMDataModule, CAMLogger
 from camtrain.training.cli.main import main as run
-from camtrain.training.run.loggers import finish_loggers, start_wandb
+from camtrain.training.run.loggers import finish_loggers
+from camtrain.training.run.wandb_run import start_wandb
 from camtrain.training.watch import sinks
 from camtrain.training.watch.sinks import WandbSink
 from tests.conftest import fit_of

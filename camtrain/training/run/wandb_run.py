@@ -1,0 +1,282 @@
+"""A W&B run that asks no question, hardly delays a training and never stops it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+from queue import SimpleQueue
+from signal import SIGKILL
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+from weakref import WeakSet
+
+from pytorch_lightning.loggers import WandbLogger
+
+from camtrain.errors import first_line
+from camtrain.files import write_text
+from camtrain.training.run.folder import RUN_ID
+
+T = TypeVar("T")
+
+LONGEST_START = 10  # seconds; to give up and begin offline takes up to 10 more, 20 are allowed
+LONGEST_FINISH = 60  # seconds for logging what is left, and then for uploading it
+LONGEST_ANSWER = 5  # seconds for what its service on this machine knows, and for ending the service
+_LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
+_DATA_DIR = "WANDB_DATA_DIR"
+# Values of the variable that the user has not chosen: unset, or set for an earlier run of this
+# process.
+_data_dirs: set[str | None] = {None}
+_failed: WeakSet[WandbLogger] = WeakSet()
+
+
+class NeverStoppingWandbLogger(WandbLogger):
+    """Lightning's logger of a W&B run; a training neither waits for it nor stops when it fails.
+
+    W&B waits for its server to log a table online, and for its service to log anything, so a thread
+    does that.
+    """
+
+    _worker: _Worker | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scores; see the base class."""
+        enqueue_call(self, partial(super().log_metrics, metrics, step))
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log settings; see the base class."""
+        enqueue_call(self, partial(super().log_hyperparams, params))
+
+    def start_worker(self) -> None:
+        """From now on, make all calls in a thread, in order."""
+        self._worker = _Worker()
+        self._worker.start()
+
+
+class _Worker(threading.Thread):
+    """Makes calls one after another; a process can end while it waits."""
+
+    def __init__(self) -> None:
+        super().__init__(name="camtrain-wandb", daemon=True)
+        self.calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        while (call := self.calls.get()) is not None:
+            call()
+
+    def finish(self, seconds: float) -> bool:
+        """Wait at most so long, and return whether all calls were made; it takes no more calls."""
+        self.calls.put(None)
+        self.join(seconds)
+        return not self.is_alive()
+
+
+def enqueue_call(logger: WandbLogger, call: Callable[[], object]) -> None:
+    """Make a call that uses a W&B run, after all earlier ones: at once, or in the run's thread."""
+
+    def call_safely() -> None:
+        with errors_as_warnings(logger):
+            call()
+
+    worker = getattr(logger, "_worker", None)
+    if worker is None:
+        call_safely()
+    else:
+        worker.calls.put(call_safely)
+
+
+def finish(logger: WandbLogger) -> None:
+    """End a run: in a minute log what is left, in another one upload it, and then give up."""
+    worker = getattr(logger, "_worker", None)
+    with errors_as_warnings(logger):
+        if worker is not None and not worker.finish(LONGEST_FINISH):
+            raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
+        _in_time(logger.experiment.finish, LONGEST_FINISH + LONGEST_ANSWER)
+
+
+def answer_of(logger: WandbLogger, question: Callable[[Any], T]) -> T | None:
+    """What W&B's service knows of a run; None if it does not say so, now or before."""
+    with errors_as_warnings(logger):
+        if logger not in _failed:  # else every question would wait
+            return _in_time(lambda: question(logger.experiment), LONGEST_ANSWER)
+    return None
+
+
+def _in_time(call: Callable[[], T], seconds: float) -> T:
+    """The result of a call that a thread makes; raises TimeoutError if it takes longer."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # W&B also raises SystemExit
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds} seconds") from error
+
+
+@contextmanager
+def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
+    """Turn an error of W&B into a warning, once per run, so that the training continues."""
+    try:
+        yield
+    except Exception as error:  # its service can break in any way
+        if logger not in _failed:
+            _failed.add(logger)
+            warnings.warn(
+                f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
+                "and what reached its files can be uploaded with: wandb sync "
+                f"{unsent_folders(logger)}",
+                stacklevel=4,
+            )
+
+
+def start_wandb(
+    folder: Path, project: str, *, name: str | None = None, is_new: bool = True, step: int = 0
+) -> NeverStoppingWandbLogger | None:
+    """Start a W&B run: online with credentials and a network, else offline; None if both fail.
+
+    The run's id is stored in ``wandb/run_id``. There is no run either where the package is missing,
+    and after the command ``wandb disabled``.
+
+    Args:
+        folder: Folder of the run.
+        project: The W&B project.
+        name: Name of the W&B run; None: that of W&B's environment, else of the folder.
+        is_new: Whether the run does not continue an earlier one.
+        step: W&B's internal counter when the checkpoint was written that is continued.
+    """
+    try:
+        import wandb
+    except Exception as error:  # not installed, or packages that do not fit together
+        print(
+            f"W&B cannot be imported, so nothing is logged to it ({first_line(error)}); run "
+            "`pip install wandb`, or choose another logger."
+        )
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")  # `print_run_files` says once where the run is
+    if os.environ.get(_DATA_DIR) in _data_dirs:
+        # Files that wait for their upload stay with the run, not in the user's home.
+        _data_dirs.add(str(folder.absolute() / "wandb" / "data"))
+        os.environ[_DATA_DIR] = str(folder.absolute() / "wandb" / "data")
+    with suppress(Exception):  # W&B's telemetry delays the exit where there is no network
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
+    run_id = _run_id(folder, is_new=is_new)
+    name = name or os.environ.get("WANDB_NAME") or folder.name
+    connect = partial(_connect, folder, project, name, run_id)
+    try:
+        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        if mode == "disabled":
+            return None
+        if mode == "online" and wandb.login(prompt=False, verify=False):
+            return connect("online")
+    except Exception as error:  # no network, an old key, a portal that answers in its place
+        print(f"W&B cannot be reached, so this run is logged offline ({first_line(error)}).")
+        for end in (wandb.finish, wandb.teardown):  # its service still holds the run's id
+            with suppress(Exception):
+                _in_time(end, LONGEST_ANSWER)
+    try:
+        offline = connect("offline")
+        if step:
+            offline.experiment.log({}, step=step + _LOGGED_SINCE)
+    except Exception as error:
+        print(f"W&B cannot be started, so nothing is logged to it ({error}).")
+        return None
+    return offline
+
+
+def _connect(
+    folder: Path, project: str, name: str, run_id: str, mode: Literal["online", "offline"]
+) -> NeverStoppingWandbLogger:
+    """A logger whose W&B run has started."""
+    import wandb
+
+    logger = NeverStoppingWandbLogger(
+        name=name,
+        project=project,
+        save_dir=folder,
+        id=run_id,
+        # An offline run cannot look up earlier parts; parts with one id become one run when synced.
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        settings=wandb.Settings(
+            init_timeout=LONGEST_START,
+            finish_timeout=LONGEST_FINISH,
+            finish_timeout_raises=True,
+        ),
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
+    assert logger.experiment is not None  # starts it
+    logger.start_worker()
+    atexit.unregister(_end_service)
+    atexit.register(_end_service, _exit_worker())  # before W&B's own function, which may hang
+    return logger
+
+
+@cache
+def _exit_worker() -> _Worker:
+    """The thread that ends W&B's service; at the exit it is too late to start one."""
+    worker = _Worker()
+    worker.start()
+    return worker
+
+
+def _end_service(worker: _Worker) -> None:
+    """End W&B's service; kill it, with its helper, if that takes more than a few seconds."""
+    import wandb
+
+    service = None
+    with suppress(Exception):
+        service = wandb.sdk.wandb_setup.singleton()._connection._proc._process
+
+    def teardown() -> None:
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
+
+    worker.calls.put(teardown)
+    if not worker.finish(LONGEST_ANSWER) and service is not None:
+        with suppress(Exception):
+            os.killpg(service.pid, SIGKILL)
+
+
+def is_disabled() -> bool:
+    """Whether a variable of the environment turns W&B off."""
+    is_off = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "on", "true", "yes")
+    return is_off or os.environ.get("WANDB_MODE") == "disabled"
+
+
+def unsent_folders(logger: WandbLogger) -> str:
+    """The folders of a W&B run that wait for their upload; every offline start makes one."""
+    folder = Path(logger.save_dir or ".") / "wandb"
+    offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
+    parts = [part for part in offline if not any(part.glob("*.synced"))]
+    run = logger._experiment
+    if logger in _failed and run is not None and not run.offline:
+        parts.append(Path(run.dir).parent)
+    return " ".join(map(str, parts))
+
+
+def _run_id(folder: Path, *, is_new: bool) -> str:
+    """The id of the W&B run: that in the run folder, else a new one, which is stored there."""
+    path = folder / RUN_ID
+    if not is_new and path.is_file():
+        return path.read_text().strip()
+    run_id = os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]  # the agent of a sweep chooses
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, run_id)
+    return run_id
