@@ -247,6 +247,11 @@ def _make_trainer(
     """The trainer of a run, or of a ``fast_dev_run``, which has no writer; writes nothing yet."""
     changes: dict[str, Any] = {"precision": options.get("precision") or best_precision()}
     callbacks = as_list(options.get("callbacks"))
+    if any(isinstance(c, CAMLogger) and c.state_key == cams.state_key for c in callbacks):
+        raise CamtrainValueError(
+            "trainer.callbacks holds a CAMLogger beside that of the run, and both would write to "
+            "the same folder; give it as cams instead, or give it a dirpath of its own."
+        )
     if writer is not None:
         run = writer.folder
         cams.dirpath = cams.dirpath or run.cams

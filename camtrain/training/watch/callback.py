@@ -84,7 +84,7 @@ class CAMLogger(Callback):
                 48.
             log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
             faithfulness: Test pictures to measure deletion and insertion on; None: 64, on a CPU 0.
-            dirpath: Folder of the sheets; None means ``cams`` in the trainer's log folder.
+            dirpath: Folder of the sheets, one per logger; None: ``cams`` where logs are.
             report: File of the report; None: ``report.html`` in ``dirpath``, or beside ``cams``.
             colormap: ``viridis``, ``inferno``, ``turbo`` or ``jet``.
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.

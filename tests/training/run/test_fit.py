@@ -189,3 +189,12 @@ def test_a_fast_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
     result = fit_by_function(photographs, tmp_path / "runs" / "script", trainer=trainer)
     assert result.bundle is None
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_cam_logger_without_a_folder_is_refused(photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for watcher in (CAMLogger(), None):
+        trainer = {**TRAINER, "callbacks": [CAMLogger()]}
+        with pytest.raises(CamtrainError, match="give it as cams instead, or give it a dirpath"):
+            fit_by_function(photographs, folder, cams=watcher, trainer=trainer)
+    assert not folder.exists()
