@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import tempfile
 from collections.abc import Sequence
+from ipaddress import ip_address
+from signal import SIGTERM, signal
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -18,9 +23,12 @@ from camtrain.visualize import PREDICTED_BOX, draw_boxes
 
 if TYPE_CHECKING:
     import gradio
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOCAL = "127.0.0.1"
 MOST_MEGABYTES = 20
+_LARGEST_SIDE = 2048  # of what the page shows
+_KEEP = 600  # seconds, about, until an upload and its results are deleted
 
 Cards = list[tuple[Image.Image, str]]
 
@@ -47,8 +55,39 @@ def predict_file(predictor: Predictor, path: str | None) -> Prediction | None:
     """The prediction of a picture's file; None where there is none."""
     if path is None:
         return None
-    [prediction] = predictor(path)
+    [prediction] = predictor(path, largest_side=_LARGEST_SIDE)
     return prediction
+
+
+class KnownHosts:
+    """Refuses requests under a name that is not this machine's.
+
+    Otherwise a page of the internet whose name is made to lead to this machine could read it.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        """Take the ASGI application, and the names; addresses are allowed anyway."""
+        self.app, self.names = app, {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        headers = dict(scope.get("headers", []))
+        if scope["type"] in ("http", "websocket") and not self._is_known(headers.get(b"host", b"")):
+            from starlette.responses import PlainTextResponse
+
+            text = "camtrain demo: this name is not one of this machine's; open its address.\n"
+            await PlainTextResponse(text, status_code=403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_known(self, header: bytes) -> bool:
+        text = header.decode("latin-1").lower()
+        host, _, port = text.rpartition(":")
+        host = (host if host and port.isdecimal() else text).strip("[]")
+        try:
+            return bool(ip_address(host))
+        except ValueError:
+            return host in self.names
 
 
 def page(predictor: Predictor, title: str) -> gradio.Blocks:
@@ -64,10 +103,13 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
         try:
             prediction = predict_file(predictor, path)
         except CamtrainError as error:  # one sentence on the page
-            raise gradio.Error(str(error)) from error
+            text = str(error).replace(str(path), "you dropped")
+            raise gradio.Error(text, print_exception=False) from error
         return prediction, cards_of(prediction, threshold)
 
-    with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
+    with gradio.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(_KEEP // 10, _KEEP)
+    ) as blocks:
         gradio.Markdown(f"# {title}")
         prediction = gradio.State(None)
         with gradio.Row():
@@ -77,6 +119,8 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
             cards = gradio.Gallery(
                 label="Best classes, where they look", columns=2, object_fit="contain"
             )
+        # Gradio itself would open the file, and say only "Error" where that fails.
+        picture.preprocess = lambda upload: upload and upload.path
         threshold = gradio.Slider(
             *(0.0, 0.999, predictor.threshold),
             step=0.001,
@@ -93,9 +137,9 @@ def _check_address(host: str, port: int) -> None:
         raise CamtrainValueError(f"--port must lie in 1..65535, got {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]
+        socket.create_server((host.encode("idna"), port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", error)).partition(" (while")[0]
         raise CamtrainValueError(
             "--host and --port must be an address of this machine that no other program uses, got "
             f"{host} and {port} ({reason}); give another."
@@ -118,16 +162,20 @@ def main(args: Sequence[str]) -> None:
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default cpu)")
     add_backbone(parser)
     arguments = parser.parse_args(args[1:])
-    _check_address(arguments.host, arguments.port)
+    host = arguments.host.strip("[]") or LOCAL
+    _check_address(host, arguments.port)
     model = model_file(arguments.model)
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
-    blocks = page(
-        load(model, backbone=arguments.backbone, device=arguments.device), f"camtrain: {model}"
-    )
-    blocks.launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        max_file_size=MOST_MEGABYTES * 2**20,
-        share=False,
-    )
+    predictor = load(model, backbone=arguments.backbone, device=arguments.device)
+    signal(SIGTERM, lambda number, frame: sys.exit(128 + number))  # the folder below is deleted
+    names = [host, "localhost", socket.gethostname(), socket.getfqdn()]
+    with tempfile.TemporaryDirectory(prefix="camtrain-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # before a component is made
+        page(predictor, f"camtrain: {model}").launch(
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=arguments.port,
+            max_file_size=MOST_MEGABYTES * 2**20,
+            share=False,
+            app_kwargs={"middleware": [(KnownHosts, (), {"names": names})]},
+        )

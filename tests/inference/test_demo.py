@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,6 +94,59 @@ def test_an_address_in_use_is_refused_in_one_sentence(
     assert f"got {demo.LOCAL} and {port} (Address already in use)" in capsys.readouterr().err
 
 
+HOSTS = {
+    "localhost": True,
+    "127.0.0.1:7860": True,
+    "[::1]:7860": True,
+    "Here:80": True,
+    "evil.example:7860": False,
+    "127.0.0.1.evil.example": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize(("host", "is_known"), HOSTS.items())
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_foreign_name_of_this_machine_is_refused(kind: str, host: str, is_known: bool) -> None:
+    pytest.importorskip("starlette")
+    answers: list[object] = []
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        answers.append("the page")
+
+    async def send(message: dict[str, object]) -> None:
+        answers.append(message.get("status"))
+
+    scope = {"type": kind, "headers": [(b"host", host.encode())], "extensions": {}}
+    asyncio.run(demo.KnownHosts(app, ["localhost", "here"])(scope, None, send))
+    assert (answers == ["the page"]) is is_known
+    assert is_known or answers[0] in (403, None)
+
+
+@pytest.mark.parametrize(("host", "server_name"), [("::1", "[::1]"), ("[::1]", "[::1]")])
+def test_addresses_of_the_longer_kind_are_given_in_brackets(
+    host: str, server_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_check_address", lambda host, port: None)
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace())
+    monkeypatch.setattr(demo, "signal", lambda number, handler: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    launched: dict[str, object] = {}
+    monkeypatch.setattr(demo, "page", lambda *args: SimpleNamespace(launch=launched.update))
+    small_predictor().save(tmp_path / "model.safetensors")
+    assert cli.main(["demo", str(tmp_path / "model.safetensors"), "--host", host]) == 0
+    assert launched["server_name"] == server_name
+    assert not Path(os.environ["GRADIO_TEMP_DIR"]).exists()
+
+
+def test_what_is_no_address_is_refused_in_one_sentence(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for host in ("nowhere.invalid", "\N{BULLET}" * 80, "192.0.2.1"):
+        assert cli.main(["demo", str(picture), "--host", host]) == 2
+        assert "must be an address of this machine" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page in a process of its own, since its server leaves threads and warnings behind."""
@@ -101,24 +158,26 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind((demo.LOCAL, 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "train.py"), "demo", str(folder / "model.safetensors")]
-    with subprocess.Popen([*command, "--port", str(port)], cwd=folder) as server:
+    (folder / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
+    command += ["--port", str(port)]
+    with subprocess.Popen(command, cwd=folder, env=environment) as server:
         try:
             wait_for(f"http://{demo.LOCAL}:{port}/config")
             yield f"http://{demo.LOCAL}:{port}"
         finally:
             server.terminate()
+            assert server.wait(60) == 128 + signal.SIGTERM
+    assert not [path for path in (folder / "temporary").rglob("*") if path.is_file()]
 
 
 @pytest.mark.nightly
 def test_the_page_answers_on_this_machine_and_refuses_large_files(url: str, picture: Path) -> None:
-    [uploaded] = json.loads(upload(url, picture.read_bytes()))
-    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": [file, 0.3]}).encode()
-    event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
-    with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
-        said = answer.read().decode()
+    said = see(url, picture.read_bytes())
     assert "event: complete" in said
     assert said.count('"caption"') == 5
+    for damaged in (picture.read_bytes()[:500], b"hello", b""):
+        assert '"error": "The image you dropped cannot be read (' in see(url, damaged)
     with pytest.raises(urllib.error.HTTPError) as refused:
         upload(url, bytes((demo.MOST_MEGABYTES + 1) * 2**20))
     assert refused.value.code == 413
@@ -166,6 +225,17 @@ def wait_for(url: str) -> None:
         except urllib.error.URLError:
             time.sleep(0.5)
     pytest.fail(f"nothing answers at {url}")
+
+
+def see(url: str, content: bytes) -> str:
+    """What the page answers to a picture."""
+    [uploaded] = json.loads(upload(url, content))
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [file, 0.3]}).encode()
+    event = json.loads(posted(f"{url}/gradio_api/call/see", body, "application/json"))
+    with urllib.request.urlopen(f"{url}/gradio_api/call/see/{event['event_id']}") as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def upload(url: str, content: bytes) -> bytes:
