@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from camtrain.data import Split
 from camtrain.errors import CamtrainValueError
-from camtrain.header import read_checkpoint_content, read_safetensors_description
+from camtrain.header import read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_names
 from camtrain.training.module import CAMModule
@@ -38,6 +38,8 @@ from camtrain.training.run.resume import (
     check_same_network,
     check_same_settings,
     check_start,
+    read_state,
+    refusing_state,
     split_beside,
 )
 from camtrain.training.run.signals import StopSignals, ending_cleanly
@@ -187,6 +189,9 @@ def fit(
                 run_logger.log_hyperparams(run_settings)
         print_header(module, data, lightning)
         stack.enter_context(signals)
+        restored = lightning._checkpoint_connector  # holds the content until it is all restored
+        is_read = lambda: bool(restored._loaded_checkpoint)  # noqa: E731
+        stack.enter_context(refusing_state(ckpt_path or "", is_read))
         with ending_cleanly(lightning, signals, writer.folder if writer else None):
             lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
         if writer is None:
@@ -290,10 +295,10 @@ def open_run(
             check_can_continue(trainer)
         check_settings(trainer, module, data)
         if ckpt_path not in (None, "last"):
-            check_same_network(module, read_checkpoint_content(Path(ckpt_path), mmap=True))
+            check_same_network(module, read_state(Path(ckpt_path)))
     is_continued, so_far = ckpt_path == "last", None
     if is_continued and run.last.is_file():
-        checkpoint = read_checkpoint_content(run.last, mmap=True)
+        checkpoint = read_state(run.last)
         check_same_settings(
             checkpoint,
             run,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,19 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from torch.optim.lr_scheduler import LambdaLR
 
-from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
+from camtrain.errors import (
+    CamtrainError,
+    CamtrainFileNotFoundError,
+    CamtrainValueError,
+    one_line,
+)
 from camtrain.files import check_writable
-from camtrain.header import METADATA_KEY, Description, checkpoint_description
+from camtrain.header import (
+    METADATA_KEY,
+    Description,
+    checkpoint_description,
+    read_checkpoint_content,
+)
 from camtrain.training.learn.optimizer import count_steps, make_schedule
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 
@@ -77,6 +88,40 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
             f"overwrite=True replaces only an earlier run, and {folder.path} holds none (no "
             "config.yaml); choose another name, or delete the folder yourself."
         )
+
+
+_STATE = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that a training can go on from.
+
+    Raises:
+        CamtrainValueError: It is another file, a damaged one, or holds only a network.
+    """
+    content = read_checkpoint_content(path, mmap=True)
+    with refusing_state(path):
+        for name, kind in _STATE.items():
+            if not isinstance(content[name], kind):
+                raise TypeError(f"{name} is a {type(content[name]).__name__}")
+        int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        int(content["global_step"]), int(content[METADATA_KEY]["seed"])
+    return content
+
+
+@contextmanager
+def refusing_state(path: str | Path, is_read: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Raise one CamtrainValueError for whatever a damaged state raises while it is read."""
+    try:
+        yield
+    except Exception as error:  # what damaged values make Lightning raise cannot be known
+        if isinstance(error, CamtrainError) or not is_read():
+            raise
+        raise CamtrainValueError(
+            f"{path} holds no state that a training can go on from ({one_line(error)}); give "
+            "another last.ckpt or best.ckpt, or start from a network with model.weights="
+            "runs/NAME/model.safetensors."
+        ) from error
 
 
 def check_is_file(checkpoint: Path) -> None:

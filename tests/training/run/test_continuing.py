@@ -319,6 +319,63 @@ def test_another_run_s_checkpoint_begins_a_run_of_its_own(
     assert len(rows_of(tmp_path / "runs" / "other")) == 3
 
 
+NO_STATE = "holds no state that a training can go on from"
+
+
+def no_state(content: dict[str, Any]) -> None:
+    del content["optimizer_states"]
+
+
+def other_loops(content: dict[str, Any]) -> None:
+    content["loops"]["fit_loop"]["epoch_progress"]["current"] = 3
+
+
+def other_optimizer(content: dict[str, Any]) -> None:
+    content["optimizer_states"] = [{"state": 3}]
+
+
+def other_tensors(content: dict[str, Any]) -> None:
+    content["state_dict"]["net.head.weight"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (None, "is not a camtrain checkpoint that can be read safely"),
+        (no_state, "(KeyError: 'optimizer_states')"),
+        (other_optimizer, NO_STATE),
+        pytest.param(other_loops, NO_STATE, marks=pytest.mark.nightly),
+        pytest.param(other_tensors, NO_STATE, marks=pytest.mark.nightly),
+    ],
+)
+def test_no_training_goes_on_from_a_damaged_checkpoint_and_nothing_is_left(
+    damage: Callable[[dict[str, Any]], None] | None,
+    message: str,
+    fit_arguments: Arguments,
+    fitted: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before: tracebacks, and a folder in which the next start was refused."""
+    last = fitted() / "checkpoints" / "last.ckpt"
+    if damage is None:
+        last.write_bytes(last.read_bytes()[:3000])
+    else:
+        content = torch.load(last, weights_only=True)
+        damage(content)
+        torch.save(content, last)
+    longer = ("--trainer.max_epochs", "3")
+    for more in (LAST, ("--name", "other", "--ckpt_path", str(last))):
+        assert main(fit_arguments(*longer, *more)) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert "Traceback" not in err
+    if damage in (None, no_state, other_loops):
+        assert not (tmp_path / "runs" / "other").exists()
+    if damage is None:
+        assert main(fit_arguments("--name", "other", "--trainer.max_epochs", "1")) == 0
+
+
 def test_a_time_below_zero_is_refused(
     fit_arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
