@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any
 
 import jsonargparse
+import torch
 import yaml
+from jsonargparse.typing import register_type
 
 _read = jsonargparse.get_loader("yaml")
 # A character beyond U+FFFF as JSON writes it, and half of one, as Python keeps bytes of file names.
@@ -26,6 +29,7 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text_node)
+_Dumper.add_multi_representer(Enum, lambda dumper, value: _text_node(dumper, str(value.value)))
 
 
 def read_yaml(text: str) -> object:
@@ -48,3 +52,4 @@ def use_in_parsers() -> None:
     """Let jsonargparse read and write this way."""
     jsonargparse.set_loader("yaml", read_yaml)
     jsonargparse.set_dumper("yaml", write_yaml)
+    register_type(torch.device, str, torch.device, fail_already_registered=False)

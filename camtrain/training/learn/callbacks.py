@@ -58,7 +58,7 @@ class StepScores(Callback):
             self._pictures += len(as_pair(batch)[1])
         step = trainer.global_step
         every: int = cast("Any", trainer).log_every_n_steps
-        is_new = step != self._step and step % every == 0
+        is_new = every > 0 and step != self._step and step % every == 0
         if not is_new or not trainer.loggers or not isinstance(outputs, Mapping):
             return
         seconds = max(time.monotonic() - self._began, 1e-9)

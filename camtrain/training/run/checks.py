@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning import Callback, LightningDataModule, Trainer
+from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BatchSizeFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from camtrain.errors import CamtrainValueError, one_line
@@ -19,6 +25,14 @@ from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
 from camtrain.training.run.opening import check_channels
 from camtrain.training.run.trainer import check_precision
+
+_UNFREEZES = "unfreezes no network of camtrain; give model.freeze_until and model.unfreeze_at_epoch"
+_REFUSED: dict[type[Callback], str] = {
+    BackboneFinetuning: _UNFREEZES,
+    BaseFinetuning: _UNFREEZES,
+    BatchSizeFinder: "would change the number of steps of the schedule; give data.batch_size",
+    ModelPruning: "gives the weights names that no bundle has; leave it out",
+}
 
 
 def check_settings(trainer: Trainer, module: CAMModule, data: LightningDataModule) -> None:
@@ -34,12 +48,14 @@ def check_settings(trainer: Trainer, module: CAMModule, data: LightningDataModul
     if module.teacher is not None:
         module.teacher.check(module.net)
     check_precision(trainer)
+    check_callbacks(cast("Any", trainer).callbacks)
     if isinstance(data, CAMDataModule):
         data.setup("fit")
         data.check_cache()
         check_channels(data.datasets["train"], module.hparams["in_chans"])
         check_size(module, data.hparams["batch_size"])
-        check_validation_interval(trainer, len(data.datasets["train"]), data.hparams)
+        batches = check_limits(trainer, data.datasets, data.hparams["batch_size"])
+        check_validation_interval(trainer, batches)
     if module.hparams["head_solver"] == "sgd":  # it must be possible to build the optimizer
         steps = math.inf if trainer.max_epochs == trainer.max_steps == -1 else 100.0
         configure(module.net, module.hparams, steps=steps, steps_per_epoch=100.0)
@@ -73,12 +89,46 @@ def check_size(module: CAMModule, batch_size: int = 2) -> None:
         ) from error
 
 
-def check_validation_interval(trainer: Trainer, pictures: int, settings: Mapping[str, Any]) -> None:
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise CamtrainValueError for a callback of Lightning that cannot work here."""
+    for callback in callbacks:
+        if type(callback) in _REFUSED:  # a subclass of the user may work
+            raise CamtrainValueError(
+                f"trainer.callbacks must be without {type(callback).__name__}, which "
+                f"{_REFUSED[type(callback)]}."
+            )
+
+
+def check_limits(trainer: Trainer, datasets: Mapping[str, Sized], batch_size: int) -> int:
+    """Check that something is left of the batches of training and validation.
+
+    Returns:
+        The number of batches of an epoch.
+
+    Raises:
+        CamtrainValueError: A limit leaves no batch.
+    """
+    counts = {}
+    for split in ("val", "train"):
+        batches = math.ceil(len(datasets[split]) / batch_size) if split in datasets else 0
+        name = "overfit_batches" if trainer.overfit_batches else f"limit_{split}_batches"
+        limit = getattr(trainer, f"limit_{split}_batches")
+        is_part = isinstance(limit, float)
+        counts[split] = int(batches * limit) if is_part else min(batches, limit)
+        if batches and not counts[split] and (limit or split == "train"):
+            raise CamtrainValueError(
+                f"trainer.{name} must leave a batch of the {batches} for {split}, got {limit}; "
+                f"give at least {math.ceil(100 / batches) / 100:g}, or a number of batches."
+            )
+    return counts["train"]
+
+
+def check_validation_interval(trainer: Trainer, batches: int) -> None:
     """Raise CamtrainValueError where validations are further apart than an epoch has batches.
 
     Lightning refuses that too, when the files of the run exist already.
     """
-    interval, batches = trainer.val_check_interval, math.ceil(pictures / settings["batch_size"])
+    interval = getattr(trainer, "val_check_interval", None)  # missing where it is a time
     if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > batches:
         raise CamtrainValueError(
             f"trainer.val_check_interval must be at most the {batches} batches of an epoch, got "

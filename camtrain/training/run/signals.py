@@ -15,10 +15,11 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from camtrain.data.workers import lost_worker
-from camtrain.errors import CamtrainError, CamtrainOSError, refused_by_system
+from camtrain.errors import CamtrainError, CamtrainOSError, CamtrainValueError, refused_by_system
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
 from camtrain.training.run.results import print_run_files
+from camtrain.training.run.trainer import lightnings_refusal
 
 _MESSAGE = b"\ncamtrain: stopping after this step; Ctrl-C again stops at once\n"
 
@@ -96,7 +97,8 @@ def ending_cleanly(
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; Lightning alone would exit with status 1.
         SystemExit: SIGTERM was received; the status is 143.
-        CamtrainValueError: A worker of a loader has died.
+        CamtrainValueError: A worker of a loader has died, or Lightning refuses a setting; where
+            nothing was trained, the folder of the run is emptied.
         CamtrainOSError: The system refuses a file, such as on a full disk.
     """
     try:
@@ -114,15 +116,19 @@ def ending_cleanly(
             sys.exit(128 + SIGTERM)
         if is_stopped:
             raise KeyboardInterrupt from None
-        if isinstance(error, Exception) and (sentence := _sentence(error, run)):
+        sentence = _sentence(error, run) if isinstance(error, Exception) else None
+        is_refusal = isinstance(sentence or error, CamtrainValueError) and trainer.is_global_zero
+        if is_refusal and run is not None and not run.checkpoints.exists():
+            run.clear()  # nothing was trained
+        if sentence is not None:
             raise sentence from error
         raise
 
 
 def _sentence(error: Exception, run: RunFolder | None) -> CamtrainError | None:
-    """The sentence for a worker that has died or a file that the system refuses; else None."""
+    """The sentence for a dead worker, a file that the system refuses, a setting; else None."""
     refusal = refused_by_system(error) if isinstance(error, OSError) and error.errno else error
     if isinstance(refusal, CamtrainOSError) and run is not None and run.config.is_file():
         whole = f"{run.last} is whole, and goes on" if run.last.is_file() else "the run begins anew"
         return CamtrainOSError(f'{str(refusal).removesuffix(".")}; {whole} with ckpt_path="last".')
-    return lost_worker(error) if refusal is error else refusal
+    return (lost_worker(error) or lightnings_refusal(error)) if refusal is error else refusal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,  # a step's loss makes the GPU wait
 }
+_REFUSALS = (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 # Units that multiply bfloat16; a CPU without them emulates it, slower than float32.
 _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
 
@@ -46,11 +48,7 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
     Raises:
         CamtrainValueError: Lightning refuses an option.
     """
-    epochs = options.get("max_epochs")
-    if epochs is not None and epochs < -1:
-        raise CamtrainValueError(
-            f"trainer.max_epochs must be at least 0, or -1 for no limit, got {epochs}."
-        )
+    _check_options(options)
     # Scores are logged by epoch, and by step as often as there are steps.
     warnings.filterwarnings("ignore", message="The number of training batches")
     callbacks = as_list(options.get("callbacks"))
@@ -61,23 +59,70 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
         for stopper in (c for c in callbacks if isinstance(c, EarlyStopping)):
             stopper._check_on_train_epoch_end = bool(stopper._check_on_train_epoch_end)
     try:
-        return Trainer(**{**options, "callbacks": callbacks})
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        text = one_line(error, with_type=False)
-        words = set(re.findall(r"[\w-]+", text))
-        given = [f"trainer.{n}={v}" for n, v in options.items() if {n, str(v)} & words]
+        trainer = Trainer(**{**options, "callbacks": callbacks})
+        if environment := getattr(trainer.strategy, "cluster_environment", None):
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        return trainer
+    except (MisconfigurationException, *_REFUSALS) as error:
+        is_name = isinstance(error, LookupError)  # of a variable of a batch system
+        raise _refusal_of_options(options, one_line(error, with_type=is_name)) from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise CamtrainValueError for values that Lightning takes and cannot train with."""
+    epochs = options.get("max_epochs")
+    if epochs is not None and epochs < -1:
         raise CamtrainValueError(
-            f"Lightning's Trainer refuses {', '.join(given) or 'its options'} ({text}); "
-            "trainer.accelerator=auto and trainer.devices=auto use what this machine has."
-        ) from error
+            f"trainer.max_epochs must be at least 0, or -1 for no limit, got {epochs}."
+        )
+    if options.get("barebones"):
+        raise CamtrainValueError(
+            "trainer.barebones must be False, got True, which leaves out what a run consists of: "
+            "checkpoints, scores and heatmaps."
+        )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (value := options.get(name)) is not None and value < 1:
+            raise CamtrainValueError(f"trainer.{name} must be at least 1, got {value}.")
+
+
+def _refusal_of_options(options: Mapping[str, Any], text: str) -> CamtrainValueError:
+    """The error of options that Lightning's ``Trainer`` refuses, by the text of its own."""
+    words, defaults = set(re.findall(r"[\w-]+", text)), inspect.signature(Trainer).parameters
+    changed = {
+        name: value
+        for name, value in options.items()
+        if name != "callbacks" and value not in (defaults[name].default, TRAINER_DEFAULTS.get(name))
+    }
+    named = [name for name in changed if name in words]
+    named = named or [name for name, value in changed.items() if str(value) in words]
+    given = [f"trainer.{name}={changed[name]}" for name in named]
+    of_machine = {"accelerator", "devices", "num_nodes", "strategy"} & words
+    step = "trainer.accelerator=auto and trainer.devices=auto use what this machine has."
+    return CamtrainValueError(
+        f"Lightning's Trainer refuses {', '.join(given) or 'its options'} ({text}); "
+        f"{step if of_machine or not given else 'leave it out, or give another value.'}"
+    )
+
+
+def lightnings_refusal(error: BaseException) -> CamtrainValueError | None:
+    """The sentence for an error by which Lightning refuses settings in a training; else None."""
+    text = one_line(error, with_type=False)
+    if not isinstance(error, MisconfigurationException) and "conditioned on metric" not in text:
+        return None
+    return CamtrainValueError(
+        f"Lightning refuses the settings of this training ({text}); change the option or callback "
+        "that it names, or leave it out."
+    )
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Raise CamtrainValueError where the trainer casts the whole network to 16 bits."""
-    if trainer.precision in ("16-true", "bf16-true"):
+    """Raise CamtrainValueError where the trainer casts the whole network to another type."""
+    precision = str(trainer.precision)
+    if precision.endswith("-true") and precision != "32-true":
+        bits = precision.removeprefix("bf").partition("-")[0]
         raise CamtrainValueError(
-            f"trainer.precision={trainer.precision} would compute maps and logits in 16 bits, and "
-            "they need float32; choose bf16-mixed or 16-mixed."
+            f"trainer.precision={precision} would compute maps and logits in {bits} bits, and they "
+            "need float32; choose 32-true, bf16-mixed or 16-mixed."
         )
 
 
