@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -42,6 +43,9 @@ def refuse_box(message: str, path: str) -> None:
 _COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
 
 
+_FARTHEST = 2**31 - 1  # pixels, and larger than any picture
+
+
 class Box(NamedTuple):
     """One box of a file: path relative to the data folder, half-open xyxy, class ("": unknown)."""
 
@@ -60,14 +64,14 @@ def from_csv(file: Path) -> Iterator[Box]:
             xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
         except (TypeError, ValueError):
             xmin = ymin = xmax = ymax = 0
-        if 0 <= xmin < xmax and 0 <= ymin < ymax:
+        if 0 <= xmin < xmax <= _FARTHEST and 0 <= ymin < ymax <= _FARTHEST:
             yield Box(
                 path_in(folder, path), (xmin, ymin, xmax, ymax), (row.get("class") or "").strip()
             )
         else:
             refuse_box(
                 f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
-                f"and 0 <= ymin < ymax, got {','.join(str(value) for value in row.values())}; "
+                f"and 0 <= ymin < ymax, got {_shown(row.values(), ',')}; "
                 "correct or delete the line.",
                 path,
             )
@@ -80,10 +84,10 @@ def from_xml(file: Path, *, first_pixel: int, names: Collection[str]) -> Iterato
     """
     try:
         objects = list(ElementTree.parse(file).getroot().iter("object"))
-    except ElementTree.ParseError as error:
+    except Exception as error:  # what damaged XML makes its parser raise cannot be known
         refuse_box(
-            f"{file} must be the XML of a picture's boxes, but cannot be read ({error}); replace "
-            "or delete it.",
+            f"{file} must be the XML of a picture's boxes, but cannot be read "
+            f"({one_line(error, with_type=False)}); replace or delete it.",
             str(file),
         )
         return
@@ -95,13 +99,12 @@ def from_xml(file: Path, *, first_pixel: int, names: Collection[str]) -> Iterato
         corners = [element.findtext(f"bndbox/{column}") for column in _COLUMNS[1:]]
         try:
             xmin, ymin, xmax, ymax = (round(float(corner or "")) for corner in corners)
-        except ValueError:
+        except (ValueError, OverflowError):
             xmin, ymin, xmax, ymax = 0, 0, -1, -1
-        if xmin > xmax or ymin > ymax:
+        if xmin > xmax or ymin > ymax or max(map(abs, (xmin, ymin, xmax, ymax))) >= _FARTHEST:
             refuse_box(
                 f"{file}: expected numbers with xmin <= xmax and ymin <= ymax in the bndbox of "
-                f"{name}, got {', '.join(str(corner) for corner in corners)}; correct or delete "
-                "the object.",
+                f"{name:.50}, got {_shown(corners)}; correct or delete the object.",
                 str(file),
             )
             continue
@@ -125,21 +128,27 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
             for box in content["annotations"]
             if not box.get("iscrowd")
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what damaged JSON makes its readers raise cannot be known
         raise CamtrainValueError(
             f"{file} must be a COCO file with images, annotations and categories, but cannot be "
             f"read ({one_line(error)}); export it again, or use boxes.csv."
         ) from error
     path_of = _paths_by_file_name(file, paths, {file_name for file_name, _, _ in boxes})
     for file_name, numbers, name in boxes:
-        if len(numbers) != 4 or min(numbers[2:]) < 0:
+        are_near = all(abs(number) < _FARTHEST / 2 for number in numbers)  # NaN is not
+        if len(numbers) != 4 or not are_near or min(numbers[2:]) < 0:
             refuse_box(
-                f"{file}: expected x, y, width, height in the bbox of {file_name}, got "
-                f"{', '.join(f'{number:g}' for number in numbers)}; correct or delete it.",
+                f"{file}: expected x, y, width, height in the bbox of {file_name:.200}, got "
+                f"{_shown([f'{number:g}' for number in numbers])}; correct or delete it.",
                 path_of.get(file_name, file_name),
             )
         else:
             yield Box(path_of.get(file_name, file_name), from_xywh(*numbers), name)
+
+
+def _shown(values: Iterable[object], separator: str = ", ") -> str:
+    """Values of a file for a message, which may be long and many."""
+    return f"{separator.join(map(str, islice(values, 8))):.200}"
 
 
 def from_xywh(x: float, y: float, width: float, height: float) -> tuple[int, int, int, int]:
@@ -238,8 +247,8 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
     """The boxes that belong to the pictures of a listing.
 
     Localization concerns the labelled class, so boxes of another class than the picture's are left
-    out; boxes that name no class count. A warning tells of boxes of no picture. ``names`` are those
-    of the K classes, as the boxes spell them.
+    out; boxes that name no class count. A warning tells of boxes of no picture and how many were
+    matched. ``names`` are those of the K classes, as the boxes spell them.
 
     Raises:
         CamtrainValueError: There are boxes, and none belongs to a picture.
@@ -247,7 +256,7 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
     row_of = {path: row for row, path in enumerate(listing.paths)}
     rows, boxes_xyxy, unmatched_paths, other_names = [], [], [], []
     for path, box_xyxy, class_name in boxes:
-        row = row_of.get(path)
+        row = row_of.get(path, row_of.get(path.replace("\\", "/")))  # as Windows writes it
         if row is None:
             unmatched_paths.append(path)
         elif not class_name or normal_form(class_name) in map(
@@ -272,8 +281,8 @@ def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) ->
     elif unmatched_paths:
         warn(
             f"{len(unmatched_paths)} boxes are of no picture of the data set, the first of "
-            f"{unmatched_paths[0]}; paths are relative to the data folder, such as "
-            f"{listing.paths[0]}.",
+            f"{unmatched_paths[0]:.200}; {len(rows)} are of {len(set(rows))} pictures. Paths are "
+            f"relative to the data folder, such as {listing.paths[0]}.",
             stacklevel=2,
         )
     return BoxTable(len(row_of), rows, boxes_xyxy)

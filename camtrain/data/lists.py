@@ -8,9 +8,10 @@ import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +159,8 @@ def csv_reader(
         refuse_null(text, file, text.count("\n", 0, text.index("\0")) + 1)
     first_line = text.partition("\n")[0].strip()
     separator = max(_SEPARATORS, key=first_line.count)
-    reader = csv.DictReader(
+    reader = _Rows(
+        file,
         io.StringIO(text, newline=""),
         delimiter=separator,
         skipinitialspace=f"{separator} " in first_line,
@@ -179,6 +181,31 @@ def csv_reader(
             f"{', '.join(reader.fieldnames or ())}."
         )
     return reader
+
+
+class _Rows(csv.DictReader):  # type: ignore[type-arg]
+    """The rows of a file, whose damages are one sentence."""
+
+    def __init__(self, file: Path, text: io.StringIO, **options: Any) -> None:
+        super().__init__(text, **options)
+        self._file = file
+        with self._refusing():
+            _ = self.fieldnames  # reads the first line
+
+    def __next__(self) -> dict[str | Any, str | Any]:
+        """The next row."""
+        with self._refusing():
+            return super().__next__()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except csv.Error as error:
+            raise CamtrainValueError(
+                f"{self._file}, line {self.line_num + 1}: {error}; correct the line, in which a "
+                "quotation mark may be missing."
+            ) from None
 
 
 def refuse_null(text: str, file: Path, number: int) -> None:

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def test_the_same_boxes_in_every_format(tmp_path: Path) -> None:
     )
     assert boxes_of(tmp_path / "voc") == expected
     for name, path in {"csv": r"train/cat/a\.jpg", "coco": r"nowhere\.jpg"}.items():
-        with pytest.warns(UserWarning, match=f"1 boxes are of no .* of {path}; paths"):
+        with pytest.warns(
+            UserWarning, match=f"1 boxes are of no .* of {path}; 3 are of 2 pictures"
+        ):
             assert boxes_of(tmp_path / name) == expected
 
 
@@ -222,6 +225,22 @@ def csv_and_xml(root: Path) -> None:
         (
             lambda root: xml(root / "test" / "cat" / "x.xml", ("cat", 1, 1, 2, 2)),
             r"All boxes of .* are in XML files that no picture is named like, as cat/1\.jpg",
+        ),
+        (csv_of(HEADER, "a.jpg,1,2,3,3000000000,cat"), "line 2: .*got a.jpg,1,2,3,3000000000"),
+        (csv_of(HEADER, f"a.jpg,1,2,{'9' * 5000},4,cat"), "line 2: expected whole numbers"),
+        (csv_of(HEADER, "a" * 200_000), "line 2: field larger than field limit"),
+        (csv_of(HEADER, '"a.jpg' + ",1" * 200_000), "line 2: field larger than field limit"),
+        *(
+            (
+                lambda root, side=side: coco(root, ("test/cat/a.jpg", "cat", [1, 2, side, 4])),
+                rf"the bbox of test/cat/a\.jpg, got 1, 2, {shown}, 4",
+            )
+            for side, shown in ((1e308, r"1e\+308"), (math.inf, "inf"), (math.nan, "nan"))
+        ),
+        (lambda root: text(root / "boxes.json", "[" * 100_000), "a COCO file .*RecursionError"),
+        *(
+            (xml_of(("cat", 1, 1, side, 6)), rf"a\.xml: expected numbers .* got 1, 1, {side}, 6")
+            for side in ("inf", "nan", "1e300", "5000000000")
         ),
         (csv_and_coco, r"boxes in one place, but has boxes\.csv and annotations\.json"),
         (csv_and_xml, r"but has boxes\.csv and XML files beside the pictures; delete or rename"),

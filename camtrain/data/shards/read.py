@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from camtrain.errors import (
     needs_extra,
     one_line,
 )
-from camtrain.files import user_cache, write_text
+from camtrain.files import check_names, check_nested, user_cache, write_text
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -208,14 +209,24 @@ def load_index(index_json: bytes, store: Store, folder: str) -> ShardIndex:
                 f"The shards of {folder} have format {version}, and this version of camtrain reads "
                 f"up to {_FORMAT}; update camtrain."
             )
-        with np.load(io.BytesIO(store.read_all(content["arrays"])), allow_pickle=False) as arrays:
+        check_nested(content)
+        class_names = check_names("class_names", content["class_names"])
+        shards = tuple(Shard(**shard) for shard in content["shards"])
+        files = check_names("files", [content["arrays"], *(shard.file for shard in shards)])
+        if any("/" in file for file in files) or any(
+            s.split not in get_args(Split) for s in shards
+        ):
+            raise CamtrainValueError("it names files that are no shards beside it")
+        with np.load(_unpacked(store.read_all(content["arrays"])), allow_pickle=False) as arrays:
             names = ("labels", "places", "mask_places", "box_rows", "boxes_xyxy")
             index = ShardIndex(
-                class_names=tuple(content["class_names"]),
-                shards=tuple(Shard(**shard) for shard in content["shards"]),
+                class_names=class_names,
+                shards=shards,
                 paths=PathList.from_ends(arrays["path_bytes"].tobytes(), arrays["path_ends"]),
                 **{name: arrays[name] for name in names},
             )
+        count = sum(shard.samples for shard in index.shards)
+        _check_arrays(index)
     except CamtrainError:
         raise
     except Exception as error:  # what a damaged file makes json and numpy raise cannot be known
@@ -223,15 +234,40 @@ def load_index(index_json: bytes, store: Store, folder: str) -> ShardIndex:
             f"{INDEX} of {folder} cannot be read ({one_line(error)}); write the "
             "shards again with camtrain shards."
         ) from error
-    count = sum(shard.samples for shard in index.shards)
     if not len(index.paths) == len(index.places) == count:
         raise CamtrainValueError(
             f"{INDEX} of {folder} counts {count} samples and lists {len(index.paths)}; write the "
             "shards again with camtrain shards."
         )
-    if any("/" in shard.file or shard.split not in get_args(Split) for shard in index.shards):
-        raise CamtrainValueError(f"{INDEX} of {folder} names files that are no shards beside it.")
     return index
+
+
+def _unpacked(data: bytes) -> io.BytesIO:
+    """The file of arrays; raises where it would unpack to far more."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > 64 * len(data) + 2**26:
+            raise CamtrainValueError("the arrays unpack to far more than their file")
+    return io.BytesIO(data)
+
+
+def _check_arrays(index: ShardIndex) -> None:
+    """Raise CamtrainValueError unless shapes and values of the arrays belong together."""
+    count, classes, ends = len(index.paths), len(index.class_names), index.paths.ends
+    is_hot = index.labels.dtype == np.bool_
+    if min(shard.samples for shard in index.shards) < 0:
+        raise CamtrainValueError("a shard holds less than no samples")
+    expected = {
+        "labels": (index.labels, (count, classes) if is_hot else (count,), 0, classes),
+        "places": (index.places, (count, 2), 0, 2**63),
+        "mask_places": (index.mask_places, (count, 2), 0, 2**63),
+        "box_rows": (index.box_rows, (len(index.boxes_xyxy),), 0, count),
+        "boxes_xyxy": (index.boxes_xyxy, (len(index.boxes_xyxy), 4), -(2**31), 2**31),
+        "path_ends": (ends, (count,), 0, len(index.paths.buffer) + 1),
+    }
+    for name, (array, shape, low, end) in expected.items():
+        is_fit = array.shape == shape and array.dtype.kind in "biu"
+        if not is_fit or (array.size and not low <= int(array.min()) <= int(array.max()) < end):
+            raise CamtrainValueError(f"{name} are no numbers of {shape} from {low} to {end - 1}")
 
 
 def shards_listing(
@@ -291,7 +327,13 @@ class ShardFiles:
         if not self.index.mask_places[row, 1]:
             return None
         data = np.frombuffer(self._read(row, self.index.mask_places), np.uint8)
-        return torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+        mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+        if mask is None:
+            raise CamtrainValueError(
+                f"The mask of {self.index.paths[row]} in the shards cannot be read; write the "
+                "shards again with camtrain shards."
+            )
+        return torch.from_numpy(mask)
 
     def _read(self, row: int, places: NDArray[np.int64]) -> bytes:
         start, count = places[row].tolist()

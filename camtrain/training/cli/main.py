@@ -24,7 +24,7 @@ from camtrain.files import read_utf8
 from camtrain.model.modules import is_import_path
 from camtrain.training.cli.help import OneLineParser, spelled_as_options
 from camtrain.training.cli.measuring import MeasuredNetwork, check_options
-from camtrain.training.cli.yaml_text import use_in_parsers, write_yaml
+from camtrain.training.cli.yaml_text import read_yaml, use_in_parsers, write_yaml
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.checks import check_size
@@ -283,7 +283,7 @@ def _named_run(args: Sequence[str]) -> RunFolder:
     if file := _value_of("--config", args):
         configs.append(file)
         with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser names them
-            of_files = dict(yaml.safe_load(Path(file).read_text()))
+            of_files = dict(read_yaml(Path(file).read_text()))
     default = inspect.signature(CAMModule).parameters["backbone"].default
     backbone = {"backbone": default, **(of_files.get("model") or {})}["backbone"]
     name = run_name(

@@ -11,6 +11,9 @@ import torch
 import yaml
 from jsonargparse.typing import register_type
 
+from camtrain.errors import CamtrainValueError, one_line
+from camtrain.files import check_nested
+
 _read = jsonargparse.get_loader("yaml")
 # A character beyond U+FFFF as JSON writes it, and half of one, as Python keeps bytes of file names.
 _PAIR = re.compile(r"(?<!\\)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
@@ -35,7 +38,14 @@ _Dumper.add_multi_representer(Enum, lambda dumper, value: _text_node(dumper, str
 def read_yaml(text: str) -> object:
     """The value of a YAML text, which unlike that of libyaml may have halves of characters."""
     try:
-        return _read(text)
+        value = _read(text)
+        check_nested(value)  # aliases may stand for more than anybody could print
+        return value
+    except (RecursionError, CamtrainValueError) as error:
+        raise CamtrainValueError(
+            f"The YAML text {text!r:.50} ... cannot be used ({one_line(error)}); write plain "
+            "values."
+        ) from None
     except yaml.YAMLError:
         if not _HALF.search(text):
             raise

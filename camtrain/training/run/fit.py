@@ -145,8 +145,7 @@ def fit(
     """
     options = {**TRAINER_DEFAULTS, **(trainer or {})}
     signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
-    makes_loggers = options.get("logger") in (None, True)
-    project = project_or_default(project)
+    makes_loggers, project = options.get("logger") in (None, True), project_or_default(project)
     writer = None
     if not options.get("fast_dev_run"):
         if makes_loggers:
@@ -171,8 +170,9 @@ def fit(
                 writer, lightning, module, data, ckpt_path, overwrite, stack
             )
             if makes_loggers and lightning.is_global_zero:
-                path = writer.folder.path
-                lightning.loggers = make_loggers(logger, path, project, name=name, so_far=so_far)
+                lightning.loggers = make_loggers(
+                    logger, run.path, project, name=name, so_far=so_far
+                )
             elif makes_loggers and logger != "none":
                 lightning.loggers = [DummyLogger()]  # one run, however many processes
         if lightning.is_global_zero:
@@ -189,9 +189,7 @@ def fit(
                 run_logger.log_hyperparams(run_settings)
         print_header(module, data, lightning)
         stack.enter_context(signals)
-        restored = lightning._checkpoint_connector  # holds the content until it is all restored
-        is_read = lambda: bool(restored._loaded_checkpoint)  # noqa: E731
-        stack.enter_context(refusing_state(ckpt_path or "", is_read))
+        stack.enter_context(refusing_state(ckpt_path, lightning))
         with ending_cleanly(lightning, signals, writer.folder if writer else None):
             lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
         if writer is None:
@@ -279,9 +277,7 @@ def open_run(
     overwrite: bool,
     stack: ExitStack,
 ) -> tuple[str | None, LoggedSoFar | None]:
-    """Check that the run can begin or continue, make room for a new one, and mark its folder.
-
-    The folder is locked until the stack is closed.
+    """Check that the run can begin or go on, make room, and mark and lock its folder.
 
     Returns:
         The checkpoint to start from, if any, and where the loggers of a continued run continue.
@@ -313,8 +309,8 @@ def open_run(
         ckpt_path, so_far = None, LoggedSoFar()
     if trainer.is_global_zero:
         if isinstance(data, CAMDataModule):
-            shows_progress = trainer.progress_bar_callback is not None
-            open_pictures(data.sources, data.hparams, shows_progress=shows_progress)
+            has_bar = trainer.progress_bar_callback is not None
+            open_pictures(data.sources, data.hparams, shows_progress=has_bar)
         run.path.mkdir(parents=True, exist_ok=True)
         if not is_old:
             stack.enter_context(run.locked())
@@ -342,8 +338,7 @@ def _conclude_run(
         sources = {"checkpoint": "checkpoints/best.ckpt", "data": data.hparams.get("root")}
         write_scores("test", run.path / "test", module, trainer, sources)
     if run.bundle.is_file():
-        metrics = trainer.callback_metrics
-        test = {name: v.item() for name, v in metrics.items() if name.startswith("test/")}
+        test = {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("test/")}
         description = read_safetensors_description(run.bundle)
         scores = {**(description.scores if description else {}), **test}
         upload_bundle(trainer.loggers, run.bundle, scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,12 +110,17 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def refusing_state(path: str | Path, is_read: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Raise one CamtrainValueError for whatever a damaged state raises while it is read."""
+def refusing_state(path: str | Path | None, trainer: Trainer | None = None) -> Iterator[None]:
+    """Raise one CamtrainValueError for whatever a damaged state raises while it is read.
+
+    With a trainer: while it restores the state, and not for what is raised later.
+    """
+    connector: Any = trainer and trainer._checkpoint_connector
     try:
         yield
     except Exception as error:  # what damaged values make Lightning raise cannot be known
-        if isinstance(error, CamtrainError) or not is_read():
+        is_later = connector is not None and not connector._loaded_checkpoint
+        if isinstance(error, CamtrainError) or is_later:
             raise
         raise CamtrainValueError(
             f"{path} holds no state that a training can go on from ({one_line(error)}); give "

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from camtrain.errors import CamtrainValueError
 from camtrain.training.cli.yaml_text import read_yaml, write_yaml
 
 NAMES = st.text() | st.binary().map(os.fsdecode)  # characters, and bytes that are no UTF-8
@@ -46,3 +47,12 @@ def test_what_jsonargparse_could_not_read(text: str) -> None:
 def test_a_text_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(yaml.YAMLError):
         read_yaml("[1, ")
+
+
+def test_aliases_that_stand_for_more_than_anybody_could_print_are_refused() -> None:
+    """Before: reading never ended."""
+    lines = ["a0: &a0 [1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    for text in ("\n".join(lines), f"{'[' * 900}{']' * 900}"):
+        with pytest.raises(CamtrainValueError, match="cannot be used"):
+            read_yaml(text)
