@@ -9,11 +9,15 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from camtrain.errors import CamtrainError, CamtrainOSError, CamtrainValueError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _locks: set[int] = set()  # descriptors of this process
 
@@ -140,7 +144,9 @@ def append(path: Path, content: bytes) -> None:
 
 
 def _refusal(path: Path) -> str | None:
-    """Why the system takes no more bytes for a file; None if it does."""
+    """Why the system takes no more bytes for a file; None if it does, or if that is a folder."""
+    if path.is_dir():
+        return None
     try:
         with open(path, "ab") as file:
             file.write(bytes(2**20))
@@ -192,6 +198,15 @@ def write_text(path: Path, text: str, *, encoding: str | None = "utf-8") -> None
     """Write a file atomically; an encoding of None is that of the locale."""
     with replacing(path) as part:
         part.write_text(text, encoding=encoding)
+
+
+def write_picture(path: Path, picture: Image, *, is_synced: bool = True) -> None:
+    """Write a PNG or JPEG atomically; Pillow itself passes over what a full disk cuts off."""
+    content = BytesIO()
+    kind: dict[str, Any] = {"format": "JPEG", "quality": 90}
+    picture.save(content, **({"format": "PNG"} if path.suffix == ".png" else kind))
+    with replacing(path, is_synced=is_synced) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def read_utf8(file: Path, *, errors: str = "strict") -> str:

@@ -29,7 +29,7 @@ from camtrain.arguments import VerbParser, add_backbone
 from camtrain.data.decoding import MOST_PIXELS, pixel_limit
 from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.files import append, check_writable, replacing
+from camtrain.files import append, check_writable, replacing, write_picture
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input
 from camtrain.inference.prediction import Prediction, scaled_boxes
@@ -227,8 +227,7 @@ class PredictionFolder:
     def _save(self, picture: Image.Image, folder: str, name: str) -> str:
         """Save a picture as a JPEG; return its path relative to the output folder."""
         path = self._make_path(folder, f"{name}.jpg")
-        with replacing(self.path / path, is_synced=False) as part:
-            picture.save(part, quality=90)
+        write_picture(self.path / path, picture, is_synced=False)
         return path
 
     def _write_sheet(self) -> None:

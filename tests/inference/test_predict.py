@@ -354,3 +354,21 @@ def test_a_picture_of_any_sides_is_drawn_and_one_that_fails_is_its_line(
         assert picture.size == (4096, 1)
     for option in ("--largest_side", "--max_pixels"):
         assert cli.main([*arguments, "--overwrite", option, "0"]) == 2
+
+
+@pytest.mark.parametrize("args", [["--no_sheets", "--overlays", "0"], ["--heatmaps"]])
+def test_a_full_disk_is_one_sentence_and_every_line_is_whole(
+    args: list[str],
+    predict: Callable[..., tuple[int, Path]],
+    folder: Path,
+    limit_files: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limit_files(700)
+    status, output = predict(folder / "b", *args)
+    assert status == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("camtrain: error:")]
+    assert line.startswith(f"camtrain: error: {output}/")
+    assert "cannot be written (File too large: " in line
+    assert len(lines_of(output)) < 3  # each of them can be read
+    assert set(files_of(output)) == {"predictions.jsonl"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from camtrain.data.shards.read import INDEX, Shard, ShardIndex, import_webdatase
 from camtrain.data.source import Source, SourcePicture, Split
 from camtrain.data.sources import add_source_arguments, naming_arguments_of, source_options
 from camtrain.errors import CamtrainValueError
-from camtrain.files import check_writable, locked
+from camtrain.files import check_writable, locked, writing
 from camtrain.labels import classes_of
 
 _UNFINISHED = ".unfinished"  # lies in the folder until the index is written
@@ -60,7 +61,7 @@ def write_shards(
     Raises:
         CamtrainValueError: The folder is not empty, the size is not positive, or a picture cannot
             be read.
-        CamtrainError: The webdataset library is not installed.
+        CamtrainError: The webdataset library is not installed, or the disk is full.
     """
     if shard_mb <= 0:
         raise CamtrainValueError(f"shard_mb must be above 0, got {shard_mb}.")
@@ -72,7 +73,8 @@ def write_shards(
     labels: list[object] = []
     boxes: list[np.ndarray] = []
     first_rows: dict[Split, int] = {}
-    with _writing(folder):
+    files = filter(os.path.isfile, (path for source in sources.values() for path in source.paths))
+    with _writing(folder), writing(folder, needed=sum(map(os.path.getsize, files))):
         for split, source in sources.items():
             first_rows[split] = len(paths)
             order = torch.arange(len(source))

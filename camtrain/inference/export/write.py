@@ -105,7 +105,9 @@ def export_network(
     program, input_hw = export_program(net.eval(), options)
     export = {**options.to_dict(), "input_hw": input_hw}
     metadata = shipped_description(net, description, export).to_json()
-    with replacing(path) as part:
+    needed = sum(tensor.nbytes for tensor in program.state_dict.values())
+    needed //= 2 if options.precision == "fp16" else 1
+    with replacing(path, needed=needed) as part:
         if path.suffix == ".onnx":
             write_onnx(program, part, metadata, options.output_names)
         else:

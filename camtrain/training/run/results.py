@@ -19,7 +19,7 @@ from torch import Tensor
 
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
-from camtrain.files import append, replacing, write_text
+from camtrain.files import append, replacing, write_picture, write_text
 from camtrain.maps import score_map
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import score_rows
@@ -138,8 +138,7 @@ def write_scores(
         {name: mark for name, mark in marks.items() if mark is not None},
         title=f"{split}: pictures whose box is right, by the threshold of the map",
     )
-    with replacing(picture) as part:
-        chart.save(part)
+    write_picture(picture, chart)
     return True
 
 

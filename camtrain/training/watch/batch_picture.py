@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from camtrain.data import Batch, to_pixels
-from camtrain.files import replacing
+from camtrain.files import write_picture
 from camtrain.labels import as_pair, label_names
 from camtrain.maps import parts_of_range
 from camtrain.preprocessing import Preprocessing
@@ -52,9 +52,7 @@ class BatchPicture(Callback):
         height, width = images.shape[-2:]
         title = f"the first {len(images)} pictures of the first batch, {height} x {width} (H x W)"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as part:
-            sheet = batch_sheet(pixels, boxes, captions, title=title)
-            sheet.save(part, format="JPEG", quality=90)
+        write_picture(self.path, batch_sheet(pixels, boxes, captions, title=title))
 
 
 def _pixels(images: Tensor, preprocessing: Preprocessing | None) -> Tensor:

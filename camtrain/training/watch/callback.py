@@ -14,7 +14,7 @@ from torch import Tensor
 
 from camtrain.data import Batch, PreparedDataset
 from camtrain.errors import CamtrainTypeError, CamtrainValueError, one_line, warn
-from camtrain.files import replacing
+from camtrain.files import write_picture
 from camtrain.model.camnet import CAMNet
 from camtrain.training.cache import FeatureDataset
 from camtrain.training.module import CAMModule
@@ -242,8 +242,7 @@ class CAMLogger(Callback):
             return
         picture = self._page.timeline(list(self._runner.pictures.values()))
         if picture is not None:
-            with replacing(self._page.path.with_name("over_epochs.png")) as part:
-                picture.save(part, "PNG")
+            write_picture(self._page.path.with_name("over_epochs.png"), picture)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure faithfulness; after a training, show test pictures with the tested network."""
@@ -327,8 +326,7 @@ class CAMLogger(Callback):
         """Show a snapshot on disk and in the loggers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         name = "test" if snapshot.split == "test" else snapshot.moment.stem
-        with replacing(self._folder / f"{name}.jpg") as part:
-            snapshot.sheet.save(part, "JPEG", quality=90)
+        write_picture(self._folder / f"{name}.jpg", snapshot.sheet)
         for sink in self._sinks:
             sink.log(snapshot)
 

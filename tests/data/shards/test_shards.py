@@ -325,3 +325,16 @@ def test_nothing_is_left_of_shards_that_could_not_be_written(
         write(photographs, folder)
     assert folder.exists() == is_there
     assert not is_there or not list(folder.iterdir())
+
+
+# webdataset leaves the closing of a file that could not be written to Python.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("most", [3000, 30_000])
+def test_a_full_disk_is_one_sentence_and_nothing_is_left(
+    most: int, photographs: Path, tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    limit_files(most)
+    message = f"{tmp_path}/shards.* cannot be written .* it takes about 0.* make room"
+    with pytest.raises(CamtrainError, match=message):
+        write(photographs, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()

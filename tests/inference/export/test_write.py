@@ -618,3 +618,14 @@ def test_an_exported_network_cannot_be_saved_as_a_bundle(
 ) -> None:
     with pytest.raises(CamtrainValueError, match="cannot become a bundle"):
         camtrain.load(exported(".pt2").path).save(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", everyday([".onnx", ".pt2"], ".pt2"))
+def test_a_full_disk_is_one_sentence_and_no_file(
+    suffix: str, tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    """Before, the writing of a ``.pt2`` ended the process."""
+    limit_files(10_000)
+    with pytest.raises(CamtrainError, match=f"model{suffix} cannot be written .File too large: "):
+        export_network(small_net(), tmp_path / f"model{suffix}")
+    assert list(tmp_path.iterdir()) == []

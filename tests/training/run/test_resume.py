@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from camtrain import cli
 from tests.conftest import fit_of
 from tests.training.run import killing
 from tests.training.run.killing import run_in_child
@@ -173,3 +175,31 @@ def test_two_processes_go_on_as_if_never_killed(fit_arguments: Arguments, tmp_pa
     assert last["global_step"] == 4
     assert run("nowhere", 0, "--name", "killed", "--ckpt_path", "last") == 0
     assert_same(state_of(folder), state_of(tmp_path / "runs" / "whole"), "two processes")
+
+
+def test_a_disk_that_fills_ends_the_run_in_a_sentence_and_it_goes_on_where_there_is_room(
+    fit_arguments: Arguments,
+    fitted_once: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "runs" / "run"
+    save = torch.save
+
+    def save_once(content: object, path: Path) -> None:
+        """Fail as torch does on a full disk, when there is a checkpoint already."""
+        if (run / "checkpoints" / "best.ckpt").is_file():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_once)
+        assert cli.main(fit_arguments()) == 2
+    last = run / "checkpoints" / "last.ckpt"
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("camtrain: error:")]
+    assert line.startswith(f"camtrain: error: {last} cannot be written (No space left on device: ")
+    assert line.endswith(f"; {last} is whole, and goes on with --ckpt_path last.")
+    assert not list(run.rglob(".*"))
+    assert cli.main(fit_arguments("--ckpt_path", "last")) == 0
+    assert_same(state_of(run), state_of(fitted_once()), "run")
