@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import SupportsIndex
 
 _MOST_CHARACTERS = 300
 _LAST_CHARACTERS = 120
@@ -82,6 +84,17 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise CamtrainValueError unless the value of an option is one of the choices."""
     if value not in choices:
         raise CamtrainValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_positive(name: str, value: object) -> int:
+    """An integer above 0; raise CamtrainValueError for anything else, such as True and 2.0."""
+    number = 0
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError):  # a tensor of floats
+            number = operator.index(value)
+    if number < 1:
+        raise CamtrainValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return number
 
 
 def join_first(texts: Sequence[str], most: int = 10, *, separator: str = ", ") -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -206,10 +206,10 @@ class Description:
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold itself; raise CamtrainValueError unless it lies in [0, 1)."""
-    if not 0 <= threshold < 1:
+    """The threshold as a float; raise CamtrainValueError unless it lies in [0, 1)."""
+    if not (isinstance(threshold, SupportsFloat) and 0 <= float(threshold) < 1):
         raise CamtrainValueError(f"threshold must lie in [0, 1), got {threshold}.")
-    return threshold
+    return float(threshold)
 
 
 def parse_description(text: str | bytes, path: Path) -> Description:

@@ -186,7 +186,7 @@ def picture_heatmaps(
     """
     size = size or image_hw
     if preprocessing.resize_mode == "squash":
-        heat = visible = torch.empty(len(maps), *size, device=maps.device)
+        heat = visible = torch.empty(len(maps), *size, dtype=torch.float32, device=maps.device)
     else:
         # A constant map must stay constant, without rounding, and NaN must not spread.
         maps = maps.float()

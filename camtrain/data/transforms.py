@@ -219,7 +219,7 @@ def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 @cache
 def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Values per channel as a tensor, (C, 1, 1)."""
-    return torch.tensor(values, device=device)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def _reorder_channels(image: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -25,7 +25,7 @@ from camtrain.errors import (
     one_line,
 )
 
-Input = str | Path | Image.Image | NDArray[Any] | Tensor
+Input = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
@@ -76,9 +76,12 @@ def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
         yield from inputs
         return
     is_batch = isinstance(inputs, Tensor) and inputs.ndim == 4
-    is_single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor)) and not is_batch
+    singles = (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)
+    is_single = isinstance(inputs, singles) and not is_batch
     is_many = isinstance(inputs, Iterable) and not is_single
     for item in cast("Iterable[Input]", inputs if is_many else [inputs]):
+        if isinstance(item, os.PathLike) and not isinstance(item, Path):  # such as os.DirEntry
+            item = os.fsdecode(item)
         if isinstance(item, (str, Path)) and (files := _listed_files(str(item)).pictures):
             yield from files
         else:
@@ -125,17 +128,20 @@ def pixels_of(item: object) -> Tensor:
             "Each input must be a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got "
             f"{type(item).__name__}."
         )
+    if isinstance(item, Tensor) and (item.is_meta or item.layout != torch.strided):
+        raise _pixels_error(item)
     pixels = item.detach().cpu() if isinstance(item, Tensor) else _from_array(item)
     is_float = pixels.is_floating_point()
     is_picture = pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.numel() > 0
     if not is_picture or not (is_float or pixels.dtype == torch.uint8):
         raise _pixels_error(item)
+    pixels = pixels.float() if is_float else pixels
     if is_float and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise CamtrainValueError(
             "Float pixels must lie in [0, 1], raw and never normalized, got "
             f"{pixels.min().item():.3g} to {pixels.max().item():.3g}."
         )
-    return pixels.float() if is_float else pixels
+    return pixels
 
 
 def _pil_error(error: Exception) -> CamtrainValueError:

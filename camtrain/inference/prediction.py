@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -160,28 +162,35 @@ def _failure(path: str | None, error: Exception) -> CamtrainError:
     )
 
 
-def class_numbers(classes: Sequence[int | str], names: Sequence[str]) -> Tensor:
+def class_numbers(classes: Sequence[int | str] | Tensor, names: Sequence[str]) -> Tensor:
     """The numbers of classes that are given by number or name, (k,) int64.
+
+    Args:
+        classes: A list, a tensor or an array.
+        names: Names of all classes.
 
     Raises:
         CamtrainValueError: There are none, one is given twice, or one is unknown or the name of
             several classes.
     """
-    if isinstance(classes, str) or not classes:
+    keys = classes.tolist() if isinstance(classes, (Tensor, np.ndarray)) else classes
+    keys = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else []
+    if not keys or not all(isinstance(key, (str, SupportsIndex)) for key in keys):
         raise CamtrainValueError(
             f"classes must be a list of at least one number or name, got {classes!r}."
         )
-    numbers = [_class_number(key, names) for key in classes]
+    numbers = [_class_number(key, names) for key in keys]
     if len(set(numbers)) < len(numbers):
-        raise CamtrainValueError(f"classes must differ from one another, got {list(classes)}.")
+        raise CamtrainValueError(f"classes must differ from one another, got {keys}.")
     return torch.tensor(numbers)
 
 
-def _class_number(key: int | str, names: Sequence[str]) -> int:
+def _class_number(key: SupportsIndex | str, names: Sequence[str]) -> int:
     if not isinstance(key, str):
-        if not 0 <= key < len(names):
+        number = operator.index(key)
+        if not 0 <= number < len(names):
             raise CamtrainValueError(f"classes must lie in 0..{len(names) - 1}, got {key}.")
-        return key
+        return number
     numbers = [number for number, name in enumerate(names) if name == key]
     if len(numbers) == 1:
         return numbers[0]

@@ -16,7 +16,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
-from camtrain.errors import CamtrainError, CamtrainValueError, check_choice
+from camtrain.errors import CamtrainError, CamtrainValueError, check_choice, check_positive
 from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold, model_file
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.network import Network, Precision, TorchNetwork
@@ -145,7 +145,7 @@ class Predictor:
         inputs: Input | Iterable[Input],
         *,
         top: int | None = None,
-        classes: Sequence[int | str] | None = None,
+        classes: Sequence[int | str] | Tensor | None = None,
         threshold: float | None = None,
         method: HeatmapMethod = "minmax",
         tta: TTA = "none",
@@ -186,11 +186,9 @@ class Predictor:
             raise CamtrainValueError("top and classes exclude each other; give one of them.")
         if top is None:
             top = min(_TOP, self.network.top or _TOP)
-        if min(top, batch_size, largest_side or 1) < 1:
-            raise CamtrainValueError(
-                f"top, batch_size and largest_side must be at least 1, got top={top}, "
-                f"batch_size={batch_size}, largest_side={largest_side}."
-            )
+        top, batch_size = check_positive("top", top), check_positive("batch_size", batch_size)
+        if largest_side is not None:
+            largest_side = check_positive("largest_side", largest_side)
         check_choice("method", method, get_args(HeatmapMethod))
         check_choice("tta", tta, get_args(TTA))
         names, preprocessing = self.network.class_names, self.preprocessing

@@ -161,13 +161,12 @@ class CAMNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map that the class maps are made of, (B, C, h, w)."""
-        self._check_channels(images)
-        features: Tensor = self.neck(self.backbone(images))
+        features: Tensor = self.neck(self.backbone(self._checked(images)))
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
         """Features of the backbone, and vectors of its stages if the network refines its maps."""
-        self._check_channels(images)
+        images = self._checked(images)
         if self.stages is None:
             features: Tensor = self.backbone(images)
             return BackboneOutput(features, features[:, :0])
@@ -176,13 +175,26 @@ class CAMNet(nn.Module):
             vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
         return BackboneOutput(features, vectors)
 
-    def _check_channels(self, images: Tensor) -> None:
+    def _checked(self, images: Tensor) -> Tensor:
+        """The images in the type of the weights, which autograd may keep."""
+        if not (isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()):
+            got = (
+                f"{tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else images
+            )
+            raise CamtrainTypeError(
+                "images must be a tensor (B, C, H, W) of floats, normalized as net.preprocessing "
+                f"says, got {str(got)[:100]}; camtrain.Predictor takes pictures as they are."
+            )
         in_chans = self.recipe["in_chans"] if self.recipe else None
-        if in_chans is not None and images.ndim == 4 and images.shape[1] != in_chans:
+        if in_chans is not None and images.shape[1] != in_chans:
             raise CamtrainValueError(
                 f"images must be (B, {in_chans}, H, W), got {tuple(images.shape)}; give a mean and "
                 f"std of {in_chans} numbers, or build the network with in_chans={images.shape[1]}."
             )
+        weight = next(self.backbone.parameters(), images)
+        if weight.is_floating_point():
+            images = images.to(weight.dtype)
+        return images.clone() if torch.is_grad_enabled() and images.is_inference() else images
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
         """The backbone's output after the neck, for ``display_maps``."""

@@ -253,7 +253,7 @@ def test_options_are_those_of_the_predictor(
     ("options", "message"),
     [
         (["--threshold", "1.5"], "threshold must lie in [0, 1), got 1.5"),
-        (["--top", "0"], "top, batch_size and largest_side must be at least 1, got top=0"),
+        (["--top", "0"], "top must be an integer of at least 1, got 0"),
         (["--top", "1", "--classes", "bee"], "top and classes exclude each other"),
         (["--classes", "beee"], "There is no class 'beee'; the names next to it are bee."),
         (["--classes", "9"], "classes must lie in 0..5, got 9"),

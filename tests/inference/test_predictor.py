@@ -3,6 +3,7 @@
 import copy
 import doctest
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
 from camtrain.maps import CAMOutput, picture_heatmaps
 from camtrain.model.camnet import CAMNet
+from camtrain.model.create import create_model
 from camtrain.model.refine import RefinedOutput
 from camtrain.preprocessing import Preprocessing, ResizeMode
 
@@ -189,6 +191,43 @@ def test_floats_are_the_same_picture_but_for_the_rounding_of_a_resize(predictor:
         assert found.scores == pytest.approx(expected.scores, abs=3e-3)
 
 
+def test_odd_tensors_and_arrays_are_the_same_picture(predictor: Predictor, tmp_path: Path) -> None:
+    image = picture(48, 40).float() / 255
+    [expected] = predictor(image)
+    array = array_of(image)
+    np.save(tmp_path / "a.npy", array)
+    Image.fromarray(array_of(picture(48, 40))).save(tmp_path / "a.png")
+    with torch.inference_mode():
+        unrecorded = image.clone()
+    odd = [
+        *(image.double(), image.clone().requires_grad_(), unrecorded, nn.Parameter(image)),
+        *(array.astype(">f8"), np.asfortranarray(array), np.repeat(array, 2, 1)[:, ::2]),
+        *(array[::-1, ::-1][::-1, ::-1], np.load(tmp_path / "a.npy", mmap_mode="r")),
+    ]
+    for found in predictor(odd):
+        same(found, expected)
+    [entry] = [entry for entry in os.scandir(tmp_path) if entry.name == "a.png"]
+    same(next(predictor(entry)), next(predictor(picture(48, 40))))
+    torch.set_default_dtype(torch.float64)
+    try:
+        same(next(predictor(array)), expected)
+        net = create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 2})
+        assert len(list(Predictor(net)([array, image]))) == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_error_of_a_generator_comes_after_its_pictures(predictor: Predictor) -> None:
+    def pictures() -> Iterator[Tensor]:
+        yield from (picture(48, 40), picture(48, 40))
+        raise ZeroDivisionError
+
+    predictions = predictor(pictures(), batch_size=1)
+    next(predictions)
+    with pytest.raises(ZeroDivisionError):
+        list(predictions)
+
+
 def test_gray_pictures_of_every_kind_are_the_same_picture(predictor: Predictor) -> None:
     gray = picture(37, 50)[:1]
     array = gray[0].numpy()
@@ -234,8 +273,13 @@ def test_pictures_are_read_when_they_are_asked_for(predictor: Predictor, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top, batch_size and largest_side must be at least 1, got top=0"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"top": 0}, "top must be an integer of at least 1, got 0"),
+        ({"top": 2.0}, "top must be an integer of at least 1, got 2.0"),
+        ({"top": True}, "top must be an integer of at least 1, got True"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"batch_size": "2"}, "batch_size must be an integer of at least 1, got '2'"),
+        ({"largest_side": 0}, "largest_side must be an integer of at least 1, got 0"),
+        ({"threshold": [0.3]}, r"threshold must lie in \[0, 1\), got \[0.3\]"),
         ({"threshold": 1.0}, r"threshold must lie in \[0, 1\), got 1.0"),
         ({"threshold": float("nan")}, r"threshold must lie in \[0, 1\), got nan"),
         ({"method": "softmax"}, "method must be one of minmax, max, ivr, got 'softmax'"),
@@ -254,7 +298,7 @@ def test_options_are_checked_at_once(
         (None, CamtrainTypeError, "must be a path, a PIL image, an array"),
         (3, CamtrainTypeError, "got int"),
         ([3.5], CamtrainTypeError, "got float"),
-        (b"a.jpg", CamtrainTypeError, "got int"),
+        (b"a.jpg", CamtrainTypeError, "got bytes"),
         ([["a.jpg"]], CamtrainTypeError, "got list"),
         (np.zeros((3, 20, 30), np.uint8), CamtrainValueError, "ndarray of shape (3, 20, 30)"),
         (np.zeros((20, 30, 4), np.uint8), CamtrainValueError, "ndarray of shape (20, 30, 4)"),
@@ -452,7 +496,10 @@ def test_the_example_prints_what_it_says() -> None:
 def test_classes_that_are_asked_for_come_best_first(predictor: Predictor) -> None:
     image = picture(37, 50)
     [every] = predictor(image, top=6)
-    for wanted in (["cat", "ant", "fox"], [2, 0, 5], ["cat", 0, 5]):
+    for wanted in (
+        *(["cat", "ant", "fox"], [2, 0, 5], ["cat", 0, 5]),
+        *(torch.tensor([2, 0, 5]), np.array([2, 0, 5]), iter([2, 0, 5]), {2, 0, 5}),
+    ):
         [found] = predictor(image, classes=wanted)
         assert set(found.names) == {"cat", "ant", "fox"}
         assert list(found.scores) == sorted(found.scores, reverse=True)
@@ -468,6 +515,10 @@ def test_classes_that_are_asked_for_come_best_first(predictor: Predictor) -> Non
     [
         ([], "classes must be a list of at least one"),
         ("cat", "classes must be a list of at least one"),
+        (1, "classes must be a list of at least one"),
+        (torch.tensor(1), "classes must be a list of at least one"),
+        ([[0, 1]], "classes must be a list of at least one"),
+        (torch.tensor([0.0]), "classes must be a list of at least one"),
         (["kat"], "There is no class 'kat'; the names next to it are cat"),
         (["zzzzzz"], "the names next to it are ant, bee, cat, dog, eel, ..."),
         ([6], "classes must lie in 0..5, got 6"),

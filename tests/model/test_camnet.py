@@ -346,3 +346,29 @@ def test_images_of_other_channels_are_refused_in_one_sentence(in_chans: int, cha
     message = rf"must be \(B, {in_chans}, H, W\), got \(2, {channels}, 32, 40\); give"
     with pytest.raises(CamtrainValueError, match=message):
         net(torch.zeros(2, channels, 32, 40))
+
+
+def test_images_of_every_type_of_floats_give_the_same_logits() -> None:
+    net = create_model("camtrain/digits", 2, neck=(), backbone_args={"width": 2}).eval()
+    images = torch.rand(2, 3, 28, 28)
+    expected = net(images)
+    torch.testing.assert_close(net(images.double()), expected)
+    torch.testing.assert_close(net(images.half()), expected, atol=1e-2, rtol=1e-2)
+    with torch.inference_mode():
+        unrecorded = images.clone()
+    torch.testing.assert_close(net(unrecorded), expected)
+    net.train()(unrecorded).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 28, 28, dtype=torch.uint8), r"got \(1, 3, 28, 28\) of torch.uint8"),
+        (torch.zeros(3, 28, 28), r"got \(3, 28, 28\) of torch.float32"),
+        ([0.5], r"got \[0.5\]; camtrain.Predictor takes pictures"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(images: Tensor, message: str) -> None:
+    net = create_model("camtrain/digits", 2, neck=(), backbone_args={"width": 2})
+    with pytest.raises(CamtrainTypeError, match=message):
+        net(images)
