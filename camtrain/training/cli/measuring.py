@@ -17,6 +17,7 @@ from camtrain.header import (
     checkpoint_description,
     model_file,
     read_checkpoint_content,
+    refusing_damage,
 )
 from camtrain.inference.bundle import read_network
 from camtrain.model.modules import check_user, user_network
@@ -64,7 +65,8 @@ class MeasuredNetwork:
         content = _read_bundle(self.path, backbone) if is_bundle else None
         self._checkpoint = content or read_checkpoint_content(self.path)
         check_user(self._description.architecture, user_network(backbone))
-        self.settings = self._read_settings()
+        with refusing_damage(self.path):
+            self.settings = self._read_settings()
         if backbone is not None:
             self.settings["model"]["backbone"] = backbone
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from camtrain.cli import main
 from camtrain.training import CAMDataModule
@@ -88,3 +89,26 @@ def test_a_folder_and_a_bundle_are_measured_as_the_best_checkpoint_is(
     assert main([*command, *CPU]) == 0
     folder = tmp_path / "test-ckpt_path=red_or_blue-root=photographs"
     assert results_of(folder)["scores"] == pytest.approx(scores, abs=1e-6)
+
+
+FOREIGN = {
+    "callbacks": [[], {1: {}}, {"CAMLogger": [1]}, {"CAMLogger": {"faithfulness": {"a": 1}}}],
+    "hyper_parameters": [None, [1], {"neck": float("nan")}],
+    "datamodule_hyper_parameters": [3, {"split_file": ["x"]}, {"root": {}}],
+}
+
+
+def test_a_foreign_checkpoint_is_one_sentence(
+    fitted: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = fitted() / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for name, values in FOREIGN.items():
+        for value in values:
+            torch.save({**checkpoint, name: value}, best)
+            try:
+                status = main(["test", "--ckpt_path", str(best), *CPU])
+            except SystemExit as error:  # the parser
+                status = error.code
+            assert status == 2, (name, value)
+            assert len(capsys.readouterr().err) < 1000
