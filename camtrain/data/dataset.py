@@ -275,13 +275,32 @@ class DamagedFiles:
         self.max_damaged = max_damaged
         self.allow_damaged = allow_damaged
         self._items: set[tuple[bool, int]] = set()  # of training or not, place in the split
+        self._refusal: str | None = None  # of this process, see `refuse`
 
-    def record(self, batch: Batch, *, is_training: bool) -> None:
+    def record(self, batch: Batch, *, is_training: bool, processes: int = 1) -> None:
         """Warn of the damaged files of a batch.
 
         Raises:
-            DamagedImageError: In evaluation, of the first; in training, of one too many.
+            DamagedImageError: In evaluation, of the first; in training, of one too many. One of
+                several processes leaves that to ``refuse``: the others would wait for it.
         """
+        try:
+            self._record(batch, is_training=is_training)
+        except DamagedImageError as error:
+            if processes == 1:
+                raise
+            self._refusal = self._refusal or str(error)
+
+    def refuse(self, processes: int) -> None:
+        """Raise DamagedImageError in every process, if one has met what may not be."""
+        if processes > 1:
+            refusals = [self._refusal] * processes
+            torch.distributed.all_gather_object(refusals, self._refusal)
+            self._refusal = None
+            for refusal in filter(None, refusals):
+                raise DamagedImageError(refusal)
+
+    def _record(self, batch: Batch, *, is_training: bool) -> None:
         for item, message, _ in batch.damaged:
             if not is_training and not self.allow_damaged:
                 raise damaged_error(message)

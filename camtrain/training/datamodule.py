@@ -162,7 +162,7 @@ class CAMDataModule(LightningDataModule):
         )
         Augmentation(augment, self._preprocessing, auto_augment, hide_and_seek)  # checks them
         self.datasets: dict[str, PreparedDataset] = {}  # by split, once set up
-        self._damaged = DamagedFiles(max_damaged, allow_damaged=allow_damaged)
+        self.damaged = DamagedFiles(max_damaged, allow_damaged=allow_damaged)
         self._cached: dict[str, cache.FeatureDataset | None] = {}
         self._train_loader: ResumableLoader[Batch] | None = None
         self._train_state: dict[str, Any] | None = None  # of the loader, to go on with
@@ -268,7 +268,8 @@ class CAMDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Warn of the damaged files of a batch, and raise where there may be none, or no more."""
         is_training = self.trainer is not None and self.trainer.training
-        self._damaged.record(batch, is_training=is_training)
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        self.damaged.record(batch, is_training=is_training, processes=processes)
         return batch
 
     def _check_task(self) -> None:

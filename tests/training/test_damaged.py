@@ -134,3 +134,19 @@ def train_on(root: Path) -> None:
     trainer = quiet_trainer(max_epochs=2, devices=2, strategy="ddp")
     trainer.fit(small_module(), data)
     print("damaged", trainer.callback_metrics["train/damaged"].item())
+
+
+def fail_on(photographs: Path, rank: int) -> None:
+    """Validate a damaged picture of one process; all end with its sentence."""
+    data = CAMDataModule(root=photographs, size=32, batch_size=2, workers=0)
+    trainer = quiet_trainer(devices=2, strategy="ddp")
+    damaged = sorted((photographs / "val" / "blue").iterdir())[rank]
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    with pytest.raises(DamagedImageError, match=f"{damaged}.* give --data.allow_damaged true"):
+        trainer.fit(small_module(), data)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_of_two_processes_refuses_all_refuse(photographs: Path, rank: int) -> None:
+    run_by_two(fail_on, photographs, rank)

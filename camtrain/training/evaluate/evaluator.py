@@ -217,6 +217,8 @@ class Evaluator(nn.Module, Callback):
         self._log_scores(trainer, pl_module, "test")
 
     def _log_scores(self, trainer: Trainer, module: LightningModule, split: str) -> None:
+        if damaged := getattr(getattr(trainer, "datamodule", None), "damaged", None):
+            damaged.refuse(trainer.world_size)
         calibrated = self.map_threshold if self.is_calibrated else None
         scores = self[split].compute(calibrated if split == "test" else None)
         if self[split].task == "multilabel" and "map" not in scores:
