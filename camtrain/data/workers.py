@@ -135,8 +135,8 @@ def holding_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for name, handler in handlers.items():
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)
         for number in received:  # by a thread in which it is not blocked
             os.kill(os.getpid(), number)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -15,6 +15,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import Metric, SumMetric
 
 from camtrain.data import Batch
+from camtrain.data.dataset import DamagedFiles
 from camtrain.errors import CamtrainTypeError
 from camtrain.header import DEFAULT_THRESHOLD, Description
 from camtrain.model.camnet import CAMNet
@@ -217,7 +218,8 @@ class Evaluator(nn.Module, Callback):
         self._log_scores(trainer, pl_module, "test")
 
     def _log_scores(self, trainer: Trainer, module: LightningModule, split: str) -> None:
-        if damaged := getattr(getattr(trainer, "datamodule", None), "damaged", None):
+        damaged = getattr(getattr(trainer, "datamodule", None), "damaged", None)
+        if isinstance(damaged, DamagedFiles):
             damaged.refuse(trainer.world_size)
         calibrated = self.map_threshold if self.is_calibrated else None
         scores = self[split].compute(calibrated if split == "test" else None)

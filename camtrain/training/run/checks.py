@@ -111,7 +111,9 @@ def check_limits(trainer: Trainer, datasets: Mapping[str, Sized], batch_size: in
     counts = {}
     for split in ("val", "train"):
         batches = math.ceil(len(datasets[split]) / batch_size) if split in datasets else 0
-        name = "overfit_batches" if trainer.overfit_batches else f"limit_{split}_batches"
+        name = (
+            "overfit_batches" if cast("Any", trainer).overfit_batches else f"limit_{split}_batches"
+        )
         limit = getattr(trainer, f"limit_{split}_batches")
         is_part = isinstance(limit, float)
         counts[split] = int(batches * limit) if is_part else min(batches, limit)

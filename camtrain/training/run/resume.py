@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -331,10 +331,10 @@ def limit_to_rest(trainer: Trainer, stored_run: Mapping[str, Any]) -> None:
         trainer: Of the training.
         stored_run: What its checkpoint says of the run.
     """
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     loop.__class__ = _FitLoop
     if stored_run.get("is_validating"):
-        trainer._last_val_time = -math.inf
+        cast("Any", trainer)._last_val_time = -math.inf
         if loop.done and loop.epoch_loop._should_check_val_epoch():
             loop.__class__ = StartedLoop
             trainer.should_stop, trainer.val_check_batch = False, 1
@@ -342,6 +342,7 @@ def limit_to_rest(trainer: Trainer, stored_run: Mapping[str, Any]) -> None:
 
 def end_validation_left(trainer: Trainer) -> None:
     """Let the training end after this validation, if no step was left."""
-    if isinstance(trainer.fit_loop, StartedLoop):
-        trainer.fit_loop.__class__ = _FitLoop
+    loop: Any = trainer.fit_loop
+    if loop.__class__ is StartedLoop:
+        loop.__class__ = _FitLoop
         trainer.should_stop = True

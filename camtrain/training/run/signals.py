@@ -131,4 +131,6 @@ def _sentence(error: Exception, run: RunFolder | None) -> CamtrainError | None:
     if isinstance(refusal, CamtrainOSError) and run is not None and run.config.is_file():
         whole = f"{run.last} is whole, and goes on" if run.last.is_file() else "the run begins anew"
         return CamtrainOSError(f'{str(refusal).removesuffix(".")}; {whole} with ckpt_path="last".')
-    return (lost_worker(error) or lightnings_refusal(error)) if refusal is error else refusal
+    if isinstance(refusal, CamtrainError) and refusal is not error:
+        return refusal
+    return lost_worker(error) or lightnings_refusal(error)
