@@ -95,6 +95,7 @@ class ExportedNetwork:
                 f"{path} was not exported by camtrain: it has no camtrain metadata; export one "
                 "with `camtrain export CHECKPOINT`."
             )
+        self.path = path
         self.description = parse_description(metadata, path)
         with refusing_damage(path):
             export = dict(self.description.export or {})
@@ -137,7 +138,7 @@ class ExportedNetwork:
             check_classes(classes, len(images), len(self.class_names))
         if self.options.raw:
             images = to_pixels(images.cpu(), self.preprocessing)
-        outputs = dict(zip(self.options.output_names, self.run(images), strict=True))
+        outputs = self._outputs(images)
         logits, maps = outputs["logits"], outputs[name]
         if top is not None:
             classes = logits.topk(min(top, logits.shape[1])).indices
@@ -147,6 +148,31 @@ class ExportedNetwork:
         places = self._places(outputs, classes)
         rows = torch.arange(len(images), device=maps.device)[:, None]
         return CAMOutput(logits, maps[rows, places], classes)
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs of the file by name.
+
+        Raises:
+            CamtrainValueError: The graph fails, or gives other outputs than it says.
+        """
+        names = self.options.output_names
+        try:
+            outputs = dict(zip(names, self.run(images), strict=True))
+            shapes = [tuple(outputs[name].shape) for name in names]
+        except Exception as error:  # what a graph makes its runtime raise cannot be known
+            raise CamtrainValueError(
+                f"{self.path} fails while it runs ({one_line(error)}); export it again."
+            ) from error
+        batch, classes = len(images), len(self.class_names)
+        maps = min(self.top or classes, classes)
+        for name, shape in zip(names, shapes, strict=True):
+            expected = (batch, classes if name == "logits" else maps)
+            if shape[:2] != expected or len(shape) != (2 if name in ("logits", "classes") else 4):
+                raise CamtrainValueError(
+                    f"{self.path} gives {name} of the shape {shape} for {batch} pictures and "
+                    f"{classes} classes; export it again."
+                )
+        return outputs
 
     def _check_images(self, images: Tensor) -> None:
         channels = len(self.preprocessing.mean)

@@ -12,6 +12,7 @@ an ONNX file are read here, by the layout of ``ModelProto`` in onnx.proto3.
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import mmap
@@ -32,7 +33,9 @@ _DAMAGES = (
 )
 
 # Fields of ModelProto, StringStringEntryProto and OperatorSetIdProto; wire types of protobuf.
-_GRAPH, _OPERATOR_SET, _METADATA = 7, 8, 14
+_GRAPH, _OPERATOR_SET, _METADATA, _FUNCTIONS = 7, 8, 14, 25
+_NODE, _OPERATOR_NAME = 1, 4  # of a graph, and of its node
+_LOOPS = (b"Loop", b"Scan", b"SequenceMap")  # which need not end
 _KEY, _VALUE, _DOMAIN = 1, 2, 1
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
@@ -58,7 +61,10 @@ _FUNCTION = (
     r"|Rational|ToFloat|TruncToInt|RoundToInt|FloorToInt|CeilToInt|floor|ceiling|OpaqueUnaryFn_sqrt"
     r"|Eq|Ne|Equality|Unequality|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|And|Or|Not)"
 )
-_EXPRESSION = re.compile(rf"({_SYMBOL}|{_FUNCTION}(?=\()|\d+(\.\d+)?|[-+*/(), ]|True|False)*")
+_EXPRESSION = re.compile(
+    rf"({_SYMBOL}|{_FUNCTION}(?=\()|\d{{1,19}}(?!\d)(\.\d+)?|[-+*/(), ]|True|False)*"
+)
+_LONGEST_EXPRESSION, _HIGHEST_POWER = 20_000, 64
 _TEXT_ARGUMENTS = {"cpu", "none", "tanh", "floor", "trunc", "constant", "reflect", "ij", "nearest"}
 _EQUATION = re.compile(r"[A-Za-z, ]+->[A-Za-z]*")
 _CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
@@ -183,6 +189,29 @@ def _check_text(key: str, text: str) -> None:
     }
     if not allowed.get(key, _NAME).fullmatch(text):
         raise ValueError(f"it has the {key or 'name'} {text!r:.100}")
+    if key == "expr_str" and ("Pow" in text or "**" in text or len(text) > _LONGEST_EXPRESSION):
+        power = _highest_power(ast.parse(text, mode="eval"))
+        if power > _HIGHEST_POWER or len(text) > _LONGEST_EXPRESSION:
+            raise ValueError(f"it has the expr_str {text!r:.100}, which would take too long")
+
+
+def _highest_power(node: ast.AST) -> int:
+    """The power to which an expression raises a number of it; raises unless it is a whole number.
+
+    Example:
+        >>> _highest_power(ast.parse("Pow(2, Integer(3)) ** 4"))
+        12
+    """
+    inside = max(map(_highest_power, ast.iter_child_nodes(node)), default=1)
+    exponent = None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        exponent = node.right
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Pow":
+        exponent = node.args[1]
+    if exponent is None:
+        return inside
+    number = re.fullmatch(r"(Integer\()?-?(\d{1,2})\)?", ast.unparse(exponent))
+    return inside * int(number[2]) if number else _HIGHEST_POWER + 1
 
 
 def _check_spec(spec: dict[str, Any]) -> None:
@@ -197,11 +226,11 @@ def _check_spec(spec: dict[str, Any]) -> None:
 def read_onnx_header(path: Path) -> tuple[dict[str, bytes], set[str]]:
     """The metadata of an ONNX file by key, and the domains of its operators; "" is the standard.
 
-    The graph is not read.
+    Of the graph only the names of its operators are read.
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: It is no ONNX file.
+        CamtrainValueError: It is no ONNX file, or its graph has loops.
     """
     if not path.is_file():
         raise CamtrainFileNotFoundError(
@@ -214,6 +243,10 @@ def read_onnx_header(path: Path) -> tuple[dict[str, bytes], set[str]]:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for number, start, end in _fields(data, 0, len(data)):
                 has_graph = has_graph or number == _GRAPH
+                if number == _GRAPH:
+                    _check_operators(data, start, end)
+                if number == _FUNCTIONS:
+                    raise ValueError("it has functions of its own")
                 if number in (_METADATA, _OPERATOR_SET):
                     if end - start > MOST_METADATA:
                         raise ValueError(f"{end - start} bytes of metadata")
@@ -229,6 +262,13 @@ def read_onnx_header(path: Path) -> tuple[dict[str, bytes], set[str]]:
             f"{path} is not a readable ONNX file ({error}); export it again."
         ) from error
     return metadata, domains
+
+
+def _check_operators(data: mmap.mmap, start: int, end: int) -> None:
+    for number, first, last in _fields(data, start, end):
+        names = _fields(data, first, last) if number == _NODE else ()
+        if any(n == _OPERATOR_NAME and data[a:b] in _LOOPS for n, a, b in names):
+            raise ValueError("its graph has loops, which camtrain never exports")
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

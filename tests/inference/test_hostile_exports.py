@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 import camtrain
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 from camtrain.inference.export.write import export_network
+from camtrain.inference.exported import ExportOptions
 from camtrain.inference.file_checks import check_archive, read_onnx_header
 
 Members = dict[str, bytes]
@@ -124,6 +127,19 @@ ATTACKS: dict[str, tuple[Callable[[Members], None], str]] = {
         ),
         "it passes the text '/etc/passwd'",
     ),
+    "power": (
+        program(lambda c: symbol(c).update(expr_str="9**9**9")),
+        "which would take too long",
+    ),
+    "nested powers": (
+        program(lambda c: symbol(c).update(expr_str="Pow(9,Pow(9,Integer(9)))")),
+        "which would take too long",
+    ),
+    "power of a power": (
+        program(lambda c: symbol(c).update(expr_str="Pow(Pow(9,Integer(9)),Integer(9))")),
+        "which would take too long",
+    ),
+    "digits": (program(lambda c: symbol(c).update(expr_str="9" * 5000)), "it has the expr_str"),
     "expression": (
         program(lambda c: symbol(c).update(expr_str="__import__('os').getcwd()")),
         "it has the expr_str",
@@ -354,3 +370,53 @@ def test_the_header_is_what_onnx_reads(tmp_path: Path) -> None:
         "b": "",
     }
     assert domains == {"", "other"}
+
+
+@pytest.fixture
+def onnx() -> ModuleType:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    module: ModuleType = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    return module
+
+
+def onnx_of(onnx: ModuleType, path: Path, *nodes: Any, initializers: Sequence[object] = ()) -> Path:
+    """An ONNX file with our metadata and another graph, whose output x is both of its outputs."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    outputs = [helper.make_tensor_value_info(name, kind, None) for name in ("logits", "maps")]
+    images = helper.make_tensor_value_info("images", kind, [None, 3, 8, 8])
+    same = [helper.make_node("Identity", ["x"], [name]) for name in ("logits", "maps")]
+    graph = helper.make_graph([*nodes, *same], "g", [images], outputs, initializer=initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    net = camtrain.create_model("camtrain/digits", 3, neck=(), backbone_args={"width": 1})
+    net.preprocessing = camtrain.Preprocessing((8, 8))
+    net.name_classes("abc")
+    export = {**ExportOptions().to_dict(), "input_hw": None}
+    text = replace(net.description, export=export).to_json()
+    helper.set_model_props(model, {"camtrain": text})
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_that_fails_while_it_runs_is_one_sentence(onnx: ModuleType, tmp_path: Path) -> None:
+    """Before: tracebacks of onnxruntime."""
+    helper = onnx.helper
+    sizes = helper.make_tensor("s", onnx.TensorProto.INT64, [4], [7, 7, 7, 7])
+    reshape = helper.make_node("Reshape", ["images", "s"], ["x"])
+    for file, message in (
+        (onnx_of(onnx, tmp_path / "a.onnx", reshape, initializers=[sizes]), "fails while it runs"),
+        (
+            onnx_of(onnx, tmp_path / "b.onnx", helper.make_node("Relu", ["images"], ["x"])),
+            "of the shape",
+        ),
+    ):
+        predictor = camtrain.load(file)
+        with pytest.raises(CamtrainValueError, match=message) as raised:
+            list(predictor(torch.rand(1, 3, 8, 8)))
+        assert len(str(raised.value)) < 700
+
+
+def test_a_graph_with_loops_is_refused(onnx: ModuleType, tmp_path: Path) -> None:
+    body = onnx.helper.make_graph([], "body", [], [])
+    loop = onnx.helper.make_node("Loop", ["", ""], ["x"], body=body)
+    with pytest.raises(CamtrainValueError, match="its graph has loops"):
+        read_onnx_header(onnx_of(onnx, tmp_path / "a.onnx", loop))
