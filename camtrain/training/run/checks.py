@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
 )
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -31,6 +32,7 @@ _REFUSED: dict[type[Callback], str] = {
     BackboneFinetuning: _UNFREEZES,
     BaseFinetuning: _UNFREEZES,
     BatchSizeFinder: "would change the number of steps of the schedule; give data.batch_size",
+    SpikeDetection: "cannot be stored in a checkpoint",
     ModelPruning: "gives the weights names that no bundle has; leave it out",
 }
 

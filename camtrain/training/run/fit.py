@@ -189,8 +189,8 @@ def fit(
                 run_logger.log_hyperparams(run_settings)
         print_header(module, data, lightning)
         stack.enter_context(signals)
-        stack.enter_context(refusing_state(ckpt_path, lightning))
-        with ending_cleanly(lightning, signals, writer.folder if writer else None):
+        ending = ending_cleanly(lightning, signals, writer.folder if writer else None)
+        with refusing_state(ckpt_path, lightning), ending:
             lightning.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
         if writer is None:
             return FitResult(Path(folder), None, {}, None, None, None)
