@@ -116,6 +116,26 @@ def _in_validation(die: Callable[[], None]) -> None:
     _before(CAMModule, "validation_step", die)
 
 
+def _in_the_teardown(die: Callable[[], None]) -> None:
+    from pytorch_lightning import Trainer
+
+    _before(Trainer, "_teardown", die)
+
+
+def _in_last_validation(die: Callable[[], None]) -> None:
+    from camtrain.training.module import CAMModule
+
+    step = CAMModule.validation_step
+
+    def wrapped(module: CAMModule, *args: Any) -> object:
+        trainer: Any = module.trainer
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            die()
+        return step(module, *args)
+
+    CAMModule.validation_step = wrapped
+
+
 def _within_the_checkpoint(die: Callable[[], None]) -> None:
     import torch
 
@@ -160,6 +180,9 @@ PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
     "in the start": _in_start,
     "in a step": _in_step,
     "in a validation": _in_validation,
+    "in the teardown": _in_the_teardown,
+    "in the last validation": _in_last_validation,
+    "before the page of the end": _before_replacing("over_epochs.png"),
     "within the checkpoint": _within_the_checkpoint,
     "before last.ckpt": _before_replacing("last.ckpt"),
     "before metrics.csv": _before_replacing("metrics.csv"),

@@ -123,6 +123,9 @@ STOPS = [
     ("in a step", 15, (signal.SIGTERM,), 143),  # of all
     ("in a validation", 2, (signal.SIGINT,), 130),
     ("in a sheet", 1, (signal.SIGINT,), 130),
+    ("in the teardown", 1, (signal.SIGINT,), 130),  # of the training
+    ("in the teardown", 1, (signal.SIGTERM,), 143),
+    ("in the teardown", 2, (signal.SIGINT,), 130),  # of the test
 ]
 
 
