@@ -175,6 +175,8 @@ class WandbSink:
         for line in lines:
             self._table.add_data(*line)
         self.logger.experiment.log({**media, TABLE: self._table}, commit=commit)
+        for row in self._table.data[-len(lines) :]:
+            row.clear()  # it is written, and W&B would keep its pictures for as long as the table
 
 
 Sink = TensorBoardSink | CSVSink | WandbSink
