@@ -263,7 +263,7 @@ def check_nested(values: object) -> None:
             raise CamtrainValueError(f"it holds a text of {len(value)} characters")
 
 
-def check_names(part: str, names: object) -> tuple[str, ...]:
+def check_names(part: str, names: Any) -> tuple[str, ...]:  # noqa: ANN401
     """The names themselves; raise CamtrainValueError unless they are a list of short texts."""
     are_names = isinstance(names, list) and all(
         isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names

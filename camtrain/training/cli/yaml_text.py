@@ -35,7 +35,7 @@ _Dumper.add_representer(str, _text_node)
 _Dumper.add_multi_representer(Enum, lambda dumper, value: _text_node(dumper, str(value.value)))
 
 
-def read_yaml(text: str) -> object:
+def read_yaml(text: str) -> Any:  # noqa: ANN401
     """The value of a YAML text, which unlike that of libyaml may have halves of characters."""
     try:
         value = _read(text)
