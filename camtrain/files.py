@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from camtrain.errors import CamtrainError, CamtrainOSError, CamtrainValueError
@@ -209,6 +210,20 @@ def write_picture(path: Path, picture: Image, *, is_synced: bool = True) -> None
         part.write_bytes(content.getbuffer())
 
 
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read it; a pipe, a socket or a device is refused, not waited for.
+
+    Raises:
+        OSError: It is no regular file, or the system refuses it.
+    """
+    no_waiting = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda path, flags: os.open(path, flags | no_waiting))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return file
+
+
 def read_utf8(file: Path, *, errors: str = "strict") -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
@@ -220,7 +235,8 @@ def read_utf8(file: Path, *, errors: str = "strict") -> str:
         CamtrainValueError: The file is no UTF-8; names the line.
     """
     try:
-        return file.read_bytes().decode("utf-8-sig", errors)
+        with open_regular(file) as content:
+            return content.read().decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise CamtrainValueError(

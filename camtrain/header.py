@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
-from camtrain.files import check_names, check_nested, check_stored, checked_numbers
+from camtrain.files import check_names, check_nested, check_stored, checked_numbers, open_regular
 from camtrain.labels import Task, check_task
 from camtrain.preprocessing import Preprocessing
 from camtrain.version import __version__
@@ -282,6 +282,7 @@ def read_safetensors_description(path: Path) -> Description | None:
     Raises:
         CamtrainValueError: The file is damaged, or of a newer format version.
     """
+    open_regular(path).close()  # safetensors calls whatever cannot be opened missing
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)

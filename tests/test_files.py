@@ -1,7 +1,9 @@
 """Files are written whole or not at all, and only half-written ones are deleted."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,9 @@ import torch
 from PIL import Image
 
 from camtrain import files
+from camtrain.data import DamagedImageError, read_exclude, read_image
+from camtrain.data.lists import lines_of
+from camtrain.data.tree import describe_skipped, list_below, scan
 from camtrain.errors import CamtrainOSError, CamtrainValueError
 
 
@@ -187,3 +192,34 @@ def test_a_picture_is_never_cut_off(
     files.write_picture(path, Image.new("L", (8, 8)))
     with Image.open(path) as image:
         assert image.format == {"jpg": "JPEG", "png": "PNG"}[suffix]
+
+
+def special_files(folder: Path) -> list[Path]:
+    """A pipe, a socket, a link to a device without an end, and a link to itself."""
+    pipe, device, circle = folder / "pipe.jpg", folder / "device.jpg", folder / "circle.jpg"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    circle.symlink_to(circle)
+    name = folder / "socket.jpg"
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(folder):  # its path is short
+        server.bind(name.name)
+    return [pipe, name, device, circle]
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """Before, a pipe was waited for without end, and a device filled the memory."""
+    for path in special_files(tmp_path):
+        with pytest.raises(OSError, match=r"no regular file|No such device|symbolic links"):
+            files.open_regular(path)
+        with pytest.raises(DamagedImageError, match="cannot be read"):
+            read_image(path)
+        for read in (files.read_utf8, read_exclude, lambda path: list(lines_of(path, "path"))):
+            with pytest.raises(OSError):  # noqa: PT011
+                read(path)
+    tree = scan(tmp_path, [""])
+    assert list(tree.paths) == []
+    unread = list_below(tmp_path).pictures
+    assert describe_skipped(unread) == (
+        "1 links to no file (circle.jpg), "
+        "3 pipes, sockets or devices (device.jpg, pipe.jpg, socket.jpg)"
+    )

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_line
+from camtrain.files import open_regular
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -124,7 +125,7 @@ def decode_image(
     """
     try:
         if data is None:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read()
         content = BytesIO(data)
         with open_picture(content) as image:
@@ -147,7 +148,7 @@ def decode_image(
         ) from None
     except Exception as error:  # what a damaged file makes the decoders raise cannot be known
         # Pillow would name the object in memory, another one each time.
-        reason = one_line(error, with_type=False)
+        reason = getattr(error, "strerror", None) or one_line(error, with_type=False)
         if isinstance(error, Image.DecompressionBombError):
             reason += " PIL.Image.MAX_IMAGE_PIXELS or camtrain predict --max_pixels allow more"
         if isinstance(error, UnidentifiedImageError):
@@ -291,7 +292,7 @@ def _orientation(image: Image.Image) -> int | None:
 def read_mask(file: Path) -> NDArray[np.bool_]:
     """Read the file of a mask: (H, W), True where it is not black."""
     try:
-        with open_picture(file) as image:
+        with open_regular(file) as content, open_picture(content) as image:
             return np.asarray(image.convert("L")) > 0
     except FileNotFoundError:
         raise CamtrainFileNotFoundError(

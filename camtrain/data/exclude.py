@@ -15,7 +15,7 @@ from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split
 from camtrain.data.sources import SourceOptions, make_sources
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, warn
-from camtrain.files import replacing
+from camtrain.files import open_regular, replacing
 from camtrain.labels import class_counts
 
 _COMMENT = "#"
@@ -167,7 +167,8 @@ def read_exclude(file: str | os.PathLike[str]) -> list[str]:
         CamtrainFileNotFoundError: There is no such file.
     """
     try:
-        data = Path(file).expanduser().read_bytes()
+        with open_regular(Path(file).expanduser()) as content:
+            data = content.read()
     except (FileNotFoundError, IsADirectoryError):
         raise CamtrainFileNotFoundError(
             f"--data.exclude must be a text file with one path per line, and {file} is none; "

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.files import read_utf8
+from camtrain.files import open_regular, read_utf8
 
 _logger = logging.getLogger(__name__)
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -76,7 +76,7 @@ def lines_of(
     most = len(form.split(separator)) - 1
     is_empty = True
     try:
-        with file.open(encoding="utf-8-sig") as lines:
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig") as lines:
             for number, text in enumerate(lines, start=1):
                 line = text.strip()
                 if not line:

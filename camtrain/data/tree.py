@@ -115,7 +115,7 @@ def _walk(root: Path, folder: str, links: tuple[str, ...] = ()) -> Iterator[_Fol
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith("."):
+            if _is_hidden(name):
                 continue
             if name.lower().endswith(IMAGE_SUFFIXES) and _is_file(entry):
                 pictures.append(name)
@@ -133,6 +133,11 @@ def _walk(root: Path, folder: str, links: tuple[str, ...] = ()) -> Iterator[_Fol
         yield from _walk(root, _join(folder, name), links_below[name])
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data set; a disk holds ``lost+found``."""
+    return name.startswith(".") or name == "lost+found"
+
+
 def _is_file(entry: os.DirEntry[str]) -> bool:
     """Whether it is a file or a link to one; a link to itself is none."""
     return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
@@ -144,6 +149,7 @@ def _contains(folder: str, inner: str) -> bool:
 
 
 _NOWHERE, _ABOVE = "links to no file", "links to a folder that holds them"
+_SPECIAL = "pipes, sockets or devices"
 
 
 def describe_skipped(paths: Sequence[str]) -> str:
@@ -157,10 +163,12 @@ def describe_skipped(paths: Sequence[str]) -> str:
     for path in map(Path, paths):
         kind = path.suffix.lower() or "without suffix"
         if path.is_symlink() and not os.path.isfile(path):
-            kind = _ABOVE if os.path.isdir(path) else _NOWHERE
+            kind = _ABOVE if os.path.isdir(path) else _SPECIAL if os.path.exists(path) else _NOWHERE
+        elif os.path.exists(path) and not os.path.isfile(path):
+            kind = _SPECIAL
         names.setdefault(kind, []).append(path.name)
     kinds = []
-    advice = {_NOWHERE: "", _ABOVE: "", **SUFFIX_ADVICE}
+    advice = {_NOWHERE: "", _ABOVE: "", _SPECIAL: "", **SUFFIX_ADVICE}
     for kind in sorted(names, key=lambda kind: (kind not in advice, kind)):
         by_name = "; ".join(filter(None, (join_first(names[kind], 3), advice.get(kind))))
         kinds.append(f"{len(names[kind])} {kind}" + f" ({by_name})" * (kind in advice))
@@ -181,8 +189,8 @@ def list_below(folder: str | os.PathLike[str]) -> FolderFiles:
     """
     files = FolderFiles([], [])
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (name for name in names if not name.startswith(".")):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        for name in (name for name in names if not _is_hidden(name)):
             is_picture = name.lower().endswith(IMAGE_SUFFIXES)
             (files.pictures if is_picture else files.unread).append(os.path.join(parent, name))
     for paths in files:
@@ -195,7 +203,7 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e))
+        return sorted(e.name for e in entries if not _is_hidden(e.name) and os.path.isdir(e))
 
 
 def top_of(folder: str, tops: Iterable[str]) -> str:
@@ -206,7 +214,7 @@ def top_of(folder: str, tops: Iterable[str]) -> str:
 def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
     """The relative paths of all files below a folder, with forward slashes, without hidden ones."""
     for folder, subfolder_names, files in os.walk(root):
-        subfolder_names[:] = sorted(name for name in subfolder_names if not name.startswith("."))
+        subfolder_names[:] = sorted(name for name in subfolder_names if not _is_hidden(name))
         below = Path(folder).relative_to(root)
         for name in sorted(name for name in files if not name.startswith(".")):
             yield (below / name).as_posix()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, first_line, join_first
+from camtrain.files import open_regular
 from camtrain.header import Description, read_safetensors_description, read_torch_file
 from camtrain.model.backbones import torchvision_weights
 from camtrain.model.caffemodel import caffe_weights
@@ -103,6 +104,7 @@ def _file_weights(name: str, path: Path) -> Weights:
             f"weights must be a weight name or an existing file, got {str(path)!r}, which does not "
             f"exist (looked at {path.absolute()})."
         )
+    open_regular(path).close()
     if path.suffix == ".caffemodel":
         return Weights(caffe_weights(path, caffe_layers(name), name), str(path))
     is_safetensors = path.suffix == ".safetensors"

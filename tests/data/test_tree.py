@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from camtrain.data import tree
-from camtrain.data.tree import Tree, scan
+from camtrain.data.tree import Tree, list_below, scan, subfolders
 
 FILES = [
     "b/2.JPG",
@@ -186,3 +186,11 @@ def test_what_is_left_out_is_said_in_every_run(tmp_path: Path, scans: list[Path]
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"Skipped in .*: 1 \.tga\."):
             assert list(scan(root).paths) == ["a/1.jpg", "a/2.jfif"]
+
+
+def test_what_a_disk_holds_for_repairs_is_no_class(tmp_path: Path) -> None:
+    """Only root may read it; before, it ended ``fit`` with a traceback, or was an empty class."""
+    root = touch(tmp_path, "a/1.jpg", "b/1.jpg", "lost+found/1.jpg")
+    assert list(scan(root).paths) == ["a/1.jpg", "b/1.jpg"]
+    assert subfolders(root) == ["a", "b"]
+    assert len(list_below(root).pictures) == 2

@@ -250,7 +250,7 @@ def _defaults(
         return
     check_options(verb, args[1:])
     for config in _values_of("--config", args):
-        with suppress(OSError):  # the parser names the file
+        with suppress(FileNotFoundError, PermissionError):  # the parser names the file
             read_utf8(Path(config))
     path = _value_of("--ckpt_path", args)
     if verb == "fit":

@@ -76,8 +76,10 @@ def check_start(folder: RunFolder, ckpt_path: str | None, *, overwrite: bool) ->
                 'another name, or continue the run with ckpt_path="last".'
             )
     if folder.is_unborn:
-        check_writable(folder.path, "folder")
+        check_writable(folder.path, "folder (runs_dir)")
         return
+    if not folder.path.is_dir():
+        raise CamtrainValueError(f"{folder.path} is a file, not a run's folder; choose another.")
     if not overwrite:
         raise CamtrainValueError(
             f'The run folder {folder.path} is not empty; continue it with ckpt_path="last", '
