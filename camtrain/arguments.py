@@ -38,7 +38,7 @@ class _LastingFile(io.FileIO):
     error: OSError | None = None
     is_lost = False
 
-    def write(self, content: Any, /) -> int | None:  # noqa: ANN401
+    def write(self, content: Any, /) -> Any:  # noqa: ANN401
         """Write, or lose this and all that follows."""
         try:
             return super().write(content)
@@ -66,7 +66,7 @@ def make_streams_last() -> list[_LastingFile]:
             continue  # of a notebook or a test
         file = _LastingFile(stream.fileno(), "w", closefd=False)
         text = io.TextIOWrapper(
-            io.BufferedWriter(file) if hasattr(buffer, "raw") else file,  # type: ignore[arg-type]
+            io.BufferedWriter(file) if hasattr(buffer, "raw") else file,
             encoding=stream.encoding,
             errors="backslashreplace",
             line_buffering=stream.line_buffering,

@@ -115,8 +115,7 @@ def writing(path: Path, part: Path | None = None, *, needed: int = 0) -> Iterato
         raise
     except Exception as error:
         # torch, NumPy and safetensors have errors of their own for a full disk: one more try tells.
-        is_of_system = isinstance(error, OSError) and error.errno
-        reason = error.strerror if is_of_system else _refusal(part or path)
+        reason = getattr(error, "strerror", None) or _refusal(part or path)
         if not reason:
             raise
         needed = needed or (path.stat().st_size if part and path.is_file() else 0)

@@ -64,7 +64,7 @@ def _reduce_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """How a worker hands over a tensor: in shared memory, or where that is too small by a pipe."""
     worker = get_worker_info()
     if worker is None or _fits_shared_memory(tensor.nbytes, worker.num_workers):
-        return reduce_tensor(tensor)  # type: ignore[no-any-return]
+        return reduce_tensor(tensor)  # type: ignore[no-any-return,no-untyped-call]
     return _tensor_of_pipe, (tensor.numpy(force=True),)
 
 
