@@ -204,12 +204,15 @@ def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | No
     table, confusion = class_table(scores, names), scores.confusion
     if table is None:
         return None
+    rows, has_matrix = table.rows, confusion is not None and len(names) <= _MATRIX_CLASSES
+    some = f"The worst {len(rows)} of {len(names)} classes"
     return {
-        "names": list(names),
-        "matrix": None if confusion is None or len(names) > _MATRIX_CLASSES else confusion.tolist(),
+        "title": "Every class" if len(rows) == len(names) else some,
+        "names": list(names) if has_matrix else [],
+        "matrix": confusion.tolist() if has_matrix else None,
         "pairs": [] if confusion is None else confused_pairs(confusion, names, _PAIRS),
         "columns": [column._asdict() for column in table.columns],
-        "rows": table.rows,
+        "rows": rows,
         "sorted": {"sortBy": table.score, "descending": False},  # the worst first
     }
 

@@ -19,6 +19,8 @@ from camtrain.training.run.trainer import ends_epoch
 from camtrain.training.watch.results import PictureResult
 from camtrain.visualize import SheetRow, contact_sheet
 
+_MOST_CLASSES = 1000  # of a table: about 50 kB in the report and in W&B
+
 
 class BoxThreshold(NamedTuple):
     """The threshold of an epoch's boxes: that which its bundle ships."""
@@ -170,7 +172,7 @@ class ClassTable(NamedTuple):
 
 
 def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
-    """A table with a row for each class; None if nothing was counted by class."""
+    """A table with a row for each class, at most the worst 1,000; None if nothing was counted."""
     columns, values = [Column("class", "text")], [list[Any](names)]
     if scores.confusion is not None:
         pictures = scores.confusion.sum(1)
@@ -180,13 +182,16 @@ def class_table(scores: ClassScores, names: Sequence[str]) -> ClassTable | None:
         columns.append(Column("average precision", "percent"))
         precisions = scores.average_precision.tolist()
         values.append([None if math.isnan(value) else value for value in precisions])
-    score = len(columns) - 1
+    score = max(1, len(columns) - 1)
     if scores.boxes_seen.any():
         columns += [Column("GT-known", "percent"), Column("pictures with boxes", "number")]
         values += [_fractions(scores.boxes_right, scores.boxes_seen), scores.boxes_seen.tolist()]
     if len(columns) == 1:
         return None
-    return ClassTable(columns, list(map(list, zip(*values, strict=True))), score)
+    rows = list(map(list, zip(*values, strict=True)))
+    if len(rows) > _MOST_CLASSES:
+        rows.sort(key=lambda row: (row[score] is None, row[score]))
+    return ClassTable(columns, rows[:_MOST_CLASSES], score)
 
 
 def confused_pairs(confusion: Tensor, names: Sequence[str], most: int) -> list[list[Any]]:

@@ -123,7 +123,7 @@ if (classes) {
   if (classes.matrix) byId("confusion").append(confusionMatrix(classes.names, classes.matrix));
   const tables = byId("classes");
   const add = (title, table) => tables.append(element("div", {}, element("h3", {}, title), table));
-  add("Every class", sortableTable(classes.columns, classes.rows, classes.sorted));
+  add(classes.title ?? "Every class", sortableTable(classes.columns, classes.rows, classes.sorted));
   if (classes.pairs.length) {
     const columns = [
       { name: "true", kind: "text" }, { name: "taken for", kind: "text" },

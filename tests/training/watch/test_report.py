@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from camtrain.training.evaluate.scores import ClassScores
 from camtrain.training.watch import report as report_module
 from camtrain.training.watch.report import TrainingReport
 from camtrain.training.watch.snapshot import Moment
@@ -218,6 +219,20 @@ def test_many_classes_are_listed(tmp_path: Path) -> None:
     assert classes["matrix"] is None
     assert len(classes["rows"]) == 1000
     assert 0 < len(classes["pairs"]) <= 300
+
+
+def test_the_page_of_10_000_classes_takes_less_than_200_kb(tmp_path: Path) -> None:
+    names = tuple(f"a class with quite a long name {number}" for number in range(10_000))
+    epoch = snapshot(1, names=names)
+    assert epoch.statistics is not None
+    seen = torch.arange(10_000) % 7
+    classes = ClassScores(None, None, seen // 2, seen)
+    report = TrainingReport(tmp_path / "report.html", "turbo")
+    report.set_pictures(pictures_of(epoch), names)
+    report.add(replace(epoch, statistics=replace(epoch.statistics, classes=classes)))
+    report.write(quiet_trainer(), small_module())
+    assert report.path.stat().st_size < 200_000
+    assert content_of(report.path)["classes"]["title"] == "The worst 1000 of 10000 classes"
 
 
 @pytest.mark.nightly

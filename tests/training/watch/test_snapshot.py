@@ -42,6 +42,22 @@ def test_average_precision_of_each_class() -> None:
     assert table.rows == [["cat", 1.0], ["dog", None], ["owl", 0.25]]
 
 
+def test_of_10_000_classes_the_1_000_worst_are_listed() -> None:
+    precisions = torch.arange(10_000).flip(0) / 10_000
+    precisions[-1] = float("nan")
+    table = class_table(scores(average_precision=precisions), list(map(str, range(10_000))))
+    assert table is not None
+    assert [row[0] for row in table.rows] == [str(number) for number in range(9_998, 8_998, -1)]
+
+
+def test_above_2_000_classes_the_worst_are_those_whose_boxes_are_wrong() -> None:
+    """Nothing else is counted of each class there."""
+    seen = torch.full((3,), 2)
+    table = class_table(scores(right=torch.tensor([1, 0, 2]), seen=seen), NAMES)
+    assert table is not None
+    assert table.columns[table.score].name == "GT-known"
+
+
 def test_nothing_is_no_table() -> None:
     assert class_table(scores(), NAMES) is None
 
