@@ -1,7 +1,8 @@
 """What grows with the epochs of a run that is watched: memory, descriptors, files.
 
 The smallest network trains on noise, with 48 pictures watched and W&B offline; of the last two
-thirds of the epochs the slopes are printed, and the sizes at the end.
+thirds of the epochs the slopes are printed, and the sizes at the end. W&B keeps the last 100
+artifacts of its tables (its own bound), so memory is to be judged after epoch 100.
 
 Run: python tests/benchmarks/growth.py [EPOCHS [LOGGER]], by default 300 epochs and wandb
 """

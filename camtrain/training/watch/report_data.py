@@ -204,12 +204,12 @@ def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | No
     table, confusion = class_table(scores, names), scores.confusion
     if table is None:
         return None
-    rows, has_matrix = table.rows, confusion is not None and len(names) <= _MATRIX_CLASSES
+    rows, matrix = table.rows, confusion if len(names) <= _MATRIX_CLASSES else None
     some = f"The worst {len(rows)} of {len(names)} classes"
     return {
         "title": "Every class" if len(rows) == len(names) else some,
-        "names": list(names) if has_matrix else [],
-        "matrix": confusion.tolist() if has_matrix else None,
+        "names": [] if matrix is None else list(names),
+        "matrix": None if matrix is None else matrix.tolist(),
         "pairs": [] if confusion is None else confused_pairs(confusion, names, _PAIRS),
         "columns": [column._asdict() for column in table.columns],
         "rows": rows,
