@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -144,7 +145,7 @@ def trace(network: nn.Module, *, training: bool = False, keeps_buffers: bool = F
     modes_before = [(module, module.training) for module in network.modules()]
     try:
         network.train(training)
-        with patch.object(nn.Module, "training", mode, create=True):
+        with patch.object(nn.Module, "training", mode, create=True), unchanged_caches(network):
             graph = tracer.trace(network)
     except Exception as error:  # tracing runs the network's code, which may raise anything
         raise NoGraphError(
@@ -156,6 +157,26 @@ def trace(network: nn.Module, *, training: bool = False, keeps_buffers: bool = F
         for module, was_training in modes_before:
             module.training = was_training
     return Operations(network, graph, dict(tracer.node_to_qualname), bool(asked), keeps_buffers)
+
+
+@contextmanager
+def unchanged_caches(network: nn.Module) -> Iterator[None]:
+    """Empty what modules put into dictionaries of theirs for a while.
+
+    Tracing would leave its proxies there, which the next trace would take for its results.
+    """
+    dictionaries = [
+        (attribute, dict(attribute))
+        for module in network.modules()
+        for name, attribute in vars(module).items()
+        if type(attribute) is dict and not name.startswith("_")
+    ]
+    try:
+        yield
+    finally:
+        for attribute, items in dictionaries:
+            attribute.clear()
+            attribute.update(items)
 
 
 def graph_until(operations: Operations, cut: str) -> fx.Graph:

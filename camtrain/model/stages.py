@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from camtrain.errors import CamtrainValueError
-from camtrain.model.cut import block_of, is_inside, leaf_types
+from camtrain.model.cut import block_of, is_inside, leaf_types, unchanged_caches
 from camtrain.model.probe import Layout, evaluating, find_layout, last_of
 from camtrain.model.trunk import Backbone, GraphBackbone, TimmBackbone, TimmBlocks, listed_blocks
 
@@ -65,16 +65,18 @@ def find_stages(
                 f"{without_map} among them."
             )
     else:
-        ends = reader.ends()
-        maps = _find_maps(backbone, reader, list(ends), in_chans, size_hw)
-        usable = [name for name in ends if name in maps and ends[name] >= _EARLIEST]
-        if not usable:
-            raise CamtrainValueError(
-                f"{type(_trunk(backbone)).__name__} has no stage by which refinement could compare "
-                "places; name layers that give feature maps with refine_layers=."
+        maps = _usual_maps(backbone, reader, in_chans, size_hw)
+        if not maps:
+            others = _usual_maps(backbone, reader, in_chans, size_hw, bypassed=True)
+            advice = (
+                f"name some that give feature maps with refine_layers=, such as {list(others)}"
+                if others
+                else "choose refine none"
             )
-        nearest = (min(usable, key=lambda name: abs(ends[name] - part)) for part in _PARTS)
-        maps = {name: maps[name] for name in nearest}
+            raise CamtrainValueError(
+                f"{type(_trunk(backbone)).__name__} has no layer in its second half through which "
+                f"all later results pass, by which refinement could compare places; {advice}."
+            )
     layouts, channels = zip(*maps.values(), strict=True)
     return Stages(tuple(maps), layouts, channels)
 
@@ -135,13 +137,16 @@ class _GraphReader:
         """Whether the trunk has a layer of this name."""
         return any(is_inside(path, name) for path in self.paths)
 
-    def ends(self) -> dict[str, float]:
-        """Where each block ends, as a part in (0, 1) of the trunk, if all later results use it."""
+    def ends(self, *, bypassed: bool) -> dict[str, float]:
+        """Where each block ends, as a part in (0, 1) of the trunk.
+
+        They are those that all later results use, or with ``bypassed`` all.
+        """
         total = self.counts[-1]
         names: dict[int, str] = {}
         for name in dict.fromkeys(self._block_around(path) for path in self.paths if path):
             end = self._end(name)
-            if end in self.bottlenecks and 0 < self.counts[end] < total:
+            if (bypassed or end in self.bottlenecks) and 0 < self.counts[end] < total:
                 names[self.counts[end]] = name  # of several with the same count the last
         return {name: count / total for count, name in names.items()}
 
@@ -188,21 +193,19 @@ class _GraphReader:
         return min((i for i in range(last, end + 1) if i in self.bottlenecks), default=last)
 
     def _find_bottlenecks(self) -> set[int]:
-        """The places of the operations whose result is all that later operations use."""
+        """The places of the operations whose result is all of the images that later ones use."""
         place = {node: index for index, node in enumerate(self.nodes)}
         last_use = {n: max((place[user] for user in n.users), default=0) for n in self.nodes}
-        bottlenecks, reach, sizes = set[int](), 0, set[fx.Node]()
+        bottlenecks, reach, constants = set[int](), 0, set[fx.Node]()
         for index, node in enumerate(self.nodes):
             inputs = node.all_input_nodes
-            is_option = node.op == "placeholder" and index > 0
             is_size = node.target in ("size", "dim", getattr)
-            if is_option or is_size or (inputs and sizes.issuperset(inputs)):
-                sizes.add(node)  # numbers computed from sizes carry nothing of the images
+            if index > 0 and (is_size or constants.issuperset(inputs)):
+                constants.add(node)  # what is computed of sizes and weights
                 continue
             if reach <= index and node.op.startswith("call"):
                 bottlenecks.add(index)
-            if node.op != "get_attr":
-                reach = max(reach, last_use[node])
+            reach = max(reach, last_use[node])
         return bottlenecks
 
 
@@ -220,8 +223,8 @@ class _BlockReader:
         """Whether the trunk lists a block of this name."""
         return name in self.blocks
 
-    def ends(self) -> dict[str, float]:
-        """Where each block ends, as a part in (0, 1) of the trunk."""
+    def ends(self, *, bypassed: bool) -> dict[str, float]:
+        """Where each block ends, as a part in (0, 1) of the trunk; what passes by is unknown."""
         total = len(self.blocks)
         return {name: place / total for place, name in enumerate(self.blocks[:-1], start=1)}
 
@@ -255,7 +258,7 @@ def _reader_of(backbone: nn.Module) -> _GraphReader | _BlockReader:
     if isinstance(backbone, TimmBackbone):
         tracer.traced_func_name = "forward_features"
     try:
-        with evaluating(network):
+        with evaluating(network), unchanged_caches(network):
             graph = tracer.trace(network)
         _refuse_constants(network, graph)
         return _GraphReader(network, graph)
@@ -282,6 +285,23 @@ def _trunk(backbone: nn.Module) -> nn.Module:
     """The module that the names of layers begin at."""
     trunk: nn.Module = backbone.trunk if isinstance(backbone, Backbone) else backbone
     return trunk
+
+
+def _usual_maps(
+    backbone: nn.Module,
+    reader: _GraphReader | _BlockReader,
+    in_chans: int,
+    size_hw: tuple[int, int],
+    *,
+    bypassed: bool = False,
+) -> dict[str, tuple[Layout, int]]:
+    """The blocks nearest to the usual parts that give maps, as in `_find_maps`; none if none do."""
+    ends = reader.ends(bypassed=bypassed)
+    maps = _find_maps(backbone, reader, list(ends), in_chans, size_hw)
+    usable = [name for name in ends if name in maps and ends[name] >= _EARLIEST]
+    parts = _PARTS if usable else ()
+    nearest = (min(usable, key=lambda name: abs(ends[name] - part)) for part in parts)
+    return {name: maps[name] for name in nearest}
 
 
 def _find_maps(

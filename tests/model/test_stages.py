@@ -1,17 +1,24 @@
 """Where affinity refinement looks: found in the graph, the same features, any backbone."""
 
+import ast
 import copy
+import sys
+from contextlib import suppress
+from typing import cast
 
 import pytest
 import timm
 import torch
 import torchvision
+from timm.models._registry import _module_to_models
 from torch import nn
 
 import camtrain
 from camtrain import CAMNet
 from camtrain.errors import CamtrainValueError
 from camtrain.inference.network import TorchNetwork, fold_batch_norms
+from camtrain.model.describe import _unfilled
+from camtrain.model.probe import Intercepted
 from camtrain.model.stages import run_with_stages
 from tests.conftest import at_night
 
@@ -197,3 +204,83 @@ def test_any_layers_may_be_named_in_any_order() -> None:
     assert net.stages is not None
     assert net.stages.layers == ("features.10", "features.4")
     assert net.stages.channels == (384, 128)
+
+
+def test_a_network_that_remembers_what_it_computed_is_traced_again() -> None:
+    """A proxy of the first trace in the dictionary would be an operation of no graph."""
+
+    class Remembering(timm.models.resnet.ResNet):
+        def __init__(self) -> None:
+            super().__init__(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=4)
+            self.biases: dict[str, torch.Tensor] = {}
+
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            bias = self.biases.setdefault(str(x.device), cast("torch.Tensor", self.bn1.bias) * 2)
+            return super().forward_features(x) + bias.mean()
+
+    from camtrain.model.trunk import TimmBackbone
+
+    trunk = Remembering().eval()
+    net = CAMNet(TimmBackbone(trunk), nn.Linear(512, 4)).eval().set_refine("affinity")
+    assert trunk.biases == {}
+    with torch.no_grad():
+        net.refined_maps(torch.randn(1, 3, 64, 96))
+    copy.deepcopy(net)
+
+
+class Parallel(nn.Module):
+    """Two ways through all of it, so that no layer has all that later ones use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = [nn.Conv2d(3, 8, 3, 4, 1), *(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(3))]
+        self.left, self.right = nn.Sequential(*kinds), copy.deepcopy(nn.Sequential(*kinds))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        both = self.left(images) + self.right(images)
+        logits: torch.Tensor = self.fc(both.mean((2, 3)))
+        return logits
+
+
+def test_a_network_without_stages_says_which_layers_would_do() -> None:
+    net = camtrain.convert(Parallel().eval())
+    with pytest.raises(CamtrainValueError, match=r"no layer in its second half .*") as refused:
+        net.set_refine("affinity")
+    layers = layers_in(str(refused.value))
+    assert layers == ["right.0", "right.1", "right.2"]
+    assert net.set_refine("affinity", layers).stages is not None
+
+
+def layers_in(sentence: str) -> list[str]:
+    """The layers that a refusal says would do."""
+    layers: list[str] = ast.literal_eval(sentence.partition("such as ")[2].rstrip("."))
+    return layers
+
+
+def smallest(family: str) -> str:
+    """The network of a family of timm with the fewest weights."""
+
+    def weights(name: str) -> int:
+        with torch.device("meta"), Intercepted(_unfilled), suppress(Exception):
+            return sum(weight.numel() for weight in timm.create_model(name).parameters())
+        return sys.maxsize  # it needs a package or a download
+
+    return min(sorted(_module_to_models[family]), key=weights)
+
+
+@pytest.mark.nightly(share=24)
+@pytest.mark.parametrize("family", sorted(_module_to_models))
+def test_the_smallest_of_each_family_is_refined_or_says_how(family: str) -> None:
+    net = network(f"timm/{smallest(family)}")
+    assert net.preprocessing is not None
+    images = torch.randn(1, 3, *net.preprocessing.size)
+    try:
+        net.set_refine("affinity")
+    except CamtrainValueError as refused:
+        net.set_refine("affinity", layers_in(str(refused)))
+    with torch.no_grad():
+        output = net.refined_maps(images)
+    assert output.refined_maps.isfinite().all()
+    assert not torch.allclose(output.refined_maps, output.maps)
