@@ -283,4 +283,6 @@ def test_the_smallest_of_each_family_is_refined_or_says_how(family: str) -> None
     with torch.no_grad():
         output = net.refined_maps(images)
     assert output.refined_maps.isfinite().all()
-    assert not torch.allclose(output.refined_maps, output.maps)
+    # Through random weights a picture may fade to maps of tiny values.
+    refined, plain = (maps / maps.abs().max() for maps in (output.refined_maps, output.maps))
+    assert not torch.allclose(refined, plain, atol=1e-3)
