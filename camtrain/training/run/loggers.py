@@ -16,12 +16,12 @@ from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError
 from camtrain.training.run.wandb_run import (
     answer_of,
+    command_to_upload,
     enqueue_call,
     errors_as_warnings,
     finish,
     is_disabled,
     start_wandb,
-    unsent_folders,
 )
 
 LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
@@ -95,10 +95,10 @@ def place_of(loggers: Sequence[Logger]) -> str | None:
     """The place of the curves, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            url, folders = None, unsent_folders(logger)
+            url, command = None, command_to_upload(logger)
             with errors_as_warnings(logger):
                 url = logger.experiment.url
-            upload = f"upload with: wandb sync {folders}" if folders else ""
+            upload = f"upload with: {command}" if command else ""
             return "; ".join(filter(None, [url or "offline", upload]))
         if isinstance(logger, TensorBoardLogger):
             return f"see with: tensorboard --logdir {Path(logger.log_dir)}"

@@ -344,7 +344,6 @@ def limit_to_rest(trainer: Trainer, stored_run: Mapping[str, Any]) -> None:
 
 def end_validation_left(trainer: Trainer) -> None:
     """Let the training end after this validation, if no step was left."""
-    loop: Any = trainer.fit_loop
-    if loop.__class__ is StartedLoop:
-        loop.__class__ = _FitLoop
+    if isinstance(trainer.fit_loop, StartedLoop):
+        trainer.fit_loop.__class__ = _FitLoop  # type: ignore[assignment]
         trainer.should_stop = True

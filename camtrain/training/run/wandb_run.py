@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import threading
 import warnings
@@ -99,6 +100,16 @@ def finish(logger: WandbLogger) -> None:
         if worker is not None and not worker.finish(LONGEST_FINISH):
             raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
         _in_time(logger.experiment.finish, LONGEST_FINISH + LONGEST_ANSWER)
+        if not logger.experiment.offline:
+            _check_upload(Path(logger.experiment.dir).parent)
+
+
+def _check_upload(folder: Path) -> None:
+    """Raise ConnectionError if W&B's service has given up a part; only its log file says so."""
+    for line in (folder / "logs" / "debug-internal.log").read_text().splitlines():
+        if '"level":"ERROR' in line and "analytics" not in line:  # W&B's own, which it sends too
+            reason = str(json.loads(line)["msg"]).partition("\n")[0]
+            raise ConnectionError(f"the server has not taken everything, {reason}")
 
 
 def answer_of(logger: WandbLogger, question: Callable[[Any], T]) -> T | None:
@@ -138,8 +149,8 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
             _failed.add(logger)
             warnings.warn(
                 f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
-                "and what reached its files can be uploaded with: wandb sync "
-                f"{unsent_folders(logger)}",
+                "and what reached its files can be uploaded with: "
+                f"{command_to_upload(logger)}",
                 stacklevel=4,
             )
 
@@ -242,7 +253,8 @@ def _end_service(worker: _Worker) -> None:
 
     service = None
     with suppress(Exception):
-        service = wandb.sdk.wandb_setup.singleton()._connection._proc._process
+        connection: Any = wandb.sdk.wandb_setup.singleton()._connection
+        service = connection._proc._process
 
     def teardown() -> None:
         with suppress(Exception, SystemExit):
@@ -260,15 +272,15 @@ def is_disabled() -> bool:
     return is_off or os.environ.get("WANDB_MODE") == "disabled"
 
 
-def unsent_folders(logger: WandbLogger) -> str:
-    """The folders of a W&B run that wait for their upload; every offline start makes one."""
+def command_to_upload(logger: WandbLogger) -> str:
+    """How to upload what waits for it, else ""; every offline start makes a folder."""
     folder = Path(logger.save_dir or ".") / "wandb"
     offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
-    parts = [part for part in offline if not any(part.glob("*.synced"))]
+    parts = [str(part) for part in offline if not any(part.glob("*.synced"))]
     run = logger._experiment
     if logger in _failed and run is not None and not run.offline:
-        parts.append(Path(run.dir).parent)
-    return " ".join(map(str, parts))
+        parts = ["--include-online", *parts, str(Path(run.dir).parent)]
+    return " ".join(["wandb sync", *parts]) if parts else ""
 
 
 def _run_id(folder: Path, *, is_new: bool) -> str:

@@ -141,7 +141,7 @@ def test_a_network_that_dies_delays_no_row_and_the_end_for_a_while_only(
         finish_loggers([logger])
     assert time.monotonic() - began < 10
     [part] = (tmp_path / "run" / "wandb").glob("run-*-*")
-    assert place_of([logger]).endswith(f"upload with: wandb sync {part}")
+    assert place_of([logger]).endswith(f"upload with: wandb sync --include-online {part}")
 
 
 @pytest.fixture
