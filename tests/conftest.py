@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import resource
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -198,13 +199,20 @@ def fitted(fitted_once: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
 
 
 @pytest.fixture
-def limit_files() -> Iterator[Callable[[int], None]]:
+def limit_files() -> Callable[[int], None]:
     """Sets how many bytes a file of this process may have, until the end of the test."""
-    import resource
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    return lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """End such a limit before the result of the test is written, perhaps to a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def skip_but_in_ci(reason: str) -> NoReturn:

@@ -90,8 +90,7 @@ from pathlib import Path
 from camtrain.files import locked
 with locked(Path(sys.argv[1]), ""):
     if os.fork() == 0:  # a worker, which outlives its parent
-        time.sleep(60)
-    print("held", flush=True)
+        print("held", flush=True)
     time.sleep(60)
 """
 
@@ -223,3 +222,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         "1 links to no file (circle.jpg), "
         "3 pipes, sockets or devices (device.jpg, pipe.jpg, socket.jpg)"
     )
+
+
+def test_the_room_for_a_file_is_known_before_its_folder_is_there(tmp_path: Path) -> None:
+    assert files.free_bytes(tmp_path / "not" / "yet") > 0

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchvision.transforms import v2
 
 from camtrain.data import Batch
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, join_first
 from camtrain.labels import Task, class_counts, multi_hot
 
 ClassWeights = Literal["balanced"] | list[float]
@@ -259,7 +259,7 @@ class FiniteLossGuard(Callback):
             if event is not None:
                 event.synchronize()
             if not torch.isfinite(loss):
-                where = f", {', '.join(paths)}" if paths else ""
+                where = f", {join_first(paths, 5)}" if paths else ""
                 lr = max(group["lr"] for group in optimizer.param_groups)
                 raise CamtrainValueError(
                     f"With a learning rate of {lr:g} the loss is {loss.item()} at step "

@@ -96,7 +96,7 @@ def _refusal_of_options(options: Mapping[str, Any], text: str) -> CamtrainValueE
     named = [name for name in changed if name in words]
     named = named or [name for name, value in changed.items() if str(value) in words]
     given = [f"trainer.{name}={changed[name]}" for name in named]
-    of_machine = {"accelerator", "devices", "num_nodes", "strategy"} & words
+    of_machine = {"accelerator", "devices", "num_nodes", "strategy"} & {*words, *named}
     step = "trainer.accelerator=auto and trainer.devices=auto use what this machine has."
     return CamtrainValueError(
         f"Lightning's Trainer refuses {', '.join(given) or 'its options'} ({text}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ TABLE = "val/cams_table"
 _COLUMNS = "epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"
 _MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pairs instead
 _PAIRS = 500
+_COLLECT_EVERY = 20  # validations
 _CSV_COLUMNS = (
     *("epoch", "step", "picture", "true", "predicted", "true_score", "predicted_score"),
     *("is_right", "gt_known", "map_min", "map_max", "map_mean", "box_threshold"),
@@ -177,6 +179,8 @@ class WandbSink:
         self.logger.experiment.log({**media, TABLE: self._table}, commit=commit)
         for row in self._table.data[-len(lines) :]:
             row.clear()  # it is written, and W&B would keep its pictures for as long as the table
+        if len(self._table.data) % (_COLLECT_EVERY * max(1, len(lines))) == 0:
+            gc.collect()  # W&B keeps the last 100 artifacts of tables; older ones are cycles
 
 
 Sink = TensorBoardSink | CSVSink | WandbSink

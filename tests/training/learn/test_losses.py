@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     assert line.startswith("camtrain: error: With a learning rate of 0.004 the loss is nan at step")
     assert "step 3 (epoch 1, batch 1)" in line
     assert len(named) == 8
-    assert all(path in line for path in named)
+    assert f"{', '.join(named[:5])} and 3 more; the last checkpoint" in line
     folder = tmp_path / "runs" / "run" / "checkpoints"
     last = torch.load(folder / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2

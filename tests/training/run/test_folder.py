@@ -86,7 +86,7 @@ def test_a_run_that_is_trained_is_locked(tmp_path: Path) -> None:
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(CamtrainError, match="is not empty"):
+    with pytest.raises(CamtrainError, match="is a file, not a run's"):
         check_start(RunFolder(tmp_path / "run"), None, overwrite=False)
 
 
