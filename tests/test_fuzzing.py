@@ -16,10 +16,7 @@ EVERY_DAY = ("pictures", "bundles", "checkpoints", "boxes", "lists", "shards", "
     [
         (50, EVERY_DAY),
         pytest.param(50, ("pt2",), marks=pytest.mark.nightly),
-        *(
-            pytest.param(5000, (kind,), marks=pytest.mark.nightly(share=24))
-            for kind in (*EVERY_DAY, "pt2")
-        ),
+        *(pytest.param(500, (kind,), marks=pytest.mark.nightly) for kind in (*EVERY_DAY, "pt2")),
     ],
 )
 def test_damaged_files_are_read_or_refused(count: int, kinds: tuple[str, ...]) -> None:

@@ -67,10 +67,10 @@ def find_stages(
     else:
         maps = _usual_maps(backbone, reader, in_chans, size_hw)
         if not maps:
-            others = _usual_maps(backbone, reader, in_chans, size_hw, bypassed=True)
+            bypassed = _usual_maps(backbone, reader, in_chans, size_hw, bypassed=True)
             advice = (
-                f"name some that give feature maps with refine_layers=, such as {list(others)}"
-                if others
+                f"name some that give feature maps with refine_layers=, such as {list(bypassed)}"
+                if bypassed
                 else "choose refine none"
             )
             raise CamtrainValueError(

@@ -215,7 +215,7 @@ def test_a_transformer_of_any_size_takes_whole_patches() -> None:
 def test_another_failure_keeps_its_own_error() -> None:
     net = create_model("timm/test_vit", 2, weights=None, neck=())
     failing = Mock(side_effect=RuntimeError("out of luck"))
-    net.backbone.trunk.register_forward_pre_hook(failing)
+    next(m for m in net.modules() if isinstance(m, nn.Conv2d)).register_forward_pre_hook(failing)
     with pytest.raises(RuntimeError, match="out of luck") as error:
         net(torch.zeros(1, 3, 160, 160))
     assert not isinstance(error.value, CamtrainValueError)

@@ -205,9 +205,9 @@ def class_data(scores: ClassScores, names: Sequence[str]) -> dict[str, Any] | No
     if table is None:
         return None
     rows, matrix = table.rows, confusion if len(names) <= _MATRIX_CLASSES else None
-    some = f"The worst {len(rows)} of {len(names)} classes"
+    worst = f"The worst {len(rows)} of {len(names)} classes"
     return {
-        "title": "Every class" if len(rows) == len(names) else some,
+        "title": "Every class" if len(rows) == len(names) else worst,
         "names": [] if matrix is None else list(names),
         "matrix": None if matrix is None else matrix.tolist(),
         "pairs": [] if confusion is None else confused_pairs(confusion, names, _PAIRS),
