@@ -37,9 +37,7 @@ from camtrain.model.probe import Intercepted
 from camtrain.model.refine import Refine
 from camtrain.model.weights import load_weights
 
-_DRAWING = frozenset(
-    {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
-)
+_DRAWING = frozenset({init.normal_, init.uniform_, init.kaiming_uniform_})
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,9 @@ def _without_drawing(
     func: Callable[..., object], args: tuple[Any, ...], options: dict[str, Any]
 ) -> object:
     """The function's result; of one that would fill weights with random numbers, the weights."""
+    if func in (Tensor.normal_, Tensor.uniform_):
+        # ``trunc_normal_`` draws with these until every number lies within its bounds.
+        return args[0].fill_(args[1] if len(args) > 1 else options.get("mean", 0))
     if func in _DRAWING:
         return args[0] if args else options["tensor"]
     return func(*args, **options)

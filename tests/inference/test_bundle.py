@@ -597,3 +597,12 @@ def test_a_bundle_of_refined_maps_is_a_weights_file_too() -> None:
     for name, tensor in read_network(GOLDEN_V2).net.backbone.state_dict().items():
         assert torch.equal(net.backbone.state_dict()[name], tensor), name
     assert net.refine == "none"  # the layers belong to what is measured, not to the weights
+
+
+def test_no_network_is_drawn_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers out of bounds were drawn again, and drawing is left out: memory may hold any."""
+    net = create_model("torchvision/googlenet", 2, weights=None, neck=())
+    write_bundle(tmp_path / "model.safetensors", net)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(1e9))
+    read_network(tmp_path / "model.safetensors")
