@@ -115,7 +115,7 @@ def writing(path: Path, part: Path | None = None, *, needed: int = 0) -> Iterato
         raise
     except Exception as error:
         # torch, NumPy and safetensors have errors of their own for a full disk: one more try tells.
-        reason = getattr(error, "strerror", None) or _refusal(part or path)
+        reason = getattr(error, "strerror", None) or (_refusal(part) if part else None)
         if not reason:
             raise
         needed = needed or (path.stat().st_size if part and path.is_file() else 0)
@@ -144,9 +144,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def _refusal(path: Path) -> str | None:
-    """Why the system takes no more bytes for a file; None if it does, or if that is a folder."""
-    if path.is_dir():
-        return None
+    """Why the system takes no more bytes for a file, which is of no more use; None if it does."""
     try:
         with open(path, "ab") as file:
             file.write(bytes(2**20))

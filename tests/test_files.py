@@ -226,3 +226,12 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 
 def test_the_room_for_a_file_is_known_before_its_folder_is_there(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_an_error_of_the_writer_adds_nothing_to_a_file_that_is_written_in_place(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "lines").write_text("a")
+    with pytest.raises(ZeroDivisionError), files.writing(tmp_path / "lines"):
+        _ = 1 / 0
+    assert (tmp_path / "lines").read_text() == "a"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
+import re
 import threading
 import warnings
 from argparse import Namespace
@@ -32,6 +32,11 @@ LONGEST_FINISH = 60  # seconds for logging what is left, and then for uploading 
 LONGEST_ANSWER = 5  # seconds for what its service on this machine knows, and for ending the service
 _LOGGED_SINCE = 1000  # rows, at most, that a killed run has given to W&B since its last checkpoint
 _DATA_DIR = "WANDB_DATA_DIR"
+# The text of an error about lines of the history or files; other errors, such as of a GPU that is
+# not watched, lose nothing.
+_GIVEN_UP = re.compile(
+    r'"level":"ERROR[^"]*","msg":"((?:filestream: fatal|runfiles:|file transfer:)[^"\\\n]*)'
+)
 # Values of the variable that the user has not chosen: unset, or set for an earlier run of this
 # process.
 _data_dirs: set[str | None] = {None}
@@ -106,10 +111,9 @@ def finish(logger: WandbLogger) -> None:
 
 def _check_upload(folder: Path) -> None:
     """Raise ConnectionError if W&B's service has given up a part; only its log file says so."""
-    for line in (folder / "logs" / "debug-internal.log").read_text().splitlines():
-        if '"level":"ERROR' in line and "analytics" not in line:  # W&B's own, which it sends too
-            reason = str(json.loads(line)["msg"]).partition("\n")[0]
-            raise ConnectionError(f"the server has not taken everything, {reason}")
+    log = folder / "logs" / "debug-internal.log"
+    if log.is_file() and (given_up := _GIVEN_UP.search(log.read_text(errors="replace"))):
+        raise ConnectionError(f"the server has not taken everything, {given_up[1]}")
 
 
 def answer_of(logger: WandbLogger, question: Callable[[Any], T]) -> T | None:

@@ -354,3 +354,30 @@ def test_what_is_given_comes_before_the_environment(
     with pytest.raises(StartedError) as caught:
         run([*args[:place], *args[place + 2 :], *options])
     assert caught.value.args == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"level":"INFO","msg":"filestream: request sent"}', None),
+        ('{"level":"ERROR","msg":"monitor: no GPU is watched"}', None),
+        (
+            '{"level":"ERROR","msg":"runfiles: error 401: {\\"data\\":null}"}',
+            "runfiles: error 401: {",
+        ),
+        (
+            '{"level":"ERROR+4","msg":"filestream: fatal error: cut"}',
+            "filestream: fatal error: cut",
+        ),
+        ('{"level":"ERROR","msg":"file transfer: upload: 500', "file transfer: upload: 500"),
+    ],
+)
+def test_what_the_service_has_given_up_is_told(
+    line: str, reason: str | None, tmp_path: Path
+) -> None:
+    wandb_run._check_upload(tmp_path)  # an older one writes no such file
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "debug-internal.log").write_text(f"{line}\n")
+    with pytest.raises(ConnectionError) if reason else contextlib.nullcontext() as told:
+        wandb_run._check_upload(tmp_path)
+    assert reason is None or str(told.value).endswith(f", {reason}")
