@@ -328,7 +328,8 @@ def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]
         return dict(content)
     except Exception as error:  # what a damaged file makes torch raise cannot be known
         raise CamtrainValueError(
-            f"{path} is not a camtrain checkpoint that can be read safely ({one_line(error)})."
+            f"{path} is not a camtrain checkpoint that can be read safely ({one_line(error)}); "
+            "give another one, or take it from its source again."
         ) from error
 
 

@@ -341,7 +341,7 @@ def other_tensors(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (None, "is not a camtrain checkpoint that can be read safely"),
+        (None, "; give another one, or take it from its source again."),
         (no_state, "(KeyError: 'optimizer_states')"),
         (other_optimizer, NO_STATE),
         pytest.param(other_loops, NO_STATE, marks=pytest.mark.nightly),
