@@ -314,8 +314,7 @@ def read_checkpoint_content(path: Path, *, mmap: bool = False) -> dict[str, Any]
 
     Raises:
         CamtrainFileNotFoundError: No such file.
-        CamtrainValueError: Not a checkpoint of this project, or one that holds more than plain
-            values, which is not run.
+        CamtrainValueError: No checkpoint of this project, or one of more than plain values.
     """
     if not path.is_file():
         raise CamtrainFileNotFoundError(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError
+from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
 from camtrain.header import Description
 from camtrain.labels import Task, check_task, class_scores
 from camtrain.maps import CAMOutput, PoolName, check_classes, pool_maps, project, project_classes
 from camtrain.model.modules import recipe_of
+from camtrain.model.probe import takes
 from camtrain.model.refine import (
     BackboneOutput,
     Refine,
@@ -26,6 +28,8 @@ from camtrain.model.refine import (
 )
 from camtrain.model.stages import Stages, find_stages, run_with_stages
 from camtrain.preprocessing import Preprocessing
+
+T = TypeVar("T")
 
 
 class CAMNet(nn.Module):
@@ -161,19 +165,36 @@ class CAMNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map that the class maps are made of, (B, C, h, w)."""
-        features: Tensor = self.neck(self.backbone(self._checked(images)))
+        features: Tensor = self.neck(self._run(self.backbone, self._checked(images)))
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
         """Features of the backbone, and vectors of its stages if the network refines its maps."""
         images = self._checked(images)
         if self.stages is None:
-            features: Tensor = self.backbone(images)
+            features: Tensor = self._run(self.backbone, images)
             return BackboneOutput(features, features[:, :0])
-        features, stages = run_with_stages(self.backbone, self.stages, images)
+        run = partial(run_with_stages, self.backbone, self.stages)
+        features, stages = self._run(run, images)
         with _without_autocast(features):
             vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
         return BackboneOutput(features, vectors)
+
+    def _run(self, run: Callable[[Tensor], T], images: Tensor) -> T:
+        """What a function of the backbone gives; too small images are one sentence."""
+        try:
+            return run(images)
+        except RuntimeError as error:
+            channels, height, width = images.shape[1:]
+            sizes = (height, width), (max(height, 224), max(width, 224))
+            if torch.compiler.is_compiling() or [
+                takes(self.backbone, channels, size) for size in sizes
+            ] != [False, True]:
+                raise
+            raise CamtrainValueError(
+                f"images of {height}x{width} pixels are too small for this network "
+                f"({first_line(error)}); set a larger size."
+            ) from error
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images in the type of the weights, which autograd may keep."""

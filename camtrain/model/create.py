@@ -195,6 +195,7 @@ def from_recipe(recipe: Mapping[str, Any], user: UserNetwork | None = None) -> C
     Where only the user's code can build it, ``user`` does so; it may also give a whole CAMNet.
     """
     recipe = dict(recipe)
+    check_arguments(recipe)
     check_user(recipe, user)
     if user is not None and isinstance(user.source, nn.Module):
         recipe["backbone_args"] = {}
@@ -224,9 +225,8 @@ def _build(
     name, in_chans, args = recipe["backbone"], recipe["in_chans"], recipe["backbone_args"]
     if user is not None:
         network = user.build(args, in_chans)
-        if isinstance(network, CAMNet):
-            return Classifier(network, name, in_chans, None)
-        in_chans = set_in_chans(network, in_chans)
+        if not isinstance(network, CAMNet):
+            in_chans = set_in_chans(network, in_chans)
         return Classifier(network, name, in_chans, None)
     return Classifier(
         build_classifier(name, num_classes=num_classes, in_chans=in_chans, backbone_args=args),

@@ -419,6 +419,7 @@ def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path)
         ({"architecture": {"backbone": "timm/local-dir:."}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {"backbone": "timm/hf-hub:a/b"}}, "backbone must be LIBRARY/NAME"),
         ({"architecture": {"backbone": "os/system"}}, "backbone must be LIBRARY/NAME"),
+        ({"architecture": {"dropout": float("nan")}}, "dropout must lie in"),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused(

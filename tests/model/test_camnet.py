@@ -12,6 +12,7 @@ from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.maps import PoolName, heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model
+from camtrain.model.refine import Refine
 from tests.conftest import at_night
 
 POOLS = [pool for pool in get_args(PoolName) if pool != "gmp"]
@@ -372,3 +373,12 @@ def test_what_is_no_batch_of_images_is_refused(images: Tensor, message: str) -> 
     net = create_model("camtrain/digits", 2, neck=(), backbone_args={"width": 2})
     with pytest.raises(CamtrainTypeError, match=message):
         net(images)
+
+
+@pytest.mark.parametrize("refine", ["none", "affinity"])
+def test_images_that_are_too_small_are_one_sentence(refine: Refine) -> None:
+    net = create_model("camtrain/digits", 2, neck=(), backbone_args={"width": 2}).set_refine(refine)
+    message = r"^images of 1x16 pixels are too small for this network \(.*\); set a larger size\.$"
+    for run in (net.eval(), net.display_maps):
+        with pytest.raises(CamtrainValueError, match=message):
+            run(torch.zeros(1, 3, 1, 16))

@@ -71,10 +71,11 @@ def check_size(module: CAMModule, batch_size: int = 2) -> None:
     try:
         with torch.no_grad():
             module.net.eval()(picture)
-    except RuntimeError as error:
+    except (RuntimeError, CamtrainValueError) as error:
+        reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
         raise CamtrainValueError(
             f"data.size={preprocessing.size} is too small for {module.hparams['backbone']} "
-            f"({one_line(error, with_type=False)}); give a larger one."
+            f"({one_line(reason, with_type=False)}); give a larger one."
         ) from error
     finally:
         module.train()
