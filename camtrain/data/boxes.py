@@ -1,187 +1,26 @@
-"""Boxes beside the pictures: readers of their files, and tables by picture; half-open xyxy."""
+"""Boxes beside the pictures: from their files to tables by picture; half-open xyxy."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from camtrain.data.box_files import Box, from_coco, from_csv, from_xml, from_yolo, yolo_names
+from camtrain.data.decoding import upright_size
 from camtrain.data.faults import refuse
-from camtrain.data.lists import csv_reader, path_in
 from camtrain.data.source import Listing, no_boxes
-from camtrain.errors import CamtrainValueError, join_first, one_line, warn
+from camtrain.errors import CamtrainValueError, join_first, warn
 from camtrain.labels import label_names, normal_form
-
-
-class BoxError(CamtrainValueError):
-    """An entry in a file of boxes that cannot be right.
-
-    ``path`` is the picture of the entry, as the file spells it; "" where the file names none, or
-    where the error comes from a worker.
-    """
-
-    def __init__(self, message: str, path: str = "") -> None:
-        super().__init__(message)
-        self.path = path
-
-
-def refuse_box(message: str, path: str) -> None:
-    """Raise a ``BoxError``, or list it; see ``refuse``."""
-    refuse(BoxError(message, path))
-
-
-_COLUMNS = ("path", "xmin", "ymin", "xmax", "ymax")
-
-
-_FARTHEST = 2**31 - 1  # pixels, and larger than any picture
-
-
-class Box(NamedTuple):
-    """One box of a file: path relative to the data folder, half-open xyxy, class ("": unknown)."""
-
-    path: str
-    box_xyxy: tuple[int, int, int, int]
-    class_name: str
-
-
-def from_csv(file: Path) -> Iterator[Box]:
-    """The boxes of a CSV file, ``path,xmin,ymin,xmax,ymax[,class]``, half-open already."""
-    reader = csv_reader(file, _COLUMNS, header="path,xmin,ymin,xmax,ymax,class")
-    folder = os.path.abspath(file.parent)
-    for row in reader:
-        path = (row["path"] or "").strip()
-        try:
-            xmin, ymin, xmax, ymax = (int(row[column]) for column in _COLUMNS[1:])
-        except (TypeError, ValueError):
-            xmin = ymin = xmax = ymax = 0
-        if 0 <= xmin < xmax <= _FARTHEST and 0 <= ymin < ymax <= _FARTHEST:
-            yield Box(
-                path_in(folder, path), (xmin, ymin, xmax, ymax), (row.get("class") or "").strip()
-            )
-        else:
-            refuse_box(
-                f"{file}, line {reader.line_num}: expected whole numbers, 0 <= xmin < xmax "
-                f"and 0 <= ymin < ymax, got {_shown(row.values(), ',')}; "
-                "correct or delete the line.",
-                path,
-            )
-
-
-def from_xml(file: Path, *, first_pixel: int, names: Collection[str]) -> Iterator[Box]:
-    """The objects of some classes in the XML file of one picture; corners are inclusive there.
-
-    ``first_pixel`` is the number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC.
-    """
-    try:
-        objects = list(ElementTree.parse(file).getroot().iter("object"))
-    except Exception as error:  # what damaged XML makes its parser raise cannot be known
-        refuse_box(
-            f"{file} must be the XML of a picture's boxes, but cannot be read "
-            f"({one_line(error, with_type=False)}); replace or delete it.",
-            str(file),
-        )
-        return
-    names = set(map(normal_form, names))
-    for element in objects:
-        name = (element.findtext("name") or "").strip()
-        if normal_form(name) not in names:
-            continue
-        corners = [element.findtext(f"bndbox/{column}") for column in _COLUMNS[1:]]
-        try:
-            xmin, ymin, xmax, ymax = (round(float(corner or "")) for corner in corners)
-        except (ValueError, OverflowError):
-            xmin, ymin, xmax, ymax = 0, 0, -1, -1
-        if xmin > xmax or ymin > ymax or max(map(abs, (xmin, ymin, xmax, ymax))) >= _FARTHEST:
-            refuse_box(
-                f"{file}: expected numbers with xmin <= xmax and ymin <= ymax in the bndbox of "
-                f"{name:.50}, got {_shown(corners)}; correct or delete the object.",
-                str(file),
-            )
-            continue
-        # Some tools count Pascal's pixels from 0 after all.
-        xmin, ymin = max(0, xmin - first_pixel), max(0, ymin - first_pixel)
-        yield Box(str(file), (xmin, ymin, xmax - first_pixel + 1, ymax - first_pixel + 1), name)
-
-
-def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
-    """The boxes of a COCO file (x, y, width, height; floats), without its crowd regions.
-
-    The edges are rounded to whole pixels, and a box keeps at least one pixel. A ``file_name`` of
-    the file is one of ``paths``, or the name of the only picture so called.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
-        boxes = [
-            (files[box["image_id"]], tuple(map(float, box["bbox"])), names[box["category_id"]])
-            for box in content["annotations"]
-            if not box.get("iscrowd")
-        ]
-    except Exception as error:  # what damaged JSON makes its readers raise cannot be known
-        raise CamtrainValueError(
-            f"{file} must be a COCO file with images, annotations and categories, but cannot be "
-            f"read ({one_line(error)}); export it again, or use boxes.csv."
-        ) from error
-    path_of = _paths_by_file_name(file, paths, {file_name for file_name, _, _ in boxes})
-    for file_name, numbers, name in boxes:
-        are_near = all(abs(number) < _FARTHEST / 2 for number in numbers)  # NaN is not
-        if len(numbers) != 4 or not are_near or min(numbers[2:]) < 0:
-            refuse_box(
-                f"{file}: expected x, y, width, height in the bbox of {file_name:.200}, got "
-                f"{_shown([f'{number:g}' for number in numbers])}; correct or delete it.",
-                path_of.get(file_name, file_name),
-            )
-        else:
-            yield Box(path_of.get(file_name, file_name), from_xywh(*numbers), name)
-
-
-def _shown(values: Iterable[object], separator: str = ", ") -> str:
-    """Values of a file for a message, which may be long and many."""
-    return f"{separator.join(map(str, islice(values, 8))):.200}"
-
-
-def from_xywh(x: float, y: float, width: float, height: float) -> tuple[int, int, int, int]:
-    """A box of COCO or CUB as half-open xyxy, its edges rounded, at least one pixel large.
-
-    Example:
-        >>> from_xywh(60.0, 27.0, 325.0, 304.0)
-        (60, 27, 385, 331)
-    """
-    xmin, ymin = max(0, round(x)), max(0, round(y))
-    return xmin, ymin, max(xmin + 1, round(x + width)), max(ymin + 1, round(y + height))
-
-
-def _paths_by_file_name(file: Path, paths: Sequence[str], file_names: set[str]) -> dict[str, str]:
-    """The path of each picture that a COCO file names, with or without its folders."""
-    with_folders = file_names & set(paths)
-    bare_names = file_names - with_folders
-    paths_of: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        if (name := path.rpartition("/")[2]) in bare_names:
-            paths_of[name].append(path)
-    ambiguous = sorted(name for name, same_name in paths_of.items() if len(same_name) > 1)
-    if ambiguous:
-        raise CamtrainValueError(
-            f"{file} names the picture {ambiguous[0]}, and there are "
-            f"{len(paths_of[ambiguous[0]])} of this name; "
-            "write file_name with folders, relative to the data folder."
-        )
-    return {name: name for name in with_folders} | {name: path for name, [path] in paths_of.items()}
-
 
 _CSV = "boxes.csv"
 _COCO = ("boxes.json", "annotations.json")
+_YOLO = "data.yaml"  # the names; other programs keep other things in a file of this name
 
 
 class BoxTable:
@@ -209,8 +48,8 @@ class BoxTable:
 
 
 @dataclass(frozen=True, eq=False)
-class XmlBoxes:
-    """Boxes in one XML file per picture, which is read when its boxes are asked for.
+class FileBoxes:
+    """Boxes in one file per picture, which is read when its boxes are asked for.
 
     Half a million files would take minutes, and a training looks at few of their boxes.
     """
@@ -220,14 +59,17 @@ class XmlBoxes:
     # Where the file of a picture may be, relative to the data folder; the first that exists is
     # read. {parent} is the picture's folder, {stem} its name without ending, {name} its class.
     templates: Sequence[str]
-    first_pixel: int  # number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC
+
+    def read(self, file: Path, row: int, names: Sequence[str]) -> Iterator[Box]:
+        """The boxes that the file of the picture at ``row`` holds of the classes ``names``."""
+        raise NotImplementedError
 
     def __call__(self, row: int) -> Tensor:
         """The boxes of the picture at ``row``."""
         file, names = self.file_of(row)
         if file is None:
             return no_boxes(row)
-        boxes = [box.box_xyxy for box in from_xml(file, first_pixel=self.first_pixel, names=names)]
+        boxes = [box.box_xyxy for box in self.read(file, row, names)]
         return torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
 
     def file_of(self, row: int) -> tuple[Path | None, list[str]]:
@@ -241,6 +83,33 @@ class XmlBoxes:
             if file.is_file():
                 return file, names
         return None, names
+
+    def has_files(self) -> bool:
+        """Whether any picture has a file."""
+        return any(self.file_of(row)[0] for row in range(len(self.listing.paths)))
+
+
+@dataclass(frozen=True, eq=False)
+class XmlBoxes(FileBoxes):
+    """Boxes in XML files, see ``from_xml``."""
+
+    first_pixel: int  # number of the first pixel: 1 for Pascal VOC, 0 for ILSVRC
+
+    def read(self, file: Path, row: int, names: Sequence[str]) -> Iterator[Box]:
+        """The boxes of an XML file."""
+        return from_xml(file, first_pixel=self.first_pixel, names=names)
+
+
+@dataclass(frozen=True, eq=False)
+class YoloBoxes(FileBoxes):
+    """Boxes in text files, see ``from_yolo``."""
+
+    numbered_names: dict[int, str]  # of the classes, as the lines number them
+
+    def read(self, file: Path, row: int, names: Sequence[str]) -> Iterator[Box]:
+        """The boxes of a text file; the header of the picture is read for its size."""
+        size_hw = upright_size(self.listing.root / self.listing.paths[row])
+        return from_yolo(file, size_hw, self.numbered_names, names)
 
 
 def match_boxes(boxes: Iterable[Box], listing: Listing, names: Sequence[str]) -> BoxTable:
@@ -298,27 +167,41 @@ def with_boxes(listing: Listing, *, has_xml: bool) -> Listing:
     """The listing with the boxes beside its pictures, in the one format that is there.
 
     ``root/boxes.csv`` (``path,xmin,ymin,xmax,ymax,class``, half-open), ``root/boxes.json`` or
-    ``root/annotations.json`` (COCO), or Pascal VOC XML files beside the pictures
-    (``cat/1.jpg``: ``cat/1.xml``), if ``has_xml`` says that there are any.
+    ``root/annotations.json`` (COCO), Pascal VOC XML files beside the pictures (``cat/1.jpg``:
+    ``cat/1.xml``), if ``has_xml`` says that there are any, or YOLO text files beside them
+    (``cat/1.txt``) with the names of their classes in ``root/data.yaml``.
     """
     root, names = listing.root, listing.class_names
     files = [file for name in (_CSV, *_COCO) if (file := root / name).is_file()]
-    if len(files) + has_xml > 1:
+    yolo = _yolo_boxes(listing)
+    if len(files) + has_xml + (yolo is not None) > 1:
         places = [file.name for file in files] + ["XML files beside the pictures"] * has_xml
+        places += [f"text files beside the pictures, with {_YOLO}"] * (yolo is not None)
         raise CamtrainValueError(
             f"{root} must hold its boxes in one place, but has {' and '.join(places)}; delete or "
             "rename all but one."
         )
     if has_xml:
         xml = XmlBoxes(listing, names, ["{parent}/{stem}.xml"], first_pixel=1)
-        if all(xml.file_of(row)[0] is None for row in range(len(listing.paths))):
+        if not xml.has_files():
             reason = (
                 "are in XML files that no picture is named like, as cat/1.jpg is like cat/1.xml"
             )
             _refuse_all(f"{reason}; rename them", listing)
         return replace(listing, boxes=xml)
+    if yolo is not None:
+        return replace(listing, boxes=yolo)
     if not files:
         return listing
     [file] = files
     boxes = from_csv(file) if file.name == _CSV else from_coco(file, listing.paths)
     return replace(listing, boxes=match_boxes(boxes, listing, names))
+
+
+def _yolo_boxes(listing: Listing) -> YoloBoxes | None:
+    """The boxes of YOLO text files beside the pictures; None where there are none."""
+    file = listing.root / _YOLO
+    boxes = YoloBoxes(listing, listing.class_names, ["{parent}/{stem}.txt"], {})
+    if not file.is_file() or not boxes.has_files():
+        return None
+    return replace(boxes, numbered_names=yolo_names(file))

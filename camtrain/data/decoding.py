@@ -289,6 +289,23 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(H, W) of a picture after its EXIF orientation is applied; only its header is read.
+
+    Raises:
+        DamagedImageError: The header cannot be read.
+    """
+    try:
+        with open_regular(path) as content, open_picture(content) as image:
+            is_turned = image.format != "TIFF" and _orientation(image) in _TRANSPOSED
+            return image.size if is_turned else image.size[::-1]
+    except Exception as error:  # see `decode_image`
+        raise DamagedImageError(
+            f"The image {os.fspath(path)} cannot be read ({one_line(error, with_type=False)}); "
+            "replace the file or take it out of the data."
+        ) from error
+
+
 def read_mask(file: Path) -> NDArray[np.bool_]:
     """Read the file of a mask: (H, W), True where it is not black."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from camtrain.data.boxes import BoxError
+from camtrain.data.box_files import BoxError
 from camtrain.data.faults import listed_faults
 from camtrain.data.shards.read import is_url
 from camtrain.data.source import FileSource, Shrink, Source, SourcePicture, Split

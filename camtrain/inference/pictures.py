@@ -35,6 +35,7 @@ class ExpandedInputs(list[Input]):
 
     Attributes:
         skipped: The files of the folders that are no pictures, by their names.
+        root: The absolute folder that holds all the pictures; of one folder, that folder.
     """
 
     def __init__(self, paths: Iterable[str], *, without: Sequence[Path] = ()) -> None:
@@ -56,12 +57,17 @@ class ExpandedInputs(list[Input]):
             return [f for f in files if folders.isdisjoint(Path(f).absolute().parents)]
 
         super().__init__()
+        folders: set[str] = set()
         for path in paths:
             pictures, unread = map(outside, _listed_files(path))
             if not pictures:
                 _check_path(path)
             self += pictures or [path]
+            folders |= (
+                {path} if os.path.isdir(path) else set(map(os.path.dirname, pictures or [path]))
+            )
             self.skipped += unread
+        self.root = Path(os.path.commonpath(list(map(os.path.abspath, folders))))
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:

@@ -30,6 +30,7 @@ from camtrain.data.decoding import MOST_PIXELS, pixel_limit
 from camtrain.data.tree import describe_skipped
 from camtrain.errors import CamtrainError, CamtrainValueError
 from camtrain.files import append, check_writable, replacing, write_picture
+from camtrain.inference.box_files import COCO, YOLO, BoxFormat, check_stems, write_boxes
 from camtrain.inference.network import Precision
 from camtrain.inference.pictures import ExpandedInputs, Input
 from camtrain.inference.prediction import Prediction, scaled_boxes
@@ -40,7 +41,7 @@ from camtrain.model.refine import Refine
 from camtrain.visualize import PREDICTED_BOX, draw_boxes, gallery, thumbnail
 
 _LINES = "predictions.jsonl"
-_FOLDERS = ("overlays", "heatmaps", "sheets")
+_FOLDERS = ("overlays", "heatmaps", "sheets", YOLO)
 _PER_SHEET, _TILE = 60, 224
 _LONGEST_JPEG = 65_500  # pixels of a side
 
@@ -70,6 +71,8 @@ def main(args: Sequence[str]) -> int:
     # The pictures of an earlier prediction may lie below an input.
     results = [(options.output / name).absolute() for name in _FOLDERS]
     files = ExpandedInputs(options.input, without=results)
+    if options.boxes == "yolo":
+        check_stems(files)
     predictor = load(
         options.model,
         backbone=options.backbone,
@@ -105,6 +108,12 @@ def main(args: Sequence[str]) -> int:
         f"{len(files) - len(folder.errors)} of {len(files)} pictures predicted in {seconds:.1f} s "
         f"({len(files) / seconds:.1f} images/s); see {folder.path}"
     )
+    if options.boxes:
+        is_chosen = options.top is not None or options.classes is not None
+        network, lines = predictor.network, folder.path / _LINES
+        shown = None if is_chosen else network.task
+        path = write_boxes(lines, options.boxes, files.root, network.class_names, shown)
+        print(f"Boxes: {path}, of the pictures in {files.root}")
     return 1 if folder.errors else 0
 
 
@@ -180,6 +189,7 @@ class PredictionFolder:
         for name in _FOLDERS:
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
+        (self.path / COCO).unlink(missing_ok=True)
         (self.path / _LINES).write_bytes(b"")
         return self
 
@@ -296,6 +306,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace what an earlier prediction wrote there")
     drawn = "classes drawn per picture (default 1)"
     add("--overlays", type=int, default=1, metavar="N", help=drawn)
+    kinds = (
+        "also write the boxes for other tools: of the best class, or of all of --top or --classes"
+    )
+    add("--boxes", choices=get_args(BoxFormat), help=kinds)
     add("--heatmaps", action="store_true", help="also write them as .npy, (k, H, W) float32")
     side = "longest side of these, in pixels; boxes stay in those of the picture (default 4096)"
     add("--largest_side", type=int, default=4096, metavar="N", help=side)

@@ -78,12 +78,12 @@ class CAMDataModule(LightningDataModule):
 
         Args:
             source: ``folder``: ``root/{train,val,test}/CLASS/*``, or ``root/CLASS/*``, which is
-                split; boxes from ``boxes.csv``, COCO or Pascal VOC files. ``csv``: ``labels.csv``
-                with ``path,label[,split]``; labels ``a;b`` are several, and an empty one is none.
-                ``imagenet``, ``places365``, ``places205``, ``cub``, ``inria``, ``mnist`` (fetched
-                if need be) and ``wsol`` (metadata of the WSOL benchmark): as they are published.
-                ``shards``: what ``camtrain shards`` has written, a folder or a URL. ``digits``:
-                drawn, needs no folder.
+                split; boxes from ``boxes.csv``, COCO, Pascal VOC or YOLO files. ``csv``:
+                ``labels.csv`` with ``path,label[,split]``; labels ``a;b`` are several, and an empty
+                one is none. ``imagenet``, ``places365``, ``places205``, ``cub``, ``inria``,
+                ``mnist`` (fetched if need be) and ``wsol`` (metadata of the WSOL benchmark): as
+                they are published. ``shards``: what ``camtrain shards`` has written, a folder or a
+                URL. ``digits``: drawn, needs no folder.
             root: The data folder, or for ``csv`` the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camtrain.data import ImageFolder, boxes
-from camtrain.data.boxes import BoxTable, from_xywh
+from camtrain.data import ImageFolder, box_files
+from camtrain.data.box_files import from_xywh
+from camtrain.data.boxes import BoxTable
 from camtrain.errors import CamtrainError
 from tests.data.trees import picture, text, xml
 
@@ -81,6 +82,11 @@ def test_the_same_boxes_in_every_format(tmp_path: Path) -> None:
         ("test/cat/a.jpg", "cat", [0, 0, 50, 30]),
     )
     assert boxes_of(tmp_path / "voc") == expected
+    folder = pictures(tmp_path / "yolo")
+    lines = "1 .13 .1666667 .14 .0666667", "0 .1 .1 .1 .1", "1 .5 .5 1 1 .9"  # with a score
+    yolo(folder, *lines)
+    text(folder / "test" / "dog" / "c.txt", "0 .03 .05 .02 .0333333", "")
+    assert boxes_of(folder) == expected
     for name, path in {"csv": r"train/cat/a\.jpg", "coco": r"nowhere\.jpg"}.items():
         with pytest.warns(
             UserWarning, match=f"1 boxes are of no .* of {path}; 3 are of 2 pictures"
@@ -155,7 +161,7 @@ def test_a_table_keeps_the_order_of_the_boxes_of_a_picture() -> None:
 
 
 def test_the_examples_print_what_they_say() -> None:
-    failed, attempted = doctest.testmod(boxes)
+    failed, attempted = doctest.testmod(box_files)
     assert attempted > 0
     assert failed == 0
 
@@ -166,6 +172,21 @@ def csv_of(*lines: str) -> Callable[[Path], object]:
 
 def xml_of(*objects: Any) -> Callable[[Path], object]:
     return lambda root: xml(root / "test" / "cat" / "a.xml", *objects)
+
+
+def yolo(root: Path, *lines: str, names: str = "names: [dog, cat]") -> Path:
+    """A YOLO text file beside a picture of 50 x 30, and the names of its classes."""
+    text(root / "data.yaml", names)
+    return text(root / "test" / "cat" / "a.txt", *lines)
+
+
+def yolo_of(*lines: str, **more: str) -> Callable[[Path], object]:
+    return lambda root: yolo(root, *lines, **more)
+
+
+def csv_and_yolo(root: Path) -> None:
+    csv_of(HEADER)(root)
+    yolo(root)
 
 
 def csv_and_coco(root: Path) -> None:
@@ -242,6 +263,26 @@ def csv_and_xml(root: Path) -> None:
             (xml_of(("cat", 1, 1, side, 6)), rf"a\.xml: expected numbers .* got 1, 1, {side}, 6")
             for side in ("inf", "nan", "1e300", "5000000000")
         ),
+        (
+            yolo_of("1 .5 .5 .5"),
+            r"a\.txt, line 1: expected the number of a class of data\.yaml, 0 to ",
+        ),
+        (
+            yolo_of("", "2 .5 .5 .5 .5"),
+            "line 2: .* 0 to 1, and x, y, .* got 2 .5 .5 .5 .5; correct",
+        ),
+        (yolo_of("1 .5 .5 .5 25"), "width, height from 0 to 1, got 1 .5 .5 .5 25; correct or del"),
+        (yolo_of("1 .5 .5 .5 nan"), "got 1 .5 .5 .5 nan"),
+        (yolo_of("cat .5 .5 .5 .5"), "got cat .5 .5 .5 .5"),
+        (
+            yolo_of(names="nc: 2"),
+            r"data\.yaml must hold the names of the classes of YOLO .*'names'",
+        ),
+        (
+            yolo_of(names="names: ["),
+            r"data\.yaml must hold the names .*write names: \[NAME, \.\.\.",
+        ),
+        (csv_and_yolo, r"but has boxes\.csv and text files beside the pictures, with data\.yaml"),
         (csv_and_coco, r"boxes in one place, but has boxes\.csv and annotations\.json"),
         (csv_and_xml, r"but has boxes\.csv and XML files beside the pictures; delete or rename"),
     ],

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from camtrain.arguments import VerbParser, announce
-from camtrain.data.boxes import BoxError
+from camtrain.data.box_files import BoxError
 from camtrain.data.checking.reading import examine_all, format_of
 from camtrain.data.checking.report import KINDS, CheckedSplit, Finding, Report, find, summarize
 from camtrain.data.decoding import IMAGE_SUFFIXES

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from camtrain.data.boxes import BoxError
+from camtrain.data.box_files import BoxError
 from camtrain.data.decoding import DamagedImageError, open_picture
 from camtrain.data.faults import listed_faults
 from camtrain.data.source import FileSource, Source

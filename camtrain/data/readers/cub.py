@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from camtrain.data.boxes import BoxTable, from_xywh
+from camtrain.data.box_files import from_xywh
+from camtrain.data.boxes import BoxTable
 from camtrain.data.lists import Line, PathList, check_first_picture, find_one_of, lines_of
 from camtrain.data.source import Listing, split_number
 from camtrain.errors import CamtrainValueError

@@ -17,7 +17,8 @@ from typing import get_args
 import numpy as np
 from torch import Tensor
 
-from camtrain.data.boxes import BoxTable, XmlBoxes, from_csv, match_boxes
+from camtrain.data.box_files import from_csv
+from camtrain.data.boxes import BoxTable, XmlBoxes, match_boxes
 from camtrain.data.decoding import IMAGE_SUFFIXES
 from camtrain.data.lists import Line, csv_reader, lines_of
 from camtrain.data.source import Listing, Split, no_boxes, split_number

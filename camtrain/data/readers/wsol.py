@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camtrain.data.boxes import BoxTable, refuse_box
+from camtrain.data.box_files import refuse_box
+from camtrain.data.boxes import BoxTable
 from camtrain.data.decoding import read_mask
 from camtrain.data.lists import Line, PathList, check_first_picture, find_one_of, lines_of
 from camtrain.data.source import Listing, Split, no_mask, split_number

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from camtrain.data import ClutteredDigits, ImageFolder, SourceOptions, make_sources, read_image
-from camtrain.data.boxes import refuse_box
+from camtrain.data.box_files import refuse_box
 from camtrain.data.checking import reading
 from camtrain.data.checking.reading import Record, examine, examine_all, format_of
 from camtrain.data.source import SourcePicture
