@@ -38,6 +38,8 @@ _RENORMALIZED = ("torchvision/googlenet", "torchvision/inception_v3")
 def full_name(name: str) -> str:
     """``library/model`` of a name with or without its library; torchvision wins where both have it.
 
+    A name that timm has given up becomes the one that it has now.
+
     Raises:
         CamtrainValueError: No library has it; the message names the nearest.
     """
@@ -48,7 +50,7 @@ def full_name(name: str) -> str:
     import timm  # late: it takes a second and imports wandb
 
     if library in ("", "timm") and timm.is_model(model):
-        return f"timm/{model}"
+        return f"timm/{timm.models.get_deprecated_models().get(model) or model}"
     names = {full if library else full.partition("/")[2] for full in every_name()}
     suggestions = difflib.get_close_matches(name, sorted(names), n=5, cutoff=0.3)
     raise CamtrainValueError(

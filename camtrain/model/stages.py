@@ -235,7 +235,9 @@ class _BlockReader:
 
         def run(trunk: Any, images: Tensor) -> tuple[object, Sequence[object]]:  # noqa: ANN401
             if cut is None:
-                features, results = trunk.forward_intermediates(images, indices=indices)
+                features, results = trunk.forward_intermediates(
+                    images, indices=indices, stop_early=False
+                )
             else:
                 results = trunk.forward_intermediates(
                     images, indices=indices, intermediates_only=True, stop_early=True

@@ -23,6 +23,7 @@ from camtrain.preprocessing import Preprocessing
         ("timm/resnet18", "timm/resnet18"),
         ("convnext_atto", "timm/convnext_atto"),
         ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("timm/adv_inception_v3", "timm/inception_v3.tf_adv_in1k"),  # given up
         ("digits", "camtrain/digits"),
         ("camtrain/digits", "camtrain/digits"),
         ("vgg16-cam", "camtrain/vgg16-cam"),
