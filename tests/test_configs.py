@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from camtrain.cli import main
+from tests.data.readers.test_pets import pets
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs" / "sweep.yaml"
@@ -81,7 +82,7 @@ def mnist(root: Path) -> None:
                 file.write(header + values.tobytes())
 
 
-LAYOUTS: dict[str, Callable[[Path], None]] = {
+LAYOUTS: dict[str, Callable[[Path], object]] = {
     "imagenet_vgg16": imagenet,
     "imagenet_alexnet": imagenet,
     "imagenet_googlenet": imagenet,
@@ -90,6 +91,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "places_googlenet": places,
     "person": inria,
     "mnist": mnist,
+    "pets": pets,
 }
 # Trained elsewhere, on what they are for; the best one by hand: it takes minutes.
 HERE = {"quickstart", "animals3", "animals3_best", "lenet"}

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import yaml
@@ -234,7 +234,8 @@ def write_coco(file: Path, pictures: Iterable[BoxedPicture], names: Sequence[str
 
     Pictures without boxes are listed too, and ``iscrowd`` is 0.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (path, (height, width), boxes) in enumerate(pictures, start=1):
         images.append({"id": number, "file_name": path, "width": width, "height": height})
         for label, score, (x0, y0, x1, y1) in boxes:

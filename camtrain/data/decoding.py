@@ -308,9 +308,14 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def read_mask(file: Path) -> NDArray[np.bool_]:
     """Read the file of a mask: (H, W), True where it is not black."""
+    return read_gray(file) > 0
+
+
+def read_gray(file: Path) -> NDArray[np.uint8]:
+    """Read the gray values, (H, W), of the file of a mask."""
     try:
         with open_regular(file) as content, open_picture(content) as image:
-            return np.asarray(image.convert("L")) > 0
+            return np.asarray(image.convert("L"))
     except FileNotFoundError:
         raise CamtrainFileNotFoundError(
             f"The mask {file} does not exist; check the data folder."

@@ -19,6 +19,7 @@ from camtrain.data.readers.folder import data_folder, folder_listing
 from camtrain.data.readers.imagenet import imagenet_listing
 from camtrain.data.readers.inria import inria_listing
 from camtrain.data.readers.mnist import mnist_listing
+from camtrain.data.readers.pets import pets_listing
 from camtrain.data.readers.places import places205_listing, places365_listing
 from camtrain.data.readers.wsol import wsol_listing
 from camtrain.data.shards.read import shards_listing
@@ -49,6 +50,7 @@ class SourceOptions:
     class_names: Sequence[str] | None = None  # of a trained network; None: those of the data
     path_column: Annotated[str, "of csv: name of the column of paths"] = "path"
     label_column: Annotated[str, "of csv: name of the column of labels"] = "label"
+    head_boxes: Annotated[bool, "of pets: boxes of the heads, not of the animals"] = False
     metadata: Annotated[
         str | os.PathLike[str] | None, "of wsol: the folder of its lists (default root/metadata)"
     ] = None
@@ -77,6 +79,7 @@ class SourceKind(NamedTuple):
 
     read: Callable[..., Listing] | None  # lists the pictures of a data folder; None: drawn digits
     options: tuple[str, ...] = ()  # of SourceOptions, what `read` takes beside the folder
+    is_downloaded: bool = False  # where the folder does not exist
 
 
 SOURCES: dict[str, SourceKind] = {
@@ -87,7 +90,8 @@ SOURCES: dict[str, SourceKind] = {
     "places205": SourceKind(places205_listing),
     "cub": SourceKind(cub_listing),
     "inria": SourceKind(inria_listing),
-    "mnist": SourceKind(mnist_listing),
+    "mnist": SourceKind(mnist_listing, is_downloaded=True),
+    "pets": SourceKind(pets_listing, ("head_boxes",), is_downloaded=True),
     "wsol": SourceKind(wsol_listing, ("metadata", "class_names")),
     "shards": SourceKind(shards_listing, ("shards_cache", "shards_cache_gb")),
     "digits": SourceKind(None, ("seed", "lengths")),
@@ -123,14 +127,16 @@ def make_sources(name: str, options: SourceOptions) -> dict[Split, Source]:
 
 def _listing(name: str, options: SourceOptions) -> Listing:
     """The pictures of a data set on disk, with splits and classes decided."""
-    read, names = SOURCES[name]
+    read, names, is_downloaded = SOURCES[name]
     assert read is not None
     if options.root is None:
         raise CamtrainValueError(
             f"The source {name} needs a data folder, got none; give --data.root FOLDER."
         )
     place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
-    if name != "shards":
+    if is_downloaded:
+        place = Path(place).expanduser().absolute()
+    elif name != "shards":
         place = data_folder(place, or_file=name == "csv")
     listing = with_splits(read(place, **options.values_of(names)), **options.values_of(_DIVISION))
     return with_classes(listing, options.class_names)
@@ -182,6 +188,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--source", default="folder", metavar="NAME", help=sources)
     for name, text in _HELP_TEXTS.items():
         default = getattr(SourceOptions, name)
+        if isinstance(default, bool):
+            data.add_argument(f"--{name}", action="store_true", help=text)
+            continue
         kind = "PATH" if default is None else metavar_of(type(default))
         data.add_argument(
             f"--{name}",

@@ -69,6 +69,7 @@ class CAMDataModule(LightningDataModule):
         exclude: str | Path | Sequence[str] | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        head_boxes: bool = False,
         shards_cache: str | Path | None = None,
         shards_cache_gb: float = 100.0,
         cache_features: bool | None = None,
@@ -81,9 +82,9 @@ class CAMDataModule(LightningDataModule):
                 split; boxes from ``boxes.csv``, COCO, Pascal VOC or YOLO files. ``csv``:
                 ``labels.csv`` with ``path,label[,split]``; labels ``a;b`` are several, and an empty
                 one is none. ``imagenet``, ``places365``, ``places205``, ``cub``, ``inria``,
-                ``mnist`` (fetched if need be) and ``wsol`` (metadata of the WSOL benchmark): as
-                they are published. ``shards``: what ``camtrain shards`` has written, a folder or a
-                URL. ``digits``: drawn, needs no folder.
+                ``mnist``, ``pets`` (both fetched if need be), ``wsol`` (metadata of the benchmark):
+                as published. ``shards``: what ``camtrain shards`` has written, a folder or a URL.
+                ``digits``: drawn, needs no folder.
             root: The data folder, or for ``csv`` the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
@@ -119,6 +120,7 @@ class CAMDataModule(LightningDataModule):
                 as ``camtrain check-data`` writes, or the paths, relative to ``root``.
             path_column: Name of the column of paths in the list of ``csv``.
             label_column: Name of the column of labels in the list of ``csv``.
+            head_boxes: Of ``pets`` measure boxes of heads, not of whole animals.
             shards_cache: Folder that keeps the ``shards`` of a URL; None: in the user's cache.
             shards_cache_gb: The most it holds, in 10^9 bytes; beyond it, the oldest are deleted.
             cache_features: Compute the features of a frozen backbone once for every picture (and

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from camtrain.data.lists import PathList
+from camtrain.data.readers.download import downloading
 from camtrain.data.source import Listing, Split, split_number
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
 
@@ -61,16 +62,11 @@ def mnist_listing(root: Path) -> Listing:
 
 def _download(root: Path) -> None:
     """Download the four files with torchvision."""
-    from torchvision.datasets import MNIST  # takes a second to import
+    files = [f"{part}-{kind}" for part in _PARTS.values() for kind in _KINDS]
+    with downloading(root, "the files of MNIST", f"put {', '.join(files)}, plain or .gz, there"):
+        from torchvision.datasets import MNIST  # takes a second to import
 
-    try:
         MNIST(root, train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        files = [f"{part}-{kind}" for part in _PARTS.values() for kind in _KINDS]
-        raise CamtrainFileNotFoundError(
-            f"{root} lacks the files of MNIST, and they cannot be downloaded ({error}); put "
-            f"{', '.join(files)}, plain or .gz, there."
-        ) from error
 
 
 def _find_file(root: Path, name: str) -> Path | None:

@@ -79,7 +79,10 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
         "name runs_dir overwrite ckpt_path monitor save_every_minutes config print_config "
         "seed_everything",
     ),
-    "Pictures": ("data.", f"{_DATA} class_names path_column label_column metadata lengths seed"),
+    "Pictures": (
+        "data.",
+        f"{_DATA} class_names path_column label_column head_boxes metadata lengths seed",
+    ),
     "From picture to input": (
         "data.",
         "size resize_mode crop_pct interpolation mean std channel_order",
