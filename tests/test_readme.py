@@ -58,9 +58,19 @@ def test_its_links_lead_somewhere() -> None:
         assert (ROOT / path).is_file() or (ROOT / "tests" / "benchmarks" / path).is_file(), path
 
 
-def test_its_diagram_is_the_tree_of_the_package() -> None:
-    named = re.findall(r"^camtrain/(\w+)/ ", TEXT, re.MULTILINE)
+def test_the_map_of_the_house_names_every_room() -> None:
+    text = (ROOT / "camtrain" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert sorted(named) == sorted(p.parent.name for p in (ROOT / "camtrain").glob("*/__init__.py"))
+
+
+def test_other_pages_name_what_is_there() -> None:
+    configs = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+\.yaml)`", configs)
+    assert sorted(named) == sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+    benchmarks = ROOT / "tests" / "benchmarks"
+    for path in re.findall(r"(\w+\.py)\b", (benchmarks / "README.md").read_text(encoding="utf-8")):
+        assert any((folder / path).is_file() for folder in (ROOT, benchmarks)), path
 
 
 def test_its_picture_is_seen_on_white_and_on_black() -> None:
