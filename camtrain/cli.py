@@ -36,6 +36,7 @@ VERBS = {
     "export": Verb(
         "camtrain.inference.export.command", "write a trained network as ONNX or torch program"
     ),
+    "push": Verb("camtrain.inference.hub", "put a bundle on the Hugging Face Hub, with its card"),
     "demo": Verb("camtrain.inference.demo", "a local page to drop a picture on"),
     "models": Verb("camtrain.model.catalogue", "list the networks that convert, with their maps"),
     "check-data": Verb(
@@ -48,6 +49,7 @@ VERBS = {
 _SYNONYMS = {
     **{"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate"},
     **{"infer": "predict", "inference": "predict", "convert": "export", "serve": "demo"},
+    **{"upload": "push", "publish": "push"},
 }
 
 USAGE = """\

@@ -6,6 +6,7 @@ dataset = fo.Dataset.from_dir(
     dataset_type=fo.types.COCODetectionDataset,
     data_path="photos",
     labels_path="found/boxes.json",
+    label_types="detections",
     label_field="camtrain",
 )
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+from camtrain.inference.box_files import COCO
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
@@ -96,3 +101,21 @@ def test_it_runs_without_a_network(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_it_runs_with_weights_of_a_file(name: str, shared: Path, tmp_path: Path) -> None:
     check(name, texts(ran(name, REAL[name].format(shared=shared), tmp_path)))
+
+
+def test_the_example_for_fiftyone_opens_what_predict_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FiftyOne needs a database, so a module takes its place that keeps the arguments."""
+    opened: dict[str, Any] = {}
+    fake = ModuleType("fiftyone")
+    vars(fake).update(
+        types=SimpleNamespace(COCODetectionDataset="coco"),
+        Dataset=SimpleNamespace(from_dir=lambda **options: opened.update(options)),
+    )
+    monkeypatch.setitem(sys.modules, "fiftyone", fake)
+    example = (FOLDER / "boxes_in_fiftyone.py").read_text()
+    runpy.run_path(str(FOLDER / "boxes_in_fiftyone.py"))
+    assert opened["dataset_type"] == "coco"
+    assert f"camtrain predict MODEL {opened['data_path']} --boxes coco --output found" in example
+    assert opened["labels_path"] == f"found/{COCO}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from camtrain.errors import CamtrainError, CamtrainValueError, check_choice, check_positive
 from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold, model_file
 from camtrain.inference.bundle import read_network, write_bundle
+from camtrain.inference.hub import local_file
 from camtrain.inference.network import Network, Precision, TorchNetwork
 from camtrain.inference.pictures import Input, copy_input, expand_inputs
 from camtrain.inference.prediction import (
@@ -231,7 +232,8 @@ def load(
     """The predictor of a bundle, of a ``.ckpt`` of this project, or of an ``.onnx`` or ``.pt2``.
 
     Args:
-        path: The file; its suffix says which kind it is. A run's folder stands for its bundle.
+        path: The file; its suffix says which kind it is. A run's folder stands for its bundle, and
+            ``hf://ORG/NAME[@REVISION]`` for that of a repository of the Hugging Face Hub.
         backbone: For a network of your own its class, ``MyNet``, or a function or module: a file
             names it, but reading a file runs no code and imports nothing.
         refine: See ``Predictor``; by default as the file says. Maps of another kind have their own
@@ -240,11 +242,11 @@ def load(
         precision: Of backbone and neck, see ``TorchNetwork``.
 
     Raises:
-        CamtrainFileNotFoundError: There is no such file.
+        CamtrainFileNotFoundError: There is no such file, or it cannot be downloaded.
         CamtrainValueError: The file is of another kind or of a newer format version, or there is no
             such device or precision.
     """
-    path = model_file(path)
+    path = model_file(local_file(path))
     if path.suffix.lower() in (".onnx", ".pt2"):
         from camtrain.inference.exported import read_exported
 
