@@ -32,6 +32,7 @@ from camtrain.preprocessing import (
     ResizeMode,
 )
 from camtrain.training import cache
+from camtrain.training.lightnings import refuse_mixed_packages
 
 
 class CAMDataModule(LightningDataModule):
@@ -130,6 +131,7 @@ class CAMDataModule(LightningDataModule):
                 cache folder. Those that no training has used for 30 days are removed.
         """
         super().__init__()
+        refuse_mixed_packages()
         # Checkpoints hold plain values.
         root, split_file, metadata, shards_cache, cache_dir = (
             None if path is None else str(path)

@@ -33,6 +33,7 @@ from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, Traini
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teacher_settings
+from camtrain.training.lightnings import refuse_mixed_packages
 from camtrain.training.run.resume import check_same_network
 from camtrain.training.run.trainer import count_from_one
 
@@ -160,9 +161,9 @@ class CAMModule(LightningModule):
             compile: Train through ``torch.compile``; evaluation does not.
         """
         super().__init__()
+        refuse_mixed_packages()
         weights, teacher = (str(f) if isinstance(f, Path) else f for f in (weights, teacher))
-        neck = list(neck)  # checkpoints hold plain values
-        given, backbone = backbone, name_of(backbone)
+        given, backbone, neck = backbone, name_of(backbone), list(neck)  # files hold plain values
         class_names = None if class_names is None else list(class_names)
         preprocessing = plain_preprocessing(preprocessing)
         self.save_hyperparameters()

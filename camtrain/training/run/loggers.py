@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError
+from camtrain.training.lightnings import is_lightnings
 from camtrain.training.run.wandb_run import (
     answer_of,
     command_to_upload,
@@ -91,19 +92,19 @@ def make_loggers(
     return []
 
 
-def place_of(loggers: Sequence[Logger]) -> str | None:
+def place_of(loggers: Sequence[Any]) -> str | None:
     """The place of the curves, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if is_lightnings(logger, "WandbLogger"):
             url, command = None, command_to_upload(logger)
             with errors_as_warnings(logger):
                 url = logger.experiment.url
             upload = f"upload with: {command}" if command else ""
             return "; ".join(filter(None, [url or "offline", upload]))
-        if isinstance(logger, TensorBoardLogger):
+        if is_lightnings(logger, "TensorBoardLogger"):
             return f"see with: tensorboard --logdir {Path(logger.log_dir)}"
-        if isinstance(logger, CSVLogger):
-            return logger.log_dir
+        if is_lightnings(logger, "CSVLogger"):
+            return str(logger.log_dir)
     return None
 
 
@@ -149,5 +150,5 @@ def wandb_step(loggers: Sequence[Logger]) -> int:
     return 0
 
 
-def _wandb_loggers(loggers: Sequence[Logger]) -> list[WandbLogger]:
-    return [logger for logger in loggers if isinstance(logger, WandbLogger)]
+def _wandb_loggers(loggers: Sequence[Any]) -> list[WandbLogger]:
+    return [logger for logger in loggers if is_lightnings(logger, "WandbLogger")]

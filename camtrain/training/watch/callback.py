@@ -58,9 +58,10 @@ class CAMLogger(Callback):
     ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``;
     TensorBoard the contact sheets, the confusion matrix and the histograms; CSV ``cams.csv``.
 
-    It works with any module whose ``.net`` is a ``CAMNet``. Only ``CAMModule`` measures classes,
-    histograms and localization. Mistakes are shown if ``validation_step`` returns ``logits`` and
-    ``batch``, as ``CAMModule`` does; if it returns ``features`` too, they are not computed again.
+    It works with any module whose ``.net`` is a ``CAMNet``, also in ``lightning.pytorch``. Only
+    ``CAMModule`` measures classes, histograms and localization. Mistakes are shown if
+    ``validation_step`` returns ``logits`` and ``batch``, as ``CAMModule`` does; if it returns
+    ``features`` too, they are not computed again.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from camtrain.files import write_text
 from camtrain.localization.pointing import BINS
+from camtrain.training.lightnings import is_lightnings
 from camtrain.training.run.wandb_run import enqueue_call, errors_as_warnings
 from camtrain.training.watch.results import PictureResult
 from camtrain.training.watch.snapshot import (
@@ -189,12 +190,13 @@ Sink = TensorBoardSink | CSVSink | WandbSink
 def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
     """A sink for each logger of the trainer that can show pictures or tables."""
     sinks: list[Sink] = []
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+    loggers: list[Any] = trainer.loggers
+    for logger in loggers:
+        if is_lightnings(logger, "WandbLogger"):
             sinks.append(WandbSink(logger, log_mistakes))
-        elif isinstance(logger, TensorBoardLogger):
+        elif is_lightnings(logger, "TensorBoardLogger"):
             sinks.append(TensorBoardSink(logger, log_mistakes))
-        elif isinstance(logger, CSVLogger):
+        elif is_lightnings(logger, "CSVLogger"):
             sinks.append(CSVSink(logger))
     return sinks
 
