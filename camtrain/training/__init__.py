@@ -3,6 +3,7 @@
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
 from camtrain.training.run.fit import FitResult, fit
+from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.watch import CAMLogger
 
-__all__ = ["CAMDataModule", "CAMLogger", "CAMModule", "FitResult", "fit"]
+__all__ = ["CAMDataModule", "CAMLogger", "CAMModule", "FitResult", "WandbOptions", "fit"]

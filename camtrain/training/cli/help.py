@@ -110,6 +110,7 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     "Loss": ("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
     "Maps": ("model.", "refine refine_layers"),
     "Loggers": ("", "logger project"),
+    "The run in W&B": ("wandb.", "entity group tags notes job_type register"),
     "Watching": (
         "cams.",
         "num_images num_mistakes log_mistakes faithfulness colormap tile seed dirpath report",

@@ -27,8 +27,8 @@ from camtrain.training.cli.measuring import MeasuredNetwork, check_options
 from camtrain.training.cli.yaml_text import read_yaml, use_in_parsers, write_yaml
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.module import CAMModule
-from camtrain.training.run.checks import check_size
-from camtrain.training.run.fit import default_monitor, fit
+from camtrain.training.run.checks import check_size, default_monitor
+from camtrain.training.run.fit import fit
 from camtrain.training.run.folder import SPLIT_NAME, RunFolder
 from camtrain.training.run.loggers import project_or_default
 from camtrain.training.run.results import MapWriter, write_scores
@@ -40,6 +40,7 @@ from camtrain.training.run.trainer import (
     best_precision,
     build_trainer,
 )
+from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.watch import CAMLogger
 
 # Arguments of `fit` that are options of the same name, with its defaults and texts.
@@ -88,6 +89,7 @@ class CamtrainCLI(LightningCLI):
         skipped = {*inspect.signature(fit).parameters} - {*_RUN_OPTIONS}
         parser.add_function_arguments(fit, as_group=False, skip={*skipped})
         parser.add_lightning_class_args(CAMLogger, "cams")
+        parser.add_class_arguments(WandbOptions, "wandb")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def _prepare_subcommand_parser(
@@ -161,6 +163,7 @@ class CamtrainCLI(LightningCLI):
             folder=self._run.path,
             name=self._given_name,
             cams=self._get(self.config_init, "cams"),
+            wandb=self._get(self.config_init, "wandb"),
             trainer=trainer,
             config=self._parser(subcommand).dump(self._settings_to_repeat, skip_none=False),
             **{name: settings[name] for name in ("ckpt_path", "overwrite", "weights_only")},

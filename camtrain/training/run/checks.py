@@ -17,10 +17,13 @@ from pytorch_lightning.callbacks import (
     SpikeDetection,
     StochasticWeightAveraging,
 )
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from camtrain.data import Split
 from camtrain.errors import CamtrainValueError, one_line
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluate.scores import score_names
 from camtrain.training.learn.losses import check_balance
 from camtrain.training.learn.optimizer import configure
 from camtrain.training.module import CAMModule
@@ -35,6 +38,32 @@ _REFUSED: dict[type[Callback], str] = {
     SpikeDetection: "cannot be stored in a checkpoint",
     ModelPruning: "gives the weights names that no bundle has; leave it out",
 }
+_MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
+
+
+def default_monitor(module: CAMModule) -> str:
+    """The score that chooses the best epoch unless another is asked for."""
+    return _MONITORS[module.net.task]
+
+
+def check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -> None:
+    """Raise CamtrainValueError unless the validation can log the score of the best epoch."""
+    if not has_split(data, "val"):
+        raise CamtrainValueError(
+            "fit chooses the best epoch on a val split, and the data has none; add the folder "
+            "val/CLASS, or give data.val_fraction above 0."
+        )
+    names = score_names(module.net.head.out_features, module.net.task)
+    logged = ["train/loss", *(f"val/{name}" for name in names)]
+    if monitor not in logged:
+        raise CamtrainValueError(f"monitor must be one of {', '.join(logged)}, got {monitor!r}.")
+
+
+def has_split(data: LightningDataModule, split: Split) -> bool:
+    """Whether there are pictures of a split."""
+    if isinstance(data, CAMDataModule):
+        return split in data.sources
+    return is_overridden(f"{split}_dataloader", data)
 
 
 def check_settings(trainer: Trainer, module: CAMModule, data: LightningDataModule) -> None:

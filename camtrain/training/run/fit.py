@@ -5,31 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from camtrain.data import Split
 from camtrain.errors import CamtrainValueError
 from camtrain.header import read_safetensors_description
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.evaluate.scores import score_names
 from camtrain.training.module import CAMModule
-from camtrain.training.run.checks import check_can_continue, check_settings
+from camtrain.training.run.checks import (
+    check_can_continue,
+    check_monitor,
+    check_settings,
+    default_monitor,
+    has_split,
+)
 from camtrain.training.run.folder import AtomicCheckpointIO, RunFolder
 from camtrain.training.run.loggers import (
     LoggedSoFar,
     LoggerName,
     check_logger,
     finish_loggers,
+    log_settings,
     make_loggers,
     project_or_default,
     upload_bundle,
+    upload_report,
 )
 from camtrain.training.run.opening import open_pictures
 from camtrain.training.run.results import print_header, print_run_files, write_scores
@@ -49,11 +54,10 @@ from camtrain.training.run.trainer import (
     best_precision,
     build_trainer,
 )
+from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.run.writer import RunWriter
 from camtrain.training.watch import CAMLogger
 from camtrain.training.watch.batch_picture import BatchPicture
-
-_MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def fit(
     logger: LoggerName = "wandb",
     project: str | None = None,
     name: str | None = None,
+    wandb: WandbOptions | None = None,
     cams: CAMLogger | None = None,
     trainer: Mapping[str, Any] | None = None,
     weights_only: bool | None = None,
@@ -131,6 +136,7 @@ def fit(
         logger: Where curves and heatmaps go, beside the run folder.
         project: Name of the project in W&B; None: WANDB_PROJECT of the environment, or camtrain.
         name: Name of the run in W&B; None: WANDB_NAME of the environment, or the folder's name.
+        wandb: What the run says of itself in W&B: entity, group, tags, notes, ...
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
         trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
             ``TRAINER_DEFAULTS``. Without ``precision`` the machine decides; a ``logger`` of your
@@ -151,11 +157,12 @@ def fit(
         if makes_loggers:
             check_logger(logger)
         run, monitor = RunFolder(folder), monitor or default_monitor(module)
-        _check_monitor(monitor, module, data)
+        check_monitor(monitor, module, data)
         if ckpt_path is not None and isinstance(data, CAMDataModule):
             data.follow_split(split_beside(run.last if ckpt_path == "last" else Path(ckpt_path)))
-        settings = {"monitor": monitor, "save_every_minutes": save_every_minutes}
+        settings: dict[str, Any] = {"monitor": monitor, "save_every_minutes": save_every_minutes}
         settings |= {"logger": logger, "project": project}
+        settings |= {} if wandb is None else {"wandb": asdict(wandb)}
         writer = RunWriter(
             run,
             monitor=monitor,
@@ -171,7 +178,7 @@ def fit(
             )
             if makes_loggers and lightning.is_global_zero:
                 lightning.loggers = make_loggers(
-                    logger, run.path, project, name=name, so_far=so_far
+                    logger, run.path, project, name=name, so_far=so_far, wandb=wandb
                 )
             elif makes_loggers and logger != "none":
                 lightning.loggers = [DummyLogger()]  # one run, however many processes
@@ -185,8 +192,7 @@ def fit(
                 "precision": lightning.precision,
                 "pictures": {split: len(source) for split, source in sources.items()},
             }
-            for run_logger in lightning.loggers:
-                run_logger.log_hyperparams(run_settings)
+            log_settings(lightning.loggers, run_settings, monitor)
         print_header(module, data, lightning)
         stack.enter_context(signals)
         ending = ending_cleanly(lightning, signals, writer.folder if writer else None)
@@ -195,30 +201,6 @@ def fit(
         if writer is None:
             return FitResult(Path(folder), None, {}, None, None, None)
         return _conclude_run(writer, lightning, signals, module, data)
-
-
-def default_monitor(module: CAMModule) -> str:
-    """The score that chooses the best epoch unless another is asked for."""
-    return _MONITORS[module.net.task]
-
-
-def _check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -> None:
-    """Raise CamtrainValueError unless the validation can log the score of the best epoch."""
-    if not _has_split(data, "val"):
-        raise CamtrainValueError(
-            "fit chooses the best epoch on a val split, and the data has none; add the folder "
-            "val/CLASS, or give data.val_fraction above 0."
-        )
-    names = score_names(module.net.head.out_features, module.net.task)
-    logged = ["train/loss", *(f"val/{name}" for name in names)]
-    if monitor not in logged:
-        raise CamtrainValueError(f"monitor must be one of {', '.join(logged)}, got {monitor!r}.")
-
-
-def _has_split(data: LightningDataModule, split: Split) -> bool:
-    if isinstance(data, CAMDataModule):
-        return split in data.sources
-    return is_overridden(f"{split}_dataloader", data)
 
 
 def _as_config(
@@ -332,7 +314,7 @@ def _conclude_run(
     run, scores = writer.folder, {}
     if not run.best.is_file():
         print("No epoch was validated, so none is the best, and none was tested or shipped.")
-    elif _has_split(data, "test"):
+    elif has_split(data, "test"):
         with ending_cleanly(trainer, signals, run):
             trainer.test(module, data, ckpt_path=str(run.best), verbose=False)
         sources = {"checkpoint": "checkpoints/best.ckpt", "data": data.hparams.get("root")}
@@ -342,6 +324,7 @@ def _conclude_run(
         description = read_safetensors_description(run.bundle)
         scores = {**(description.scores if description else {}), **test}
         upload_bundle(trainer.loggers, run.bundle, scores)
+    upload_report(trainer.loggers, run.report)
     print_run_files(run, trainer)
     finish_loggers(trainer.loggers)
     bundle, best, last = (p if p.is_file() else None for p in (run.bundle, run.best, run.last))

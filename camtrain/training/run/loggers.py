@@ -14,7 +14,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError
+from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.lightnings import is_lightnings
+from camtrain.training.run.wandb_content import (
+    attach_report,
+    define_scores,
+    log_network,
+    use_data,
+)
+from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.run.wandb_run import (
     answer_of,
     command_to_upload,
@@ -22,6 +30,7 @@ from camtrain.training.run.wandb_run import (
     errors_as_warnings,
     finish,
     is_disabled,
+    offline_place,
     start_wandb,
 )
 
@@ -65,6 +74,7 @@ def make_loggers(
     *,
     name: str | None = None,
     so_far: LoggedSoFar | None = None,
+    wandb: WandbOptions | None = None,
 ) -> list[Logger]:
     """Create the loggers of a run, which write into its folder.
 
@@ -75,6 +85,7 @@ def make_loggers(
         project: The W&B project.
         name: Name of the W&B run; None: that of W&B's environment, else of the folder.
         so_far: Where a continued run goes on; None for a new one.
+        wandb: What the run says of itself in W&B.
     """
     if kind == "tensorboard":
         purge_step = None if so_far is None else so_far.global_step
@@ -87,7 +98,9 @@ def make_loggers(
     if kind == "wandb" and not is_disabled():
         with announce("Starting W&B"):
             step = 0 if so_far is None else so_far.wandb_step
-            run = start_wandb(folder, project, name=name, is_new=so_far is None, step=step)
+            run = start_wandb(
+                folder, project, name=name, is_new=so_far is None, step=step, options=wandb
+            )
         return [] if run is None else [run]
     return []
 
@@ -96,11 +109,12 @@ def place_of(loggers: Sequence[Any]) -> str | None:
     """The place of the curves, or the command that shows or uploads them; None without a logger."""
     for logger in loggers:
         if is_lightnings(logger, "WandbLogger"):
-            url, command = None, command_to_upload(logger)
+            url, command, place = None, command_to_upload(logger), offline_place(logger)
             with errors_as_warnings(logger):
                 url = logger.experiment.url
+            look = f"look with: wandb leet {place}" if place else ""
             upload = f"upload with: {command}" if command else ""
-            return "; ".join(filter(None, [url or "offline", upload]))
+            return "; ".join(filter(None, [url or "offline", look, upload]))
         if is_lightnings(logger, "TensorBoardLogger"):
             return f"see with: tensorboard --logdir {Path(logger.log_dir)}"
         if is_lightnings(logger, "CSVLogger"):
@@ -109,21 +123,30 @@ def place_of(loggers: Sequence[Any]) -> str | None:
 
 
 def upload_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, float]) -> None:
-    """Add the network of the best epoch to the W&B run, if there is one, with its scores.
-
-    It becomes a new version of the artifact ``model-RUN_ID``.
-    """
-
-    def log(logger: WandbLogger) -> None:
-        import wandb
-
-        run = logger.experiment
-        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(scores))
-        artifact.add_file(str(bundle))
-        run.log_artifact(artifact, aliases=["best", "latest"])
-
+    """Add the network of the best epoch to the W&B run, if there is one, with its scores."""
     for logger in _wandb_loggers(loggers):
-        enqueue_call(logger, partial(log, logger))
+        log_network(logger, bundle, scores)
+
+
+def upload_report(loggers: Sequence[Logger], report: Path) -> None:
+    """Show the report in the W&B run, if both exist."""
+    for logger in _wandb_loggers(loggers):
+        attach_report(logger, report)
+
+
+def describe_data(loggers: Sequence[Logger], data: CAMDataModule, split_file: Path) -> None:
+    """Say what the pictures are, as an artifact that the W&B run uses."""
+    for logger in _wandb_loggers(loggers):
+        use_data(logger, data, split_file)
+
+
+def log_settings(loggers: Sequence[Logger], settings: dict[str, Any], monitor: str | None) -> None:
+    """Log the settings of a run, and say how its scores are to be summarized."""
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+    if monitor is not None:
+        for run in _wandb_loggers(loggers):
+            define_scores(run, monitor)
 
 
 def summarize_best(loggers: Sequence[Logger], row: Mapping[str, float]) -> None:

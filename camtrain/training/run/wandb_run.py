@@ -24,6 +24,7 @@ from pytorch_lightning.loggers import WandbLogger
 from camtrain.errors import first_line
 from camtrain.files import write_text
 from camtrain.training.run.folder import RUN_ID
+from camtrain.training.run.wandb_options import WandbOptions
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class NeverStoppingWandbLogger(WandbLogger):
     does that.
     """
 
+    register: str | None = None  # the collection that gets the best network
     _worker: _Worker | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -160,7 +162,13 @@ def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
 
 
 def start_wandb(
-    folder: Path, project: str, *, name: str | None = None, is_new: bool = True, step: int = 0
+    folder: Path,
+    project: str,
+    *,
+    name: str | None = None,
+    is_new: bool = True,
+    step: int = 0,
+    options: WandbOptions | None = None,
 ) -> NeverStoppingWandbLogger | None:
     """Start a W&B run: online with credentials and a network, else offline; None if both fail.
 
@@ -173,6 +181,7 @@ def start_wandb(
         name: Name of the W&B run; None: that of W&B's environment, else of the folder.
         is_new: Whether the run does not continue an earlier one.
         step: W&B's internal counter when the checkpoint was written that is continued.
+        options: What the run says of itself.
     """
     try:
         import wandb
@@ -193,7 +202,7 @@ def start_wandb(
         opentelemetry_proxy.disable()
     run_id = _run_id(folder, is_new=is_new)
     name = name or os.environ.get("WANDB_NAME") or folder.name
-    connect = partial(_connect, folder, project, name, run_id)
+    connect = partial(_connect, folder, project, name, run_id, options or WandbOptions())
     try:
         mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
         if mode == "disabled":
@@ -216,7 +225,12 @@ def start_wandb(
 
 
 def _connect(
-    folder: Path, project: str, name: str, run_id: str, mode: Literal["online", "offline"]
+    folder: Path,
+    project: str,
+    name: str,
+    run_id: str,
+    options: WandbOptions,
+    mode: Literal["online", "offline"],
 ) -> NeverStoppingWandbLogger:
     """A logger whose W&B run has started."""
     import wandb
@@ -234,7 +248,9 @@ def _connect(
             finish_timeout=LONGEST_FINISH,
             finish_timeout_raises=True,
         ),
+        **options.of_run(),
     )
+    logger.register = options.register
     logger._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
     assert logger.experiment is not None  # starts it
     logger.start_worker()
@@ -274,6 +290,13 @@ def is_disabled() -> bool:
     """Whether a variable of the environment turns W&B off."""
     is_off = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "on", "true", "yes")
     return is_off or os.environ.get("WANDB_MODE") == "disabled"
+
+
+def offline_place(logger: WandbLogger) -> str:
+    """Where ``wandb leet`` finds an offline run: its folder, or that of its parts; else ""."""
+    folder = Path(logger.save_dir or ".") / "wandb"
+    parts = list(folder.glob(f"offline-run-*-{logger.version}"))
+    return str(parts[0] if len(parts) == 1 else folder) if parts else ""
 
 
 def command_to_upload(logger: WandbLogger) -> str:

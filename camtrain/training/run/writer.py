@@ -19,7 +19,7 @@ from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.model.modules import is_import_path
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.run.folder import RunFolder, as_csv
-from camtrain.training.run.loggers import summarize_best, wandb_step
+from camtrain.training.run.loggers import describe_data, summarize_best, wandb_step
 from camtrain.training.run.resume import (
     check_same_steps,
     end_validation_left,
@@ -166,6 +166,7 @@ class RunWriter(Checkpoint):
         data = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(data, CAMDataModule):
             data.write_split(self.folder.split)  # a picture added later must not move others
+            describe_data(trainer.loggers, data, self.folder.split)
         self._saved_at = time.monotonic()
         if self._is_epoch_end and trainer.max_steps != -1:
             # Where steps are counted, Lightning takes every start from a checkpoint for one in the

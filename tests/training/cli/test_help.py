@@ -70,7 +70,7 @@ def test_every_option_of_ours_is_in_one_group(
         and not action.dest.startswith("trainer")
         and not action.dest.endswith(".help")  # what jsonargparse adds to a class
         and action.dest
-        not in ("help", "model", "data", "cams", "weights_only", "save_maps", "backbone")
+        not in ("help", "model", "data", "cams", "wandb", "weights_only", "save_maps", "backbone")
         and action.dest != "model.num_classes"  # of the data
         and not action.dest.endswith(".help")
     ]

@@ -45,6 +45,8 @@ def trained(photographs_once: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A server that has received a run of two epochs; only to be read."""
     folder, server = tmp_path_factory.mktemp("online"), WandbServer()
     more = ("--cams.num_images", "8", "--cams.log_mistakes", "true", "--model.lr", "1e-6")
+    more += ("--wandb.group", "g", "--wandb.tags", "a, b", "--wandb.notes", "two words")
+    more += ("--wandb.job_type", "train", "--wandb.register", "shelf/nets")
     with online(server, folder):
         run(fit_of(photographs_once, folder, *WANDB, *more))
     assert server.unknown == []
@@ -71,7 +73,7 @@ def test_a_validation_is_a_row_with_all_of_it(sent: Run) -> None:
         assert {"val/confusion_table", "val/classes", "val/cam_entropy_histogram"} <= set(row)
     assert [row["_step"] for row in sent.rows] == list(range(len(sent.rows)))
     for name in ("epoch", "trainer/global_step"):
-        values = [row[name] for row in sent.rows if "test/acc1" not in row]
+        values = [row[name] for row in sent.rows if not {"test/acc1", "report"} & row.keys()]
         assert values == sorted(values)
     steps = [row["trainer/global_step"] for row in sent.rows if "train/loss_step" in row]
     assert steps == [0, 1, 2, 3]
@@ -131,6 +133,45 @@ def test_the_run_ends_with_its_settings_its_summary_and_its_network(
     assert model.metadata["test/acc1"] == pytest.approx(sent.summary["test/acc1"])
     (tmp_path / "sent.safetensors").write_bytes(model.files["model.safetensors"])
     assert camtrain.load(tmp_path / "sent.safetensors").description.class_names == ("blue", "red")
+
+
+def test_the_run_is_named_as_asked(sent: Run) -> None:
+    said = {name: sent.settings[name] for name in ("groupName", "jobType", "notes", "tags")}
+    assert said == {"groupName": "g", "jobType": "train", "notes": "two words", "tags": ["a", "b"]}
+
+
+def test_the_summary_has_the_best_scores_and_the_smallest_losses(sent: Run) -> None:
+    rows = with_pictures(sent)[1:]
+    assert sent.summary["val/acc1"] == {"max": max(row["val/acc1"] for row in rows)}
+    for name in ("val/loss", "train/loss"):
+        losses = [row[name] for row in sent.rows if name in row]
+        assert sent.summary[name] == {"min": min(losses)}
+    assert sent.summary["val/loc_gt_known"] == rows[-1]["val/loc_gt_known"]  # others: the last
+
+
+def test_the_run_uses_its_data(trained: WandbServer, sent: Run) -> None:
+    [data] = [a for a in trained.artifacts.values() if a.kind == "dataset"]
+    assert (data.collection, data.is_committed) == ("data-photographs", True)
+    assert sent.used == [data.id]
+    [(name, content)] = data.files.items()
+    facts = json.loads(content)
+    assert name == "data.json"
+    assert {split: fact["pictures"] for split, fact in facts.items()} == {
+        "train": 16,
+        "val": 8,
+        "test": 8,
+    }
+    assert data.metadata["val"] == facts["val"]
+
+
+def test_the_network_is_linked_to_the_collection_of_the_registry(trained: WandbServer) -> None:
+    [model] = [a for a in trained.artifacts.values() if a.kind == "model"]
+    assert model.links == ["shelf/nets"]
+
+
+def test_the_report_is_attached(sent: Run, trained: WandbServer) -> None:
+    [report] = [row["report"] for row in sent.rows if "report" in row]
+    assert b"<html" in sent.files[report["path"]].lower()[:200]
 
 
 def cut(_: str) -> int:

@@ -27,10 +27,12 @@ from camtrain.training.run.loggers import (
     project_or_default,
     upload_bundle,
 )
+from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.run.wandb_run import NeverStoppingWandbLogger, enqueue_call, start_wandb
 from tests.training.run.wandb_file import history
 
 Arguments = Callable[..., list[str]]
+LOOK = "look with: wandb leet"
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +113,7 @@ def test_a_run_begins_within_20_seconds_offline(
     assert said.startswith("W&B cannot be reached, so this run is logged offline (")
     assert said.count("\n") == 1
     [part] = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert place_of([logger]) == f"offline; upload with: wandb sync {part}"
+    assert place_of([logger]) == f"offline; {LOOK} {part}; upload with: wandb sync {part}"
     logger.log_metrics({"val/acc1": 0.5}, 7)
     finish_loggers([logger])
     [row] = history(next(part.glob("*.wandb")))
@@ -297,9 +299,11 @@ def test_a_process_ends_whatever_the_service_does(
 
 def test_parts_that_were_uploaded_are_not_named(offline: NeverStoppingWandbLogger) -> None:
     [part] = (Path(str(offline.save_dir)) / "wandb").glob("offline-run-*")
-    assert place_of([offline]) == f"offline; upload with: wandb sync {part}"
+    assert place_of([offline]) == f"offline; {LOOK} {part}; upload with: wandb sync {part}"
     (part / f"run-{offline.version}.wandb.synced").touch()
-    assert place_of([offline]) == "offline"
+    assert place_of([offline]) == f"offline; {LOOK} {part}"
+    (part.with_name(f"offline-run-2-{offline.version}")).mkdir()  # of a continued run
+    assert place_of([offline]).startswith(f"offline; {LOOK} {part.parent}; upload with: wandb sync")
 
 
 # Of each variable: its value, the setting of the run, and the value before, where it was another.
@@ -324,6 +328,19 @@ def test_the_environment_of_wandb_holds(tmp_path: Path, monkeypatch: pytest.Monk
     expected = {name: value for value, name, _ in ENVIRONMENT.values()}
     expected["run_tags"] = ("a", "b")
     assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_options_come_before_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable, (value, _, _) in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    options = WandbOptions(entity="us", tags=" x,, y", register="birds")
+    [logger] = make_loggers("wandb", tmp_path / "run", "project", wandb=options)
+    settings = logger.experiment.settings
+    assert (settings.entity, settings.run_tags) == ("us", ("x", "y"))
+    assert (settings.run_group, settings.run_notes) == ("group", "notes")  # as the environment says
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ class Artifact:
     is_committed: bool = False
     manifest: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)  # PROJECT/COLLECTION
 
 
 def project(name: str) -> dict[str, Any]:
@@ -232,6 +233,11 @@ class WandbServer(ThreadingHTTPServer):
         artifact = self.artifacts[v["artifactID"]]
         artifact.is_committed = True
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
+
+    def _LinkArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
+        place = f"{v['projectName']}/{v['artifactPortfolioName']}"
+        self.artifacts[v["artifactID"]].links.append(place)
+        return {"linkArtifact": {"versionIndex": 0, "artifactMembership": None}}
 
     def _ArtifactType(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"project": {"artifact": None}}
