@@ -149,9 +149,7 @@ class CAMDataModule(LightningDataModule):
             raise CamtrainValueError(f"max_damaged must be at least 0 files, got {max_damaged}.")
         check_choice("sampler", sampler, get_args(SamplerName))
         if (mean is None) != (std is None):
-            raise CamtrainValueError(
-                f"mean and std must be given together, got mean={mean}, std={std}."
-            )
+            raise CamtrainValueError(f"mean and std must be given together, got {mean} and {std}.")
         arguments = locals()  # not the hparams, which may be those of a subclass
         self._options = SourceOptions(**{o.name: arguments[o.name] for o in fields(SourceOptions)})
         # The network's mean, std and channel order take their place once a trainer brings it.

@@ -26,13 +26,12 @@ from camtrain.training.run.wandb_options import WandbOptions
 from camtrain.training.run.wandb_run import (
     answer_of,
     command_to_upload,
-    enqueue_call,
-    errors_as_warnings,
     finish,
     is_disabled,
     offline_place,
     start_wandb,
 )
+from camtrain.training.run.worker import enqueue_call, errors_as_warnings
 
 LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
 

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import WandbLogger
 from camtrain.data.source import Source
 from camtrain.errors import first_line
 from camtrain.training.datamodule import CAMDataModule
-from camtrain.training.run.wandb_run import enqueue_call
+from camtrain.training.run.worker import enqueue_call
 
 LARGEST_REPORT = 20_000_000  # bytes
 _LARGEST_SPLIT = 1_000_000  # bytes; of a longer list of pictures only its hash is sent

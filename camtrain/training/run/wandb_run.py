@@ -5,19 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import threading
-import warnings
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from queue import SimpleQueue
 from signal import SIGKILL
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
-from weakref import WeakSet
 
 from pytorch_lightning.loggers import WandbLogger
 
@@ -25,8 +19,14 @@ from camtrain.errors import first_line
 from camtrain.files import write_text
 from camtrain.training.run.folder import RUN_ID
 from camtrain.training.run.wandb_options import WandbOptions
-
-T = TypeVar("T")
+from camtrain.training.run.worker import (
+    NeverStopping,
+    T,
+    Worker,
+    errors_as_warnings,
+    failed,
+    in_time,
+)
 
 LONGEST_START = 10  # seconds; to give up and begin offline takes up to 10 more, 20 are allowed
 LONGEST_FINISH = 60  # seconds for logging what is left, and then for uploading it
@@ -41,72 +41,30 @@ _GIVEN_UP = re.compile(
 # Values of the variable that the user has not chosen: unset, or set for an earlier run of this
 # process.
 _data_dirs: set[str | None] = {None}
-_failed: WeakSet[WandbLogger] = WeakSet()
 
 
-class NeverStoppingWandbLogger(WandbLogger):
+class NeverStoppingWandbLogger(NeverStopping, WandbLogger):
     """Lightning's logger of a W&B run; a training neither waits for it nor stops when it fails.
 
     W&B waits for its server to log a table online, and for its service to log anything, so a thread
     does that.
     """
 
+    service = "W&B"
     register: str | None = None  # the collection that gets the best network
-    _worker: _Worker | None = None
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scores; see the base class."""
-        enqueue_call(self, partial(super().log_metrics, metrics, step))
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Log settings; see the base class."""
-        enqueue_call(self, partial(super().log_hyperparams, params))
-
-    def start_worker(self) -> None:
-        """From now on, make all calls in a thread, in order."""
-        self._worker = _Worker()
-        self._worker.start()
-
-
-class _Worker(threading.Thread):
-    """Makes calls one after another; a process can end while it waits."""
-
-    def __init__(self) -> None:
-        super().__init__(name="camtrain-wandb", daemon=True)
-        self.calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-
-    def run(self) -> None:
-        while (call := self.calls.get()) is not None:
-            call()
-
-    def finish(self, seconds: float) -> bool:
-        """Wait at most so long, and return whether all calls were made; it takes no more calls."""
-        self.calls.put(None)
-        self.join(seconds)
-        return not self.is_alive()
-
-
-def enqueue_call(logger: WandbLogger, call: Callable[[], object]) -> None:
-    """Make a call that uses a W&B run, after all earlier ones: at once, or in the run's thread."""
-
-    def call_safely() -> None:
-        with errors_as_warnings(logger):
-            call()
-
-    worker = getattr(logger, "_worker", None)
-    if worker is None:
-        call_safely()
-    else:
-        worker.calls.put(call_safely)
+    def advice(self) -> str:
+        """How to upload what reached the files of a failed run."""
+        return f"what reached its files can be uploaded with: {command_to_upload(self)}"
 
 
 def finish(logger: WandbLogger) -> None:
     """End a run: in a minute log what is left, in another one upload it, and then give up."""
-    worker = getattr(logger, "_worker", None)
+    worker = getattr(logger, "worker", None)
     with errors_as_warnings(logger):
         if worker is not None and not worker.finish(LONGEST_FINISH):
             raise TimeoutError(f"not everything was logged within {LONGEST_FINISH} seconds")
-        _in_time(logger.experiment.finish, LONGEST_FINISH + LONGEST_ANSWER)
+        in_time(logger.experiment.finish, LONGEST_FINISH + LONGEST_ANSWER)
         if not logger.experiment.offline:
             _check_upload(Path(logger.experiment.dir).parent)
 
@@ -121,44 +79,9 @@ def _check_upload(folder: Path) -> None:
 def answer_of(logger: WandbLogger, question: Callable[[Any], T]) -> T | None:
     """What W&B's service knows of a run; None if it does not say so, now or before."""
     with errors_as_warnings(logger):
-        if logger not in _failed:  # else every question would wait
-            return _in_time(lambda: question(logger.experiment), LONGEST_ANSWER)
+        if logger not in failed:  # else every question would wait
+            return in_time(lambda: question(logger.experiment), LONGEST_ANSWER)
     return None
-
-
-def _in_time(call: Callable[[], T], seconds: float) -> T:
-    """The result of a call that a thread makes; raises TimeoutError if it takes longer."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # W&B also raises SystemExit
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError as error:
-        if future.done():
-            raise
-        raise TimeoutError(f"no answer within {seconds} seconds") from error
-
-
-@contextmanager
-def errors_as_warnings(logger: WandbLogger) -> Iterator[None]:
-    """Turn an error of W&B into a warning, once per run, so that the training continues."""
-    try:
-        yield
-    except Exception as error:  # its service can break in any way
-        if logger not in _failed:
-            _failed.add(logger)
-            warnings.warn(
-                f"W&B failed ({type(error).__name__}: {first_line(error)}); the training goes on, "
-                "and what reached its files can be uploaded with: "
-                f"{command_to_upload(logger)}",
-                stacklevel=4,
-            )
 
 
 def start_wandb(
@@ -213,7 +136,7 @@ def start_wandb(
         print(f"W&B cannot be reached, so this run is logged offline ({first_line(error)}).")
         for end in (wandb.finish, wandb.teardown):  # its service still holds the run's id
             with suppress(Exception):
-                _in_time(end, LONGEST_ANSWER)
+                in_time(end, LONGEST_ANSWER)
     try:
         offline = connect("offline")
         if step:
@@ -260,14 +183,14 @@ def _connect(
 
 
 @cache
-def _exit_worker() -> _Worker:
+def _exit_worker() -> Worker:
     """The thread that ends W&B's service; at the exit it is too late to start one."""
-    worker = _Worker()
+    worker = Worker()
     worker.start()
     return worker
 
 
-def _end_service(worker: _Worker) -> None:
+def _end_service(worker: Worker) -> None:
     """End W&B's service; kill it, with its helper, if that takes more than a few seconds."""
     import wandb
 
@@ -305,7 +228,7 @@ def command_to_upload(logger: WandbLogger) -> str:
     offline = sorted(folder.glob(f"offline-run-*-{logger.version}"))
     parts = [str(part) for part in offline if not any(part.glob("*.synced"))]
     run = logger._experiment
-    if logger in _failed and run is not None and not run.offline:
+    if logger in failed and run is not None and not run.offline:
         parts = ["--include-online", *parts, str(Path(run.dir).parent)]
     return " ".join(["wandb sync", *parts]) if parts else ""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from camtrain.files import write_text
 from camtrain.localization.pointing import BINS
 from camtrain.training.lightnings import is_lightnings
-from camtrain.training.run.wandb_run import enqueue_call, errors_as_warnings
+from camtrain.training.run.worker import enqueue_call, errors_as_warnings
 from camtrain.training.watch.results import PictureResult
 from camtrain.training.watch.snapshot import (
     EpochSnapshot,

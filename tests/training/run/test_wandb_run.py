@@ -28,7 +28,8 @@ from camtrain.training.run.loggers import (
     upload_bundle,
 )
 from camtrain.training.run.wandb_options import WandbOptions
-from camtrain.training.run.wandb_run import NeverStoppingWandbLogger, enqueue_call, start_wandb
+from camtrain.training.run.wandb_run import NeverStoppingWandbLogger, start_wandb
+from camtrain.training.run.worker import Worker, enqueue_call
 from tests.training.run.wandb_file import history
 
 Arguments = Callable[..., list[str]]
@@ -160,7 +161,7 @@ def test_a_failure_is_told_once_and_raises_nothing(
     def broken(*args: object, **kwargs: object) -> None:
         raise ConnectionResetError("Connection lost\nand more")
 
-    monkeypatch.setattr(offline, "_worker", None)
+    monkeypatch.setattr(offline, "worker", None)
     monkeypatch.setattr(offline.experiment, "log", broken)
     told = r"W&B failed \(ConnectionResetError: Connection lost\); the training goes on"
     with pytest.warns(UserWarning, match=told) as caught:
@@ -265,7 +266,7 @@ def test_a_service_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) 
         singleton = SimpleNamespace(_connection=connection)
         monkeypatch.setattr(wandb, "teardown", service.wait)
         monkeypatch.setattr(wandb.sdk.wandb_setup, "singleton", lambda: singleton)
-        worker = wandb_run._Worker()
+        worker = Worker()
         worker.start()
         wandb_run._end_service(worker)
         assert service.wait(5) == -signal.SIGKILL
