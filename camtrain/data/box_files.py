@@ -132,15 +132,21 @@ def from_coco(file: Path, paths: Sequence[str]) -> Iterator[Box]:
         ) from error
     path_of = _paths_by_file_name(file, paths, {file_name for file_name, _, _ in boxes})
     for file_name, numbers, name in boxes:
-        are_near = all(abs(number) < _FARTHEST / 2 for number in numbers)  # NaN is not
-        if len(numbers) != 4 or not are_near or min(numbers[2:]) < 0:
-            refuse_box(
-                f"{file}: expected x, y, width, height in the bbox of {file_name:.200}, got "
-                f"{_shown([f'{number:g}' for number in numbers])}; correct or delete it.",
-                path_of.get(file_name, file_name),
-            )
-        else:
-            yield Box(path_of.get(file_name, file_name), from_xywh(*numbers), name)
+        yield from xywh_boxes(file, path_of.get(file_name, file_name), numbers, name)
+
+
+def xywh_boxes(place: object, path: str, numbers: Iterable[float], name: str) -> Iterator[Box]:
+    """A box of COCO of the picture ``path``; none if it is refused. ``place`` is of the message."""
+    values = list(numbers)
+    are_near = all(abs(number) < _FARTHEST / 2 for number in values)  # NaN is not
+    if len(values) != 4 or not are_near or min(values[2:]) < 0:
+        refuse_box(
+            f"{place}: expected x, y, width, height in the bbox of {path:.200}, got "
+            f"{_shown([f'{number:g}' for number in values])}; correct or delete it.",
+            path,
+        )
+    else:
+        yield Box(path, from_xywh(*values), name)
 
 
 def _shown(values: Iterable[object], separator: str = ", ") -> str:

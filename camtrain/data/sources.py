@@ -16,6 +16,7 @@ from camtrain.data.digits import ClutteredDigits
 from camtrain.data.readers.csv_list import csv_listing
 from camtrain.data.readers.cub import cub_listing
 from camtrain.data.readers.folder import data_folder, folder_listing
+from camtrain.data.readers.hf import hf_listing
 from camtrain.data.readers.imagenet import imagenet_listing
 from camtrain.data.readers.inria import inria_listing
 from camtrain.data.readers.mnist import mnist_listing
@@ -48,8 +49,9 @@ class SourceOptions:
     ] = None
     lengths: tuple[int, int, int] = (6000, 1000, 1000)  # drawn digits in train, val, test
     class_names: Sequence[str] | None = None  # of a trained network; None: those of the data
-    path_column: Annotated[str, "of csv: name of the column of paths"] = "path"
-    label_column: Annotated[str, "of csv: name of the column of labels"] = "label"
+    path_column: Annotated[str, "of csv, hf: name of the column of paths or pictures"] = "path"
+    label_column: Annotated[str, "of csv, hf: name of the column of labels"] = "label"
+    objects_column: Annotated[str | None, "of hf: name of the column of objects with boxes"] = None
     head_boxes: Annotated[bool, "of pets: boxes of the heads, not of the animals"] = False
     metadata: Annotated[
         str | os.PathLike[str] | None, "of wsol: the folder of its lists (default root/metadata)"
@@ -93,6 +95,7 @@ SOURCES: dict[str, SourceKind] = {
     "mnist": SourceKind(mnist_listing, is_downloaded=True),
     "pets": SourceKind(pets_listing, ("head_boxes",), is_downloaded=True),
     "wsol": SourceKind(wsol_listing, ("metadata", "class_names")),
+    "hf": SourceKind(hf_listing, ("path_column", "label_column", "objects_column")),
     "shards": SourceKind(shards_listing, ("shards_cache", "shards_cache_gb")),
     "digits": SourceKind(None, ("seed", "lengths")),
 }
@@ -133,10 +136,10 @@ def _listing(name: str, options: SourceOptions) -> Listing:
         raise CamtrainValueError(
             f"The source {name} needs a data folder, got none; give --data.root FOLDER."
         )
-    place: str | Path = os.fspath(options.root)  # of shards perhaps a URL
+    place: str | Path = os.fspath(options.root)  # of shards perhaps a URL, of hf a name
     if is_downloaded:
         place = Path(place).expanduser().absolute()
-    elif name != "shards":
+    elif name != "shards" and (name != "hf" or os.path.isdir(place)):
         place = data_folder(place, or_file=name == "csv")
     listing = with_splits(read(place, **options.values_of(names)), **options.values_of(_DIVISION))
     return with_classes(listing, options.class_names)
@@ -191,7 +194,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(default, bool):
             data.add_argument(f"--{name}", action="store_true", help=text)
             continue
-        kind = "PATH" if default is None else metavar_of(type(default))
+        kind = (
+            "NAME" if "column" in name else "PATH" if default is None else metavar_of(type(default))
+        )
         data.add_argument(
             f"--{name}",
             type=str if default is None else type(default),

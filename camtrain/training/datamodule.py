@@ -70,6 +70,7 @@ class CAMDataModule(LightningDataModule):
         exclude: str | Path | Sequence[str] | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        objects_column: str | None = None,
         head_boxes: bool = False,
         shards_cache: str | Path | None = None,
         shards_cache_gb: float = 100.0,
@@ -84,9 +85,10 @@ class CAMDataModule(LightningDataModule):
                 ``labels.csv`` with ``path,label[,split]``; labels ``a;b`` are several, and an empty
                 one is none. ``imagenet``, ``places365``, ``places205``, ``cub``, ``inria``,
                 ``mnist``, ``pets`` (both fetched if need be), ``wsol`` (metadata of the benchmark):
-                as published. ``shards``: what ``camtrain shards`` has written, a folder or a URL.
-                ``digits``: drawn, needs no folder.
-            root: The data folder, or for ``csv`` the file.
+                as published. ``hf``: ``ORG/NAME`` of the Hugging Face Hub, or a folder of parquet
+                files. ``shards``: what ``camtrain shards`` has written, a folder or a URL.
+                ``digits``: drawn.
+            root: The data folder, for ``csv`` perhaps the file.
             batch_size: Pictures per step and process.
             size: Height and width of the network's input, in pixels, or (H, W).
             resize_mode: ``squash`` warps the picture, ``crop`` cuts the centre, ``pad`` fills up.
@@ -99,8 +101,7 @@ class CAMDataModule(LightningDataModule):
             augment: Random changes of training pictures: ``none``, ``flip``, ``light``,
                 ``imagenet``, ``paper``, ``wsol``; see ``camtrain.data.Augmentation``.
             auto_augment: Further random changes: ``randaugment`` or ``trivialaugment``.
-            hide_and_seek: Probability that a cell of a 4 x 4 grid over a training picture is hidden
-                under the mean colour.
+            hide_and_seek: Probability that a cell of a training picture's 4 x 4 grid is hidden.
             reduced_decoding: Decode large training JPEGs at 1/2, 1/4 or 1/8 where the network's
                 input needs no more; evaluation and prediction decode them whole.
             exif: Turn pictures upright as their EXIF says; false: boxes are those of stored pixels.
@@ -119,16 +120,16 @@ class CAMDataModule(LightningDataModule):
             lengths: Numbers of digits that are drawn for train, val and test.
             exclude: Pictures to leave out of every split: a text file with one path per line, such
                 as ``camtrain check-data`` writes, or the paths, relative to ``root``.
-            path_column: Name of the column of paths in the list of ``csv``.
-            label_column: Name of the column of labels in the list of ``csv``.
-            head_boxes: Of ``pets`` measure boxes of heads, not of whole animals.
+            path_column: Name of the column of paths of ``csv``, or of pictures of ``hf``.
+            label_column: Name of the column of labels of ``csv`` and ``hf``.
+            objects_column: Name of the column of objects with boxes of ``hf``; None: by its type.
+            head_boxes: Measure boxes of heads, not of whole animals, in ``pets``.
             shards_cache: Folder that keeps the ``shards`` of a URL; None: in the user's cache.
             shards_cache_gb: The most it holds, in 10^9 bytes; beyond it, the oldest are deleted.
             cache_features: Compute the features of a frozen backbone once for every picture (and
                 its mirror image), so that epochs run only neck and head; None means wherever it can
                 be done, which takes ``augment`` ``none`` or ``flip``.
-            cache_dir: Folder of cached features; None means ``camtrain/features`` in the user's
-                cache folder. Those that no training has used for 30 days are removed.
+            cache_dir: Folder of cached features (None: user's cache); unused, they last 30 days.
         """
         super().__init__()
         refuse_mixed_packages()

@@ -44,6 +44,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-
 _NOT_IN_KEY = (
     *("source", "root", "seed", "val_fraction", "test_fraction", "class_names", "lengths"),
     *("split_file", "metadata", "exclude", "shards_cache", "shards_cache_gb"),
+    *("head_boxes", "objects_column"),
     *("batch_size", "workers", "sampler", "augment", "cache_features", "cache_dir"),
     *("auto_augment", "hide_and_seek", "max_damaged", "allow_damaged"),
     *("size", "resize_mode", "crop_pct", "interpolation", "mean", "std", "channel_order"),

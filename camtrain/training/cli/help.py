@@ -81,7 +81,8 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     ),
     "Pictures": (
         "data.",
-        f"{_DATA} class_names path_column label_column head_boxes metadata lengths seed",
+        f"{_DATA} class_names path_column label_column objects_column head_boxes metadata lengths "
+        "seed",
     ),
     "From picture to input": (
         "data.",
