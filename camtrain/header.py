@@ -44,7 +44,7 @@ _PARTS: dict[str, type] = {
     **dict.fromkeys(("callbacks", "loops", "run"), dict),
     **dict.fromkeys(("epoch", "global_step"), int),
 }
-_NEWEST_FORMAT = 2  # of networks that refine their maps; version 1 is written for the others
+_NEWEST_FORMAT = 3  # with a foreground head; 2 is written where maps are refined, else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class Description:
         class_names: K names, or None.
         preprocessing: What the network expects to be done to its pictures, or None.
         task: ``multiclass`` or ``multilabel``.
-        refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, refined maps.
-        refine_layers: The layers by which refinement compares places.
+        refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, refined maps; of
+            class maps in the foreground where the architecture has a ``foreground`` head.
+        refine_layers: The layers by which places are compared, and which that head reads.
         threshold: Map threshold of the boxes, in [0, 1).
-        is_calibrated: Whether the threshold was chosen on pictures with boxes; None where the file
-            does not say it.
+        is_calibrated: Whether it was chosen on pictures with boxes; None where the file is silent.
         other_thresholds: Calibrated thresholds of other kinds of maps, see ``kind_of_maps``.
         scores: What these weights reached, by logged name.
         export: The options of an exported file; None for bundles and checkpoints.
@@ -90,18 +90,23 @@ class Description:
 
         Old checkpoints do not say how it was chosen; there, any value but the default was.
         """
-        is_calibrated = self.is_calibrated
-        if is_calibrated is None:
-            is_calibrated = self.threshold != DEFAULT_THRESHOLD
+        is_other = self.threshold != DEFAULT_THRESHOLD
+        is_calibrated = is_other if self.is_calibrated is None else self.is_calibrated
         return self.threshold if is_calibrated else None
 
     @property
     def kind_of_maps(self) -> str:
         """What the maps are, in words: a threshold belongs to the kind it was calibrated on."""
+        maps = "class maps in the foreground" if self.foreground else "class maps"
         if self.refine == "none":
-            return "class maps"
+            return maps
         layers = f" of {', '.join(self.refine_layers)}" if self.refine_layers else ""
-        return f"maps refined by {self.refine}{layers}"
+        return f"{maps if self.foreground else 'maps'} refined by {self.refine}{layers}"
+
+    @property
+    def foreground(self) -> bool:
+        """Whether the network has a foreground head."""
+        return bool((self.architecture or {}).get("foreground"))
 
     @property
     def threshold_origin(self) -> str:
@@ -113,10 +118,7 @@ class Description:
         return "given, not calibrated"
 
     def with_maps(self, refine: str, layers: Sequence[str]) -> Description:
-        """The same network with maps of another kind, and with their threshold.
-
-        It is the one that was calibrated on such maps, else the default.
-        """
+        """The same network with other maps, and the threshold calibrated on them or the default."""
         other = replace(self, refine=refine, refine_layers=tuple(layers))
         if other.kind_of_maps == self.kind_of_maps:
             return self
@@ -133,15 +135,15 @@ class Description:
 
     @property
     def refinement(self) -> dict[str, Any] | None:
-        """How the class maps are refined, as plain values; None where they are not."""
-        if self.refine == "none":
+        """How maps are refined, and what is read for it; None where nothing is."""
+        if self.refine == "none" and not self.foreground:
             return None
         return {"method": self.refine, "layers": list(self.refine_layers)}
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values, as files store them."""
         values: dict[str, Any] = {
-            "format_version": 1 if self.refinement is None else _NEWEST_FORMAT,
+            "format_version": 3 if self.foreground else 1 if self.refinement is None else 2,
             "camtrain_version": __version__,
             "architecture": None if self.architecture is None else dict(self.architecture),
             "class_names": None if self.class_names is None else list(self.class_names),
@@ -185,8 +187,7 @@ class Description:
         is_calibrated = values.get("is_calibrated")
         if not isinstance(is_calibrated, bool | None):
             raise CamtrainValueError("is_calibrated must be true or false")
-        size = (1,) if preprocessing is None else preprocessing.get("size", (1,))
-        if math.prod(size) > _MOST_PIXELS:
+        if math.prod(size := (preprocessing or {}).get("size", (1,))) > _MOST_PIXELS:
             raise CamtrainValueError(f"size must be of at most {_MOST_PIXELS} pixels, got {size}")
         return cls(
             architecture=architecture,
@@ -254,8 +255,7 @@ def model_file(path: str | Path, name: str = BUNDLE_NAME) -> Path:
 
     Args:
         path: A file, which is returned as it is, or the folder of a run.
-        name: The file in such a folder: ``BUNDLE_NAME`` to predict, ``BEST_NAME`` to measure and
-            to export.
+        name: The file in such a folder: ``BUNDLE_NAME`` to predict, else ``BEST_NAME``.
 
     Raises:
         CamtrainFileNotFoundError: The folder is not that of a run, or no epoch was the best yet.

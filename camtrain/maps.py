@@ -91,6 +91,28 @@ def pool_maps(maps: Tensor, pool: PoolName) -> Tensor:
     return maps.amax((-2, -1))
 
 
+def pool_parts(maps: Tensor, parts: Tensor, pool: PoolName) -> Tensor:
+    """As ``pool_maps``, over parts of the picture: (B, n, k).
+
+    Args:
+        maps: (B, k, h, w).
+        parts: (B, n, h, w), weights of the places, not negative. Their scale does not matter.
+        pool: ``avg``, sum(w m) / sum(w), or ``lse``, log(sum(w exp(r m)) / sum(w)) / r.
+
+    Example:
+        >>> parts = torch.tensor([[[[1.0, 1.0]], [[0.0, 1.0]]]])  # both places, and the second
+        >>> pool_parts(torch.tensor([[[[0.0, 2.0]]]]), parts, "avg").tolist()
+        [[[1.0], [2.0]]]
+    """
+    parts = parts.flatten(2).clamp_min(torch.finfo(torch.float32).tiny)  # of 0 no logarithm
+    parts = parts / parts.sum(2, keepdim=True)
+    if pool == "avg":
+        return parts @ maps.flatten(2).mT
+    assert pool == "lse"
+    scaled = LSE_SHARPNESS * maps.flatten(2)[:, None]  # (B, 1, k, N)
+    return torch.logsumexp(scaled + parts[:, :, None].log(), -1) / LSE_SHARPNESS
+
+
 def heatmaps(maps: Tensor, *, size: tuple[int, int], method: HeatmapMethod = "minmax") -> Tensor:
     """Heatmaps of class maps: upsampled to the picture, then each normalized to [0, 1].
 

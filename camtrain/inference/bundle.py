@@ -177,11 +177,11 @@ def read_network(path: str | Path, *, backbone: object = None) -> Bundle:
         # The file holds every weight; code of the user may compute with what it draws.
         with nullcontext() if user else Intercepted(_without_drawing), as_large_as(tensors):
             net = from_recipe(architecture, user)
+        net.restore(description)  # before the weights: a foreground head reads its layers
         if user is not None:
             advice = f"hand in the network of this file, {architecture['backbone']}"
             load_weights(net, tensors, source=str(path), advice=advice)
         net.load_state_dict(tensors)
-        net.restore(description)
     except Exception as error:  # what damaged values make torch raise cannot be known
         if user is not None and isinstance(error, CamtrainError):
             raise

@@ -37,6 +37,7 @@ class ExportOptions:
         heatmaps: It also gives heatmaps: the maps upsampled to the input and normalized (minmax);
             of refined maps where it gives those.
         refine: ``affinity``: it also gives ``refined_maps``; the network must refine its maps.
+        foreground: It gives ``refined_maps`` in the foreground, of a network that has such a head.
         precision: ``fp16``: backbone and neck compute in float16; pool, head and maps in float32.
     """
 
@@ -44,6 +45,7 @@ class ExportOptions:
     top: int | None = None
     heatmaps: bool = False
     refine: Refine = "none"
+    foreground: bool = False
     precision: ExportPrecision = "fp32"
 
     def __post_init__(self) -> None:
@@ -54,11 +56,16 @@ class ExportOptions:
         check_choice("precision", self.precision, get_args(ExportPrecision))
 
     @property
+    def has_refined_maps(self) -> bool:
+        """Whether heatmaps are made of other maps than class maps."""
+        return self.refine != "none" or self.foreground
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """The outputs in order."""
         extra = {
             "classes": self.top is not None,
-            "refined_maps": self.refine != "none",
+            "refined_maps": self.has_refined_maps,
             "heatmaps": self.heatmaps,
         }
         return ("logits", "maps", *(name for name, is_given in extra.items() if is_given))
@@ -66,8 +73,9 @@ class ExportOptions:
     def to_dict(self) -> dict[str, Any]:
         """The plain values, for the metadata of the file."""
         values = asdict(self)
-        if self.refine == "none":
-            del values["refine"]  # older readers do not know it
+        for name, default in (("refine", "none"), ("foreground", False)):
+            if values[name] == default:
+                del values[name]  # older readers do not know it
         return values
 
 
@@ -126,7 +134,7 @@ class ExportedNetwork:
             CamtrainValueError: The file takes no images of this size or channels, or it gives the
                 maps of its best classes only and others are asked for.
         """
-        name = "maps" if self.refine == "none" else "refined_maps"
+        name = "refined_maps" if self.options.has_refined_maps else "maps"
         return self.output_maps(name, images, top=top, classes=classes)
 
     def output_maps(

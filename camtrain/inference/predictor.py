@@ -107,7 +107,7 @@ class Predictor:
         self.net = net.net if isinstance(net, TorchNetwork) else None
         self.preprocessing = net.preprocessing
         self._description = description or Description(
-            architecture=None,
+            architecture=self.net.description.architecture if self.net else None,
             class_names=None,
             preprocessing=None,
             refine=getattr(net, "refine", "none"),

@@ -17,7 +17,7 @@ NormName = Literal["batch"]
 # The arguments beside backbone, classes and weights.
 ARCHITECTURE = (
     *("cut", "stride", "neck", "neck_kernel", "neck_groups", "neck_norm"),
-    *("pool", "dropout", "task", "in_chans", "backbone_args"),
+    *("pool", "dropout", "task", "foreground", "in_chans", "backbone_args"),
 )
 
 
@@ -36,10 +36,11 @@ def check_arguments(recipe: dict[str, Any]) -> None:
         "neck_kernel": (isinstance(kernel, int), "an integer"),
         "neck_groups": (isinstance(groups, int), "an integer"),
         "dropout": (isinstance(recipe["dropout"], (int, float)), "a number"),
+        "foreground": (isinstance(recipe.get("foreground", False), bool), "true or false"),
     }
     for name, (is_right, expected) in types.items():
         if not is_right:
-            raise CamtrainTypeError(f"{name} must be {expected}, got {recipe[name]!r}.")
+            raise CamtrainTypeError(f"{name} must be {expected}, got {recipe.get(name)!r}.")
     values = {
         "neck": (
             groups >= 1 and all(out >= 1 and out % groups == 0 for out in neck),

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camtrain.errors import CamtrainTypeError, CamtrainValueError, first_line
+from camtrain.errors import CamtrainTypeError, CamtrainValueError
 from camtrain.header import Description
 from camtrain.labels import Task, check_task, class_scores
 from camtrain.maps import CAMOutput, PoolName, check_classes, pool_maps, project, project_classes
+from camtrain.model.foreground import ForegroundHead
+from camtrain.model.images import checked_images, run_backbone, without_autocast
 from camtrain.model.modules import recipe_of
-from camtrain.model.probe import takes
 from camtrain.model.refine import (
     BackboneOutput,
     Refine,
     RefinedOutput,
     check_refine,
     hashed_channels,
+    positive_maps,
     refine_maps,
     stage_vectors,
 )
 from camtrain.model.stages import Stages, find_stages, run_with_stages
 from camtrain.preprocessing import Preprocessing
-
-T = TypeVar("T")
 
 
 class CAMNet(nn.Module):
@@ -48,7 +47,9 @@ class CAMNet(nn.Module):
         preprocessing: What must be done to pictures before the network sees them; None if unknown.
         recipe: The arguments that build this architecture again; None for one built by hand.
         refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, the refined maps.
-        stages: The layers by which refinement compares places; None where nothing is refined.
+        stages: The layers by which refinement compares places, and which the foreground head reads;
+            None where there is neither.
+        foreground: The head that learns where a thing is, whatever its class; None without one.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CAMNet(nn.Module):
         self.recipe = recipe
         self.refine: Refine = "none"
         self.stages: Stages | None = None
+        self.foreground: ForegroundHead | None = None
         self.class_names: tuple[str, ...] | None = None
         if class_names is not None:
             self.name_classes(class_names)
@@ -106,8 +108,9 @@ class CAMNet(nn.Module):
             in_chans = next((conv.in_channels for conv in convs), 3)
             changes = {"pool": self.pool, "dropout": self.dropout.p, "is_whole": True}
             recipe = recipe_of(self.backbone, self.head.out_features, in_chans, **changes)
+        foreground = {} if self.foreground is None else {"foreground": True}
         return Description(
-            architecture={**recipe, "task": self.task},
+            architecture={**recipe, "task": self.task, **foreground},
             class_names=self.class_names,
             preprocessing=self.preprocessing,
             task=self.task,
@@ -147,75 +150,63 @@ class CAMNet(nn.Module):
                 the backbone has no such layer, or none that gives a map.
             CamtrainTypeError: ``layers`` is no list.
         """
-        if check_refine(refine) == "none":
+        if check_refine(refine) == "none" and self.foreground is None:
             if layers is not None:
                 raise CamtrainValueError(
-                    f"refine_layers is for refine=affinity, got {list(layers)} with refine=none."
+                    f"refine_layers is for refine=affinity and for foreground, got {list(layers)} "
+                    "with neither."
                 )
             self.refine, self.stages = refine, None
             return self
+        if self.foreground is None or layers is not None:
+            stages = self._stages_of(layers)
+            if self.foreground is not None and stages != self.stages:
+                self.foreground = self.foreground.of_other(stages.channels)
+            self.stages = stages
+        self.refine = refine
+        return self
+
+    def add_foreground(self) -> CAMNet:
+        """Add a new foreground head, if there is none, and return the network itself.
+
+        Logits and class maps stay as they are. Heatmaps are made of the positive class maps times
+        the foreground, which affinity refinement then spreads. Training teaches the head, see
+        ``camtrain.model.foreground``. Raises CamtrainValueError without layers to read.
+        """
+        if self.foreground is not None:
+            return self
+        self.stages = self.stages or self._stages_of(None)
+        self.foreground = ForegroundHead(self.stages.channels).train(self.training)
+        self.foreground.to(self.head.weight.device)
+        if self.recipe is not None:
+            self.recipe = {**self.recipe, "foreground": True}
+        return self
+
+    def _stages_of(self, layers: Sequence[str] | None) -> Stages:
         if isinstance(layers, str):
             raise CamtrainTypeError(f"refine_layers must be a list of names, got {layers!r}.")
         preprocessing = self.preprocessing or Preprocessing()  # 224x224, three channels
         size_hw = getattr(self.backbone, "size_hw", None) or preprocessing.size
         in_chans = self.recipe["in_chans"] if self.recipe else len(preprocessing.mean)
-        self.stages = find_stages(self.backbone, in_chans, size_hw, layers)
-        self.refine = refine
-        return self
+        return find_stages(self.backbone, in_chans, size_hw, layers)
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map that the class maps are made of, (B, C, h, w)."""
-        features: Tensor = self.neck(self._run(self.backbone, self._checked(images)))
+        images = checked_images(self, images)
+        features: Tensor = self.neck(run_backbone(self.backbone, self.backbone, images))
         return features
 
     def backbone_output(self, images: Tensor) -> BackboneOutput:
-        """Features of the backbone, and vectors of its stages if the network refines its maps."""
-        images = self._checked(images)
+        """Features of the backbone, and vectors of its stages if its maps are made with them."""
+        images = checked_images(self, images)
         if self.stages is None:
-            features: Tensor = self._run(self.backbone, images)
+            features: Tensor = run_backbone(self.backbone, self.backbone, images)
             return BackboneOutput(features, features[:, :0])
         run = partial(run_with_stages, self.backbone, self.stages)
-        features, stages = self._run(run, images)
-        with _without_autocast(features):
+        features, stages = run_backbone(self.backbone, run, images)
+        with without_autocast(features):
             vectors = stage_vectors(stages, (features.shape[2], features.shape[3]))
         return BackboneOutput(features, vectors)
-
-    def _run(self, run: Callable[[Tensor], T], images: Tensor) -> T:
-        """What a function of the backbone gives; too small images are one sentence."""
-        try:
-            return run(images)
-        except RuntimeError as error:
-            channels, height, width = images.shape[1:]
-            sizes = (height, width), (max(height, 224), max(width, 224))
-            if torch.compiler.is_compiling() or [
-                takes(self.backbone, channels, size) for size in sizes
-            ] != [False, True]:
-                raise
-            raise CamtrainValueError(
-                f"images of {height}x{width} pixels are too small for this network "
-                f"({first_line(error)}); set a larger size."
-            ) from error
-
-    def _checked(self, images: Tensor) -> Tensor:
-        """The images in the type of the weights, which autograd may keep."""
-        if not (isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()):
-            got = (
-                f"{tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else images
-            )
-            raise CamtrainTypeError(
-                "images must be a tensor (B, C, H, W) of floats, normalized as net.preprocessing "
-                f"says, got {str(got)[:100]}; camtrain.Predictor takes pictures as they are."
-            )
-        in_chans = self.recipe["in_chans"] if self.recipe else None
-        if in_chans is not None and images.shape[1] != in_chans:
-            raise CamtrainValueError(
-                f"images must be (B, {in_chans}, H, W), got {tuple(images.shape)}; give a mean and "
-                f"std of {in_chans} numbers, or build the network with in_chans={images.shape[1]}."
-            )
-        weight = next(self.backbone.parameters(), images)
-        if weight.is_floating_point():
-            images = images.to(weight.dtype)
-        return images.clone() if torch.is_grad_enabled() and images.is_inference() else images
 
     def apply_neck(self, backbone_output: BackboneOutput) -> BackboneOutput:
         """The backbone's output after the neck, for ``display_maps``."""
@@ -232,7 +223,7 @@ class CAMNet(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of a feature map (B, C, h, w): pool and head, in float32, autocast off."""
-        with _without_autocast(features):
+        with without_autocast(features):
             # The head is cast too, for a network that was cast as a whole: `net.bfloat16()`.
             features, weight = features.float(), self.head.weight.float()
             bias = self.head.bias.float()
@@ -276,9 +267,10 @@ class CAMNet(nn.Module):
     ) -> CAMOutput:
         """Logits and the maps that heatmaps and boxes are made of.
 
-        These are refined maps if this network refines its maps, else its class maps. ``images`` may
-        also be the result of ``apply_neck``; then the arguments are not validated. Everything else
-        is as in ``class_maps``.
+        These are refined maps if this network refines its maps, else its class maps; both in the
+        foreground, if it has a foreground head. ``images`` may also be the result of
+        ``apply_neck``; then the arguments are not validated. Everything else is as in
+        ``class_maps``.
         """
         if isinstance(images, Tensor):
             self._check_request(images.shape[0], top, classes)
@@ -305,16 +297,35 @@ class CAMNet(nn.Module):
         output = self.maps_of(neck_output.features, top=top, classes=classes)
         return RefinedOutput(*output, self._refine_output(output, neck_output).maps)
 
+    def foreground_maps(self, images: Tensor | BackboneOutput) -> Tensor:
+        """Where the pictures show a thing, whatever its class: (B, 1, h, w), in (0, 1), float32.
+
+        Raises:
+            CamtrainValueError: The network has no foreground head, see ``add_foreground``.
+        """
+        if self.foreground is None:
+            raise CamtrainValueError(
+                "This network has no foreground head; call net.add_foreground() and train it."
+            )
+        output = self.backbone_output(images) if isinstance(images, Tensor) else images
+        with without_autocast(output.vectors):
+            return self.foreground(output.vectors)
+
     def _refine_output(self, output: CAMOutput, neck_output: BackboneOutput) -> CAMOutput:
-        with _without_autocast(output.maps):
-            return output._replace(maps=refine_maps(output.maps, neck_output.vectors))
+        with without_autocast(output.maps):
+            maps = output.maps
+            if self.foreground is not None:
+                maps = positive_maps(maps) * self.foreground_maps(neck_output)
+            if self.refine == "affinity":
+                maps = refine_maps(maps, neck_output.vectors)
+            return output._replace(maps=maps)
 
     def maps_of(
         self, features: Tensor, *, top: int | None = None, classes: Tensor | None = None
     ) -> CAMOutput:
         """``class_maps`` of features (B, C, h, w) of the neck; arguments are not validated."""
         logits = self.classify(features)
-        with _without_autocast(features):
+        with without_autocast(features):
             features, weight = features.float(), self.head.weight.float()
             if top is None and classes is None:
                 all_classes = torch.arange(self.head.out_features, device=features.device)
@@ -333,10 +344,3 @@ class CAMNet(nn.Module):
             raise CamtrainValueError(f"top must be at least 1, got {top}.")
         if classes is not None:
             check_classes(classes, batch, self.head.out_features)
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off on the device of a tensor, except on meta and in export, which have none."""
-    if tensor.is_meta or torch.compiler.is_exporting():
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)

@@ -39,6 +39,7 @@ from camtrain.model.recipes import (
     PAPER_NETWORKS,
     USUAL_NECK,
     classes_of,
+    complete_recipe,
     has_paper_neck,
     set_paper_values,
     with_paper_defaults,
@@ -64,6 +65,7 @@ def create_model(
     pool: PoolName = "avg",
     dropout: float = 0.0,
     task: Task = "multiclass",
+    foreground: bool = False,
     in_chans: int = 3,
     backbone_args: dict[str, Any] | None = None,
 ) -> CAMNet:
@@ -106,6 +108,7 @@ def create_model(
         dropout: Probability, before the head.
         task: ``multiclass``, or ``multilabel``: any number of classes per picture, each with a
             sigmoid of its own.
+        foreground: Add a head that learns where a thing is, see ``CAMNet.add_foreground``.
         in_chans: Channels of the images. For a network of yours 3 means those that it takes.
         backbone_args: Further arguments of the library's builder, such as ``{"pad_type": "same"}``,
             or of your class or function.
@@ -139,11 +142,13 @@ def create_model(
         "in_chans": in_chans,
         "backbone_args": backbone_args or {},
     }
+    recipe |= {"foreground": foreground} if foreground else {}
     check_arguments(recipe)
     recipe["neck"] = list(neck)
     if isinstance(backbone, CAMNet):
-        check_unchanged(backbone, {**recipe, "weights": weights}, create_model)
-        return backbone
+        unchanging = {**recipe, "weights": weights, "foreground": False}  # a head may be added
+        check_unchanged(backbone, unchanging, create_model)
+        return backbone.add_foreground() if foreground else backbone
     is_default = weights == "DEFAULT"
     pretrained = None if hub is None or not is_default else hub.weights()
     if not is_default or (hub is None and user is None):
@@ -169,7 +174,7 @@ def create_model(
             # Weights of another network are refused as such, before the classes are asked for.
             any_head = with_paper_defaults({**recipe, "num_classes": 1})
             _with_new_head(any_head, classifier, pretrained)
-    recipe = _complete(recipe, weights_classes, weights)
+    recipe = complete_recipe(recipe, weights_classes, weights)
     if pretrained is None:
         return _with_new_head(recipe, classifier, None)
     net = None
@@ -236,19 +241,6 @@ def _build(
     )
 
 
-def _complete(
-    recipe: dict[str, Any], weights_classes: int | None, weights: str | Path | None
-) -> dict[str, Any]:
-    """The recipe with the number of classes, and with the paper's settings for its networks."""
-    num_classes = weights_classes if recipe["num_classes"] is None else recipe["num_classes"]
-    if num_classes is None or num_classes < 1:
-        raise CamtrainValueError(
-            f"num_classes must be at least 1 where the weights do not say it, got {num_classes} "
-            f"for {recipe['backbone']} with weights={weights!r}."
-        )
-    return with_paper_defaults({**recipe, "num_classes": num_classes})
-
-
 def _continue_bundle(
     recipe: dict[str, Any], bundle: Weights, description: Description, user: UserNetwork | None
 ) -> CAMNet:
@@ -262,7 +254,7 @@ def _continue_bundle(
     keeps_classes = recipe["num_classes"] is None
     optional = ("cut", "stride", "backbone_args")
     defaults = {name: architecture[name] for name in optional if recipe[name] in (None, {})}
-    recipe = _complete({**recipe, **defaults}, architecture["num_classes"], bundle.source)
+    recipe = complete_recipe({**recipe, **defaults}, architecture["num_classes"], bundle.source)
     # The file holds lists where the caller may give tuples.
     recipe["backbone_args"] = json.loads(json.dumps(recipe["backbone_args"]))
     if user is not None and is_import_path(architecture["backbone"]):
@@ -286,6 +278,9 @@ def _continue_bundle(
         if is_kept:
             bundle.load_part(net, part)
     net.preprocessing = description.preprocessing
+    if recipe.get("foreground") and description.foreground:
+        net.set_refine(net.refine, description.refine_layers)
+        bundle.load_part(net, "foreground")
     if keeps_classes and description.class_names is not None:
         net.name_classes(description.class_names)
     return net
@@ -309,7 +304,7 @@ def _with_original_head(
     net.task = check_task(recipe["task"])
     net.recipe = {**recipe, "own_head": True}
     net.preprocessing = classifier.preprocessing
-    return net
+    return net.add_foreground() if recipe.get("foreground") else net
 
 
 def _with_new_head(
@@ -347,4 +342,4 @@ def _with_new_head(
         count = classes_of(classifier.network, classifier.name, tensors)
         if weights is not None and count == net.head.out_features:
             weights.load_part(net, "head")
-    return net
+    return net.add_foreground() if recipe.get("foreground") else net

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,19 @@ def with_paper_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["dropout"] == 0 and recipe["num_classes"] != paper.no_dropout_for:
         new_recipe["dropout"] = paper.dropout
     return new_recipe
+
+
+def complete_recipe(
+    recipe: dict[str, Any], weights_classes: int | None, weights: str | Path | None
+) -> dict[str, Any]:
+    """The recipe with the number of classes, and with the paper's settings for its networks."""
+    num_classes = weights_classes if recipe["num_classes"] is None else recipe["num_classes"]
+    if num_classes is None or num_classes < 1:
+        raise CamtrainValueError(
+            f"num_classes must be at least 1 where the weights do not say it, got {num_classes} "
+            f"for {recipe['backbone']} with weights={weights!r}."
+        )
+    return with_paper_defaults({**recipe, "num_classes": num_classes})
 
 
 def has_paper_neck(recipe: dict[str, Any]) -> bool:

@@ -159,15 +159,20 @@ def refine_maps(maps: Tensor, vectors: Tensor) -> Tensor:
     affinity = similarity * similarity * similarity
     # Affinity is symmetric, so its columns have the sums of its rows.
     walk = affinity * ((1 - RESTART) / affinity.sum(1, keepdim=True).clamp_min(_SMALLEST))
-    class_maps = maps.float().flatten(2)  # (B, k, N)
-    floor = class_maps.mean(2, keepdim=True).clamp_max(0.0)
-    start = (class_maps - floor).clamp_min(0.0)
+    start = positive_maps(maps).flatten(2)  # (B, k, N)
     spread, again = start, RESTART * start
     for _ in range(STEPS):
         spread = torch.baddbmm(again, spread, walk)
     lowest = spread.amin(2, keepdim=True)
     background = torch.lerp(lowest, spread.mean(2, keepdim=True), FLOOR)
     return (spread - background).clamp_min(0.0).reshape(maps.shape)
+
+
+def positive_maps(maps: Tensor) -> Tensor:
+    """The positive part of class maps (B, k, h, w), float32; what is above a negative mean."""
+    flat = maps.float().flatten(2)
+    floor = flat.mean(2, keepdim=True).clamp_max(0.0)
+    return (flat - floor).clamp_min(0.0).reshape(maps.shape)
 
 
 def check_refine(refine: str) -> Refine:

@@ -8,7 +8,7 @@ pass. Earlier layers tell colours and textures apart and not things; later ones 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -29,7 +29,7 @@ _LARGEST_BLOCK = 1 / 4
 # A function from trunk and images to the features and the results of chosen layers.
 Run = Callable[[Any, Tensor], tuple[object, Sequence[object]]]
 # A run is made from the trunk's graph when it is first needed; it is no part of the trunk's state.
-_RUNS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Run]] = WeakKeyDictionary()
+_RUNS: WeakKeyDictionary[nn.Module, dict[tuple[tuple[str, ...], bool], Run]] = WeakKeyDictionary()
 
 
 class Stages(NamedTuple):
@@ -92,13 +92,15 @@ def run_with_stages(
 ) -> tuple[Tensor, list[Tensor]]:
     """The features of a backbone and the results of its stages, from one forward pass.
 
-    The features (B, C, h, w) are equal to ``backbone(images)`` in evaluation mode. The results are
-    feature maps (B, C_i, h_i, w_i).
+    The features (B, C, h, w) are equal to ``backbone(images)``. The results are feature maps
+    (B, C_i, h_i, w_i).
     """
-    layers, run = _RUNS.get(backbone, (None, None))
-    if run is None or layers != stages.layers:
-        run = _reader_of(backbone).run(stages.layers)
-        _RUNS[backbone] = stages.layers, run
+    # A backbone that is trained takes another way through dropout, for example.
+    key = stages.layers, _trunk(backbone).training
+    runs = _RUNS.setdefault(backbone, {})
+    if key not in runs:
+        runs[key] = _reader_of(backbone, is_training=key[1]).run(stages.layers)
+    run = runs[key]
     results: list[object] = []
 
     def run_features(images: Tensor) -> object:
@@ -248,11 +250,12 @@ class _BlockReader:
         return run
 
 
-def _reader_of(backbone: nn.Module) -> _GraphReader | _BlockReader:
-    """A reader of the graph of the trunk, or else of the blocks that it lists."""
+def _reader_of(backbone: nn.Module, *, is_training: bool = False) -> _GraphReader | _BlockReader:
+    """A reader of the graph of the trunk in a mode, or else of the blocks that it lists."""
     network = _trunk(backbone)
     if isinstance(backbone, GraphBackbone):
-        return _GraphReader(network, backbone.graph)
+        graph = getattr(network, "train_graph", None) if is_training else None
+        return _GraphReader(network, graph or backbone.graph)
     if isinstance(backbone, TimmBlocks):
         return _BlockReader(network, backbone.index)
     tracer = NodePathTracer(leaf_modules=leaf_types(network))
@@ -260,7 +263,7 @@ def _reader_of(backbone: nn.Module) -> _GraphReader | _BlockReader:
     if isinstance(backbone, TimmBackbone):
         tracer.traced_func_name = "forward_features"
     try:
-        with evaluating(network), unchanged_caches(network):
+        with nullcontext() if is_training else evaluating(network), unchanged_caches(network):
             graph = tracer.trace(network)
         _refuse_constants(network, graph)
         return _GraphReader(network, graph)

@@ -20,6 +20,7 @@ from camtrain.header import METADATA_KEY, checkpoint_description, read_checkpoin
 from camtrain.labels import Task, as_pair
 from camtrain.maps import PoolName
 from camtrain.model.arguments import ARCHITECTURE, NormName
+from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model, from_recipe
 from camtrain.model.limits import as_large_as
 from camtrain.model.modules import check_user, name_of, user_network
@@ -30,6 +31,7 @@ from camtrain.training.learn.callbacks import ExponentialAverage, FoundLearningR
 from camtrain.training.learn.facts import DataFacts, complete_settings, plain_preprocessing
 from camtrain.training.learn.freezing import Freezing
 from camtrain.training.learn.losses import ClassWeights, FiniteLossGuard, TrainingLoss, check_loss
+from camtrain.training.learn.objective import check_objective, loss_of_batch
 from camtrain.training.learn.optimizer import check_optimization, configure, count_steps
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teacher_settings
@@ -67,11 +69,13 @@ class CAMModule(LightningModule):
         pool: PoolName = "avg",
         dropout: float = 0.0,
         task: Task = "multiclass",
+        foreground: bool = False,
         in_chans: int = 3,
         backbone_args: dict[str, Any] | None = None,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | dict[str, Any] | None = None,
         freeze_backbone: bool = False,
+        freeze_head: bool = False,
         freeze_until: str | None = None,
         unfreeze_at_epoch: int | None = None,
         head_solver: HeadSolver = "sgd",
@@ -119,12 +123,14 @@ class CAMModule(LightningModule):
             dropout: Its probability before the head; 0 means the authors' in the paper's networks.
             task: ``multiclass``: softmax and cross-entropy; ``multilabel``: a sigmoid and binary
                 cross-entropy for each class.
+            foreground: Learn where things are, and show maps there only; for few classes.
             in_chans: Number of channels of the images: 3 for colour, 1 for grey.
             backbone_args: Further arguments of the library for building the backbone.
             class_names: Names of the classes, where the data has no ``class_names``.
-            preprocessing: How the pictures are prepared, where the data has no ``preprocessing``: a
+            preprocessing: How pictures are prepared, where the data does not say it: a
                 ``camtrain.Preprocessing`` or its values, such as ``{"size": [128, 128]}``.
             freeze_backbone: Leave parameters and BatchNorm statistics of the backbone unchanged.
+            freeze_head: Leave neck and trained head unchanged too: only the foreground is learned.
             freeze_until: Leave only its layers up to this one unchanged; named like a cut.
             unfreeze_at_epoch: Epochs after which the frozen layers are trained too; None: never.
             head_solver: ``sgd``: training by steps. ``logistic``, ``svm``: scikit-learn solves the
@@ -144,19 +150,18 @@ class CAMModule(LightningModule):
                 ``steps`` for ``epochs``: ``{"decay_steps": 40000, "decay_rate": 0.1}``.
             warmup_epochs: Epochs, also fractions, over which the learning rate rises linearly.
             label_smoothing: Part of the target that is shared by all classes, in [0, 1).
-            class_weights: Weights of the classes in the training loss; ``balanced`` gives every
-                class the same influence.
+            class_weights: Weights of the classes in the loss; ``balanced``: the same influence.
             mixup: Mix pairs of pictures, with shares of Beta(alpha, alpha); 0: off, 0.2 is usual.
             cutmix: Paste rectangles of other pictures, with the same shares; 1 is usual.
             ema_decay: Evaluate and store an exponential moving average of the weights, with this
                 decay per step, such as 0.999; None: the weights themselves.
-            teacher: Bundle or checkpoint of a trained network of the same classes, from whose
-                refined maps this one learns where to look.
+            teacher: File of a trained network of the same classes, from whose refined maps this
+                one learns where to look.
             teacher_weight: Weight of the loss of the maps; that of the labels is 1.
             refine: The maps that heatmaps and boxes are made of, except in the loss: ``none``:
                 class maps; ``affinity``: class maps spread to places that look alike.
-            refine_layers: Layers whose features say which places look alike; None: three blocks
-                near 5/8, 6/8 and 7/8 of the backbone.
+            refine_layers: Layers that say which places look alike, and that foreground reads; None:
+                three blocks near 5/8, 6/8 and 7/8 of the backbone.
             channels_last: Store pictures and weights with the channels last, usually faster.
             compile: Train through ``torch.compile``; evaluation does not.
         """
@@ -190,6 +195,7 @@ class CAMModule(LightningModule):
         self._teacher_hash: str | None = None
         self.is_trying_rates = False  # whether `find_lr` is at work
         check_solver(self.net, self.hparams)
+        check_objective(self.net, self.hparams, is_built=isinstance(given, CAMNet))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **settings: Any) -> CAMModule:  # type: ignore[override]  # noqa: ANN401
@@ -298,15 +304,10 @@ class CAMModule(LightningModule):
         return loss
 
     def _loss_of(self, batch: Sequence[Any]) -> Tensor:
-        """The loss of the labels and, with a teacher, of the maps."""
-        is_cached = isinstance(batch, Batch) and batch.is_cached
+        """The loss of a batch, see ``loss_of_batch``."""
         images = batch[0].contiguous(memory_format=self._memory_format)
-        teacher, weight = self.teacher, cast("float", self.hparams["teacher_weight"])
-        if teacher is not None:
-            logits, disagreement = teacher.compare(self.net, images, batch[1], is_cached=is_cached)
-            return self._loss(logits, batch[1]) + weight * disagreement
-        logits = self.net.classify(self.net.neck(images.float())) if is_cached else self(images)
-        return self._loss(logits, batch[1])
+        settings = self._loss, self.teacher, self.hparams["teacher_weight"]
+        return loss_of_batch(self.net, images, batch, *settings)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
         """Measure one batch of the validation split; see ``Evaluator.evaluate``."""

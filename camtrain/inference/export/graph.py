@@ -55,7 +55,7 @@ class ExportNet(nn.Module):
             images = ((images.flip(1) if self.takes_bgr else images) - self.mean) / self.std
         if self.options.precision == "fp16":
             images = images.half()
-        is_refined = self.options.refine != "none"
+        is_refined = self.options.has_refined_maps
         compute = self.net.refined_maps if is_refined else self.net.class_maps
         logits, maps, classes, *refined = compute(images, top=self.options.top)
         outputs = [logits, maps, *([] if self.options.top is None else [classes]), *refined]

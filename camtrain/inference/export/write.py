@@ -7,7 +7,7 @@ import importlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +98,7 @@ def export_network(
             already, or its outputs lie outside the tolerance.
     """
     options, path = options or ExportOptions(refine=net.refine), Path(path)
+    options = replace(options, foreground=net.foreground is not None)
     check_output(path, overwrite=overwrite)
     description = description or net.description
     _check_arguments(net, path, options)

@@ -159,8 +159,8 @@ class Plan:
         settings: The settings of the data module.
 
     Attributes:
-        refining_net: The network whose refined maps the features must allow to compute: in train
-            the teacher or None, in val the network itself.
+        refining_net: The network whose shown maps the features must allow to compute: in val the
+            network itself, in train the teacher, a network with a foreground head, or None.
         views: 2 if mirror images are cached too, else 1.
         shape: (C, h, w) of a feature map.
         dtype: The type in which the backbone computes.
@@ -182,7 +182,8 @@ class Plan:
         teacher = getattr(module, "teacher", None)
         self.refining_net: CAMNet | None = self.net
         if self.is_train:
-            self.refining_net = None if teacher is None else teacher.net
+            learner = self.net if self.net.foreground is not None else None
+            self.refining_net = learner if teacher is None else teacher.net
         self.views = VIEWS[settings["augment"]] if self.is_train else 1
         preprocessing = pictures.preprocessing
         blank = torch.zeros(1, len(preprocessing.mean), *preprocessing.size)
@@ -193,7 +194,8 @@ class Plan:
             "avg",
             "gmp",
         )
-        if self.is_train and self.refining_net is not None:  # a teacher compares maps
+        has_teacher = self.is_train and self.refining_net is not None  # which compares maps
+        if has_teacher or self.net.foreground is not None:  # the loss is that of parts of maps
             self.has_vectors = False
         self.places_with_maps: list[int] = []
         self.annotations: dict[int, Sample] = {}

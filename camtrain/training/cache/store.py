@@ -37,7 +37,7 @@ _PART = re.compile(r"\.[0-9a-f]{20}\.[0-9a-f]{8}\.part")
 _MAX_UNUSED_DAYS = 30
 
 # Parts of a network's recipe that come after the backbone.
-_AFTER_THE_BACKBONE = ("num_classes", "pool", "dropout", "task")
+_AFTER_THE_BACKBONE = ("num_classes", "pool", "dropout", "task", "foreground")
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
 # Settings of the data module that change no picture, or are in the key in another form. Any other
 # setting, also one that is added later, is in the key.

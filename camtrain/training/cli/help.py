@@ -101,7 +101,8 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     ),
     "What is trained": (
         "model.",
-        "freeze_backbone freeze_until unfreeze_at_epoch head_solver backbone_lr_ratio layer_decay",
+        "freeze_backbone freeze_head freeze_until unfreeze_at_epoch head_solver backbone_lr_ratio "
+        "layer_decay",
     ),
     "Optimizer and schedule": (
         "model.",
@@ -109,7 +110,7 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
         "ema_decay channels_last compile",
     ),
     "Loss": ("model.", "label_smoothing class_weights mixup cutmix teacher teacher_weight"),
-    "Maps": ("model.", "refine refine_layers"),
+    "Maps": ("model.", "foreground refine refine_layers"),
     "Loggers": ("", "logger project"),
     "The run in W&B": ("wandb.", "entity group tags notes job_type register"),
     "Watching": (

@@ -23,6 +23,7 @@ from camtrain.model.refine import BackboneOutput
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.mosaics import mosaic_scores
 from camtrain.training.evaluate.scores import Evaluation
+from camtrain.training.learn.objective import foreground_loss
 from camtrain.training.run.trainer import check_precision
 
 
@@ -184,12 +185,15 @@ class Evaluator(nn.Module, Callback):
                 classes = labels.new_zeros(len(labels), dtype=torch.int64)  # of a class alone
                 classes = classes if is_multi_hot else labels
                 logits, maps, _ = net.display_maps(output, classes=classes)
+            losses = None
+            if not net.head.weight.requires_grad and len(labels) and net.foreground is not None:
+                losses = foreground_loss(net, output, labels, reduction="none")  # all that is left
         evaluation, whole_maps = self[split], None
         if not has_several:
             evaluation.update_statistics(maps[:, 0], batch, net.preprocessing)
             if camtrain_batch is not None:
                 whole_maps = on_whole_pictures(maps[:, 0], net.preprocessing, camtrain_batch)
-        evaluation.update(logits, whole_maps, labels, camtrain_batch)
+        evaluation.update(logits, whole_maps, labels, camtrain_batch, losses)
         outputs = {"batch": batch, "features": output.packed(), "logits": logits}
         return outputs if whole_maps is None else {**outputs, "maps": whole_maps}
 

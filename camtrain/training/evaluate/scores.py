@@ -180,7 +180,12 @@ class Evaluation(nn.Module):
         self.boxes = BoxScores(num_classes)
 
     def update(
-        self, logits: Tensor, maps: WholeMaps | None, labels: Tensor, batch: Batch | None = None
+        self,
+        logits: Tensor,
+        maps: WholeMaps | None,
+        labels: Tensor,
+        batch: Batch | None = None,
+        losses: Tensor | None = None,
     ) -> None:
         """Count a batch.
 
@@ -190,9 +195,12 @@ class Evaluation(nn.Module):
                 also of pictures that do not have it.
             labels: (B,), int64; for multi-label also (B, K), multi-hot.
             batch: The batch with boxes, if it is a ``Batch``.
+            losses: One per picture, (B,); None for that of the labels.
         """
         if len(labels):  # a batch of repeats is empty now
-            self.loss.update(loss_of(logits, labels, self.task, reduction="none").double())
+            if losses is None:
+                losses = loss_of(logits, labels, self.task, reduction="none")
+            self.loss.update(losses.double())
             is_multilabel = self.task == "multilabel"
             targets = multi_hot(labels, self.num_classes) if is_multilabel else labels
             self.ranked.update(logits, targets)

@@ -40,6 +40,7 @@ class DataFacts:
         values = plain_preprocessing(hparams["preprocessing"])
         self._preprocessing = None if values is None else Preprocessing.from_dict(values)
         file = Path(hparams["weights"] or "")
+        self._is_frozen = bool(hparams["freeze_head"])
         is_bundle = file.suffix == ".safetensors" and read_safetensors_description(file) is not None
         self._bundle = file if is_bundle else None  # until the training begins
         self._head_line = ""
@@ -71,7 +72,7 @@ class DataFacts:
         usual = Preprocessing() if in_chans == 3 else Preprocessing(mean=gray, std=gray)
         net.preprocessing = preprocessing or net.preprocessing or usual
         if self._bundle is not None:
-            self._head_line = _take_head(net, self._bundle, names)
+            self._head_line = _take_head(net, self._bundle, names, is_frozen=self._is_frozen)
         self.assumptions = {}
         if net.class_names is None:
             called = join_first(net.display_names, 3)
@@ -154,11 +155,14 @@ def _differing(fact: object, other: object) -> str:
 
 
 @torch.no_grad()
-def _take_head(net: CAMNet, file: Path, names: Sequence[str] | None) -> str:
+def _take_head(net: CAMNet, file: Path, names: Sequence[str] | None, *, is_frozen: bool) -> str:
     """Load the head of a bundle if its classes are those of the network, else draw a new head.
 
     Returns:
         A line that says which.
+
+    Raises:
+        CamtrainValueError: A new head would stay frozen.
     """
     description, recipe = read_safetensors_description(file), net.recipe
     assert description is not None
@@ -177,9 +181,14 @@ def _take_head(net: CAMNet, file: Path, names: Sequence[str] | None) -> str:
         net.head.bias.copy_(bias[order])
         net.name_classes(names)
         return f"The trained head of {file} is kept, with its classes {join_first(names, 5)}."
+    reason = "its neck is another" if is_same else f"it knows the classes {join_first(stored, 5)}"
+    ours = "" if is_same else f", and the data has {join_first(names or net.display_names, 5)}"
+    if is_frozen:
+        raise CamtrainValueError(
+            f"freeze_head keeps the trained head of {file}, which cannot be kept: {reason}{ours}; "
+            "give pictures of its classes, or leave freeze_head out."
+        )
     if net.head.weight.shape == weight.shape and torch.equal(net.head.weight.cpu(), weight):
         with torch.random.fork_rng(devices=[]):
             net.head.reset_parameters()
-    reason = "its neck is another" if is_same else f"it knows the classes {join_first(stored, 5)}"
-    ours = "" if is_same else f", and the data has {join_first(names or net.display_names, 5)}"
     return f"A new head begins, in place of the trained head of {file}: {reason}{ours}."

@@ -42,7 +42,8 @@ class Freezing(Callback):
 
     Args:
         net: The network.
-        hparams: The settings of ``CAMModule``. ``freeze_backbone`` freezes the whole backbone;
+        hparams: The settings of ``CAMModule``. ``freeze_backbone`` freezes the whole backbone,
+            ``freeze_head`` neck and head too;
             ``freeze_until`` freezes its layers up to and including this one, in the order of the
             forward pass, named like a cut (``layer3``, ``features.17``); ``unfreeze_at_epoch`` is
             the epoch from which on they are trained, or None.
@@ -58,7 +59,10 @@ class Freezing(Callback):
         _check_settings(hparams["freeze_backbone"], freeze_until, self.unfreeze_at_epoch)
         self.part = FrozenPart()
         if hparams["freeze_backbone"]:
-            self.part = FrozenPart((net.backbone,), tuple(net.backbone.parameters()))
+            head = (net.neck, net.dropout, net.head) if hparams["freeze_head"] else ()
+            modules: tuple[nn.Module, ...] = (net.backbone, *head)
+            parameters = [weight for module in modules for weight in module.parameters()]
+            self.part = FrozenPart(modules, tuple(parameters))
         elif freeze_until is not None:
             self.part = part_until(net, freeze_until)
         self._is_frozen = False

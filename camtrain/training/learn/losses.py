@@ -168,16 +168,17 @@ class TrainingLoss:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, (), of the logits (B, K) of a batch that ``mix`` returned."""
+        return loss_of(logits, labels, self.task, **self.settings(logits.device))
+
+    def settings(self, device: torch.device) -> dict[str, Any]:
+        """The arguments of ``loss_of`` beside logits, labels and task."""
         if self.class_weights is not None:
-            self.class_weights = self.class_weights.to(logits.device)
-        return loss_of(
-            logits,
-            labels,
-            self.task,
-            are_mixed=self._mix is not None,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-        )
+            self.class_weights = self.class_weights.to(device)
+        return {
+            "are_mixed": self._mix is not None,
+            "label_smoothing": self.label_smoothing,
+            "class_weights": self.class_weights,
+        }
 
 
 def _check_class_weights(weights: Sequence[Any], num_classes: int) -> None:

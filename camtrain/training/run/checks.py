@@ -43,7 +43,7 @@ _MONITORS = {"multiclass": "val/acc1", "multilabel": "val/map"}
 
 def default_monitor(module: CAMModule) -> str:
     """The score that chooses the best epoch unless another is asked for."""
-    return _MONITORS[module.net.task]
+    return "val/loss" if module.hparams["freeze_head"] else _MONITORS[module.net.task]
 
 
 def check_monitor(monitor: str, module: CAMModule, data: LightningDataModule) -> None:
