@@ -66,29 +66,29 @@ class PartLogits(NamedTuple):
 
     whole: Tensor
     foreground: Tensor
-    rest: Tensor  # without a gradient for the classifier's weights
+    background: Tensor  # without a gradient for the classifier's weights
 
 
 def part_logits(net: CAMNet, features: Tensor, foreground: Tensor) -> PartLogits:
-    """The logits of all places, of the foreground and of the rest; float32, autocast off.
+    """The logits of all places, of the foreground and of the background; float32, autocast off.
 
     Args:
         net: Its pool is ``avg`` or ``lse``.
         features: (B, C, h, w), of the neck.
-        foreground: m, (B, 1, h, w): the weights of places in the foreground; 1 - m in the rest.
+        foreground: m, (B, 1, h, w): the weights of places in it; 1 - m in the background.
     """
     features, weight, bias = features.float(), net.head.weight.float(), net.head.bias.float()
     parts = torch.cat((torch.ones_like(foreground), foreground, 1 - foreground), 1)
     if net.pool == "avg":  # the mean commutes with the head
         pooled = net.dropout(pool_parts(features, parts, "avg"))  # (B, 3, C)
         logits = F.linear(pooled[:, :2], weight, bias)
-        rest = F.linear(pooled[:, 2], weight.detach(), bias.detach())
+        background = F.linear(pooled[:, 2], weight.detach(), bias.detach())
     else:
         features = net.dropout(features)
         logits = pool_parts(project(features, weight), parts[:, :2], net.pool) + bias
         maps = project(features, weight.detach())
-        rest = pool_parts(maps, parts[:, 2:], net.pool)[:, 0] + bias.detach()
-    return PartLogits(logits[:, 0], logits[:, 1], rest)
+        background = pool_parts(maps, parts[:, 2:], net.pool)[:, 0] + bias.detach()
+    return PartLogits(logits[:, 0], logits[:, 1], background)
 
 
 def check_pool(pool: PoolName) -> None:

@@ -121,8 +121,7 @@ class CAMModule(LightningModule):
             neck_norm: ``batch`` gives the neck BatchNorm layers; None: biases instead.
             pool: How a class map becomes its logit: ``avg``, ``max``, ``lse`` or ``gmp``.
             dropout: Its probability before the head; 0 means the authors' in the paper's networks.
-            task: ``multiclass``: softmax and cross-entropy; ``multilabel``: a sigmoid and binary
-                cross-entropy for each class.
+            task: ``multiclass``: softmax; ``multilabel``: sigmoid and cross-entropy of each class.
             foreground: Learn where things are, and show maps there only; for few classes.
             in_chans: Number of channels of the images: 3 for colour, 1 for grey.
             backbone_args: Further arguments of the library for building the backbone.

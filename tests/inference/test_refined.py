@@ -212,3 +212,52 @@ def test_what_does_not_fit_is_said(bundle: Path, tmp_path: Path) -> None:
         camtrain.load(tmp_path / "b.pt2", refine="affinity")
     with pytest.raises(CamtrainError, match="refine must be one of"):
         camtrain.load(bundle, refine="crf")  # type: ignore[arg-type]
+
+
+def foreground_net() -> CAMNet:
+    torch.manual_seed(0)
+    net = refining_net().add_foreground()
+    assert net.foreground is not None
+    with torch.no_grad():
+        net.foreground.conv.weight.normal_(std=10.0)
+    return net
+
+
+def test_an_export_in_the_foreground_gives_refined_maps() -> None:
+    options = ExportOptions(foreground=True)
+    assert options.output_names == ("logits", "maps", "refined_maps")
+    assert ExportOptions(**options.to_dict()) == options
+    assert ExportOptions().to_dict().keys() == {"raw", "top", "heatmaps", "precision"}
+
+
+def test_a_predictor_shows_the_foreground(tmp_path: Path) -> None:
+    net = foreground_net()
+    predictor = camtrain.Predictor(net, threshold=0.4)
+    assert predictor.description.kind_of_maps.startswith("class maps in the foreground refined")
+    assert float((heatmaps(predictor) - heatmaps(camtrain.Predictor(refining_net()))).abs().max())
+    predictor.save(tmp_path / "model.safetensors")
+    again = camtrain.load(tmp_path / "model.safetensors")
+    assert torch.equal(heatmaps(again), heatmaps(predictor))
+    plain = camtrain.load(tmp_path / "model.safetensors", refine="none")
+    assert plain.description.kind_of_maps == "class maps in the foreground"
+    for tta in ("flip", "tencrop"):
+        assert heatmaps(again, tta).isfinite().all()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("refine_method", ["none", "affinity"])
+def test_an_exported_network_has_its_foreground(
+    suffix: str, refine_method: refine.Refine, tmp_path: Path
+) -> None:
+    if suffix == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    net = foreground_net().set_refine(refine_method)
+    done = export_network(net, tmp_path / f"model.{suffix}")
+    exported, images = camtrain.load(done.path), torch.rand(1, 3, 40, 64)
+    assert exported.description.foreground
+    with torch.no_grad():
+        expected = net.refined_maps(images)
+    given = exported.network.display_maps(images).maps
+    torch.testing.assert_close(given, expected.refined_maps, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(exported.network.class_maps(images).maps, expected.maps)

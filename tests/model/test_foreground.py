@@ -167,8 +167,8 @@ def test_part_logits_by_hand(pool: str) -> None:
     torch.testing.assert_close(parts.whole[0], pooled([1.0, 1.0]))
     torch.testing.assert_close(parts.whole, net(features))
     torch.testing.assert_close(parts.foreground[0], pooled([0.75, 0.5]))
-    torch.testing.assert_close(parts.rest[0], pooled([0.25, 0.5]))
-    parts.rest.sum().backward()
+    torch.testing.assert_close(parts.background[0], pooled([0.25, 0.5]))
+    parts.background.sum().backward()
     assert head.weight.grad is None
     assert head.bias.grad is None
     assert foreground.grad is not None

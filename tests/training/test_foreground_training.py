@@ -13,7 +13,6 @@ from camtrain.errors import CamtrainValueError
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.training import CAMDataModule, CAMModule
 from camtrain.training.cache import FeatureDataset
-from tests.by_two import run_by_two
 from tests.training.conftest import quiet_trainer, small_module
 
 FOREGROUND = ("--model.foreground", "true", "--model.refine", "affinity")
@@ -121,21 +120,3 @@ def test_a_trained_run_is_measured_with_other_maps(
     late = ["validate", "--ckpt_path", str(folder), "--model.foreground", "false"]
     assert cli.main(late) == 2
     assert "model.foreground=False comes too late" in capsys.readouterr().err
-
-
-def _train(root: Path, folder: Path) -> None:
-    torch.manual_seed(0)
-    module = small_module(foreground=True)
-    data = CAMDataModule(root=root, size=32, batch_size=4, workers=0)
-    trainer = quiet_trainer(max_epochs=1, devices=2, strategy="ddp")
-    trainer.fit(module, data)
-    torch.save(module.net.state_dict(), folder / f"{trainer.global_rank}.pt")
-
-
-@pytest.mark.nightly
-def test_two_processes_learn_the_same(photographs: Path, tmp_path: Path) -> None:
-    run_by_two(_train, photographs, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    before = small_module(foreground=True).net.state_dict()
-    assert torch.equal(first["foreground.conv.weight"], second["foreground.conv.weight"])
-    assert not torch.equal(first["foreground.conv.weight"], before["foreground.conv.weight"])

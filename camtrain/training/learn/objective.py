@@ -88,7 +88,7 @@ def foreground_loss(
         losses = (
             loss_of(parts.whole, labels, net.task, **settings)
             + loss_of(parts.foreground, labels, net.task, **settings)
-            + absence_loss(parts.rest, labels, net.task, reduction, class_weights)
+            + absence_loss(parts.background, labels, net.task, reduction, class_weights)
         )
         area = foreground.mean((1, 2, 3))
         if reduction == "mean":
@@ -118,8 +118,8 @@ def absence_loss(
         if class_weights is not None:
             losses = losses * class_weights
         return losses.mean() if reduction == "mean" else losses
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    losses = torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)
+    other_logits = logits.scatter(1, labels[:, None], -torch.inf)
+    losses = torch.logsumexp(logits, 1) - torch.logsumexp(other_logits, 1)
     weights = torch.ones_like(losses) if class_weights is None else class_weights[labels]
     losses = losses * weights
     return losses.sum() / weights.sum() if reduction == "mean" else losses

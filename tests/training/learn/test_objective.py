@@ -36,8 +36,8 @@ def parts_of(net: CAMNet, output: BackboneOutput) -> tuple[list[Tensor], Tensor]
 def test_loss_of_one_class_per_picture_by_hand() -> None:
     net, output = network()
     labels = torch.tensor([2, 0])
-    (whole, inside, rest), foreground = parts_of(net, output)
-    scores = rest.softmax(1)[[0, 1], labels]
+    (whole, inside, background), foreground = parts_of(net, output)
+    scores = background.softmax(1)[[0, 1], labels]
     expected = F.cross_entropy(whole, labels) + F.cross_entropy(inside, labels)
     expected = expected - (1 - scores).log().mean() + AREA * foreground.mean()
     torch.testing.assert_close(foreground_loss(net, output, labels), expected)
@@ -49,11 +49,11 @@ def test_loss_of_one_class_per_picture_by_hand() -> None:
 def test_loss_of_several_classes_per_picture_by_hand() -> None:
     net, output = network("multilabel")
     labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
-    (whole, inside, rest), foreground = parts_of(net, output)
+    (whole, inside, background), foreground = parts_of(net, output)
     expected = sum(
         F.binary_cross_entropy_with_logits(logits, labels.float()) for logits in (whole, inside)
     )
-    absent = -(1 - rest.sigmoid()[0, [0, 2]]).log().sum() / labels.numel()
+    absent = -(1 - background.sigmoid()[0, [0, 2]]).log().sum() / labels.numel()
     expected = expected + absent + AREA * foreground.mean()
     torch.testing.assert_close(foreground_loss(net, output, labels), expected)
     losses = foreground_loss(net, output, labels, reduction="none")
