@@ -18,7 +18,8 @@ from tests.data.readers.test_pets import pets
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs" / "sweep.yaml"
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path != SWEEP)
+CONFIGS = [path for path in sorted(ROOT.glob("configs/*.yaml")) if path != SWEEP]
+CONFIGS += sorted(ROOT.glob("tests/benchmarks/*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

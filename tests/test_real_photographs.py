@@ -24,7 +24,7 @@ def fit(
 ) -> dict[str, float]:
     """The test scores that ``fit`` prints, as fractions."""
     arguments = ["--logger", "none", "--trainer.accelerator", "cpu", *more]
-    main(["fit", "--config", f"configs/{config}.yaml", "--runs_dir", str(runs_dir), *arguments])
+    main(["fit", "--config", f"{config}.yaml", "--runs_dir", str(runs_dir), *arguments])
     printed = capsys.readouterr().out
     return {n: float(v) / 100 for n, v in re.findall(r"test/(\w+) .* ([\d.]+) %", printed)}
 
@@ -37,7 +37,7 @@ def test_a_head_on_a_frozen_pretrained_backbone(
     features: Path,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    scores = fit("animals3", tmp_path, capsys, "--data.cache_dir", str(features))
+    scores = fit("tests/benchmarks/animals3", tmp_path, capsys, "--data.cache_dir", str(features))
     assert scores["acc1"] >= 0.98
     assert scores["max_box_acc"] >= 0.66
     assert scores["centre_box_acc"] == pytest.approx(0.60)
@@ -54,7 +54,7 @@ def test_a_solved_head_on_a_frozen_pretrained_backbone(
 ) -> None:
     monkeypatch.chdir(ROOT)
     more = ("--data.cache_dir", str(features), "--model.head_solver", solver)
-    scores = fit("animals3", tmp_path, capsys, *more)
+    scores = fit("tests/benchmarks/animals3", tmp_path, capsys, *more)
     assert scores["acc1"] >= 0.97
     assert scores["max_box_acc"] >= 0.64
 
