@@ -38,8 +38,11 @@ from camtrain.localization import (
 )
 from camtrain.maps import PoolName
 from camtrain.model.camnet import CAMNet
-from camtrain.model.refine import refine_maps
+from camtrain.model.foreground import ForegroundHead
+from camtrain.model.refine import BackboneOutput, positive_maps, refine_maps
+from camtrain.model.stages import Stages
 from camtrain.training.learn.losses import TrainingLoss
+from camtrain.training.learn.objective import foreground_loss
 from camtrain.training.learn.teacher import map_disagreement
 
 SEEDS, BATCH_SIZE, SIZE, LARGER = 3, 32, 256, 320
@@ -101,6 +104,8 @@ class Measured:
             ]
             logits = torch.cat([output.logits for output in outputs])
             maps = torch.cat([output.maps for output in outputs])
+            if head.foreground is not None:
+                maps = positive_maps(maps) * head.foreground(seen.vectors)
             maps = refine_maps(maps, seen.vectors)[:, 0] if refined else maps[:, 0]
         boxes, sizes_hw = seen.boxes_xyxy, seen.sizes_hw
         self.boxes = MetricCollection(
@@ -121,7 +126,14 @@ class Measured:
 
 
 def trained(
-    step: Step, seen: Seen, seed: int, *, neck: int = 0, pool: PoolName = "avg", epochs: int = 10
+    step: Step,
+    seen: Seen,
+    seed: int,
+    *,
+    neck: int = 0,
+    pool: PoolName = "avg",
+    epochs: int = 10,
+    stages: Stages | None = None,
 ) -> CAMNet:
     """A 1x1 neck (if any) and a head over frozen features, as a CAM network whose images they are.
 
@@ -132,11 +144,14 @@ def trained(
         neck: Its channels.
         pool: See ``CAMNet``.
         epochs: Over the pictures.
+        stages: What a foreground head reads; None for no such head.
     """
     torch.manual_seed(seed)
     width, classes = seen.features.shape[1], int(seen.labels.max()) + 1
     layers = nn.Sequential(nn.Conv2d(width, neck, 1), nn.ReLU()) if neck else None
     head = CAMNet(nn.Identity(), nn.Linear(neck or width, classes), neck=layers, pool=pool)
+    if stages is not None:
+        head.foreground = ForegroundHead(stages.channels)
     pictures = len(seen.labels) // 2
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -158,6 +173,16 @@ def trained(
 def plain(seen: Seen) -> Step:
     """Training on the features as they are."""
     return lambda head, chosen: (head(seen.features[chosen]), seen.labels[chosen])
+
+
+def in_foreground(seen: Seen) -> Step:
+    """Training of head and foreground head on the features as they are."""
+
+    def step(head: CAMNet, chosen: Tensor) -> tuple[Tensor, float]:
+        output = BackboneOutput(head.neck(seen.features[chosen]), seen.vectors[chosen])
+        return foreground_loss(head, output, seen.labels[chosen]), 0.0
+
+    return step
 
 
 def on_changed_images(
@@ -226,6 +251,11 @@ def table_of_training(net: CAMNet, root: Path) -> None:
     first = [trained(plain(train), train, seed) for seed in seeds]
     row("plain CAM, linear head", first, refined=False, on=usual)
     row("affinity alone", first, refined=True, on=usual)
+    things = [
+        trained(in_foreground(train), train, seed, epochs=15, stages=net.stages) for seed in seeds
+    ]
+    row("foreground", things, refined=False, on=usual)
+    row("foreground, affinity", things, refined=True, on=usual)
     larger = [trained(plain(large_train), large_train, seed) for seed in seeds]
     row(f"input of {LARGER} alone", larger, refined=False, on=large)
     row(f"input of {LARGER}, affinity", larger, refined=True, on=large)

@@ -110,13 +110,14 @@ def test_a_run_ships_it_and_is_continued_bit_for_bit(
 
 @pytest.mark.nightly
 def test_a_trained_run_is_measured_with_other_maps(
-    fitted: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    fitted: Callable[..., Path], photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = fitted(*FOREGROUND)
-    assert cli.main(["validate", "--ckpt_path", str(folder), "--model.refine", "none"]) == 0
-    assert (folder / "val-refine=none").is_dir()
-    assert cli.main(["validate", "--ckpt_path", str(folder / "model.safetensors")]) in (0, 2)
+    folder = fitted(*FOREGROUND, "--model.refine_layers", '["trunk.relu2"]')
+    verb = ["validate", "--ckpt_path", str(folder), "--data.root", str(photographs)]
+    assert cli.main([*verb, "--model.refine", "none"]) == 0
+    assert list(folder.glob("val-refine=none*"))
+    assert cli.main(["validate", "--ckpt_path", str(folder / "model.safetensors"), *verb[3:]]) == 0
     capsys.readouterr()
-    late = ["validate", "--ckpt_path", str(folder), "--model.foreground", "false"]
-    assert cli.main(late) == 2
-    assert "model.foreground=False comes too late" in capsys.readouterr().err
+    for late in ("--model.foreground=false", '--model.refine_layers=["trunk.relu3"]'):
+        assert cli.main([*verb, late]) == 2
+        assert "comes too late for" in capsys.readouterr().err

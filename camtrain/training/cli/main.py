@@ -112,7 +112,8 @@ class CamtrainCLI(LightningCLI):
         data, model = self.settings["data"], self.settings["model"]
         if self._measured is not None:
             self._changes = self._measured.changes(self.settings.as_dict(), self._split)
-            if self._changes.get("refine") == "none" and "refine_layers" not in self._changes:
+            is_plain = self._changes.get("refine") == "none" and not model["foreground"]
+            if is_plain and "refine_layers" not in self._changes:
                 model["refine_layers"] = None
             return
         # A continued run has the name that it began with, and is always found by its folder's.

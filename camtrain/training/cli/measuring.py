@@ -107,7 +107,9 @@ class MeasuredNetwork:
                 stored = self.settings[part].get(name, defaults[name].default)
                 if _comparable(name, value) == _comparable(name, stored):
                     continue
-                if not _can_follow(part, name, {value, stored} if name == "pool" else set()):
+                is_read = name == "refine_layers" and self._description.foreground
+                pools = {value, stored} if name == "pool" else set()
+                if is_read or not _can_follow(part, name, pools):
                     raise CamtrainValueError(
                         f"{part}.{name}={as_plain(value)} comes too late for {self.path}, which "
                         f"was trained with {as_plain(stored)}; leave it out: of a trained network "
