@@ -16,6 +16,7 @@ from PIL import Image
 from camtrain.arguments import VerbParser, add_backbone
 from camtrain.errors import CamtrainError, CamtrainValueError, needs_extra
 from camtrain.header import model_file
+from camtrain.inference.hub import local_file
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap
@@ -155,7 +156,7 @@ def main(args: Sequence[str]) -> None:
         epilog="Example: camtrain demo runs/birds/model.safetensors",
     )
     add = parser.add_argument
-    models = "a .safetensors, .ckpt, .onnx or .pt2 of camtrain, or the folder of a run"
+    models = "a .safetensors, .ckpt, .onnx or .pt2, a run's folder, or hf://ORG/NAME"
     add("model", metavar="MODEL", help=models)
     add("--host", default=LOCAL, help=f"address to listen on (default {LOCAL}: this machine only)")
     add("--port", type=int, default=7860, help="port to listen on (default 7860)")
@@ -164,7 +165,7 @@ def main(args: Sequence[str]) -> None:
     arguments = parser.parse_args(args[1:])
     host = arguments.host.strip("[]") or LOCAL
     _check_address(host, arguments.port)
-    model = model_file(arguments.model)
+    model = model_file(local_file(arguments.model))
     with needs_extra("The page", extra="demo"):
         import gradio  # noqa: F401  before the network is loaded
     predictor = load(model, backbone=arguments.backbone, device=arguments.device)

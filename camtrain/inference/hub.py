@@ -176,7 +176,7 @@ def card(
     Args:
         name: ``ORG/NAME``.
         description: What the bundle says of the network.
-        scores: By logged name.
+        scores: By logged name; those of test are shown, without them those of val.
         license_id: Of the weights, as the hub spells it.
         sheet: A contact sheet, which lies beside the card as ``sheet`` with the same ending.
     """
@@ -189,7 +189,9 @@ def card(
     }
     preprocessing = description.preprocessing
     height, width = preprocessing.size if preprocessing else (0, 0)
-    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in sorted(scores.items()))
+    split = next((s for s in ("test/", "val/") if any(key.startswith(s) for key in scores)), "")
+    chosen = sorted(item for item in scores.items() if split and item[0].startswith(split))
+    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in chosen)
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
 
@@ -220,8 +222,8 @@ for prediction in predictor(["picture.jpg"]):
 
 ## Limits
 
-A heatmap shows what the score was computed from; it proves no reason. The network knows its classes
-only, and names one of them for any picture.
+A heatmap shows what the score was computed from; it proves no reason. The network knows no other
+classes, whatever a picture shows.
 """
 
 
@@ -252,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     license_help = "of the weights, as the hub spells it, such as mit (default unknown)"
     add("--license", default="unknown", metavar="ID", help=license_help)
     add("--private", action="store_true", help="make a new repository private")
-    add("--no_sheet", action="store_true", help="keep the contact sheet, which shows your pictures")
+    add("--no_sheet", action="store_true", help="leave out the sheet, which shows your pictures")
     add("--dry_run", action="store_true", help="push nothing, write the folder instead")
     place = "the folder of --dry_run (default hub/ORG/NAME)"
     add("--output", type=Path, metavar="DIR", help=place)

@@ -283,7 +283,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: camtrain predict runs/birds/model.safetensors photos --output found",
     )
     add = parser.add_argument
-    models = "a .safetensors, .ckpt, .onnx or .pt2 of this project, or the folder of a run"
+    models = (
+        "a .safetensors, .ckpt, .onnx or .pt2 of this project, a run's folder, or hf://ORG/NAME"
+    )
     add("model", metavar="MODEL", help=models)
     add_backbone(parser)
     add("input", metavar="INPUT", nargs="+", help="files, folders, or patterns such as 'a/*.jpg'")

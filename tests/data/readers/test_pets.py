@@ -61,6 +61,20 @@ def test_splits_names_masks_and_boxes_are_those_of_the_data_set(inner: str, tmp_
     assert [int((read.mask == value).sum()) for value in (0, 1, 255)] == [1500 - 144, 100, 44]
 
 
+def test_torchvision_reads_the_same(tmp_path: Path) -> None:
+    """So the layout of the tests is the one that is published."""
+    from torchvision.datasets import OxfordIIITPet
+
+    sources = sources_of(pets(tmp_path))
+    reference = OxfordIIITPet(tmp_path, split="test")
+    assert tuple(reference.classes) == sources["test"].class_names
+    assert reference._labels == sources["test"].labels
+    assert list(map(str, reference._images)) == list(sources["test"].paths)
+    trainval = OxfordIIITPet(tmp_path, split="trainval", target_types="segmentation")
+    paths = [*sources["train"].paths, *sources["val"].paths]
+    assert sorted(map(str, trainval._images)) == sorted(paths)
+
+
 def test_boxes_of_heads_are_read_on_request(tmp_path: Path) -> None:
     sources = sources_of(pets(tmp_path), head_boxes=True)
     for index in range(len(sources["val"])):
