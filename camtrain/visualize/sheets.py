@@ -90,10 +90,14 @@ class SheetRow:
     def _picture_and_scale(self) -> tuple[Image.Image, float]:
         return resize_longer_side(Image.fromarray(self._pixels), self.tile)
 
+    def tile_of(self, heatmap: Tensor) -> np.ndarray:
+        """A heatmap as large as ``picture_tile``, (h, w) float32 in [0, 1]."""
+        levels = Image.fromarray(heatmap_levels(heatmap, self._pixels.shape[:2]))
+        return np.asarray(levels.resize(self.picture_tile.size, Image.Resampling.BILINEAR))
+
     def _blend(self, heatmap: Tensor) -> Image.Image:
         """The picture under a heatmap, as large as ``picture_tile``."""
-        levels = Image.fromarray(heatmap_levels(heatmap, self._pixels.shape[:2]))
-        smooth = np.asarray(levels.resize(self.picture_tile.size, Image.Resampling.BILINEAR))
+        smooth = self.tile_of(heatmap)
         return blend(np.asarray(self.picture_tile), smooth, self.colormap, self.opacity)
 
 

@@ -115,7 +115,7 @@ _FIT = {  # titles of groups, the part that the options belong to, and their nam
     "The run in W&B": ("wandb.", "entity group tags notes job_type register"),
     "Watching": (
         "cams.",
-        "num_images num_mistakes log_mistakes faithfulness colormap tile seed dirpath report",
+        "num_images num_mistakes log_mistakes masks faithfulness colormap tile seed dirpath report",
     ),
     "Lightning's Trainer": (
         "trainer.",

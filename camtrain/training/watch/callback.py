@@ -70,6 +70,7 @@ class CAMLogger(Callback):
         *,
         num_mistakes: int = 8,
         log_mistakes: bool = False,
+        masks: bool = False,
         faithfulness: int | None = None,
         dirpath: str | Path | None = None,
         report: str | Path | None = None,
@@ -85,6 +86,7 @@ class CAMLogger(Callback):
             num_mistakes: The most confident mistakes of each validation to show in the report, 0 to
                 48.
             log_mistakes: Whether the loggers get the mistakes too, as ``val/cam_mistakes``.
+            masks: Whether W&B gets heatmaps as masks of 5 levels: change their opacity there.
             faithfulness: Test pictures to measure deletion and insertion on; None: 64, on a CPU 0.
             dirpath: Folder of the sheets, one per logger; None: ``cams`` where logs are.
             report: File of the report; None: ``report.html`` in ``dirpath``, or beside ``cams``.
@@ -92,22 +94,20 @@ class CAMLogger(Callback):
             tile: Longer side of each picture on sheets and in loggers, 224 to 512 pixels.
             seed: Seed for the choice of the pictures.
         """
-        limits = {"num_images": (num_images, 1), "num_mistakes": (num_mistakes, 0)}
-        for name, (number, least) in limits.items():
-            if not least <= number <= MOST_IMAGES:
-                text = f"{name} must lie in {least}..{MOST_IMAGES}, got {number}."
-                raise CamtrainValueError(text)
+        limits = (("num_images", num_images, 1), ("num_mistakes", num_mistakes, 0))
+        for name, number, low in limits:
+            if not low <= number <= MOST_IMAGES:
+                raise CamtrainValueError(f"{name} must lie in {low}..{MOST_IMAGES}, got {number}.")
         if faithfulness is not None and faithfulness < 0:
             raise CamtrainValueError(f"faithfulness must be at least 0, got {faithfulness}.")
-        self.num_images, self.faithfulness = num_images, faithfulness
+        self.num_images, self.faithfulness, self.seed = num_images, faithfulness, seed
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.report = None if report is None else Path(report)
-        self.seed = seed
-        place = dirpath or report
-        self._state_key = f"CAMLogger {place}" if place else "CAMLogger"
+        self._state_key = f"CAMLogger {place}" if (place := dirpath or report) else "CAMLogger"
         palette(colormap)  # raises now, not after an epoch
         check_tile(tile)
-        self._colormap, self._tile, self._log_mistakes = colormap, tile, log_mistakes
+        self._colormap, self._tile = colormap, tile
+        self._log_mistakes, self._masks = log_mistakes, masks
         self._indices: list[int] = []
         self._choice = ""  # identifies the data, and how many pictures were chosen
         self._mistakes = Mistakes(num_mistakes)
@@ -155,7 +155,7 @@ class CAMLogger(Callback):
             return
         names = class_names_of(trainer, net) or net.display_names
         self._page.set_pictures(self._runner.pictures, names)
-        self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes)
+        self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes, masks=self._masks)
         if is_new:
             self._show(trainer, net, Moment(0))
             self._page.write(trainer, pl_module)

@@ -38,6 +38,7 @@ TABLE = "val/cams_table"
 _COLUMNS = "epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"
 _MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pairs instead
 _PAIRS = 500
+_LEVELS = 5  # of a mask; the lowest is no part of it
 _COLLECT_EVERY = 20  # validations
 _CSV_COLUMNS = (
     *("epoch", "step", "picture", "true", "predicted", "true_score", "predicted_score"),
@@ -134,6 +135,7 @@ class WandbSink:
 
     logger: WandbLogger
     log_mistakes: bool
+    masks: bool = False  # whether heatmaps are masks, whose opacity can be changed in the browser
     _table: wandb.Table | None = field(default=None, init=False)
     _images: list[wandb.Image] = field(default_factory=list, init=False)  # without heatmaps
 
@@ -141,8 +143,9 @@ class WandbSink:
         """Show an epoch."""
         with errors_as_warnings(self.logger):
             overlays = _overlays(snapshot, snapshot.results)
+            shown = _overlays(snapshot, snapshot.results, masks=True) if self.masks else overlays
             if snapshot.split == "test":  # not of the table; the scores come in the same row
-                row = {"test/cams": overlays, "trainer/global_step": snapshot.step}
+                row = {"test/cams": shown, "trainer/global_step": snapshot.step}
                 log = partial(self.logger.experiment.log, row, commit=False)
                 enqueue_call(self.logger, log)
                 return
@@ -159,9 +162,9 @@ class WandbSink:
                     snapshot.results, rows, self._images, overlays, strict=True
                 )
             ]
-            media: dict[str, Any] = {"val/cams": overlays, "epoch": snapshot.moment.epoch}
+            media: dict[str, Any] = {"val/cams": shown, "epoch": snapshot.moment.epoch}
             if self.log_mistakes and snapshot.mistakes:
-                media["val/cam_mistakes"] = _overlays(snapshot, snapshot.mistakes)
+                media["val/cam_mistakes"] = _overlays(snapshot, snapshot.mistakes, masks=self.masks)
             if snapshot.statistics is not None:
                 media |= _statistics_media(snapshot.statistics, list(snapshot.names))
             media["trainer/global_step"] = snapshot.step
@@ -187,13 +190,13 @@ class WandbSink:
 Sink = TensorBoardSink | CSVSink | WandbSink
 
 
-def make_sinks(trainer: Trainer, *, log_mistakes: bool) -> list[Sink]:
+def make_sinks(trainer: Trainer, *, log_mistakes: bool, masks: bool) -> list[Sink]:
     """A sink for each logger of the trainer that can show pictures or tables."""
     sinks: list[Sink] = []
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
         if is_lightnings(logger, "WandbLogger"):
-            sinks.append(WandbSink(logger, log_mistakes))
+            sinks.append(WandbSink(logger, log_mistakes, masks))
         elif is_lightnings(logger, "TensorBoardLogger"):
             sinks.append(TensorBoardSink(logger, log_mistakes))
         elif is_lightnings(logger, "CSVLogger"):
@@ -208,12 +211,17 @@ def _image(tile: Image.Image, **options: Any) -> wandb.Image:
     return wandb.Image(tile, file_type="jpg", **options)
 
 
-def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list[wandb.Image]:
-    """Pictures under the heatmap of the true class; of the predicted class if there is none."""
+def _overlays(
+    snapshot: EpochSnapshot, results: Sequence[PictureResult], *, masks: bool = False
+) -> list[wandb.Image]:
+    """Pictures under the heatmap of the true class; of the predicted class if there is none.
+
+    ``masks`` puts the heatmap into a mask of a few levels over the picture.
+    """
     rows = [snapshot.rows[result] for result in results]
     labels = [None if result.true is None else result.true.label for result in results]
     tiles = [
-        row.predicted_tile if label is None else row.true_tile
+        row.picture_tile if masks else row.predicted_tile if label is None else row.true_tile
         for row, label in zip(rows, labels, strict=True)
     ]
     # W&B keeps the names of a key's boxes once, so each picture has to bring them all.
@@ -227,8 +235,19 @@ def _overlays(snapshot: EpochSnapshot, results: Sequence[PictureResult]) -> list
         if label is not None:
             caption += f" | box threshold {snapshot.threshold}"
         boxes = None if label is None else _boxes(row, label, names)
-        images.append(_image(tile, caption=caption, boxes=boxes))
+        mask = _mask(row, label, tile.size) if masks else None
+        images.append(_image(tile, caption=caption, boxes=boxes, masks=mask))
     return images
+
+
+def _mask(row: SheetRow, label: int | None, size: tuple[int, int]) -> dict[str, Any]:
+    """The heatmap as W&B's mask of a picture of a size, which may be padded."""
+    heatmap = row.tile_of(row.predicted_heatmap if label is None else row.true_heatmap)
+    data = np.zeros(size[::-1], np.uint8)
+    height, width = heatmap.shape
+    data[:height, :width] = (heatmap * _LEVELS).clip(0, _LEVELS - 1)
+    names = {i: f"{i / _LEVELS:.1f} to {(i + 1) / _LEVELS:.1f}" for i in range(1, _LEVELS)}
+    return {"heatmap": {"mask_data": data, "class_labels": names}}
 
 
 def _pad_to_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:

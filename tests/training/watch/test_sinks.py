@@ -62,7 +62,7 @@ def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
     epoch.results[0].picture.__dict__["path"] = (
         "caf\udce9/0.png"  # as Python reads a name that is no UTF-8
     )
-    [sink] = make_sinks(quiet_trainer(logger=logger), log_mistakes=False)
+    [sink] = make_sinks(quiet_trainer(logger=logger), log_mistakes=False, masks=False)
     sink.log(epoch)
     text = (Path(logger.log_dir) / "cams.csv").read_text(encoding="utf-8")
     assert "caf\\udce9/0.png" in text

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from PIL import Image
@@ -315,6 +316,34 @@ def test_the_table_of_another_run_is_not_continued(
     [row] = with_pictures(part)
     assert row["val/cams_table/increment_num"] == 0
     assert row["val/cams_table/previous_increments_paths"] == []
+
+
+def test_heatmaps_may_be_masks(tmp_path: Path) -> None:
+    """Of five levels, over the picture alone, with zeros where a picture was padded."""
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    logger._wandb_init.pop("anonymous", None)
+    shown = snapshot(0)
+    WandbSink(logger, log_mistakes=False, masks=True).log(replace(shown, statistics=None))
+    logger.experiment.finish()
+    [part] = parts_of(tmp_path)
+    [row] = with_pictures(part)
+    names = {"1": "0.2 to 0.4", "2": "0.4 to 0.6", "3": "0.6 to 0.8", "4": "0.8 to 1.0"}
+    [file] = part.glob("*.wandb")
+    labels = json.loads(config(file)["_wandb"])["mask/class_labels"]
+    assert labels["val/cams_wandb_delimeter_heatmap"]["value"] == names
+    kept = zip(row["val/cams/all_masks"], row["val/cams/filenames"], shown.results, strict=True)
+    for masks, name, result in kept:
+        mask = np.asarray(Image.open(part / "files" / masks["heatmap"]["path"]))
+        tile, overlay = shown.rows[result].picture_tile, shown.rows[result].true_tile
+        with Image.open(part / "files" / name) as picture:
+            assert picture.size == mask.shape[::-1]
+            pixels = np.asarray(picture, float)[: tile.height, : tile.width]
+        assert np.abs(pixels - tile).mean() < 0.7 * np.abs(pixels - overlay).mean()
+        heatmap = shown.rows[result].tile_of(result.true.heatmap)
+        expected = np.digitize(heatmap, [0.2, 0.4, 0.6, 0.8])
+        part_of_tile = mask[: tile.height, : tile.width]
+        assert (part_of_tile != expected).mean() < 0.02  # at the edges of a level
+        assert set(np.unique(mask)) == {0, 1, 2, 3, 4}
 
 
 def test_a_run_that_is_continued_online_continues_its_table(
