@@ -206,7 +206,7 @@ def from_recipe(recipe: Mapping[str, Any], user: UserNetwork | None = None) -> C
         recipe["backbone_args"] = {}
     classifier = _build(recipe, recipe["num_classes"] if recipe.get("own_head") else None, user)
     if isinstance(classifier.network, CAMNet):
-        return classifier.network
+        return _with_foreground(classifier.network, recipe)
     if recipe.get("is_whole"):
         raise CamtrainTypeError(
             f"This network was built by hand, got a {type(classifier.network).__name__}; give "
@@ -291,6 +291,10 @@ def _as_option(value: object) -> str:
     return value if isinstance(value, str) else f"'{json.dumps(value)}'"
 
 
+def _with_foreground(net: CAMNet, recipe: dict[str, Any]) -> CAMNet:
+    return net.add_foreground() if recipe.get("foreground") else net
+
+
 def _with_original_head(
     recipe: dict[str, Any], classifier: Classifier, weights: Weights | None
 ) -> CAMNet:
@@ -304,7 +308,7 @@ def _with_original_head(
     net.task = check_task(recipe["task"])
     net.recipe = {**recipe, "own_head": True}
     net.preprocessing = classifier.preprocessing
-    return net.add_foreground() if recipe.get("foreground") else net
+    return _with_foreground(net, recipe)
 
 
 def _with_new_head(
@@ -342,4 +346,4 @@ def _with_new_head(
         count = classes_of(classifier.network, classifier.name, tensors)
         if weights is not None and count == net.head.out_features:
             weights.load_part(net, "head")
-    return net.add_foreground() if recipe.get("foreground") else net
+    return _with_foreground(net, recipe)

@@ -193,6 +193,19 @@ def test_a_network_that_is_built_gets_one() -> None:
     assert net.add_foreground() is net
 
 
+def test_a_network_built_by_hand_is_read_with_its_head(tmp_path: Path) -> None:
+    def build() -> CAMNet:
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU())
+        return CAMNet(trunk, nn.Linear(5, 2), preprocessing=Preprocessing((24, 20)))
+
+    net = build().add_foreground().eval()
+    write_bundle(tmp_path / "a.safetensors", net)
+    again = read_network(tmp_path / "a.safetensors", backbone=build).net
+    with torch.no_grad():
+        assert torch.equal(again.display_maps(IMAGES).maps, net.display_maps(IMAGES).maps)
+
+
 def test_a_cast_network_has_one() -> None:
     net = trained(network(foreground=True)).bfloat16()
     with torch.no_grad():
