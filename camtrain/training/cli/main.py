@@ -119,7 +119,9 @@ class CamtrainCLI(LightningCLI):
         # A continued run has the name that it began with, and is always found by its folder's.
         self._given_name = None if self.settings["ckpt_path"] == "last" else self.settings["name"]
         self.settings["name"] = run_name(self.settings)
-        self.settings["project"] = project_or_default(self.settings["project"])
+        self.settings["project"] = project_or_default(
+            self.settings["project"], self.settings["logger"]
+        )
         self._settings_to_repeat = self._repeatable()
         if ckpt_path := self.settings["ckpt_path"]:
             file = self._run.last if ckpt_path == "last" else Path(ckpt_path)

@@ -134,8 +134,9 @@ def fit(
         save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
             step; null: only before validations, after epochs, and when stopping.
         logger: Where curves and heatmaps go, beside the run folder.
-        project: Name of the project in W&B; None: WANDB_PROJECT of the environment, or camtrain.
-        name: Name of the run in W&B; None: WANDB_NAME of the environment, or the folder's name.
+        project: Project in W&B, or experiment in MLflow; None: WANDB_PROJECT or
+            MLFLOW_EXPERIMENT_NAME of the environment, or camtrain.
+        name: Name of the run there; None: WANDB_NAME of the environment, or the folder's name.
         wandb: What the run says of itself in W&B: entity, group, tags, notes, ...
         cams: The callback that watches the heatmaps; None: ``CAMLogger()``.
         trainer: Arguments of Lightning's ``Trainer`` by name; some defaults differ, see
@@ -151,7 +152,10 @@ def fit(
     """
     options = {**TRAINER_DEFAULTS, **(trainer or {})}
     signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
-    makes_loggers, project = options.get("logger") in (None, True), project_or_default(project)
+    makes_loggers, project = (
+        options.get("logger") in (None, True),
+        project_or_default(project, logger),
+    )
     writer = None
     if not options.get("fast_dev_run"):
         if makes_loggers:

@@ -17,7 +17,7 @@ from camtrain.files import locked, replacing
 from camtrain.header import BEST_NAME, BUNDLE_NAME, CONFIG_NAME
 
 SPLIT_NAME = "split.csv"
-RUN_ID = "wandb/run_id"
+RUN_ID, MLFLOW_RUN_ID = "wandb/run_id", "mlflow/run_id"
 
 
 class RunFolder:
@@ -60,8 +60,8 @@ class RunFolder:
             return True
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {"a file"}
         names = {name for name in names if not name.startswith(".config-")}  # half-written
-        is_logged = (self.path / RUN_ID).is_file()
-        return names <= ({"wandb", CONFIG_NAME} if is_logged else set())
+        is_logged = any((self.path / name).is_file() for name in (RUN_ID, MLFLOW_RUN_ID))
+        return names <= ({"wandb", "mlflow", CONFIG_NAME} if is_logged else set())
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:

@@ -10,12 +10,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 
 from camtrain.arguments import announce
 from camtrain.errors import CamtrainValueError
 from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.lightnings import is_lightnings
+from camtrain.training.run.mlflow_run import (
+    NeverStoppingMLFlowLogger,
+    log_file,
+    log_summary,
+    start_mlflow,
+)
+from camtrain.training.run.mlflow_run import finish as finish_mlflow
 from camtrain.training.run.wandb_content import (
     attach_report,
     define_scores,
@@ -33,7 +46,7 @@ from camtrain.training.run.wandb_run import (
 )
 from camtrain.training.run.worker import enqueue_call, errors_as_warnings
 
-LoggerName = Literal["wandb", "tensorboard", "csv", "none"]
+LoggerName = Literal["wandb", "mlflow", "tensorboard", "csv", "none"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +66,16 @@ class LoggedSoFar:
         return cls(max(0, step), int(run.get("wandb_step", 0)))
 
 
-def project_or_default(project: str | None) -> str:
-    """A given project of W&B; else that of its environment, else camtrain."""
-    return project or os.environ.get("WANDB_PROJECT") or "camtrain"
+def project_or_default(project: str | None, kind: LoggerName) -> str:
+    """A given project of W&B or experiment of MLflow; else of their environment; else camtrain."""
+    variable = "MLFLOW_EXPERIMENT_NAME" if kind == "mlflow" else "WANDB_PROJECT"
+    return project or os.environ.get(variable) or "camtrain"
 
 
 def check_logger(kind: LoggerName) -> None:
     """Raise CamtrainValueError where the package of a logger is not installed."""
-    if kind == "tensorboard" and find_spec("tensorboard") is None:
-        raise CamtrainValueError(
-            "logger=tensorboard needs the package tensorboard; run: pip install tensorboard"
-        )
+    if kind in ("tensorboard", "mlflow") and find_spec(kind) is None:
+        raise CamtrainValueError(f"logger={kind} needs the package {kind}; run: pip install {kind}")
 
 
 def make_loggers(
@@ -78,11 +90,11 @@ def make_loggers(
     """Create the loggers of a run, which write into its folder.
 
     Args:
-        kind: ``wandb``, ``tensorboard``, ``csv``, or ``none`` (``metrics.csv``, ``cams/`` and
-            ``report.html`` are written anyway).
+        kind: ``wandb``, ``mlflow``, ``tensorboard``, ``csv``, or ``none`` (``metrics.csv``,
+            ``cams/`` and ``report.html`` are written anyway).
         folder: Folder of the run.
-        project: The W&B project.
-        name: Name of the W&B run; None: that of W&B's environment, else of the folder.
+        project: The W&B project, or the MLflow experiment.
+        name: Name of the run there; None: that of W&B's environment, else of the folder.
         so_far: Where a continued run goes on; None for a new one.
         wandb: What the run says of itself in W&B.
     """
@@ -94,6 +106,10 @@ def make_loggers(
         return [logger]
     if kind == "csv":  # each part of a continued run is a version of its own
         return [CSVLogger(folder, name="csv")]
+    if kind == "mlflow":
+        with announce("Starting MLflow"):
+            tracked = start_mlflow(folder, project, name=name, is_new=so_far is None)
+        return [] if tracked is None else [tracked]
     if kind == "wandb" and not is_disabled():
         with announce("Starting W&B"):
             step = 0 if so_far is None else so_far.wandb_step
@@ -116,27 +132,35 @@ def place_of(loggers: Sequence[Any]) -> str | None:
             return "; ".join(filter(None, [url or "offline", look, upload]))
         if is_lightnings(logger, "TensorBoardLogger"):
             return f"see with: tensorboard --logdir {Path(logger.log_dir)}"
+        if isinstance(logger, NeverStoppingMLFlowLogger):
+            return logger.place
         if is_lightnings(logger, "CSVLogger"):
             return str(logger.log_dir)
     return None
 
 
 def upload_bundle(loggers: Sequence[Logger], bundle: Path, scores: Mapping[str, float]) -> None:
-    """Add the network of the best epoch to the W&B run, if there is one, with its scores."""
+    """Add the network of the best epoch to the W&B or MLflow run, in W&B with its scores."""
     for logger in _wandb_loggers(loggers):
         log_network(logger, bundle, scores)
+    for tracked in _mlflow_loggers(loggers):
+        log_file(tracked, bundle, "model")
 
 
 def upload_report(loggers: Sequence[Logger], report: Path) -> None:
-    """Show the report in the W&B run, if both exist."""
+    """Show the report in the W&B or MLflow run, if both exist."""
     for logger in _wandb_loggers(loggers):
         attach_report(logger, report)
+    for tracked in _mlflow_loggers(loggers):
+        log_file(tracked, report)
 
 
 def describe_data(loggers: Sequence[Logger], data: CAMDataModule, split_file: Path) -> None:
-    """Say what the pictures are, as an artifact that the W&B run uses."""
+    """Say what the pictures are, as an artifact that the W&B run uses; MLflow gets the splits."""
     for logger in _wandb_loggers(loggers):
         use_data(logger, data, split_file)
+    for tracked in _mlflow_loggers(loggers):
+        log_file(tracked, split_file, "data")
 
 
 def log_settings(loggers: Sequence[Logger], settings: dict[str, Any], monitor: str | None) -> None:
@@ -149,9 +173,11 @@ def log_settings(loggers: Sequence[Logger], settings: dict[str, Any], monitor: s
 
 
 def summarize_best(loggers: Sequence[Logger], row: Mapping[str, float]) -> None:
-    """Put the best epoch's row of ``metrics.csv`` into W&B's summary, as ``best/val/acc1``, ..."""
+    """Put the best epoch's row of ``metrics.csv`` into the run, as ``best/val/acc1``, ..."""
+    best = {f"best/{name}": value for name, value in row.items()}
+    for tracked in _mlflow_loggers(loggers):
+        log_summary(tracked, best, int(row["step"]))
     for logger in _wandb_loggers(loggers):
-        best = {f"best/{name}": value for name, value in row.items()}
         enqueue_call(logger, partial(_update_summary, logger, best))
 
 
@@ -160,9 +186,11 @@ def _update_summary(logger: WandbLogger, values: Mapping[str, float]) -> None:
 
 
 def finish_loggers(loggers: Sequence[Logger]) -> None:
-    """End the W&B run, so that another one can begin in the same process."""
+    """End the W&B or MLflow run, so that another one can begin in the same process."""
     for logger in _wandb_loggers(loggers):
         finish(logger)
+    for tracked in _mlflow_loggers(loggers):
+        finish_mlflow(tracked)
 
 
 def wandb_step(loggers: Sequence[Logger]) -> int:
@@ -170,6 +198,10 @@ def wandb_step(loggers: Sequence[Logger]) -> int:
     for logger in _wandb_loggers(loggers):
         return int(answer_of(logger, lambda run: run.step) or 0)
     return 0
+
+
+def _mlflow_loggers(loggers: Sequence[Any]) -> list[MLFlowLogger]:
+    return [logger for logger in loggers if is_lightnings(logger, "MLFlowLogger")]
 
 
 def _wandb_loggers(loggers: Sequence[Any]) -> list[WandbLogger]:

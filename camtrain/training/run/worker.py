@@ -43,6 +43,7 @@ class NeverStopping:
     """Makes one of Lightning's loggers one that a training does not wait for; the first base."""
 
     worker: Worker | None = None
+    gives_up = False  # whether nothing is logged after a failure
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scores; see the base class."""
@@ -64,6 +65,8 @@ def enqueue_call(logger: object, call: Callable[[], object]) -> None:
     """Make a call that uses a logger, after all earlier ones: at once, or in its thread."""
 
     def call_safely() -> None:
+        if logger in failed and getattr(logger, "gives_up", False):
+            return
         with errors_as_warnings(logger):
             call()
 

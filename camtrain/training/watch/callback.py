@@ -48,15 +48,15 @@ class CAMLogger(Callback):
 
     The callback writes contact sheets, ``DIRPATH/epoch_000.jpg``, ... (after validations within
     an epoch ``epoch_001_step_000250.jpg``, ...), and ``report.html``, a page that needs no network:
-    scores, the pictures with a slider over the epochs, confusions, localization against the
-    threshold, mistakes, settings. The page is written anew each time; its data lies in the folder
-    ``report``, so that a resumed training continues it. At the end, ``over_epochs.png`` beside the
-    page shows heatmaps of up to five pictures at six moments.
+    scores, pictures with a slider over the epochs, confusions, localization, mistakes, settings. It
+    is written anew each time; its data lies in the folder ``report``, so that a resumed training
+    continues it. At the end, ``over_epochs.png`` shows up to five pictures at six moments.
 
     The loggers of the trainer get, at the same step as the epoch's scores: W&B ``val/cams``
     (overlays with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``,
     ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``;
-    TensorBoard the contact sheets, the confusion matrix and the histograms; CSV ``cams.csv``.
+    MLflow each picture, contact sheets and tables (see ``MlflowSink``); TensorBoard the sheets, the
+    confusion matrix and the histograms; CSV ``cams.csv``; others that take images the sheets.
 
     It works with any module whose ``.net`` is a ``CAMNet``, also in ``lightning.pytorch``. Only
     ``CAMModule`` measures classes, histograms and localization. Mistakes are shown if
@@ -107,7 +107,7 @@ class CAMLogger(Callback):
         palette(colormap)  # raises now, not after an epoch
         check_tile(tile)
         self._colormap, self._tile = colormap, tile
-        self._log_mistakes, self._masks = log_mistakes, masks
+        self._sink_options = {"log_mistakes": log_mistakes, "masks": masks}
         self._indices: list[int] = []
         self._choice = ""  # identifies the data, and how many pictures were chosen
         self._mistakes = Mistakes(num_mistakes)
@@ -155,7 +155,7 @@ class CAMLogger(Callback):
             return
         names = class_names_of(trainer, net) or net.display_names
         self._page.set_pictures(self._runner.pictures, names)
-        self._sinks = make_sinks(trainer, log_mistakes=self._log_mistakes, masks=self._masks)
+        self._sinks = make_sinks(trainer, self._folder, path, **self._sink_options)
         if is_new:
             self._show(trainer, net, Moment(0))
             self._page.write(trainer, pl_module)

@@ -22,6 +22,13 @@ from camtrain.files import write_text
 from camtrain.localization.pointing import BINS
 from camtrain.training.lightnings import is_lightnings
 from camtrain.training.run.worker import enqueue_call, errors_as_warnings
+from camtrain.training.watch.image_sinks import (
+    MATRIX_CLASSES,
+    ImageSink,
+    MlflowSink,
+    pictures_of,
+    takes_images,
+)
 from camtrain.training.watch.results import PictureResult
 from camtrain.training.watch.snapshot import (
     EpochSnapshot,
@@ -29,14 +36,13 @@ from camtrain.training.watch.snapshot import (
     class_table,
     confused_pairs,
 )
-from camtrain.visualize import SheetRow, confusion_picture
+from camtrain.visualize import SheetRow
 
 if TYPE_CHECKING:
     import wandb
 
 TABLE = "val/cams_table"
 _COLUMNS = "epoch", "picture", "image", "overlay", "true", "predicted", "score", "GT-known hit"
-_MATRIX_CLASSES = 60  # a matrix of more cannot be read; W&B gets a table of pairs instead
 _PAIRS = 500
 _LEVELS = 5  # of a mask; the lowest is no part of it
 _COLLECT_EVERY = 20  # validations
@@ -55,15 +61,10 @@ class TensorBoardSink:
 
     def log(self, snapshot: EpochSnapshot) -> None:
         """Show an epoch."""
-        pictures = {f"{snapshot.split}/cams": snapshot.sheet}
-        if self.log_mistakes and snapshot.mistakes:
-            pictures["val/cam_mistakes"] = snapshot.mistake_sheet
-        if (statistics := snapshot.statistics) is not None:
-            confusion = statistics.classes.confusion
-            if confusion is not None and len(confusion) <= _MATRIX_CLASSES:
-                pictures["val/confusion"] = confusion_picture(confusion, snapshot.names)
-            for name, counts in statistics.histograms.items():
-                self._add_histogram(f"val/cam_{name}_histogram", counts, snapshot.step)
+        pictures = pictures_of(snapshot, log_mistakes=self.log_mistakes)
+        histograms = {} if snapshot.statistics is None else snapshot.statistics.histograms
+        for name, counts in histograms.items():
+            self._add_histogram(f"val/cam_{name}_histogram", counts, snapshot.step)
         for name, picture in pictures.items():
             self.logger.experiment.add_image(
                 name, np.asarray(picture), snapshot.step, dataformats="HWC"
@@ -187,20 +188,35 @@ class WandbSink:
             gc.collect()  # W&B keeps the last 100 artifacts of tables; older ones are cycles
 
 
-Sink = TensorBoardSink | CSVSink | WandbSink
+Sink = TensorBoardSink | CSVSink | WandbSink | MlflowSink | ImageSink
 
 
-def make_sinks(trainer: Trainer, *, log_mistakes: bool, masks: bool) -> list[Sink]:
-    """A sink for each logger of the trainer that can show pictures or tables."""
+def make_sinks(
+    trainer: Trainer, folder: Path, report: Path, *, log_mistakes: bool, masks: bool
+) -> list[Sink]:
+    """A sink for each logger of the trainer that can show pictures or tables.
+
+    One line says of the others, and of CSV, that the heatmaps are on disk.
+    """
     sinks: list[Sink] = []
     loggers: list[Any] = trainer.loggers
+    without = []
     for logger in loggers:
         if is_lightnings(logger, "WandbLogger"):
             sinks.append(WandbSink(logger, log_mistakes, masks))
         elif is_lightnings(logger, "TensorBoardLogger"):
             sinks.append(TensorBoardSink(logger, log_mistakes))
+        elif is_lightnings(logger, "MLFlowLogger"):
+            sinks.append(MlflowSink(logger, log_mistakes))
         elif is_lightnings(logger, "CSVLogger"):
             sinks.append(CSVSink(logger))
+            without.append(type(logger).__name__)
+        elif takes_images(logger):
+            sinks.append(ImageSink(logger, log_mistakes))
+        else:
+            without.append(type(logger).__name__)
+    if without:
+        print(f"No pictures for {', '.join(without)}: the heatmaps are in {folder} and {report}.")
     return sinks
 
 
@@ -297,7 +313,7 @@ def _statistics_media(statistics: ValidationStatistics, names: list[str]) -> dic
         columns = [column.name for column in table.columns]
         media["val/classes"] = wandb.Table(columns=[*columns], data=table.rows)
     confusion = statistics.classes.confusion
-    if confusion is not None and len(names) <= _MATRIX_CLASSES:
+    if confusion is not None and len(names) <= MATRIX_CLASSES:
         media["val/confusion"] = _confusion_chart(confusion, names)
     elif confusion is not None:
         pairs = confused_pairs(confusion, names, _PAIRS)

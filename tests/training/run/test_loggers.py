@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from camtrain.errors import CamtrainError
 from camtrain.training.run import loggers
-from camtrain.training.run.loggers import make_loggers, place_of
+from camtrain.training.run.loggers import LoggerName, make_loggers, place_of
 from camtrain.training.run.trainer import ProgressBarFromOne, build_trainer
 from tests.training.conftest import quiet_trainer, small_module
 
@@ -19,15 +19,21 @@ def test_none_and_disabled_are_no_loggers(tmp_path: Path, monkeypatch: pytest.Mo
     assert make_loggers("wandb", tmp_path, "project") == []
 
 
-def test_tensorboard_writes_into_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_writes_into_the_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     [logger] = make_loggers("tensorboard", tmp_path, "project")
     assert isinstance(logger, TensorBoardLogger)
     assert Path(logger.log_dir) == tmp_path / "tensorboard"
     assert place_of([logger]) == f"see with: tensorboard --logdir {tmp_path / 'tensorboard'}"
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
+def test_a_logger_whose_package_is_missing_names_it(
+    kind: LoggerName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    with pytest.raises(CamtrainError, match="run: pip install tensorboard"):
-        loggers.check_logger("tensorboard")
+    with pytest.raises(CamtrainError, match=f"needs the package {kind}; run: pip install {kind}"):
+        loggers.check_logger(kind)
 
 
 @pytest.mark.parametrize(("max_epochs", "text"), [(3, "Epoch 1/3"), (-1, "Epoch 1")])

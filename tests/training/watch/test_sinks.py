@@ -1,14 +1,19 @@
-"""What TensorBoard and CSV loggers get."""
+"""What TensorBoard, CSV and other loggers get."""
 
 import csv
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from camtrain.training import CAMDataModule, CAMLogger
-from camtrain.training.watch.sinks import make_sinks
+from camtrain.training.watch.sinks import Sink, make_sinks
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.watch.snapshots import snapshot
 
@@ -62,7 +67,117 @@ def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
     epoch.results[0].picture.__dict__["path"] = (
         "caf\udce9/0.png"  # as Python reads a name that is no UTF-8
     )
-    [sink] = make_sinks(quiet_trainer(logger=logger), log_mistakes=False, masks=False)
+    [sink] = sinks_of(logger, tmp_path)
     sink.log(epoch)
     text = (Path(logger.log_dir) / "cams.csv").read_text(encoding="utf-8")
     assert "caf\\udce9/0.png" in text
+
+
+def sinks_of(logger: Logger | list[Logger], folder: Path) -> list[Sink]:
+    trainer = quiet_trainer(logger=logger)
+    return make_sinks(trainer, folder, folder / "report.html", log_mistakes=True, masks=False)
+
+
+class Taking(Logger):
+    """A logger whose experiment may take pictures, as those of well-known packages."""
+
+    name = version = "0"
+
+    def __init__(self, experiment: object) -> None:
+        super().__init__()
+        self.experiment = experiment
+
+    def log_metrics(self, *arguments: object) -> None:
+        """Log nothing."""
+
+    log_hyperparams = log_metrics
+
+
+def of_comet(taken: list[tuple[object, ...]]) -> object:
+    def log_image(
+        image_data: Image.Image, name: str | None = None, step: int | None = None
+    ) -> None:
+        taken.append((name, step, image_data.size))
+
+    return SimpleNamespace(log_image=log_image)
+
+
+def of_tensorboard(taken: list[tuple[object, ...]]) -> object:
+    def add_image(
+        tag: str, img_tensor: np.ndarray, global_step: int, dataformats: str = "CHW"
+    ) -> None:
+        taken.append((tag, global_step, img_tensor.shape[1::-1]))
+        assert dataformats == "HWC"
+
+    return SimpleNamespace(add_image=add_image)
+
+
+class OfWandb(Taking):
+    """A logger that has the method itself, as those of W&B and SwanLab."""
+
+    def log_image(
+        self, key: str, images: list[Image.Image], step: int | None = None, **options: object
+    ) -> None:
+        """Take pictures."""
+        self.experiment.extend((key, step, image.size) for image in images)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda t: Taking(of_comet(t)), lambda t: Taking(of_tensorboard(t)), OfWandb],
+    ids=["comet", "tensorboard", "wandb"],
+)
+def test_any_logger_with_an_image_method_gets_sheets(
+    make: Callable[[list[tuple[object, ...]]], Logger],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    taken: list[tuple[object, ...]] = []
+    epoch = snapshot(1)
+    [sink] = sinks_of(make(taken), tmp_path)
+    sink.log(epoch)
+    assert [entry[:2] for entry in taken] == [
+        ("val/cams", 9),
+        ("val/cam_mistakes", 9),
+        ("val/confusion", 9),
+    ]
+    assert taken[0][2] == epoch.sheet.size
+    assert capsys.readouterr().out == ""
+
+
+def test_neptune_gets_series(tmp_path: Path) -> None:
+    series: dict[str, list[int]] = defaultdict(list)
+
+    class Run:
+        def __getitem__(self, key: str) -> object:
+            return SimpleNamespace(append=lambda picture, step: series[key].append(step))
+
+    neptune = type("NeptuneLogger", (Taking,), {"__module__": "pytorch_lightning.loggers.neptune"})(
+        Run()
+    )
+    [sink] = sinks_of(neptune, tmp_path)
+    sink.log(snapshot(1))
+    assert series == {"val/cams": [9], "val/cam_mistakes": [9], "val/confusion": [9]}
+
+
+def test_a_logger_that_refuses_pictures_is_told_once(tmp_path: Path) -> None:
+    def log_image(image: Image.Image) -> None:
+        raise ConnectionError("no server")
+
+    logger = Taking(SimpleNamespace(log_image=log_image))
+    [sink] = sinks_of(logger, tmp_path)
+    with pytest.warns(UserWarning, match=r"Taking failed \(ConnectionError: no server\)") as told:
+        sink.log(snapshot(1))
+    sink.log(snapshot(2))
+    assert len(told) == 1
+
+
+def test_loggers_without_pictures_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loggers = [CSVLogger(tmp_path, name="csv"), Taking(SimpleNamespace())]
+    assert len(sinks_of(loggers, tmp_path)) == 1
+    report = tmp_path / "report.html"
+    assert capsys.readouterr().out == (
+        f"No pictures for CSVLogger, Taking: the heatmaps are in {tmp_path} and {report}.\n"
+    )
