@@ -77,7 +77,7 @@ def test_the_examples_print_what_they_say() -> None:
 def test_it_learns_two_labels_at_once() -> None:
     module, data = module_of(lr=0.02), TwoSquares()
     before = scores_of(module, data)
-    assert before.keys() == {"val/loss", "val/map"}
+    assert before.keys() == {"val/loss", "val/map", "val/ece"}
     quiet_trainer(max_epochs=12).fit(module, data)
     after = scores_of(module, data)
     assert after["val/loss"] < 0.7 * before["val/loss"]

@@ -16,6 +16,7 @@ from camtrain.labels import Task, multi_hot
 from camtrain.localization import MapStatistics
 from camtrain.preprocessing import Preprocessing
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
+from camtrain.training.evaluate.calibration import CalibrationError
 from camtrain.training.learn.losses import loss_of
 
 SCORES = {
@@ -24,6 +25,7 @@ SCORES = {
     "acc5": "accuracy, top-5",
     "map": "mean average precision",
     "acc": "accuracy, score of at least 0.5",
+    "ece": "calibration error (ECE)",
     "box_acc_calibrated": "boxes, threshold calibrated on val",
     "loc_gt_known": "GT-known localization, threshold 0.2",
     "loc_top1": "top-1 localization, threshold 0.2",
@@ -70,6 +72,11 @@ def score_names(num_classes: int, task: Task) -> list[str]:
     if num_classes <= 5:  # the five best of five classes are always right
         absent.add("acc5")
     return [name for name in SCORES if name not in absent]
+
+
+def is_smaller_better(name: str) -> bool:
+    """Whether the best value of a logged score is the smallest."""
+    return "loss" in name or name.endswith("/ece")
 
 
 def score_rows(scores: Mapping[str, float | None]) -> dict[str, tuple[str, str]]:
@@ -173,6 +180,7 @@ class Evaluation(nn.Module):
         if "acc5" in names:
             ranked["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
         self.ranked = MetricCollection(ranked, compute_groups=False)
+        self.calibration = CalibrationError(task)
         self.confusion = None
         if task == "multiclass" and num_classes <= _MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
@@ -204,6 +212,7 @@ class Evaluation(nn.Module):
             is_multilabel = self.task == "multilabel"
             targets = multi_hot(labels, self.num_classes) if is_multilabel else labels
             self.ranked.update(logits, targets)
+            self.calibration.update(logits, targets)
             if self.confusion is not None:
                 self.confusion.update(logits, labels)
         if maps is not None and batch is not None:
@@ -248,6 +257,7 @@ class Evaluation(nn.Module):
         scores = {"loss": self.loss.compute(), **ranked}
         if "acc" in score_names(self.num_classes, self.task):
             scores["acc"] = self._average_precision().accuracy()
+        scores["ece"] = self.calibration.compute()
         # Counts nothing, so that a process without any maps synchronizes like the others.
         self.statistics.update(torch.zeros(0, 1, 2), [], (1, 2))
         scores |= {

@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import WandbLogger
 from camtrain.data.source import Source
 from camtrain.errors import first_line
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluate.scores import is_smaller_better
 from camtrain.training.run.worker import enqueue_call
 
 LARGEST_REPORT = 20_000_000  # bytes
@@ -30,7 +31,7 @@ def define_scores(logger: WandbLogger, monitor: str) -> None:
 
     def define() -> None:
         for name in dict.fromkeys((monitor, "val/loss", "train/loss")):
-            summary = "min" if "loss" in name else "max"
+            summary = "min" if is_smaller_better(name) else "max"
             run = logger.experiment
             run.define_metric(name, step_metric=_STEP, step_sync=True, summary=summary)
 

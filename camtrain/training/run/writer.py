@@ -18,6 +18,7 @@ from camtrain.files import duplicate, remove_parts, write_text
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.model.modules import is_import_path
 from camtrain.training.datamodule import CAMDataModule
+from camtrain.training.evaluate.scores import is_smaller_better
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import describe_data, summarize_best, wandb_step
 from camtrain.training.run.resume import (
@@ -270,7 +271,7 @@ class RunWriter(Checkpoint):
                 f"monitor must be one of the logged scores, got {self.monitor!r}; logged are "
                 f"{', '.join(sorted(row.keys() - {'epoch', 'step'}))}."
             )
-        sign = -1 if "loss" in monitor else 1  # a loss is minimized
+        sign = -1 if is_smaller_better(monitor) else 1
         score = row[monitor]
         if math.isnan(score):
             score = -sign * math.inf

@@ -21,6 +21,7 @@ from camtrain.training.evaluate.verdict import verdict
 from camtrain.training.watch.pictures import ValidationPicture
 from camtrain.training.watch.report_data import (
     EpochRecord,
+    calibration_charts,
     class_data,
     faithfulness_charts,
     localization_charts,
@@ -59,6 +60,7 @@ class TrainingReport:
         self._latest: dict[str, Any] = {  # what the page shows of the latest epoch, and of all
             "pictures": [],
             "mistakes": [],
+            "calibration": [],
             "localization": [],
             "faithfulness": [],
             "mistakes_threshold": str(BoxThreshold()),
@@ -109,6 +111,7 @@ class TrainingReport:
         self._latest["mistakes_threshold"] = str(snapshot.threshold)
         if statistics is not None:
             record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
+            self._latest["calibration"] = calibration_charts(statistics.reliability)
             self._latest["localization"] = localization_charts(statistics.localization)
             sentence = verdict(statistics.localization, {})
             self._latest["verdict"] = sentence and f"Epoch {moment.label}, val: {sentence}"

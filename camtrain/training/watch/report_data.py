@@ -33,6 +33,7 @@ _CURVE_POINTS = 200
 _CURVES: dict[str, tuple[list[int] | None, tuple[str, ...]]] = {
     "loss": (None, ("train/loss", "val/loss")),
     "accuracy": ([0, 1], ("val/acc1", "val/acc5", "val/map", "val/acc")),
+    "calibration error (ECE)": (None, ("val/ece",)),
     "localization; GT-known and top-1 at the threshold 0.2": (
         [0, 1],
         ("val/loc_gt_known", "val/loc_top1", "val/max_box_acc", "val/centre_box_acc"),
@@ -172,6 +173,18 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
         "marks": {name: value for name, value in marks.items() if value is not None},
     }
     return [chart]
+
+
+def calibration_charts(reliability: Sequence[Sequence[float]]) -> list[Chart]:
+    """The chart of ``CalibrationError.reliability``; of calibrated scores it is the diagonal."""
+    measured = [[score, accuracy] for score, accuracy, _ in reliability]
+    series = [
+        {"name": "calibrated", "points": [[0, 0], [1, 1]], "reference": True},
+        {"name": "measured", "points": measured},
+    ]
+    title, xs = "part of the predictions that is right", "score of the prediction"
+    chart = {"title": title, "xs": xs, "range": [0, 1], "xRange": [0, 1], "series": series}
+    return [chart] if measured else []
 
 
 def faithfulness_charts(report: Mapping[str, Any]) -> list[Chart]:

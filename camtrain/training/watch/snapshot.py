@@ -80,6 +80,7 @@ class ValidationStatistics:
     classes: ClassScores
     histograms: Mapping[str, Tensor]  # pictures per bin by name, see `MapStatistics`
     localization: Mapping[str, Any]  # see `BoxScores.report`; empty where no picture had boxes
+    reliability: Sequence[Sequence[float]]  # see `CalibrationError`
 
     @classmethod
     def of(cls, evaluation: nn.Module) -> ValidationStatistics:
@@ -87,7 +88,11 @@ class ValidationStatistics:
         assert isinstance(evaluation, Evaluation)
         calibrated = evaluation.boxes.calibrated_threshold()
         histograms = evaluation.statistics.histograms()
-        return cls(evaluation.by_class(), histograms, evaluation.boxes.report(calibrated))
+        report, reliability = (
+            evaluation.boxes.report(calibrated),
+            evaluation.calibration.reliability(),
+        )
+        return cls(evaluation.by_class(), histograms, report, reliability)
 
     @property
     def threshold(self) -> BoxThreshold:

@@ -21,6 +21,8 @@ for (const [name, [text, value]] of Object.entries(content.test)) {
 }
 byId("maps").append(...content.maps.map(lineChart));
 hideWithout("maps", content.maps.length);
+byId("calibration").append(...content.calibration.map(lineChart));
+hideWithout("calibration", content.calibration.length);
 byId("localization").append(...content.localization.map(lineChart));
 hideWithout("localization", content.localization.length);
 byId("faithfulness").append(...content.faithfulness.map(lineChart));

@@ -32,9 +32,9 @@ def report_page(content: Mapping[str, Any]) -> str:
 
     Args:
         content: What ``main.js`` shows, plain values: ``title``, ``state``, ``colormap`` (see
-            ``packed_colormap``), ``curves``, ``maps``, ``localization`` and ``faithfulness``
-            (charts, see ``chart.js``), ``pictures``, ``epochs`` and ``mistakes`` (see
-            ``cards.js``), ``classes``, ``classes_epoch`` and ``settings``.
+            ``packed_colormap``), ``curves``, ``maps``, ``calibration``, ``localization`` and
+            ``faithfulness`` (charts, see ``chart.js``), ``pictures``, ``epochs`` and ``mistakes``
+            (see ``cards.js``), ``classes``, ``classes_epoch`` and ``settings``.
 
     Raises:
         ValueError: A number is not finite; browsers refuse it, so None must stand there.

@@ -27,6 +27,7 @@ Arguments = Callable[..., list[str]]
 TABLE = (
     "loss",
     "acc1",
+    "ece",
     "box_acc_calibrated",
     "loc_gt_known",
     "loc_top1",
@@ -149,7 +150,7 @@ def test_without_boxes_nothing_is_claimed(
     run(fit_arguments())
     found = json.loads((tmp_path / "runs/run/test/localization.json").read_text())
     assert found["scores"].keys() == {
-        *("loss", "acc1", "cam_area", "cam_entropy"),
+        *("loss", "acc1", "ece", "cam_area", "cam_entropy"),
         *("mosaic_peak", "mosaic_energy", "mosaic_chance"),
         *("deletion", "insertion", "srg", "srg_centre", "srg_random"),
     }

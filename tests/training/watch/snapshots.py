@@ -50,7 +50,9 @@ def statistics(names: tuple[str, ...] = NAMES) -> ValidationStatistics:
     evaluation.update(logits, None, labels)
     boxes = [torch.tensor([[0, 0, 9, 9]])] * 30
     evaluation.statistics.update(torch.randn(30, 4, 5, generator=generator), boxes, (32, 32))
-    return ValidationStatistics(evaluation.by_class(), evaluation.statistics.histograms(), {})
+    return ValidationStatistics(
+        evaluation.by_class(), evaluation.statistics.histograms(), {}, [[0.5, 0.25, 4]]
+    )
 
 
 def snapshot(
