@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from PIL import Image
 
 import camtrain
-import wandb
 from camtrain.training.cli.main import main as run
 from tests.conftest import fit_of
 from tests.training.run.wandb_server import Run, WandbServer

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 import wandb
+
 from camtrain.training.cli.main import main as run
 from camtrain.training.run import loggers, wandb_run
 from camtrain.training.run.loggers import (
