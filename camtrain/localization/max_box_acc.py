@@ -45,8 +45,8 @@ def hits_at_thresholds(
     scores = score_map(class_map)
     contours = contour_boxes(scores)
     boxes = torch.from_numpy(contours.boxes_xyxy)
-    truth = inclusive_boxes(boxes_xyxy, size_hw).split(1000)  # else 100,000 would take gigabytes
-    iou = torch.stack([box_iou_inclusive(boxes, part).amax(dim=1) for part in truth]).amax(dim=0)
+    truths = torch.split(inclusive_boxes(boxes_xyxy, size_hw), 1000)  # 100,000 take gigabytes
+    iou = torch.stack([box_iou_inclusive(boxes, truth).amax(dim=1) for truth in truths]).amax(dim=0)
     # The largest and the best contour of each foreground: (2, F).
     best = np.stack((iou[contours.largest], np.maximum.reduceat(iou.numpy(), contours.starts)))
     hits = best[:, None] >= np.array(iou_thresholds)[:, None]
