@@ -37,7 +37,9 @@ MISTAKES = {
     "optimizer": Mistake("fit --model.optimizer adamm", "adam"),
     "augmentation": Mistake("fit --data.augment flipp", "none, flip, light"),
     "monitor": Mistake("fit --monitor val/accuracy", "val/acc1"),
-    "logger": Mistake("fit --logger wand", "--logger must be one of wandb, tensorboard, csv, none"),
+    "logger": Mistake(
+        "fit --logger wand", "--logger must be one of wandb, mlflow, tensorboard, csv, none"
+    ),
     "format": Mistake(f"export {BEST} --format tflite", "safetensors, onnx, pt2"),
     "no format": Mistake(f"export {BEST}", "--format"),
     "network": Mistake("models zzz", "none of"),

@@ -406,9 +406,9 @@ def test_damaged_json_is_refused(text: str, path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path) -> None:
-    newer = json.dumps({"format_version": 3, "architecture": "a language of the future"})
+    newer = json.dumps({"format_version": 4, "architecture": "a language of the future"})
     save_file({"x": torch.zeros(1)}, path, {"camtrain": newer})
-    assert_refused(path, "format version 3", "reads up to 2", "install a newer camtrain")
+    assert_refused(path, "format version 4", "reads up to 3", "install a newer camtrain")
 
 
 @pytest.mark.parametrize(

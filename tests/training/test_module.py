@@ -52,7 +52,7 @@ def test_plain_batches_give_loss_and_accuracy_and_no_localization(
 ) -> None:
     module = small_module(num_classes=num_classes)
     quiet_trainer().fit(module, AnybodysData(num_classes))
-    names = {"val/loss", "val/acc1", "val/cam_area", "val/cam_entropy"}
+    names = {"val/loss", "val/acc1", "val/ece", "val/cam_area", "val/cam_entropy"}
     names |= {"val/acc5"} if has_acc5 else set()
     assert scores_of(module, AnybodysData(num_classes)).keys() == names
 

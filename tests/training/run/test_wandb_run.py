@@ -324,7 +324,7 @@ def test_the_environment_of_wandb_holds(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     for variable, (value, _, _) in ENVIRONMENT.items():
         monkeypatch.setenv(variable, value)
-    [logger] = make_loggers("wandb", tmp_path / "run", project_or_default(None))
+    [logger] = make_loggers("wandb", tmp_path / "run", project_or_default(None, "wandb"))
     settings = logger.experiment.settings
     expected = {name: value for value, name, _ in ENVIRONMENT.values()}
     expected["run_tags"] = ("a", "b")
