@@ -175,7 +175,14 @@ def _connect(
     )
     logger.register = options.register
     logger._wandb_init.pop("anonymous", None)  # Lightning sends it, wandb warns about it
-    assert logger.experiment is not None  # starts it
+    run: Any = logger.experiment  # starts it
+    if mode == "online":
+        # Before W&B logs its first table or artifact it asks its server who the user is, and before
+        # each for the type of an earlier one: then, while the server does not answer, nothing would
+        # reach the files of the run. The first is asked now, the second need not be known.
+        run._assert_can_log_artifact = lambda artifact: None
+        with suppress(Exception):
+            in_time(run._public_api, LONGEST_ANSWER)
     logger.start_worker()
     atexit.unregister(_end_service)
     atexit.register(_end_service, _exit_worker())  # before W&B's own function, which may hang
