@@ -50,7 +50,7 @@ CHANGES = {
     "pool": (["--model.pool", "max"], "test-pool=max"),
     "stride": (["--model.stride", "2"], "test-stride=2"),
     "size": (["--data.size", "[40, 48]"], "test-size=40x48"),
-    "part": (["--trainer.limit_test_batches", "1"], "test-limit_test_batches=1"),
+    "part": (["--trainer.limit_test_batches", "0.5"], "test-limit_test_batches=0.5"),
     "two": (["--data.size", "40", "--model.refine", "affinity"], "test-refine=affinity-size=40"),
 }
 

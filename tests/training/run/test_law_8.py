@@ -28,7 +28,10 @@ KINDS = {
     "solver": (*FROZEN, "--data.augment", "none", "--model.head_solver", "logistic"),
     "unfreezing": (*FROZEN, "--model.unfreeze_at_epoch", "1"),
     "steps": ("--trainer.max_epochs", "-1", "--trainer.max_steps", "9"),
-    "multi-label": ("--data.source", "csv", "--data.root", "{lists}/labels.csv"),
+    "multi-label": (
+        *("--data.source", "csv", "--data.root", "{lists}/labels.csv"),
+        *("--model.task", "multilabel"),
+    ),
     "shards": ("--data.source", "shards", "--data.root", "{lists}/shards"),
     "refined": ("--model.refine", "affinity", "--model.refine_layers", '["trunk.relu3"]'),
     "W&B offline": ("--logger", "wandb"),
