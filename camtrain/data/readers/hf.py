@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,10 @@ def _boxes(
             records = [{box_name: box, category: label} for box, label in zip_longest(*lists)]
         for record in records:
             label = record.get(category)
-            name = "" if label is None else names[label] if names else str(label)
-            yield from xywh_boxes(place, path, map(float, record[box_name]), name)
+            is_known = names and isinstance(label, int) and 0 <= label < len(names)
+            name = names[label] if is_known else "" if label in (None, -1) else str(label)
+            numbers = (nan if number is None else number for number in record[box_name] or ())
+            yield from xywh_boxes(place, path, map(float, numbers), name)
 
 
 def _undecoded(part: Any, column: str) -> Any:  # noqa: ANN401
@@ -220,7 +223,7 @@ class _Contents:
             if place < len(part):
                 break
             place -= len(part)
-        entry = part[place][self.column]
+        entry = part[place][self.column] or {"bytes": b"", "path": None}  # no picture: damaged
         if entry["bytes"] is not None:
             return bytes(entry["bytes"])
         with open_regular(entry["path"]) as file:

@@ -96,6 +96,40 @@ def test_objects_have_boxes_of_the_pictures_class(as_records: bool, tmp_path: Pa
     assert boxes == [[[3, 4, 10, 6]], [], [[0, 0, 5, 5]], []]
 
 
+OBJECTS = {
+    "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+    "category": datasets.List(CLASS),
+}
+
+
+@pytest.mark.parametrize("box", [None, [1, None, 5, 5], [1, 2, 3]])
+def test_a_box_that_lacks_numbers_is_refused(box: object, tmp_path: Path) -> None:
+    objects = [{"bbox": [box], "category": [0]}, {"bbox": [], "category": []}]
+    columns = pictures([0, 1], objects=objects)
+    write(tmp_path / "set", {**FEATURES, "objects": OBJECTS}, train=columns)
+    with pytest.raises(CamtrainError, match="expected x, y, width, height in the bbox of train/0"):
+        sources_of(tmp_path / "set", val_fraction=0)
+
+
+def test_a_box_without_a_class_is_one_of_its_picture(tmp_path: Path) -> None:
+    """Also where the number says that there is none, which is no last class."""
+    boxes = [[0, 0, 5, 5], [1, 1, 6, 6]]
+    objects = [{"bbox": boxes, "category": categories} for categories in ([-1, None], [1, 0])]
+    columns = pictures([0, 1], objects=objects)
+    write(tmp_path / "set", {**FEATURES, "objects": OBJECTS}, train=columns)
+    train = sources_of(tmp_path / "set", val_fraction=0)["train"]
+    assert [len(train.boxes(row)) for row in range(2)] == [2, 1]
+
+
+def test_a_picture_that_is_missing_is_a_damaged_one(tmp_path: Path) -> None:
+    columns = pictures([0, 1, 1])
+    columns["img"][1] = None
+    write(tmp_path / "set", FEATURES, train=columns)
+    options = SourceOptions(root=tmp_path / "set", val_fraction=0)
+    report = check_data("hf", options, processes=0)
+    assert list(report.excluded()) == ["train/0000001"]
+
+
 def test_columns_that_are_named_may_be_of_other_types(tmp_path: Path) -> None:
     """Texts, numbers and several labels; pictures that the file does not call so."""
     columns = {
