@@ -191,12 +191,13 @@ def _boxes(
     for path, entry in zip(paths, entries, strict=True):
         records = entry or []
         if isinstance(records, dict):
-            lists = [records[box_name], records[category] if category else []]
+            lists = [records[box_name] or [], (category and records[category]) or []]
             records = [{box_name: box, category: label} for box, label in zip_longest(*lists)]
-        for record in records:
+        for record in filter(None, records):
             label = record.get(category)
-            is_known = names and isinstance(label, int) and 0 <= label < len(names)
-            name = names[label] if is_known else "" if label in (None, -1) else str(label)
+            name = "" if label in (None, -1) else str(label)
+            if names and isinstance(label, int) and 0 <= label < len(names):
+                name = names[label]
             numbers = (nan if number is None else number for number in record[box_name] or ())
             yield from xywh_boxes(place, path, map(float, numbers), name)
 

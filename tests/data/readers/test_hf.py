@@ -115,10 +115,10 @@ def test_a_box_without_a_class_is_one_of_its_picture(tmp_path: Path) -> None:
     """Also where the number says that there is none, which is no last class."""
     boxes = [[0, 0, 5, 5], [1, 1, 6, 6]]
     objects = [{"bbox": boxes, "category": categories} for categories in ([-1, None], [1, 0])]
-    columns = pictures([0, 1], objects=objects)
+    columns = pictures([0, 1, 1], objects=[*objects, {"bbox": None, "category": None}])
     write(tmp_path / "set", {**FEATURES, "objects": OBJECTS}, train=columns)
     train = sources_of(tmp_path / "set", val_fraction=0)["train"]
-    assert [len(train.boxes(row)) for row in range(2)] == [2, 1]
+    assert [len(train.boxes(row)) for row in range(3)] == [2, 1, 0]
 
 
 def test_a_picture_that_is_missing_is_a_damaged_one(tmp_path: Path) -> None:
