@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from camtrain.localization.boxes import box_iou_inclusive as box_iou_inclusive
     from camtrain.localization.boxes import boxes_from_heatmap as boxes_from_heatmap
     from camtrain.localization.boxes import dt_boxes as dt_boxes
+    from camtrain.localization.centre import CentreBoxAcc as CentreBoxAcc
+    from camtrain.localization.centre import centre_map as centre_map
     from camtrain.localization.faithfulness import Faithfulness as Faithfulness
     from camtrain.localization.faithfulness import perturbation_curves as perturbation_curves
-    from camtrain.localization.max_box_acc import CentreBoxAcc as CentreBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAcc as MaxBoxAcc
     from camtrain.localization.max_box_acc import MaxBoxAccV2 as MaxBoxAccV2
-    from camtrain.localization.max_box_acc import centre_map as centre_map
     from camtrain.localization.mosaics import MosaicScore as MosaicScore
     from camtrain.localization.mosaics import mosaic as mosaic
     from camtrain.localization.mosaics import mosaic_plan as mosaic_plan
@@ -35,8 +35,9 @@ _HOMES = {
         "FlatErrors LocalizationAccuracy flat_errors read_predictions"
     ),
     "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap dt_boxes",
+    "camtrain.localization.centre": "CentreBoxAcc centre_map",
     "camtrain.localization.faithfulness": "Faithfulness perturbation_curves",
-    "camtrain.localization.max_box_acc": "CentreBoxAcc MaxBoxAcc MaxBoxAccV2 centre_map",
+    "camtrain.localization.max_box_acc": "MaxBoxAcc MaxBoxAccV2",
     "camtrain.localization.mosaics": "MosaicScore mosaic mosaic_plan",
     "camtrain.localization.pointing": "EnergyInBox MapStatistics PointingGame",
     "camtrain.localization.pxap": "PxAP",

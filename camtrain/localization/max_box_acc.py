@@ -1,4 +1,4 @@
-"""MaxBoxAcc and MaxBoxAccV2, the scores of the WSOL benchmark, and baselines for them.
+"""MaxBoxAcc and MaxBoxAccV2, the scores of the WSOL benchmark, by groups of pictures too.
 
 The protocol is that of Choe et al., arXiv 2007.04178, section 3.2. The tests compare every box with
 the evaluator of its authors (github.com/clovaai/wsolevaluation, evaluation.py). Everything happens
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,42 +18,71 @@ from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
 from camtrain.header import check_threshold
-from camtrain.localization.boxes import box_iou, box_iou_inclusive, inclusive_boxes
+from camtrain.localization.boxes import box_iou_inclusive, inclusive_boxes
+from camtrain.localization.centre import centre_iou
 from camtrain.localization.contours import THRESHOLDS, contour_boxes, levels_of_thresholds
-from camtrain.localization.metric import (
-    ClassMapMetric,
-    PictureMetric,
-    SizeHW,
-    check_iou_threshold,
-    pictures_with_boxes,
+from camtrain.localization.groups import (
+    MISSES,
+    NUMBERS,
+    SIZES,
+    group_of,
+    group_rows,
+    kinds_of_misses,
+    paired_comparison,
 )
+from camtrain.localization.metric import ClassMapMetric, SizeHW, check_iou_threshold
 from camtrain.maps import score_map
 
 IOU_THRESHOLDS = (0.3, 0.5, 0.7)
+_TRUTHS_AT_ONCE = 1000  # 100,000 boxes of a picture would take gigabytes
 
 
-def hits_at_thresholds(
-    class_map: Tensor, boxes_xyxy: Tensor, size_hw: SizeHW, iou_thresholds: Sequence[float]
-) -> Tensor:
+class Outcomes(NamedTuple):
+    """What the boxes of a class map are worth at each of the benchmark's 1,000 thresholds.
+
+    Attributes:
+        hits: (2, len(iou_thresholds), 1000) bool, whether they hit any truth box. First the one box
+            around the largest contour, then any box around any contour.
+        misses: (1000,) int64, why the first box misses: see ``kinds_of_misses``. It also has a
+            number where the box hits.
+    """
+
+    hits: Tensor
+    misses: NDArray[np.int64]
+
+
+def outcomes_at_thresholds(
+    class_map: Tensor,
+    boxes_xyxy: Tensor,
+    size_hw: SizeHW,
+    iou_thresholds: Sequence[float],
+    iou_threshold: float = 0.5,
+) -> Outcomes:
     """Whether boxes of a class map hit any truth box, at each of the benchmark's thresholds.
 
-    The arguments are those of ``MaxBoxAcc.update``, for one picture with boxes on the CPU.
-
-    Returns:
-        (2, len(iou_thresholds), 1000) bool. First the hits of the one box around the largest
-        contour, then those of any box around any contour.
+    The first arguments are those of ``MaxBoxAcc.update``, for one picture with boxes on the CPU;
+    ``iou_threshold`` is that of the kinds of misses.
     """
     scores = score_map(class_map)
     contours = contour_boxes(scores)
-    boxes = torch.from_numpy(contours.boxes_xyxy)
-    truths = torch.split(inclusive_boxes(boxes_xyxy, size_hw), 1000)  # 100,000 take gigabytes
-    iou = torch.stack([box_iou_inclusive(boxes, truth).amax(dim=1) for truth in truths]).amax(dim=0)
+    boxes, truth = torch.from_numpy(contours.boxes_xyxy), inclusive_boxes(boxes_xyxy, size_hw)
+    parts = torch.split(truth, _TRUTHS_AT_ONCE)
+    best_of_parts = [box_iou_inclusive(boxes, part).max(dim=1) for part in parts]
+    iou, best_part = torch.stack([best.values for best in best_of_parts]).max(dim=0)
     # The largest and the best contour of each foreground: (2, F).
     best = np.stack((iou[contours.largest], np.maximum.reduceat(iou.numpy(), contours.starts)))
     hits = best[:, None] >= np.array(iou_thresholds)[:, None]
+
+    largest = torch.from_numpy(contours.largest)
+    places = torch.stack([best.indices for best in best_of_parts])[best_part[largest], largest]
+    nearest = truth[best_part[largest] * _TRUTHS_AT_ONCE + places]
+    hull = torch.cat((truth[:, :2].amin(0), truth[:, 2:].amax(0))) if len(truth) > 1 else None
+    misses = kinds_of_misses(boxes[largest], nearest, hull, iou_threshold)
+
     levels = levels_of_thresholds(int(scores.max() * 255))
     # Above a level lies the foreground of the next higher value.
-    return torch.from_numpy(hits[..., np.searchsorted(contours.values, levels, side="right")])
+    foregrounds = np.searchsorted(contours.values, levels, side="right")
+    return Outcomes(torch.from_numpy(hits[..., foregrounds]), misses[foregrounds])
 
 
 class _BoxHits(ClassMapMetric):
@@ -67,27 +97,38 @@ class _BoxHits(ClassMapMetric):
         self.iou_thresholds = IOU_THRESHOLDS if is_usual else (iou_threshold,)
         shape = (2, len(self.iou_thresholds), len(THRESHOLDS))
         self.add_sums("hits", shape=shape, dtype=torch.int64)
-        self.add_sums("count", "centre", dtype=torch.int64)
-        # Pictures for which the box of the largest contour and the fixed box are right.
-        self.add_sums("with_centre", shape=(len(THRESHOLDS),), dtype=torch.int64)
+        self.add_sums("count", dtype=torch.int64)
+        # Pictures by group, and those for which the box of the largest contour is right, the fixed
+        # box, and both; misses by kind.
+        groups = (len(NUMBERS), len(SIZES))
+        self.add_sums("pictures", "centre", shape=groups, dtype=torch.int64)
+        shape = (*groups, len(THRESHOLDS))
+        self.add_sums("by_group", "with_centre", shape=shape, dtype=torch.int64)
+        self.add_sums("misses", shape=(len(MISSES), len(THRESHOLDS)), dtype=torch.int64)
 
     def _count(self, pictures: list[tuple[Tensor, Tensor, SizeHW]]) -> None:
         """Count as many pictures at a time as torch uses threads."""
 
-        def hits_of(picture: tuple[Tensor, Tensor, SizeHW]) -> Tensor:
-            return hits_at_thresholds(*picture, self.iou_thresholds)
+        def outcomes_of(picture: tuple[Tensor, Tensor, SizeHW]) -> Outcomes:
+            return outcomes_at_thresholds(*picture, self.iou_thresholds, self.iou_threshold)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            hits = list(pool.map(hits_of, pictures))
-        if hits:
-            every = torch.stack(hits)  # (B, 2, IoU thresholds, 1000)
-            self.hits += every.sum(dim=0).to(self.hits.device)
-            self.count += len(hits)
-            iou = torch.tensor([centre_iou(boxes, size_hw) for _, boxes, size_hw in pictures])
-            centre = iou >= self.iou_threshold
-            boxes_hit = every[:, 0, self.iou_thresholds.index(self.iou_threshold)]
-            self.centre += centre.sum().to(self.centre.device)
-            self.with_centre += boxes_hit[centre].sum(dim=0).to(self.with_centre.device)
+            outcomes = list(pool.map(outcomes_of, pictures))
+        column, every = self.iou_thresholds.index(self.iou_threshold), range(len(THRESHOLDS))
+        names = ("hits", "pictures", "centre", "by_group", "with_centre", "misses")
+        sums = {name: torch.zeros_like(getattr(self, name), device="cpu") for name in names}
+        for (hits, misses), (_, boxes, size_hw) in zip(outcomes, pictures, strict=True):
+            group, is_right = group_of(boxes, size_hw), hits[0, column]
+            sums["hits"] += hits
+            sums["pictures"][group] += 1
+            sums["by_group"][group] += is_right
+            sums["misses"][misses, every] += ~is_right
+            if centre_iou(boxes, size_hw) >= self.iou_threshold:
+                sums["centre"][group] += 1
+                sums["with_centre"][group] += is_right
+        self.count += len(pictures)
+        for name, value in sums.items():
+            getattr(self, name).add_(value.to(self.hits.device))
 
     def _accuracies(self, iou_threshold: float | None = None) -> Tensor:
         """The accuracy at each threshold, (1000,) float64, from the counts of this process."""
@@ -146,25 +187,32 @@ class _BoxHits(ClassMapMetric):
     def against_centre(self, threshold: float) -> dict[str, float]:
         """The accuracy at a threshold compared with that of a fixed box in the centre.
 
-        Both are measured on the same pictures, so the interval is one of a paired difference: the
-        adjusted Wald interval of Agresti and Min (Statistics in Medicine, 2005), which adds half a
-        picture to each of the four cases.
+        Returns:
+            What ``paired_comparison`` returns, of all pictures.
+        """
+        columns = [int(values.sum()) for values in self._at(threshold)]
+        return paired_comparison(*columns)
+
+    def breakdown(self, threshold: float) -> dict[str, Any]:
+        """For what the boxes at a threshold hold, as plain values, over all processes.
 
         Returns:
-            ``boxes`` and ``centre``, the accuracies; ``low`` and ``high``, the ends of the 95 %
-            interval of their difference. NaN when nothing was counted.
+            ``by_size`` and ``by_number``, the comparison with the centre box for each group of
+            pictures that occurs (see ``group_of``), and ``misses``, pictures by kind (see
+            ``kinds_of_misses``).
         """
+        hits, centre, both, counts = self._at(threshold)
         with self.sync_context():
-            column, count = self.iou_thresholds.index(self.iou_threshold), int(self.count)
-            hits = int(self.hits[0, column, _nearest(threshold)])
-            centre, both = int(self.centre), int(self.with_centre[_nearest(threshold)])
-        if not count:
-            return dict.fromkeys(("boxes", "centre", "low", "high"), float("nan"))
-        more, fewer, total = hits - both + 0.5, centre - both + 0.5, count + 2
-        middle = (more - fewer) / total
-        reach = 1.96 * ((more + fewer) / total - middle**2) ** 0.5 / total**0.5
-        low, high = max(-1.0, middle - reach), min(1.0, middle + reach)
-        return {"boxes": hits / count, "centre": centre / count, "low": low, "high": high}
+            misses = self.misses[:, _nearest(threshold)].tolist()
+        rows = group_rows(counts, hits, centre, both)
+        return {**rows, "misses": dict(zip(MISSES, misses, strict=True))}
+
+    def _at(self, threshold: float) -> tuple[Tensor, ...]:
+        """Hits of boxes, of the centre box and of both, and pictures, each (2, 5), by group."""
+        with self.sync_context():
+            place = _nearest(threshold)
+            by_group, both = self.by_group[..., place], self.with_centre[..., place]
+            return by_group.cpu(), self.centre.cpu(), both.cpu(), self.pictures.cpu()
 
 
 def _nearest(threshold: float) -> int:
@@ -241,84 +289,3 @@ def _middle_of_longest_run(is_best: NDArray[np.bool_]) -> int:
     starts, ends = np.flatnonzero(framed[1:] != framed[:-1]).reshape(-1, 2).T
     longest = (ends - starts).argmax()
     return int(starts[longest] + ends[longest] - 1) // 2
-
-
-def centre_iou(boxes_xyxy: Tensor, size_hw: SizeHW, side: float = 0.75) -> float:
-    """The best IoU of truth boxes (n, 4) with the box in the centre of their picture."""
-    (height, width), low, high = size_hw, (1 - side) / 2, (1 + side) / 2
-    centre = [[low * width, low * height, high * width, high * height]]
-    return float(box_iou(torch.tensor(centre, dtype=torch.float64), boxes_xyxy).max())
-
-
-class CentreBoxAcc(PictureMetric):
-    """Part of the pictures for which a fixed box in the centre is right: the baseline to beat.
-
-    With one IoU threshold it is the baseline of ``MaxBoxAcc`` and of the GT-known localization of
-    ``LocalizationAccuracy``; with three that of ``MaxBoxAccV2``:
-    ``CentreBoxAcc(iou_threshold=(0.3, 0.5, 0.7))``. Boxes are compared in pixels of the picture,
-    without the rounding to 224 x 224 of the benchmark. Pictures without boxes are not counted.
-
-    Args:
-        side: Part of the picture's width and of its height that the box takes, in (0, 1].
-        iou_threshold: The least IoU with any truth box, in (0, 1]; of several thresholds, the mean
-            of the accuracies is computed.
-
-    Example:
-        >>> metric = CentreBoxAcc()
-        >>> metric.update([torch.tensor([[5, 10, 35, 70]])], torch.tensor([[80, 40]]))
-        >>> metric.compute()
-        tensor(1., dtype=torch.float64)
-    """
-
-    def __init__(self, side: float = 0.75, iou_threshold: float | Sequence[float] = 0.5) -> None:
-        super().__init__()
-        if not 0 < side <= 1:
-            raise CamtrainValueError(f"side must lie in (0, 1], got {side}.")
-        self.side = side
-        thresholds = [iou_threshold] if isinstance(iou_threshold, (int, float)) else iou_threshold
-        self.iou_thresholds = tuple(check_iou_threshold(threshold) for threshold in thresholds)
-        if not self.iou_thresholds:
-            raise CamtrainValueError("iou_threshold must lie in (0, 1], got none.")
-        self.add_sums("hits", shape=(len(self.iou_thresholds),), dtype=torch.int64)
-        self.add_sums("count", dtype=torch.int64)
-
-    def update(self, boxes_xyxy: Sequence[Tensor], sizes_hw: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            boxes_xyxy: Per picture (n, 4), half-open xyxy in pixels of the picture.
-            sizes_hw: (B, 2) int, the pictures' (H, W), in pixels.
-        """
-        for _, boxes, size_hw in pictures_with_boxes(boxes_xyxy, sizes_hw):
-            iou = centre_iou(boxes, size_hw, self.side)
-            hits = [iou >= threshold for threshold in self.iou_thresholds]
-            self.hits += torch.tensor(hits, device=self.hits.device)
-            self.count += 1
-
-    def compute(self) -> Tensor:
-        """The fraction, a float64 scalar; NaN when nothing was counted."""
-        return (self.hits.double() / self.count).mean()
-
-
-def centre_map(height: int = 56, width: int = 56) -> Tensor:
-    """A Gaussian in the centre: as the class map of every picture it is a baseline for metrics.
-
-    This is the "center Gaussian" of the WSOL benchmark (Choe et al., section 5). Its score in
-    ``PxAP``, ``MaxBoxAcc`` or ``MaxBoxAccV2``, at the best threshold, is what the place alone
-    gives. The width of the Gaussian hardly matters, since these metrics see only which pixels
-    exceed a level. (A *constant* map scores in ``PxAP`` the share of positive pixels.)
-
-    Returns:
-        (height, width) float32: exp(-(u^2 + v^2) / 2), u and v from -1 to 1 at the edges.
-
-    Raises:
-        CamtrainValueError: ``height`` or ``width`` is less than 1.
-
-    Example:
-        >>> centre_map(1, 3)
-        tensor([[0.8007, 1.0000, 0.8007]])
-    """
-    if height < 1 or width < 1:
-        raise CamtrainValueError(f"height and width must be at least 1, got {height}, {width}.")
-    v, u = ((torch.arange(side).double() + 0.5) * 2 / side - 1 for side in (height, width))
-    return torch.exp(-(v[:, None] ** 2 + u**2) / 2).float()

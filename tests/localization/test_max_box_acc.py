@@ -1,9 +1,7 @@
-"""MaxBoxAcc, V2 and their baselines: the benchmark's numbers, values by hand, and law 7."""
+"""MaxBoxAcc and V2: the benchmark's numbers, values by hand, groups of pictures, and law 7."""
 
-import csv
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization import (
-    CentreBoxAcc,
-    MaxBoxAcc,
-    MaxBoxAccV2,
-    PointingGame,
-    centre_map,
-    max_box_acc,
-)
-from camtrain.localization.max_box_acc import hits_at_thresholds
+from camtrain.localization import CentreBoxAcc, MaxBoxAcc, MaxBoxAccV2, max_box_acc
+from camtrain.localization.max_box_acc import Outcomes, outcomes_at_thresholds
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
 NOT_NORMALIZED = [41, 42, 59]  # score maps of the oracle that min-max would change
@@ -78,7 +68,9 @@ def test_hits_are_those_of_the_benchmark_for_every_map_and_threshold(folder: Pat
     for index, class_map, boxes, (height, width) in zip(
         indices, *oracle_batch(folder, indices), strict=True
     ):
-        hits = hits_at_thresholds(class_map, boxes, (height.item(), width.item()), iou_thresholds)
+        hits = outcomes_at_thresholds(
+            class_map, boxes, (height.item(), width.item()), iou_thresholds
+        ).hits
         np.testing.assert_array_equal(
             hits, best_iou[:, index, None] >= np.array(iou_thresholds)[:, None]
         )
@@ -203,11 +195,11 @@ def test_a_fixed_threshold_is_the_nearest_thousandth(
 def test_one_pass_gives_both_metrics(batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch) -> None:
     maps_seen = []
 
-    def counting(*arguments: Any) -> Tensor:
+    def counting(*arguments: Any) -> Outcomes:
         maps_seen.append(arguments[0])
-        return hits_at_thresholds(*arguments)
+        return outcomes_at_thresholds(*arguments)
 
-    monkeypatch.setattr(max_box_acc, "hits_at_thresholds", counting)
+    monkeypatch.setattr(max_box_acc, "outcomes_at_thresholds", counting)
     groups = [["MaxBoxAcc", "MaxBoxAccV2"]]
     both = MetricCollection([MaxBoxAcc(), MaxBoxAccV2()], compute_groups=groups)
     alone = MaxBoxAcc(), MaxBoxAccV2()
@@ -277,6 +269,7 @@ def test_the_value_depends_neither_on_batches_nor_order_nor_processes(batch_of: 
     for other in (metric_of(*[[i] for i in order]), metric_of(shuffled[:7], shuffled[7:]), merged):
         assert torch.equal(other.hits, whole.hits)
         assert torch.equal(other.compute(), whole.compute())
+        assert other.breakdown(0.3) == whole.breakdown(0.3)
         assert other.best_threshold() == whole.best_threshold()
 
 
@@ -354,93 +347,67 @@ def test_the_value_does_not_depend_on_the_threads(batch_of: BatchOf, threads: in
     assert torch.equal(metric.hits, reference.hits)
 
 
-@pytest.mark.parametrize(
-    ("data_set", "box", "point"), [("animals3", 0.600, 0.852), ("imagenet_val300", 0.583, 0.867)]
-)
-def test_the_centre_scores_what_is_known_of_it(
-    shared: Path, data_set: str, box: float, point: float
-) -> None:
-    boxes_of_path = defaultdict(list)
-    with (shared / "data" / data_set / "boxes.csv").open() as file:
-        for row in csv.DictReader(file):
-            edges = [int(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax")]
-            if row["path"].startswith("test/"):
-                boxes_of_path[row["path"]].append(edges)
-    metric, game = CentreBoxAcc(), PointingGame()
-    for path, boxes in boxes_of_path.items():
-        with Image.open(shared / "data" / data_set / path) as image:
-            truth, sizes_hw = [torch.tensor(boxes)], torch.tensor([[image.height, image.width]])
-        metric.update(truth, sizes_hw)
-        game.update(torch.zeros(1, 2, 3), truth, sizes_hw)
-    assert round(metric.compute().item(), 3) == box
-    assert round(game.compute()["centre"].item(), 3) == point
+def picture(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    """A map whose box is the given one at every threshold, (1, 224, 224)."""
+    return planted(x0, y0, x1, y1) - 5
 
 
-def test_the_centre_box_by_hand() -> None:
-    metric = CentreBoxAcc(side=0.5)
-    boxes_xyxy = [torch.tensor([[25, 10, 75, 30]]), torch.tensor([[10, 25, 30, 75]])]
-    metric.update(boxes_xyxy, torch.tensor([[40, 100], [40, 100]]))
-    assert metric.compute().item() == 0.5
+def test_the_breakdown_by_hand() -> None:
+    """Six pictures of 224 x 224: right, too large, too small, beside, and two with two things."""
+    pictures = [
+        (picture(0, 0, 100, 100), [[0, 0, 100, 100]]),  # 20 %
+        (picture(0, 0, 200, 200), [[0, 0, 100, 100]]),
+        (picture(0, 0, 50, 50), [[0, 0, 170, 170]]),  # 58 %, the centre box is right
+        (picture(150, 150, 220, 220), [[0, 0, 30, 30]]),  # 2 %
+        (picture(0, 0, 200, 60), [[0, 0, 60, 60], [140, 0, 200, 60]]),  # 7 %
+        (picture(0, 0, 60, 60), [[0, 0, 60, 60], [140, 0, 200, 60]]),
+    ]
+    metric = MaxBoxAcc()
+    for class_map, truth in pictures:
+        metric.update(class_map, [torch.tensor(truth)], torch.tensor([[224, 224]]))
+    whole = metric.breakdown(0.5)
+    assert whole["misses"] == {
+        "too large": 1,
+        "too small": 1,
+        "beside": 1,
+        "several in one box": 1,
+    }
+    by_size = {name: (row["pictures"], row["boxes"]) for name, row in whole["by_size"].items()}
+    assert by_size == {
+        "below 5 %": (1, 0.0),
+        "5 to 15 %": (2, 0.5),
+        "15 to 30 %": (2, 0.5),
+        "30 to 60 %": (1, 0.0),
+    }
+    one, several = whole["by_number"].values()
+    assert (one["pictures"], one["boxes"], one["centre"]) == (4, 0.25, 0.25)
+    assert (several["pictures"], several["boxes"], several["centre"]) == (2, 0.5, 0.0)
 
 
-def test_several_thresholds_give_the_mean() -> None:
-    metric = CentreBoxAcc(side=0.5, iou_threshold=(0.3, 0.5, 0.7))
-    # The centre box is (25, 10, 75, 30); the IoUs are 1, 0.5 and 0.4.
-    truth = [[25, 10, 75, 30], [25, 10, 50, 30], [25, 10, 45, 30]]
-    for box in truth:
-        metric.update([torch.tensor([box])], torch.tensor([[40, 100]]))
-    assert metric.compute().item() == pytest.approx((3 + 2 + 1) / 9, abs=1e-15)
+def test_groups_and_misses_add_up_at_every_threshold(batch_of: BatchOf) -> None:
+    pictures = batch_of(list(range(24)))
+    metric = MaxBoxAcc()
+    metric.update(pictures["maps"], pictures["boxes_xyxy"], pictures["sizes_hw"])
+    assert metric.pictures.sum() == metric.count == 18
+    assert torch.equal(metric.by_group.sum((0, 1)), metric.hits[0, 1])
+    assert torch.equal(metric.misses.sum(0), metric.count - metric.hits[0, 1])
+    centre = CentreBoxAcc()
+    centre.update(pictures["boxes_xyxy"], pictures["sizes_hw"])
+    assert metric.centre.sum() == centre.compute() * 18
+    assert MaxBoxAcc().breakdown(0.2) == {
+        "by_size": {},
+        "by_number": {},
+        "misses": dict.fromkeys(("too large", "too small", "beside", "several in one box"), 0),
+    }
 
 
-def test_the_centre_box_of_pictures_without_boxes_is_not_counted() -> None:
-    metric = CentreBoxAcc()
-    metric.update([torch.zeros(0, 4)], torch.tensor([[40, 100]]))
-    assert metric.compute().isnan()
-
-
-@pytest.mark.parametrize("iou_threshold", [0.3, (0.1, 0.3)])
-def test_two_halves_give_the_whole_centre_box_score(
-    batch_of: BatchOf, iou_threshold: float | tuple[float, float]
-) -> None:
-    def metric_of(indices: range) -> CentreBoxAcc:
-        metric, batch = CentreBoxAcc(iou_threshold=iou_threshold), batch_of(list(indices))
-        metric.update(batch["boxes_xyxy"], batch["sizes_hw"])
-        return metric
-
-    whole, merged = metric_of(range(24)), metric_of(range(9))
-    merged.merge_state(metric_of(range(9, 24)))
-    assert 0 < whole.compute() < 1
-    assert merged.compute() == whole.compute()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"side": 0.0}, "side must lie in"),
-        ({"iou_threshold": 1.5}, "iou_threshold must lie in"),
-        ({"iou_threshold": (0.5, 0.0)}, "iou_threshold must lie in"),
-        ({"iou_threshold": ()}, "iou_threshold must lie in"),
-    ],
-)
-def test_bad_settings_of_the_centre_box_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(CamtrainValueError, match=message):
-        CentreBoxAcc(**arguments)
-
-
-def test_the_centre_map_is_symmetric_and_falls_to_the_edges() -> None:
-    gaussian = centre_map(6, 9)
-    assert gaussian.shape == (6, 9)
-    assert torch.equal(gaussian, gaussian.flip(0))
-    assert torch.equal(gaussian, gaussian.flip(1))
-    assert (gaussian[:3].diff(dim=0) > 0).all()
-    assert (gaussian[:, :5].diff(dim=1) > 0).all()
-    with pytest.raises(CamtrainValueError, match="at least 1, got 0, 3"):
-        centre_map(0, 3)
-
-
-def test_the_centre_map_finds_a_centred_box_at_its_best_threshold() -> None:
-    metric = MaxBoxAcc(iou_threshold=0.7)
-    maps, size_hw = centre_map()[None], torch.tensor([[90, 120]])
-    metric.update(maps, [torch.tensor([[30, 22, 90, 68]])], size_hw)
-    metric.update(maps, [torch.tensor([[0, 0, 30, 20]])], size_hw)
-    assert metric.compute() == 0.5
+def test_many_truth_boxes_are_those_of_a_few() -> None:
+    """More boxes than are compared at once."""
+    boxes = torch.tensor([[0, 0, 60, 60]]).repeat(2500, 1)
+    boxes[2400] = torch.tensor([100, 100, 200, 200])
+    metric, few = MaxBoxAcc(), MaxBoxAcc()
+    class_map, size_hw = picture(110, 110, 140, 140), torch.tensor([[224, 224]])
+    metric.update(class_map, [boxes], size_hw)
+    few.update(class_map, [boxes[2399:2401]], size_hw)
+    assert metric.breakdown(0.5) == few.breakdown(0.5)
+    assert few.breakdown(0.5)["misses"]["too small"] == 1

@@ -97,9 +97,11 @@ class BoxScores(nn.Module):
         return metric.calibrated_threshold() if metric.compute() > 0 else None
 
     def report(self, calibrated: float | None) -> dict[str, Any]:
-        """All kinds of thresholds and the accuracy at each threshold, as plain values.
+        """All kinds of thresholds, the accuracy at each, and for what it holds, as plain values.
 
-        Empty if no picture had boxes. ``calibrated`` is the threshold chosen on val pictures.
+        Empty if no picture had boxes. ``calibrated`` is the threshold chosen on val pictures. At
+        it, or else at 0.2, ``against_centre`` compares the boxes with a fixed one, and
+        ``MaxBoxAcc.breakdown`` adds the groups of pictures and the kinds of misses.
         """
         if not self._has_boxes():
             return {}
@@ -114,6 +116,7 @@ class BoxScores(nn.Module):
         return {
             "pictures_with_boxes": pictures,
             "against_centre": single.against_centre(threshold),
+            **single.breakdown(threshold),
             "thresholds": {
                 "fixed": DEFAULT_THRESHOLD,
                 "calibrated": calibrated,

@@ -45,7 +45,21 @@ def _verdict_on_boxes(report: Mapping[str, Any]) -> str:
         f"{boxes:.1f} % against {centre:.1f} % for a fixed box, {report['pictures_with_boxes']} "
         f"pictures: {comparison} the middle of the picture (difference {boxes - centre:+.1f} "
         f"points, 95 % interval {low:+.1f} to {high:+.1f}; threshold {threshold})."
+        f"{_where_fixed_box_wins(report)}"
     )
+
+
+def _where_fixed_box_wins(report: Mapping[str, Any]) -> str:
+    """A sentence on the groups of pictures in which the fixed box is better, beyond chance."""
+    groups = {f"things fill {name}": row for name, row in report.get("by_size", {}).items()}
+    groups |= {f"there is {name}": row for name, row in report.get("by_number", {}).items()}
+    where = [
+        f"{name} ({100 * row['centre']:.1f} % against {100 * row['boxes']:.1f} % of "
+        f"{row['pictures']} pictures)"
+        for name, row in groups.items()
+        if row["high"] < 0
+    ]
+    return f" The fixed box is the better one where {', and where '.join(where)}." if where else ""
 
 
 def _verdict_on_faithfulness(report: Mapping[str, Any]) -> str:

@@ -115,6 +115,8 @@ def write_scores(
     }
     _print_scores(split, scores)
     report = module.reports.get(split)
+    if "by_size" in (report or {}):
+        _print_breakdown(split, report)
     if sentence := verdict(report or {}, scores):
         print(f"{split}: {sentence}")
     if split == "test" and not {"max_box_acc", "srg"} & scores.keys():
@@ -148,6 +150,19 @@ def _print_scores(split: str, scores: Mapping[str, float]) -> None:
     for name, (text, number) in score_rows(scores).items():
         table.add_row(f"{split}/{name}", text, number)
     Console().print(table)
+
+
+def _print_breakdown(split: str, report: Mapping[str, Any]) -> None:
+    """Print for which pictures the boxes are right, and why the others miss."""
+    table = Table("thing, part of the picture", "pictures", "boxes", "centre", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in (report["by_size"] | report["by_number"]).items():
+        right = [f"{100 * row[kind]:.1f} %" for kind in ("boxes", "centre")]
+        table.add_row(name, str(row["pictures"]), *right)
+    Console().print(table)
+    misses = ", ".join(f"{number} {kind}" for kind, number in report["misses"].items())
+    print(f"{split}, misses: {misses}")
 
 
 class MapWriter(Callback):

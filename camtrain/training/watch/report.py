@@ -112,7 +112,7 @@ class TrainingReport:
         if statistics is not None:
             record.histograms = {n: counts.tolist() for n, counts in statistics.histograms.items()}
             self._latest["calibration"] = calibration_charts(statistics.reliability)
-            self._latest["localization"] = localization_charts(statistics.localization)
+            self._latest["localization"] = localization_charts(statistics.localization, "val")
             sentence = verdict(statistics.localization, {})
             self._latest["verdict"] = sentence and f"Epoch {moment.label}, val: {sentence}"
             self._latest["classes"] = class_data(statistics.classes, names)
@@ -136,6 +136,8 @@ class TrainingReport:
         finite = {name: value for name, value in values.items() if value is not None}
         sentence = verdict(report or {}, finite)
         self._latest["verdict"] = sentence and f"Best epoch, test: {sentence}"
+        if charts := localization_charts(report or {}, "test"):
+            self._latest["localization"] = charts
         self._latest["faithfulness"] = faithfulness_charts((report or {}).get("faithfulness", {}))
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:

@@ -149,8 +149,11 @@ def map_charts(epochs: Sequence[EpochRecord]) -> list[Chart]:
     return charts
 
 
-def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """The chart of accuracy by threshold, from ``BoxScores.report``; empty without boxes."""
+def localization_charts(report: Mapping[str, Any], split: str) -> list[Chart]:
+    """Accuracy by threshold and by kind of picture, from ``BoxScores.report``; none without boxes.
+
+    ``split`` names the pictures in the titles.
+    """
     if "curves" not in report:
         return []
     thresholds = report["curves"]["threshold"]
@@ -164,7 +167,7 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
         for iou, values in report["curves"]["largest_contour"].items()
     ]
     chart = {
-        "title": "part of the pictures whose box is right (largest contour)",
+        "title": f"{split}: part of the pictures whose box is right (largest contour)",
         "xs": "threshold, part of the heatmap's maximum",
         "width": 840,
         "range": [0, 1],
@@ -172,7 +175,35 @@ def localization_charts(report: Mapping[str, Any]) -> list[Chart]:
         "series": series,
         "marks": {name: value for name, value in marks.items() if value is not None},
     }
-    return [chart]
+    return [chart, *_breakdown_charts(report, split)]
+
+
+def _breakdown_charts(report: Mapping[str, Any], split: str) -> list[Chart]:
+    """Bars of the accuracy by size and by number of things, and of the misses by kind."""
+    right = [
+        {
+            "name": name,
+            "value": row["boxes"],
+            "mark": row["centre"],
+            "text": f"{100 * row['boxes']:.0f} % of {row['pictures']}",
+        }
+        for name, row in (report["by_size"] | report["by_number"]).items()
+    ]
+    total = max(1, sum(report["misses"].values()))
+    misses = [
+        {"name": kind, "value": number / total, "text": str(number)}
+        for kind, number in report["misses"].items()
+    ]
+    title = f"{split}: boxes that are right, by the thing's part of the picture"
+    hint = "The line is a fixed box in the middle."
+    explained = (
+        "Too large: it holds 80 % of the thing, which fills at most 60 % of it. Too small: the "
+        "same the other way round. Several in one box: right around all of them. Beside: the rest."
+    )
+    return [
+        {"title": title, "bars": right, "hint": hint},
+        {"title": f"{split}: why boxes miss", "bars": misses, "hint": explained},
+    ]
 
 
 def calibration_charts(reliability: Sequence[Sequence[float]]) -> list[Chart]:

@@ -1,6 +1,6 @@
-// Line charts. A chart: title, series [{name, points [[x, y], ...], reference?}], range [low, high]
+// Line charts and bars. A line chart: title, series [{name, points [[x, y], ...], reference?}], range [low, high]
 // or null, xRange likewise, marks {name: x}, xs: "epoch" or what the x axis is, width, density [[x,
-// [counts from 0 to 1]]].
+// [counts from 0 to 1]]]. Bars: title, bars [{name, value from 0 to 1, text, mark?}], hint.
 
 const HEIGHT = 230, LEFT = 44, TOP = 10, BOTTOM = 200; // units of the drawing, about pixels
 
@@ -117,3 +117,15 @@ function showValues(box, svg, series, placeOf, toX, xs) {
     line.setAttribute("visibility", "hidden");
   });
 }
+
+function barChart({ title, bars, hint }) {
+  const rows = bars.flatMap(({ name, value, text, mark = null }) => {
+    const track = element("span", { class: "track" }, element("i", { style: `width: ${100 * value}%` }));
+    if (mark !== null) track.append(element("b", { style: `left: ${100 * mark}%` }));
+    return [element("span", {}, name), track, element("span", { class: "number" }, text)];
+  });
+  return element("div", { class: "chart" }, element("h3", {}, title),
+    element("div", { class: "bars" }, ...rows), element("p", { class: "hint" }, hint));
+}
+
+const drawChart = (chart) => (chart.bars ? barChart : lineChart)(chart);

@@ -23,7 +23,7 @@ byId("maps").append(...content.maps.map(lineChart));
 hideWithout("maps", content.maps.length);
 byId("calibration").append(...content.calibration.map(lineChart));
 hideWithout("calibration", content.calibration.length);
-byId("localization").append(...content.localization.map(lineChart));
+byId("localization").append(...content.localization.map(drawChart));
 hideWithout("localization", content.localization.length);
 byId("faithfulness").append(...content.faithfulness.map(lineChart));
 hideWithout("faithfulness", content.faithfulness.length);

@@ -66,6 +66,23 @@ def test_without_boxes_faithfulness_tells_too(low: float, high: float, words: st
     assert verdict(boxes, {}) == verdict(report(0.9, 0.6, 0.2, 0.4), {})
 
 
+def test_it_says_where_a_fixed_box_wins() -> None:
+    groups = {
+        "by_size": {
+            "15 to 30 %": {"pictures": 40, "boxes": 0.8, "centre": 0.3, "low": 0.3, "high": 0.6},
+            "60 % and more": {"pictures": 50, "boxes": 0.7, "centre": 1, "low": -0.4, "high": -0.2},
+        },
+        "by_number": {
+            "one thing": {"pictures": 90, "boxes": 0.7, "centre": 0.7, "low": -0.1, "high": 0.1},
+        },
+    }
+    plain = report(0.7, 0.7, -0.1, 0.1)
+    assert verdict(plain | groups, {}) == (
+        f"{verdict(plain, {})} The fixed box is the better one where things fill 60 % and more "
+        "(100.0 % against 70.0 % of 50 pictures)."
+    )
+
+
 def test_the_interval_is_that_of_pairs() -> None:
     """Two pictures: the box is right in one of them, the fixed box in the other."""
     maps = torch.zeros(2, 8, 8)

@@ -90,6 +90,13 @@ def test_a_verb_prints_one_table_and_writes_it(
     assert set(found["scores"]) == set(names)
     folder = results_folder(trained, split)
     assert str(folder) in printed
+    for table in ("by_size", "by_number"):
+        groups = found[table]
+        assert sum(row["pictures"] for row in groups.values()) == found["pictures_with_boxes"]
+        assert all(name in printed for name in groups)
+    wrong = sum(row["pictures"] * (1 - row["boxes"]) for row in groups.values())
+    assert sum(found["misses"].values()) == pytest.approx(wrong)
+    assert f"{split}, misses: " in printed
     with Image.open(folder / "localization.png") as picture:
         assert picture.width > 800
 
