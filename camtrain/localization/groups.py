@@ -100,7 +100,7 @@ def paired_comparison(hits: int, centre: int, both: int, count: int) -> dict[str
     Example:
         >>> values = paired_comparison(80, 60, 50, 100)
         >>> {name: round(value, 3) for name, value in values.items()}
-        {'boxes': 0.8, 'centre': 0.6, 'low': 0.078, 'high': 0.314}
+        {'boxes': 0.8, 'centre': 0.6, 'low': 0.079, 'high': 0.313}
     """
     if not count:
         return dict.fromkeys(("boxes", "centre", "low", "high"), float("nan"))
