@@ -98,6 +98,16 @@ class Batch(NamedTuple):
         columns = [[_as_array(v) for v in c] if isinstance(c, list) else c for c in self]
         return _batch_of_arrays, tuple(columns)
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch with images and labels on a device; nothing reads the other columns there."""
+        is_queued = device.type == "cuda"
+        images, labels = (t.to(device, non_blocking=is_queued) for t in self[:2])
+        return self._replace(images=images, labels=labels)
+
+    def pin_memory(self) -> Batch:
+        """The batch with images and labels in pinned memory, for torch's loader."""
+        return self._replace(images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
     def take(self, places: list[int]) -> Batch:
         """The batch with only the pictures at these places of it."""
         columns: dict[str, Any] = {

@@ -16,6 +16,7 @@ from camtrain.errors import CamtrainValueError, check_choice
 from camtrain.labels import Task
 from camtrain.maps import CAMOutput
 from camtrain.model.camnet import CAMNet
+from camtrain.model.images import to_device
 from camtrain.model.refine import Refine
 from camtrain.model.stages import reads_convolutions
 from camtrain.preprocessing import Preprocessing
@@ -134,7 +135,7 @@ class TorchNetwork:
     def _compute(
         self, run: Callable[..., CAMOutput], images: Tensor, top: int | None, classes: Tensor | None
     ) -> CAMOutput:
-        images = images.to(self.device, memory_format=torch.channels_last)
+        images = to_device(images, self.device).contiguous(memory_format=torch.channels_last)
         lower = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
             return run(images, top=top, classes=classes)

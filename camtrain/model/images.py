@@ -18,10 +18,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU it goes through pinned memory, and nothing waits for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def run_backbone(backbone: nn.Module, run: Callable[[Tensor], T], images: Tensor) -> T:
     """What a function of the backbone gives; too small images are one sentence."""
     try:
         return run(images)
+    except torch.OutOfMemoryError:  # also a RuntimeError, and says nothing about sizes
+        raise
     except RuntimeError as error:
         channels, height, width = images.shape[1:]
         sizes = (height, width), (max(height, 224), max(width, 224))

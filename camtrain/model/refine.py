@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camtrain.errors import check_choice
+from camtrain.model.images import to_device
 
 Refine = Literal["none", "affinity"]
 
@@ -111,7 +112,7 @@ def _hash_channels(stage: Tensor) -> Tensor:
     count = hashed_channels(channels)
     if count == channels:
         return stage
-    signs = torch.from_numpy(_signs(channels)).to(stage.device)[:, None, None]
+    signs = to_device(torch.from_numpy(_signs(channels)), stage.device)[:, None, None]
     # Slices are added as they lie in memory; a sum over an axis of groups takes six times as long.
     total, *slices = torch.split(stage * signs, count, dim=1)
     for part in slices:

@@ -32,7 +32,7 @@ from camtrain.preprocessing import (
     ResizeMode,
 )
 from camtrain.training import cache
-from camtrain.training.lightnings import refuse_mixed_packages
+from camtrain.training.lightnings import is_on_gpu, refuse_mixed_packages
 
 
 class CAMDataModule(LightningDataModule):
@@ -265,8 +265,7 @@ class CAMDataModule(LightningDataModule):
         if cache.uses_cache(self.trainer, self.hparams):
             assert self.trainer is not None
             for split in set(self.sources) - {"test"}:
-                bare = self._prepared(split, "none")
-                cache.check_disk(self.trainer, bare, split, self.hparams)
+                cache.check_disk(self.trainer, self._prepared(split, "none"), split, self.hparams)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Warn of the damaged files of a batch, and raise where there may be none, or no more."""
@@ -342,6 +341,7 @@ class CAMDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=is_on_gpu(self.trainer),  # so that nothing waits for a copy to it
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # or starting workers would use global random numbers
             collate_fn=partial(collate, is_cached=features is not None),

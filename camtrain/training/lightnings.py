@@ -21,6 +21,12 @@ def is_lightnings(value: object, name: str) -> bool:
     return any(kind == name and path.startswith((_OURS, _OTHER)) for kind, path in classes)
 
 
+def is_on_gpu(trainer: object) -> bool:
+    """Whether a trainer, or None, computes on a GPU of CUDA."""
+    device = getattr(getattr(trainer, "strategy", None), "root_device", None)
+    return device is not None and device.type == "cuda"
+
+
 def refuse_mixed_packages() -> None:
     """Let the trainers of either package say which import is right for what they do not take.
 

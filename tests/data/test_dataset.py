@@ -283,3 +283,12 @@ def test_stored_pixels_need_a_source_of_files(large: Files) -> None:
     )
     with pytest.raises(CamtrainValueError, match="exif must be true for Noise"):
         PreparedDataset(Noise(), PREPROCESSING, exif=False)
+
+
+def test_a_device_gets_images_and_labels_alone() -> None:
+    dataset = PreparedDataset(Noise(), PREPROCESSING)
+    batch = collate([dataset[index] for index in range(3)])
+    moved = batch.to(torch.device("meta"))
+    assert moved.images.is_meta
+    assert moved.labels.is_meta
+    assert all(column is other for column, other in zip(moved[2:], batch[2:], strict=True))

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 import camtrain
 from camtrain.errors import CamtrainTypeError
 from camtrain.training import CAMDataModule, CAMLogger, CAMModule, fit
+from camtrain.training.lightnings import is_on_gpu
 from tests.training.conftest import quiet_trainer, small_module
 from tests.training.run.wandb_file import history
 
@@ -146,3 +148,10 @@ def test_our_trainers_refuse_data_of_the_other(tmp_path: Path) -> None:
     with pytest.raises(CamtrainTypeError, match=match):
         fit(small_module(), other_data(), folder=tmp_path / "run", logger="none")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", True), ("cpu", False)])
+def test_pinned_memory_is_for_gpus(device: str, expected: bool) -> None:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    assert is_on_gpu(SimpleNamespace(strategy=strategy)) is expected
+    assert not is_on_gpu(None)

@@ -102,6 +102,8 @@ def export_network(
     check_output(path, overwrite=overwrite)
     description = description or net.description
     _check_arguments(net, path, options)
+    if any(tensor.device.type != "cpu" for tensor in net.state_dict().values()):
+        net = copy.deepcopy(net).cpu()  # the file's constants lie where the network does
     pictures = pictures or Pictures(random_pictures(net), "random pictures")
     program, input_hw = export_program(net.eval(), options)
     export = {**options.to_dict(), "input_hw": input_hw}
@@ -247,13 +249,11 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions) -> None:
 def _compare(
     net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: float
 ) -> tuple[Parity | None, Agreement | None]:
-    """The comparison with the network, on the CPU: parity in float32, agreement in float16."""
-    is_on_cpu = all(tensor.device.type == "cpu" for tensor in net.state_dict().values())
-    on_cpu = net if is_on_cpu else copy.deepcopy(net).cpu()
+    """The comparison with the network: parity in float32, agreement in float16."""
     try:
         if exported.options.precision == "fp16":
-            return None, measure_agreement(on_cpu, exported, pictures, threshold=threshold)
-        parity = measure_parity(on_cpu, exported, pictures.images, threshold=threshold)
+            return None, measure_agreement(net, exported, pictures, threshold=threshold)
+        parity = measure_parity(net, exported, pictures.images, threshold=threshold)
     except CamtrainError:
         raise
     except Exception as error:  # each runtime fails in its own way

@@ -29,6 +29,7 @@ from camtrain.data import (
 )
 from camtrain.errors import one_line
 from camtrain.maps import pool_maps
+from camtrain.model.images import to_device
 from camtrain.training.cache import store
 from camtrain.training.cache.dataset import FeatureDataset
 from camtrain.training.cache.plan import Plan, is_required
@@ -229,7 +230,7 @@ def _write(arrays: store.WritableArrays, batch: Batch, dtype: torch.dtype, plan:
     arrays["kept"][indices] = True
     with_maps = [place for place, index in enumerate(indices) if index in plan.row_of]
     rows = [plan.row_of[indices[place]] for place in with_maps]
-    images = batch.images.to(plan.trainer.lightning_module.device)
+    images = to_device(batch.images, plan.trainer.lightning_module.device)
     for view in range(plan.views):
         features = plan.features(images.flip(-1) if view else images)
         if plan.has_vectors:

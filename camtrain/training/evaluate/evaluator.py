@@ -130,7 +130,9 @@ class Evaluator(nn.Module, Callback):
             epoch = trainer.current_epoch + 1
             if trainer.state.fn != TrainerFn.FITTING:  # Lightning has counted the last epoch
                 epoch = self.loaded_epoch or trainer.current_epoch
-            module.log("epoch", float(epoch), on_step=False, on_epoch=True, reduce_fx="max")
+            # Created on the GPU: Lightning would copy a number to it in every step, and wait.
+            value = torch.full((), float(epoch), device=module.device)
+            module.log("epoch", value, on_step=False, on_epoch=True, reduce_fx="max")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the sums of a resumed epoch, even if none of its training steps is left."""

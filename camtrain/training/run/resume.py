@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from torch.optim.lr_scheduler import LambdaLR
@@ -247,37 +244,6 @@ def split_beside(checkpoint: Path) -> str | None:
     """The file of splits of the run that a checkpoint or a bundle belongs to, or None."""
     files = (parent / SPLIT_NAME for parent in checkpoint.absolute().parents[:2])
     return next((str(file) for file in files if file.is_file()), None)
-
-
-def random_state() -> dict[str, Any]:
-    """The state of the random numbers of Python, NumPy and torch, as plain values and tensors."""
-    version, internal, next_gauss = random.getstate()
-    kind, keys, *position = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), next_gauss],
-        "numpy": [kind, np.asarray(keys).tolist(), *position],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def random_states(processes: int) -> list[dict[str, Any]]:
-    """The ``random_state`` of every process, in order of rank."""
-    states = [random_state()] * processes
-    if processes > 1:
-        torch.distributed.all_gather_object(states, random_state())
-    return states
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what ``random_state`` has returned."""
-    version, internal, next_gauss = state["python"]
-    random.setstate((version, tuple(internal), next_gauss))
-    kind, keys, *position = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *position))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():  # another machine has other devices
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def follow_new_schedule(trainer: Trainer, steps_before: float) -> None:

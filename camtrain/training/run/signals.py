@@ -18,6 +18,7 @@ from camtrain.data.workers import lost_worker
 from camtrain.errors import CamtrainError, CamtrainOSError, CamtrainValueError, refused_by_system
 from camtrain.training.run.folder import RunFolder
 from camtrain.training.run.loggers import finish_loggers
+from camtrain.training.run.machine import out_of_memory
 from camtrain.training.run.results import print_run_files
 from camtrain.training.run.trainer import lightnings_refusal
 
@@ -116,7 +117,7 @@ def ending_cleanly(
             sys.exit(128 + SIGTERM)
         if is_stopped:
             raise KeyboardInterrupt from None
-        sentence = _sentence(error, run) if isinstance(error, Exception) else None
+        sentence = _sentence(error, run, trainer) if isinstance(error, Exception) else None
         is_refusal = isinstance(sentence or error, CamtrainValueError) and trainer.is_global_zero
         if is_refusal and run is not None and not run.checkpoints.exists():
             run.clear()  # nothing was trained
@@ -125,12 +126,12 @@ def ending_cleanly(
         raise
 
 
-def _sentence(error: Exception, run: RunFolder | None) -> CamtrainError | None:
-    """The sentence for a dead worker, a file that the system refuses, a setting; else None."""
+def _sentence(error: Exception, run: RunFolder | None, trainer: Trainer) -> CamtrainError | None:
+    """The sentence for a dead worker, a refused file or setting, too little memory; else None."""
     refusal = refused_by_system(error) if isinstance(error, OSError) and error.errno else error
     if isinstance(refusal, CamtrainOSError) and run is not None and run.config.is_file():
         whole = f"{run.last} is whole, and goes on" if run.last.is_file() else "the run begins anew"
         return CamtrainOSError(f'{str(refusal).removesuffix(".")}; {whole} with ckpt_path="last".')
     if isinstance(refusal, CamtrainError) and refusal is not error:
         return refusal
-    return lost_worker(error) or lightnings_refusal(error)
+    return lost_worker(error) or lightnings_refusal(error) or out_of_memory(error, trainer, run)

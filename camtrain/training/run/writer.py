@@ -21,13 +21,12 @@ from camtrain.training.datamodule import CAMDataModule
 from camtrain.training.evaluate.scores import is_smaller_better
 from camtrain.training.run.folder import RunFolder, as_csv
 from camtrain.training.run.loggers import describe_data, summarize_best, wandb_step
+from camtrain.training.run.machine import announce_other_device, machine_state, set_random_state
 from camtrain.training.run.resume import (
     check_same_steps,
     end_validation_left,
     follow_new_schedule,
     limit_to_rest,
-    random_states,
-    set_random_state,
     start_loop_always,
 )
 from camtrain.training.run.signals import StopSignals
@@ -109,7 +108,7 @@ class RunWriter(Checkpoint):
         """Add the state that Lightning does not store."""
         is_validating = trainer.validating and not self._is_scored
         checkpoint["run"] = {
-            "random": random_states(trainer.world_size),
+            **machine_state(trainer),
             "has_stopped": trainer.should_stop and not _has_all_steps(trainer),
             "steps_per_epoch": _steps_per_epoch(trainer),
             "steps": trainer.estimated_stepping_batches,
@@ -175,6 +174,7 @@ class RunWriter(Checkpoint):
             trainer.fit_loop.epoch_loop.restarting = False
         if "steps" in self._stored_run:
             follow_new_schedule(trainer, self._stored_run["steps"])
+        announce_other_device(trainer, self._stored_run)
         limit_to_rest(trainer, self._stored_run)
         self.signals.install_handlers()
         self.signals.is_training = True

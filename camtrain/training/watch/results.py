@@ -15,6 +15,7 @@ from camtrain.labels import best_classes
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.maps import picture_heatmaps
 from camtrain.model.camnet import CAMNet
+from camtrain.model.images import to_device
 from camtrain.model.probe import evaluating
 from camtrain.model.refine import BackboneOutput
 from camtrain.training.watch.mistakes import Mistake
@@ -170,7 +171,7 @@ class WatchRunner:
             return compute(net, neck, [self._backbone[index] for index in pictures])
         _compute_missing(pictures, self._features, net, lambda images: neck(backbone(images)))
         device = net.head.weight.device
-        return torch.stack([self._features[index].to(device) for index in pictures])
+        return torch.stack([to_device(self._features[index], device) for index in pictures])
 
 
 def _compute_missing(
@@ -189,7 +190,8 @@ def _compute_missing(
 def compute(net: CAMNet, part: Callable[[Tensor], _Output], inputs: Sequence[Tensor]) -> _Output:
     """The output of a part of the network for inputs (C, h, w), in evaluation mode and float32."""
     device = net.head.weight.device
-    batch = torch.stack(list(inputs)).to(device).contiguous(memory_format=torch.channels_last)
+    batch = to_device(torch.stack(list(inputs)), device)
+    batch = batch.contiguous(memory_format=torch.channels_last)
     with evaluating(net), torch.inference_mode(), torch.autocast(device.type, enabled=False):
         return part(batch)
 
@@ -203,7 +205,7 @@ def evaluate_pictures(
     with evaluating(net), torch.inference_mode():
         backbone_output = BackboneOutput.unpacked(features, net.vector_channels)
         logits = net.classify(backbone_output.features)
-        true = torch.tensor(labels, device=device)
+        true = to_device(torch.tensor(labels), device)
         classes = torch.stack([true, logits.argmax(1)], dim=1)  # (B, 2): true, predicted
         maps = net.display_maps(backbone_output, classes=classes).maps.cpu()
         all_scores = net.scores(logits)
