@@ -41,6 +41,7 @@ ROOMS = {
     "inference": LOW | MIDDLE | {"version"},
     "training": LOW | MIDDLE | {"version", "inference"},
     "cli": {"arguments", "errors", "camtrain"},
+    "__main__": {"cli"},
     "camtrain": LOW | MIDDLE | {"version", "inference"},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ BoxFormat = Literal["coco", "yolo"]
 COCO, YOLO = "boxes.json", "yolo"  # a file, a folder
 
 
-def check_stems(files: Sequence[object]) -> None:
+def check_stems(files: Iterable[object]) -> None:
     """Refuse pictures that would share a YOLO text file, which is named without their ending.
 
     Raises:

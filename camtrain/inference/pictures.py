@@ -5,9 +5,17 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, Self, cast
 
 import numpy as np
 import torch
@@ -24,13 +32,74 @@ from camtrain.errors import (
     CamtrainValueError,
     one_line,
 )
+from camtrain.files import open_regular
 
 Input = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two
 
 
-class ExpandedInputs(list[Input]):
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture in a shard: its path, and a function that reads the content of its file."""
+
+    path: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        """The path."""
+        return self.path
+
+
+class _StoredPictures(Sequence[StoredPicture]):
+    """All pictures of a folder of shards."""
+
+    def __init__(self, folder: str) -> None:
+        from camtrain.data.shards.read import shards_listing  # late: files alone need no shards
+
+        self._folder = folder
+        self._listing = shards_listing(folder, shards_cache=None, shards_cache_gb=0)
+
+    def __len__(self) -> int:
+        return len(self._listing.paths)
+
+    def __getitem__(self, row: Any) -> Any:  # noqa: ANN401
+        assert self._listing.contents is not None
+        path = os.path.join(self._folder, self._listing.paths[row])
+        return StoredPicture(path, partial(self._listing.contents, row))
+
+
+class _ListedPaths:
+    """The paths in the lines of a text file; one of them is in memory at a time.
+
+    Attributes:
+        root: The absolute folder that holds all of them.
+    """
+
+    def __init__(self, name: str, lines: IO[bytes]) -> None:
+        self._lines, self._count, folders = lines, 0, set[str]()
+        weakref.finalize(self, lines.close)
+        for path in self:
+            self._count += 1
+            if (folder := os.path.dirname(os.path.abspath(path))) not in folders:
+                folders = {os.path.commonpath([*folders, folder]), folder}
+        if not folders:
+            raise CamtrainValueError(
+                f"{name} holds no path; write the path of a picture in each line."
+            )
+        self.root = os.path.commonpath(folders)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        self._lines.seek(0)
+        for line in self._lines:
+            if path := line.rstrip(b"\r\n"):
+                yield os.fsdecode(path)
+
+
+class ExpandedInputs:
     """Inputs whose folders and patterns are expanded already; ``expand_inputs`` keeps them.
 
     Attributes:
@@ -38,36 +107,80 @@ class ExpandedInputs(list[Input]):
         root: The absolute folder that holds all the pictures; of one folder, that folder.
     """
 
-    def __init__(self, paths: Iterable[str], *, without: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, paths: Iterable[str], *, without: Sequence[Path] = (), reads_stdin: bool = False
+    ) -> None:
         """Search for pictures.
 
         Args:
-            paths: Files, folders, patterns.
+            paths: Files, folders, patterns, folders of shards, ``.txt`` files of paths, or ``-``
+                for the lines of standard input.
             without: Absolute paths of folders whose files are left out.
+            reads_stdin: Whether this process has a standard input of its own.
 
         Raises:
             CamtrainFileNotFoundError: A path does not exist, a folder holds no pictures, or no file
                 fits a pattern.
-            CamtrainValueError: A path is an address.
+            CamtrainValueError: A path is an address, or a list of paths is empty.
         """
         self.skipped: list[str] = []
-
-        def outside(files: Iterable[str]) -> list[str]:
-            folders = set(without)
-            return [f for f in files if folders.isdisjoint(Path(f).absolute().parents)]
-
-        super().__init__()
+        self._parts: list[Sequence[Any] | _ListedPaths] = []
+        self._pick: Callable[[Iterable[Input]], Iterator[Input]] = iter
         folders: set[str] = set()
         for path in paths:
-            pictures, unread = map(outside, _listed_files(path))
-            if not pictures:
-                _check_path(path)
-            self += pictures or [path]
-            folders |= (
-                {path} if os.path.isdir(path) else set(map(os.path.dirname, pictures or [path]))
-            )
-            self.skipped += unread
+            if path == "-" or (path.lower().endswith(".txt") and os.path.isfile(path)):
+                listed = _ListedPaths(path, _open_list(path, reads_stdin=reads_stdin))
+                self._parts.append(listed)
+                folders.add(listed.root)
+            elif os.path.isfile(os.path.join(path, "index.json")):
+                self._parts.append(_StoredPictures(path))
+                folders.add(path)
+            else:
+                pictures = self._search(path, set(without))
+                self._parts.append(pictures)
+                is_folder = os.path.isdir(path)
+                folders |= {path} if is_folder else set(map(os.path.dirname, pictures))
         self.root = Path(os.path.commonpath(list(map(os.path.abspath, folders))))
+
+    def _search(self, path: str, without: set[Path]) -> list[str]:
+        """The pictures of a folder or a pattern, or the path itself."""
+
+        def outside(files: Iterable[str]) -> list[str]:
+            return [f for f in files if without.isdisjoint(Path(f).absolute().parents)]
+
+        pictures, unread = map(outside, _listed_files(path))
+        if not pictures:
+            _check_path(path)
+        self.skipped += unread
+        return pictures or [path]
+
+    def picked(self, pick: Callable[[Iterable[Input]], Iterator[Input]]) -> Self:
+        """The inputs that a function picks of them, which is called when they are asked for."""
+        inputs = copy(self)
+        inputs._pick = pick
+        return inputs
+
+    def __len__(self) -> int:
+        """How many there are, picked or not."""
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[Input]:
+        """The inputs one by one."""
+        return self._pick(chain.from_iterable(self._parts))
+
+
+def _open_list(path: str, *, reads_stdin: bool) -> IO[bytes]:
+    """A list of paths that can be read several times."""
+    if path != "-":
+        return open_regular(path)
+    if not reads_stdin:
+        raise CamtrainValueError(
+            "Standard input reaches one process, and torchrun has started several; write the paths "
+            "to a .txt file, and give that."
+        )
+    lines = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the inputs
+    shutil.copyfileobj(sys.stdin.buffer, lines)
+    return lines
 
 
 def expand_inputs(inputs: Input | Iterable[Input]) -> Iterator[Input]:
@@ -122,6 +235,8 @@ def pixels_of(item: object) -> Tensor:
     if isinstance(item, (str, Path)):
         _check_path(str(item))
         return read_image(item)
+    if isinstance(item, StoredPicture):
+        return read_image(item.path, data=item.read())
     if isinstance(item, CamtrainError):
         raise item
     if isinstance(item, Image.Image):

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from camtrain.data.transforms import prepare
 from camtrain.errors import CamtrainError, CamtrainValueError, one_line
-from camtrain.inference.pictures import Input, pixels_of
+from camtrain.inference.pictures import Input, StoredPicture, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
 from camtrain.maps import HeatmapMethod, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
@@ -101,7 +101,7 @@ class PredictionSettings:
     def load(self, item: Input | CamtrainError) -> LoadedPicture:
         """Read and prepare a picture; raises what ``pixels_of`` raises."""
         image = pixels_of(item)
-        path = str(item) if isinstance(item, (str, Path)) else None
+        path = str(item) if isinstance(item, (str, Path, StoredPicture)) else None
         try:
             size_hw, prepared = (image.shape[1], image.shape[2]), prepare(image, self.preprocessing)
             longest = max(size_hw)

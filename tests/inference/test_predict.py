@@ -1,6 +1,7 @@
 """``camtrain predict``: what it writes, in which order, and what it does with bad files."""
 
 import glob
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import camtrain
 from camtrain import cli
 from camtrain.data import decoding, tree
 from camtrain.errors import CamtrainValueError
-from camtrain.inference.predict import json_values
+from camtrain.inference.prediction_folder import json_values
 from camtrain.model.camnet import CAMNet
 
 NAMES = ["ant", "bee", "cat, wild", "dog", "eel", "3"]
@@ -300,7 +301,10 @@ def test_a_folder_is_overwritten_only_when_told_so(
 
 
 def test_an_interrupt_leaves_everything_written_so_far(
-    predict: Callable[..., tuple[int, Path]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    predict: Callable[..., tuple[int, Path]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = CAMNet.display_maps
     calls = []
@@ -314,6 +318,7 @@ def test_an_interrupt_leaves_everything_written_so_far(
     monkeypatch.setattr(CAMNet, "display_maps", interrupted)
     status, output = predict(f"{folder}/*/x.jpg", f"{folder}/b/y.png", "--batch_size", "1")
     assert status == 130
+    assert "2 of 3 pictures are predicted; --resume true goes on" in capsys.readouterr().err
     assert len(lines_of(output)) == 2
     assert (output / "sheets/0001.jpg").is_file()
 
@@ -371,4 +376,36 @@ def test_a_full_disk_is_one_sentence_and_every_line_is_whole(
     assert line.startswith(f"camtrain: error: {output}/")
     assert "cannot be written (File too large: " in line
     assert len(lines_of(output)) < 3  # each of them can be read
-    assert set(files_of(output)) == {"predictions.jsonl"}
+    assert set(files_of(output)) == {"predictions.jsonl", "unfinished/settings.json"}
+
+
+@pytest.mark.filterwarnings("ignore:The .* split of .* has no image of the class a")
+def test_inputs_may_be_lists_standard_input_and_shards(
+    predict: Callable[..., tuple[int, Path]],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same pictures give the same lines but for their paths."""
+    good = [folder / name for name in ("b/x.jpg", "a/x.jpg", "b/y.png")]
+    text = b"\r\n\n".join(map(os.fsencode, good))
+    (tmp_path / "list.txt").write_bytes(text)
+    assert predict(*good, "--boxes", "coco")[0] == 0
+    results = {name: (tmp_path / "out" / name).read_bytes() for name in files_of(tmp_path / "out")}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    for place in (tmp_path / "list.txt", "-"):
+        assert predict(place, "--boxes", "coco", "--overwrite")[0] == 0
+        for name, content in results.items():
+            assert (tmp_path / "out" / name).read_bytes() == content, (place, name)
+    (folder / "a/z.jpg").unlink()
+    (folder / "b/w.png").unlink()
+    shards = ["shards", str(folder), "--to", str(tmp_path / "tars")]
+    assert cli.main(shards) == 0
+    assert predict(tmp_path / "tars", "--boxes", "coco", "--overwrite")[0] == 0
+    assert {Path(line["file"]).name for line in lines_of(tmp_path / "out")} == {"x.jpg", "y.png"}
+    assert lines_of(tmp_path / "out")[0]["size_hw"] in ([37, 50], [48, 64], [90, 30])
+    (tmp_path / "list.txt").write_text("\n")
+    capsys.readouterr()
+    assert predict(tmp_path / "list.txt", "--overwrite")[0] == 2
+    assert "list.txt holds no path; write the path" in capsys.readouterr().err
