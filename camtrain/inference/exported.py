@@ -22,7 +22,7 @@ from camtrain.inference.network import Precision, find_device
 from camtrain.maps import CAMOutput, check_classes
 from camtrain.model.refine import Refine, check_refine
 
-ExportPrecision = Literal["fp32", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "int8"]
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -38,7 +38,8 @@ class ExportOptions:
             of refined maps where it gives those.
         refine: ``affinity``: it also gives ``refined_maps``; the network must refine its maps.
         foreground: It gives ``refined_maps`` in the foreground, of a network that has such a head.
-        precision: ``fp16``: backbone and neck compute in float16; pool, head and maps in float32.
+        precision: ``fp16`` or ``int8``: backbone and neck compute in float16 or in 8 bits; pool,
+            head and maps in float32.
     """
 
     raw: bool = False

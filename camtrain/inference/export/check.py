@@ -1,44 +1,63 @@
-"""Comparing an exported network with the network: parity in float32, agreement in float16."""
+"""Comparing an exported network with the network in float32: parity."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from camtrain.data import Source, SourcePicture, prepare
-from camtrain.errors import CamtrainValueError
+from camtrain.data import Source, SourcePicture, prepare, read_image
+from camtrain.data.source import no_boxes
 from camtrain.inference.export.graph import check_sizes
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.localization import LocalizationAccuracy
-from camtrain.localization.boxes import box_iou, boxes_from_heatmap
-from camtrain.maps import CAMOutput, heatmaps, picture_heatmaps, relative_difference
+from camtrain.localization.boxes import boxes_from_heatmap
+from camtrain.maps import heatmaps, relative_difference
 from camtrain.model.camnet import CAMNet
-from camtrain.preprocessing import Preprocessing
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
 _LARGE_LOGIT = 100.0
 _TOP = 5
-_MOST_PICTURES = 1000
-_SAME_IOU = 0.9
+RANDOM = "random pictures"
 
 
 class Pictures(NamedTuple):
     """Pictures to check an export on.
 
     Attributes:
-        images: (C, H, W) uint8 each.
+        images: A few, (C, H, W) uint8 each.
         origin: Where they come from, in words.
         source: The labelled pictures that they are among, where they are labelled.
+        files: The pictures that they are among, where those are not labelled.
     """
 
-    images: list[Tensor]
+    images: Sequence[Tensor]
     origin: str
     source: Source | None = None
+    files: Sequence[str | Path] = ()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether they are noise and no pictures of anything."""
+        return self.origin == RANDOM
+
+    def sample(self, most: int) -> Iterator[SourcePicture]:
+        """At most so many of the pictures that these are among, evenly spaced.
+
+        The label of those without one is empty, (0,).
+        """
+        count = len(self.source or self.files or self.images)
+        for index in spread(count, most):
+            if self.source is not None:
+                yield self.source.read(index)
+            else:
+                image = read_image(self.files[index]) if self.files else self.images[index]
+                yield SourcePicture(image, torch.zeros(0), no_boxes(index), "")
 
 
 @dataclass(frozen=True)
@@ -92,38 +111,6 @@ class Parity:
         )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Two networks on the same pictures.
-
-    Attributes:
-        pictures: Number of pictures.
-        logits: Largest difference.
-        same_class: Part of the pictures whose best class is the same.
-        same_box: Part of them whose largest boxes of that class have an IoU of 0.9 or more.
-        scores: Accuracy and GT-known localization of the first and of the second network, in
-            [0, 1], by name. Empty without labels; without localization where no picture has a box.
-    """
-
-    pictures: int
-    logits: float
-    same_class: float
-    same_box: float
-    scores: dict[str, tuple[float, float]]
-
-    def __str__(self) -> str:
-        """One line of figures."""
-        changes = "".join(
-            f"; {name} {100 * before:.2f}% -> {100 * after:.2f}%"
-            for name, (before, after) in self.scores.items()
-        )
-        return (
-            f"{self.pictures} pictures: same best class {100 * self.same_class:.2f}%, same box "
-            f"(IoU >= {_SAME_IOU}) {100 * self.same_box:.2f}%, logits differ by at most "
-            f"{self.logits:.1e}{changes}"
-        )
-
-
 def random_pictures(net: CAMNet) -> list[Tensor]:
     """Smooth coloured noise, uint8, four pictures of different sizes with H != W."""
     assert net.preprocessing is not None
@@ -146,7 +133,7 @@ def spread(count: int, most: int) -> list[int]:
 
 @torch.no_grad()
 def measure_parity(
-    net: CAMNet, exported: ExportedNetwork, pictures: list[Tensor], *, threshold: float
+    net: CAMNet, exported: ExportedNetwork, pictures: Sequence[Tensor], *, threshold: float
 ) -> Parity:
     """Compare the outputs at two sizes with H != W, or at the only size that the file takes.
 
@@ -202,87 +189,3 @@ def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None
 def _largest(tensors: list[Tensor]) -> float:
     """The largest absolute value of all; NaN where one is NaN."""
     return float(torch.cat([tensor.flatten() for tensor in tensors]).abs().max())
-
-
-@torch.no_grad()
-def measure_agreement(
-    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, *, threshold: float
-) -> Agreement:
-    """Compare a network with its exported form at the network's own preprocessing.
-
-    Args:
-        net: In evaluation mode, float32, on the CPU.
-        exported: Made of ``net``; localization is measured only if it gives all maps.
-        pictures: All of a labelled source (at most 1,000, evenly spaced), or the pictures.
-        threshold: Map threshold of the boxes, in [0, 1).
-
-    Raises:
-        CamtrainValueError: The exported network gives logits or maps that are not finite.
-    """
-    assert net.preprocessing is not None
-    source, preprocessing = pictures.source, net.preprocessing
-    indices = spread(len(pictures.images if source is None else source), _MOST_PICTURES)
-    metrics = (LocalizationAccuracy(threshold), LocalizationAccuracy(threshold))
-    largest, same_class, same_box = 0.0, 0, 0
-    for index in indices:
-        picture = None if source is None else source.read(index)
-        image = pictures.images[index] if picture is None else picture.image
-        images = prepare(image, preprocessing)[None]
-        expected, output = net.display_maps(images, top=1), exported.display_maps(images, top=1)
-        if not all(torch.isfinite(tensor).all() for tensor in output[:2]):
-            raise CamtrainValueError(
-                "The exported network overflows in float16 (its logits or maps are not finite); "
-                "export it with --precision fp32."
-            )
-        largest = max(largest, float((expected.logits - output.logits).abs().max()))
-        if bool(expected.classes == output.classes):
-            same_class += 1
-            heats = (_heatmap(maps, preprocessing, image) for maps in (expected, output))
-            box, other_box = (boxes_from_heatmap(heat, threshold)[:1] for heat in heats)
-            if len(box) and len(other_box):
-                same_box += bool(box_iou(box, other_box) >= _SAME_IOU)
-            else:
-                same_box += len(box) == len(other_box)
-        if picture is not None and isinstance(picture.label, int):
-            _update(metrics[0], net, images, picture, preprocessing)
-            _update(metrics[1], exported, images, picture, preprocessing)
-    count = len(indices)
-    return Agreement(count, largest, same_class / count, same_box / count, _scores(*metrics))
-
-
-def _heatmap(output: CAMOutput, preprocessing: Preprocessing, image: Tensor) -> Tensor:
-    """The first heatmap of a network's output for one picture (C, H, W), at its size (H, W)."""
-    return picture_heatmaps(output.maps[0], preprocessing, (image.shape[1], image.shape[2]))[0]
-
-
-def _update(
-    metric: LocalizationAccuracy,
-    network: CAMNet | ExportedNetwork,
-    images: Tensor,
-    picture: SourcePicture,
-    preprocessing: Preprocessing,
-) -> None:
-    """Count a picture by its label; by its boxes only if the network gives all maps."""
-    has_all = isinstance(network, CAMNet) or network.top is None
-    label = torch.tensor([picture.label])
-    output = network.display_maps(
-        images, top=None if has_all else 1, classes=label if has_all else None
-    )
-    heat = _heatmap(output, preprocessing, picture.image)
-    boxes = picture.boxes_xyxy if has_all else picture.boxes_xyxy[:0]
-    metric.update([heat], output.logits, label, [boxes], torch.tensor([heat.shape]))
-
-
-def _scores(
-    first: LocalizationAccuracy, second: LocalizationAccuracy
-) -> dict[str, tuple[float, float]]:
-    """The scores of both metrics that have counted something, by name."""
-    names = {"accuracy": ("cls_top1", "cls_count"), "GT-known localization": ("gt_known", "count")}
-    if not int(first.cls_count):
-        return {}
-    before, after = first.compute(), second.compute()
-    return {
-        name: (float(before[score]), float(after[score]))
-        for name, (score, counter) in names.items()
-        if int(getattr(first, counter)) and int(getattr(second, counter))
-    }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,7 +24,8 @@ from camtrain.errors import (
 )
 from camtrain.header import BEST_NAME, model_file
 from camtrain.inference.bundle import Bundle, read_network, write_bundle
-from camtrain.inference.export.check import Pictures, random_pictures, spread
+from camtrain.inference.export.check import RANDOM, Pictures, random_pictures, spread
+from camtrain.inference.export.quantize import MAX_DROP
 from camtrain.inference.export.write import Export, check_output, export_network
 from camtrain.inference.exported import ExportOptions, ExportPrecision
 from camtrain.model.camnet import CAMNet
@@ -59,6 +61,11 @@ def main(args: Sequence[str]) -> None:
             "--raw, --top, --heatmaps and --precision change the graph, which a safetensors bundle "
             "has none of; leave them out, or choose --format onnx."
         )
+    if arguments.max_drop is not None and options.precision != "int8":
+        raise CamtrainValueError(
+            f"--max_drop limits what --precision int8 loses, got --precision {options.precision}; "
+            "leave it out."
+        )
     bundle = read_network(checkpoint, backbone=arguments.backbone).with_maps(arguments.refine)
     if arguments.format == "safetensors":
         _export_bundle(bundle, output, arguments.backbone)
@@ -70,6 +77,7 @@ def main(args: Sequence[str]) -> None:
         options=replace(options, refine=bundle.net.refine),
         description=bundle.description,
         pictures=pictures,
+        max_drop=MAX_DROP if arguments.max_drop is None else arguments.max_drop,
         overwrite=arguments.overwrite,
     )
     print(report(export, bundle, pictures))
@@ -96,11 +104,11 @@ def pictures_of(bundle: Bundle, folder: Path | None = None) -> Pictures:
                 f"{folder.absolute()}."
             )
         images = [read_image(files[index]) for index in spread(len(files), _MOST_PICTURES)]
-        return Pictures(images, f"pictures of {folder}")
+        return Pictures(images, f"pictures of {folder}", files=files)
     if settings:
         with suppress(CamtrainError, OSError):  # the data may be gone by now
             return _labelled(str(settings.get("source")), settings, net)
-    return Pictures(random_pictures(net), "random pictures")
+    return Pictures(random_pictures(net), RANDOM)
 
 
 def _labelled(name: str, settings: Mapping[str, Any], net: CAMNet) -> Pictures:
@@ -121,18 +129,29 @@ def report(export: Export, bundle: Bundle, pictures: Pictures) -> str:
     """Lines about the file: what it takes and gives, how it was checked, and how to use it."""
     kind = "uint8 pixels" if export.options.raw else "float32, normalized"
     size = "x".join(map(str, export.input_hw)) if export.input_hw else "any height and width"
-    check = f"  parity    {export.parity}" if export.parity else f"  float16   {export.agreement}"
+    lower = "float16" if export.options.precision == "fp16" else "int8   "
+    checks = {
+        "parity ": export.parity,
+        lower: export.agreement,
+        "gain   ": export.quantization,
+    }
     return "\n".join(
         (
             f"{export.path}: {export.path.stat().st_size / 1e6:.1f} MB",
             f"  input     images ({kind}, {size})",
             f"  outputs   {', '.join(export.options.output_names)}",
             _threshold_line(bundle),
-            f"{check} ({pictures.origin})",
+            *(_folded(f"  {name}   {check}") for name, check in checks.items() if check),
+            f"  checked   on {pictures.origin}",
             "",
             usage(export, bundle.net),
         )
     )
+
+
+def _folded(line: str) -> str:
+    """A line of figures in lines of 80 columns, the first column free."""
+    return fill(line, 80, subsequent_indent=" " * 12, break_on_hyphens=False)
 
 
 def usage(export: Export, net: CAMNet) -> str:
@@ -199,9 +218,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--heatmaps", action="store_true", help="also give heatmaps at the size of the input")
     refine = "also give maps refined by affinity, or none (default: as the network says)"
     add("--refine", choices=get_args(Refine), help=refine)
-    half = "fp16 (ONNX only): backbone and neck in float16, half the size (default fp32)"
-    add("--precision", choices=get_args(ExportPrecision), default="fp32", help=half)
+    bits = "of backbone and neck (ONNX only): fp16, half the size; int8, a quarter (default fp32)"
+    add("--precision", choices=get_args(ExportPrecision), default="fp32", help=bits)
 
     add = parser.add_argument_group("how it is checked").add_argument
-    add("--images", type=Path, metavar="FOLDER", help="of pictures (default: the val data)")
+    images = "of pictures, to check on and to calibrate int8 on (default: the val data)"
+    add("--images", type=Path, metavar="FOLDER", help=images)
+    drop = (
+        "percentage points that int8 may lose of accuracy and of MaxBoxAcc; without labels, of "
+        f"pictures of the same best class (default {MAX_DROP:g})"
+    )
+    add("--max_drop", type=float, metavar="POINTS", help=drop)
     return parser

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,15 +25,22 @@ from camtrain.errors import (
 from camtrain.files import check_writable, replacing
 from camtrain.header import METADATA_KEY, Description
 from camtrain.inference.bundle import shipped_description
+from camtrain.inference.export.agreement import Agreement, measure_agreement
 from camtrain.inference.export.check import (
-    Agreement,
+    RANDOM,
     Parity,
     Pictures,
-    measure_agreement,
     measure_parity,
     random_pictures,
 )
 from camtrain.inference.export.graph import export_program
+from camtrain.inference.export.quantize import (
+    MAX_DROP,
+    Quantization,
+    check_loss,
+    measure_gain,
+    quantize_onnx,
+)
 from camtrain.inference.exported import (
     ExportedNetwork,
     ExportOptions,
@@ -58,7 +66,8 @@ class Export:
         options: What it takes and gives.
         input_hw: (H, W) of the only images it takes, in pixels; None for any size.
         parity: The difference from the network, in float32; None for float16.
-        agreement: What float16 changes; None for float32.
+        agreement: What float16 or int8 changes; None for float32.
+        quantization: What int8 gains; None for the others.
     """
 
     path: Path
@@ -66,6 +75,7 @@ class Export:
     input_hw: tuple[int, int] | None
     parity: Parity | None
     agreement: Agreement | None
+    quantization: Quantization | None = None
 
 
 def export_network(
@@ -75,13 +85,15 @@ def export_network(
     options: ExportOptions | None = None,
     description: Description | None = None,
     pictures: Pictures | None = None,
+    max_drop: float = MAX_DROP,
     overwrite: bool = False,
 ) -> Export:
     """Export a network as ONNX or as a torch program, and check that both compute the same.
 
     The file is kept only if the check passes: logits within 1e-4, maps within 1e-4 of their range,
     boxes equal unless a pixel lies that near the threshold. In float16 the change of accuracy and
-    localization is measured, and only values that are not finite are refused.
+    localization is measured, and only values that are not finite are refused. For int8 the float32
+    file passes the check, is calibrated on the pictures, and may lose ``max_drop``.
 
     Args:
         net: A network that knows its preprocessing. It is put into evaluation mode.
@@ -89,35 +101,79 @@ def export_network(
         options: What the file takes and gives. By default normalized images in, logits and all maps
             out, and refined maps where the network refines them.
         description: Holds the thresholds and scores of the file; by default the network's own.
-        pictures: To check the file on; random ones by default.
+        pictures: To check the file on, and to calibrate int8 on; random ones by default, which
+            int8 refuses.
+        max_drop: What int8 may lose of accuracy and, where there are boxes, of MaxBoxAcc; without
+            labels, of pictures whose best class stays the same. In percentage points.
         overwrite: Replace an older file.
 
     Raises:
         CamtrainFileNotFoundError: The folder does not exist.
         CamtrainValueError: The network cannot be exported, a package is missing, the file exists
-            already, or its outputs lie outside the tolerance.
+            already, its outputs lie outside the tolerance, or int8 loses more than allowed.
     """
     options, path = options or ExportOptions(refine=net.refine), Path(path)
     options = replace(options, foreground=net.foreground is not None)
     check_output(path, overwrite=overwrite)
     description = description or net.description
     _check_arguments(net, path, options)
+    if not 0 <= max_drop <= 100:
+        raise CamtrainValueError(
+            f"max_drop must be percentage points from 0 to 100, got {max_drop:g}."
+        )
+    if options.precision == "int8" and (pictures is None or pictures.is_random):
+        raise CamtrainValueError(
+            "int8 is calibrated on pictures of the kind that the network is made for, and there "
+            "are none; give --images FOLDER, or export the folder of the run, whose data exist."
+        )
     if any(tensor.device.type != "cpu" for tensor in net.state_dict().values()):
         net = copy.deepcopy(net).cpu()  # the file's constants lie where the network does
-    pictures = pictures or Pictures(random_pictures(net), "random pictures")
+    pictures = pictures or Pictures(random_pictures(net), RANDOM)
     program, input_hw = export_program(net.eval(), options)
-    export = {**options.to_dict(), "input_hw": input_hw}
-    metadata = shipped_description(net, description, export).to_json()
+    shipped = shipped_description(net, description, {**options.to_dict(), "input_hw": input_hw})
     needed = sum(tensor.nbytes for tensor in program.state_dict.values())
-    needed //= 2 if options.precision == "fp16" else 1
+    needed //= {"fp32": 1, "fp16": 2, "int8": 4}[options.precision]
+    quantization = None
     with replacing(path, needed=needed) as part:
-        if path.suffix == ".onnx":
-            write_onnx(program, part, metadata, options.output_names)
+        if options.precision == "int8":
+            parity, agreement, quantization = _write_int8(
+                net, program, part, shipped, options, pictures, max_drop
+            )
         else:
-            write_pt2(program, part, metadata)
-        exported = read_exported(part)
-        parity, agreement = _compare(net, exported, pictures, description.threshold)
-    return Export(path, options, input_hw, parity, agreement)
+            if path.suffix == ".onnx":
+                write_onnx(program, part, shipped.to_json(), options.output_names)
+            else:
+                write_pt2(program, part, shipped.to_json())
+            parity, agreement = _compare(net, read_exported(part), pictures, shipped.threshold)
+    return Export(path, options, input_hw, parity, agreement, quantization)
+
+
+def _write_int8(
+    net: CAMNet,
+    program: ExportedProgram,
+    path: Path,
+    shipped: Description,
+    options: ExportOptions,
+    pictures: Pictures,
+    max_drop: float,
+) -> tuple[Parity | None, Agreement | None, Quantization]:
+    """Write a float32 file elsewhere, check it, quantize it, and measure what that changes."""
+    assert net.preprocessing is not None
+    assert shipped.export is not None
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "float32.onnx"
+        in_float = replace(shipped, export={**shipped.export, "precision": "fp32"})
+        write_onnx(program, source, in_float.to_json(), options.output_names)
+        exported = read_exported(source)
+        parity, _ = _compare(net, exported, pictures, shipped.threshold)
+        count = quantize_onnx(
+            source, path, net, pictures, metadata=shipped.to_json(), raw=options.raw
+        )
+        quantized = read_exported(path)
+        _, agreement = _compare(net, quantized, pictures, shipped.threshold)
+        assert agreement is not None
+        check_loss(agreement, max_drop)
+        return parity, agreement, measure_gain(exported, quantized, count, net.preprocessing)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -240,18 +296,19 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions) -> None:
         raise CamtrainValueError(
             "The network must know its preprocessing to be exported; set net.preprocessing."
         )
-    if options.precision == "fp16" and path.suffix != ".onnx":
+    if options.precision != "fp32" and path.suffix != ".onnx":
         raise CamtrainValueError(
-            f"precision fp16 is for ONNX files, got {str(path)!r}; export it with --format onnx."
+            f"precision {options.precision} is for ONNX files, got {str(path)!r}; export it with "
+            "--format onnx."
         )
 
 
 def _compare(
     net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: float
 ) -> tuple[Parity | None, Agreement | None]:
-    """The comparison with the network: parity in float32, agreement in float16."""
+    """The comparison with the network: parity in float32, else agreement."""
     try:
-        if exported.options.precision == "fp16":
+        if exported.options.precision != "fp32":
             return None, measure_agreement(net, exported, pictures, threshold=threshold)
         parity = measure_parity(net, exported, pictures.images, threshold=threshold)
     except CamtrainError:
