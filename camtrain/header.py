@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError, one_l
 from camtrain.files import check_names, check_nested, check_stored, checked_numbers, open_regular
 from camtrain.labels import Task, check_task
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import DEFAULT_THRESHOLD, Threshold, check_any_threshold, stored_threshold
 from camtrain.version import __version__
 
 METADATA_KEY = "camtrain"
@@ -30,7 +31,6 @@ METADATA_KEY = "camtrain"
 CONFIG_NAME = "config.yaml"
 BUNDLE_NAME = "model.safetensors"
 BEST_NAME = "checkpoints/best.ckpt"
-DEFAULT_THRESHOLD = 0.2
 # Every version has stored these arguments of `create_model`.
 _ARGUMENTS = (
     *("backbone", "num_classes", "cut", "stride", "neck", "neck_kernel", "neck_groups"),
@@ -44,7 +44,7 @@ _PARTS: dict[str, type] = {
     **dict.fromkeys(("callbacks", "loops", "run"), dict),
     **dict.fromkeys(("epoch", "global_step"), int),
 }
-_NEWEST_FORMAT = 3  # with a foreground head; 2 is written where maps are refined, else 1
+_NEWEST_FORMAT = 4  # threshold auto; 3: with a foreground head; 2: where maps are refined; else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Description:
         refine: What heatmaps are made of: ``none``, the class maps; ``affinity``, refined maps; of
             class maps in the foreground where the architecture has a ``foreground`` head.
         refine_layers: The layers by which places are compared, and which that head reads.
-        threshold: Map threshold of the boxes, in [0, 1).
+        threshold: Map threshold of the boxes, in [0, 1), or ``auto``.
         is_calibrated: Whether it was chosen on pictures with boxes; None where the file is silent.
         other_thresholds: Calibrated thresholds of other kinds of maps, see ``kind_of_maps``.
         scores: What these weights reached, by logged name.
@@ -73,7 +73,7 @@ class Description:
     task: Task = "multiclass"
     refine: str = "none"
     refine_layers: tuple[str, ...] = ()
-    threshold: float = DEFAULT_THRESHOLD
+    threshold: Threshold = DEFAULT_THRESHOLD
     is_calibrated: bool | None = None
     other_thresholds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Description:
     def __post_init__(self) -> None:
         """Check the thresholds."""
         for threshold in (self.threshold, *self.other_thresholds.values()):
-            check_threshold(threshold)
+            check_any_threshold(threshold)
 
     @property
     def calibrated_threshold(self) -> float | None:
@@ -92,7 +92,7 @@ class Description:
         """
         is_other = self.threshold != DEFAULT_THRESHOLD
         is_calibrated = is_other if self.is_calibrated is None else self.is_calibrated
-        return self.threshold if is_calibrated else None
+        return self.threshold if is_calibrated and self.threshold != "auto" else None
 
     @property
     def kind_of_maps(self) -> str:
@@ -113,6 +113,8 @@ class Description:
         """Where the threshold comes from, in words."""
         if self.calibrated_threshold is not None:
             return f"calibrated on {self.kind_of_maps}"
+        if self.threshold == "auto":
+            return "Otsu's of each heatmap, not calibrated"
         if self.threshold == DEFAULT_THRESHOLD:
             return f"the default, since none is calibrated on {self.kind_of_maps}"
         return "given, not calibrated"
@@ -142,8 +144,9 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values, as files store them."""
+        version = 3 if self.foreground else 1 if self.refinement is None else 2
         values: dict[str, Any] = {
-            "format_version": 3 if self.foreground else 1 if self.refinement is None else 2,
+            "format_version": 4 if self.threshold == "auto" else version,
             "camtrain_version": __version__,
             "architecture": None if self.architecture is None else dict(self.architecture),
             "class_names": None if self.class_names is None else list(self.class_names),
@@ -196,7 +199,7 @@ class Description:
             task=check_task(task),
             refine=refinement["method"],
             refine_layers=tuple(refinement["layers"]),
-            threshold=checked_numbers("map_threshold", {"": values["map_threshold"]})[""],
+            threshold=stored_threshold(values["map_threshold"]),
             is_calibrated=is_calibrated,
             other_thresholds=checked_numbers(
                 "other_thresholds", values.get("other_thresholds", {})
@@ -204,13 +207,6 @@ class Description:
             scores=checked_numbers("scores", values.get("scores", {})),
             export=values.get("export"),
         )
-
-
-def check_threshold(threshold: float) -> float:
-    """The threshold as a float; raise CamtrainValueError unless it lies in [0, 1)."""
-    if not (isinstance(threshold, SupportsFloat) and 0 <= float(threshold) < 1):
-        raise CamtrainValueError(f"threshold must lie in [0, 1), got {threshold}.")
-    return float(threshold)
 
 
 def parse_description(text: str | bytes, path: Path) -> Description:

@@ -20,6 +20,7 @@ from camtrain.inference.hub import local_file
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor, load
 from camtrain.localization.boxes import boxes_from_heatmap
+from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.visualize import PREDICTED_BOX, draw_boxes
 
 if TYPE_CHECKING:
@@ -122,10 +123,11 @@ def page(predictor: Predictor, title: str) -> gradio.Blocks:
             )
         # Gradio itself would open the file, and say only "Error" where that fails.
         picture.preprocess = lambda upload: upload and upload.path
+        start, origin = predictor.threshold, predictor.description.threshold_origin
+        if start == "auto":  # a slider has one number for all heatmaps
+            start, origin = DEFAULT_THRESHOLD, "the default"
         threshold = gradio.Slider(
-            *(0.0, 0.999, predictor.threshold),
-            step=0.001,
-            label=f"Threshold of the boxes: {predictor.description.threshold_origin}",
+            *(0.0, 0.999, start), step=0.001, label=f"Threshold of the boxes: {origin}"
         )
         picture.change(predict, [picture, threshold], [prediction, cards], api_name="see")
         threshold.change(cards_of, [prediction, threshold], cards, api_visibility="private")

@@ -30,6 +30,7 @@ from camtrain.header import (
     read_safetensors_description,
 )
 from camtrain.model.modules import is_import_path
+from camtrain.thresholds import threshold_text
 
 _ADDRESS = re.compile(r"hf:/+(?P<name>[^@]*)(@(?P<revision>.+))?")  # a Path has one slash less
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -192,6 +193,7 @@ def card(
     split = next((s for s in ("test/", "val/") if any(key.startswith(s) for key in scores)), "")
     chosen = sorted(item for item in scores.items() if split and item[0].startswith(split))
     rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in chosen)
+    threshold = threshold_text(description.threshold)
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
 
@@ -205,7 +207,7 @@ pass gives classes and heatmaps of where they are seen.
 * Classes ({len(names)}): {join_first(names, 20)}
 * Input: {width} x {height} pixels (width x height)
 * Heatmaps: of {description.kind_of_maps}
-* Boxes: at {description.threshold:.3g} of a map's maximum, {description.threshold_origin}
+* Boxes: at {threshold} of a map's maximum, {description.threshold_origin}
 
 ## Use
 

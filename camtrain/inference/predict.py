@@ -35,6 +35,7 @@ from camtrain.inference.predictor import Predictor, load
 from camtrain.inference.tta import TTA
 from camtrain.maps import HeatmapMethod
 from camtrain.model.refine import Refine
+from camtrain.thresholds import AUTO, Threshold, threshold_text
 
 _LONGEST_JPEG = 65_500  # pixels of a side
 # Options with which a prediction may be continued though they differ.
@@ -84,6 +85,7 @@ def _predict(options: argparse.Namespace, rank: int, processes: int) -> int:
         top=options.top,
         classes=_parse_classes(options.classes, predictor.network.class_names),
         threshold=options.threshold,
+        split_peaks=options.split_peaks == "true",
         method=options.method,
         tta=options.tta,
         batch_size=options.batch_size,
@@ -139,7 +141,8 @@ def _print_beginning(
         print("The network takes grey pictures: colours are converted to grey")
     if options.threshold is None:
         description = predictor.description
-        print(f"Boxes at threshold {description.threshold:.3g}, {description.threshold_origin}")
+        threshold = threshold_text(description.threshold)
+        print(f"Boxes at threshold {threshold}, {description.threshold_origin}")
 
 
 def _write(predictions: Iterator[Prediction], folder: PredictionFolder, *, is_shown: bool) -> int:
@@ -167,6 +170,13 @@ def _parse_classes(text: str | None, names: Sequence[str]) -> list[int | str] | 
     return [int(part) if part.isdecimal() and part not in names else part for part in parts]
 
 
+def _parse_threshold(text: str) -> Threshold:
+    try:
+        return AUTO if text == AUTO else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = VerbParser(
         prog="camtrain predict",
@@ -191,8 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--top", type=int, metavar="N", help="classes per picture, best first (default 5)")
     names = "these classes, by name or number, instead of the best"
     add("--classes", metavar="NAME,...", help=names)
-    threshold = "of the boxes, in [0, 1), a part of the maximum (default: the network's own)"
-    add("--threshold", type=float, metavar="X", help=threshold)
+    threshold = (
+        "of the boxes, in [0, 1), a part of the maximum, or auto: each heatmap's (default: the "
+        "network's own)"
+    )
+    add("--threshold", type=_parse_threshold, metavar="X", help=threshold)
+    split = "cut boxes where two peaks stand out, for pictures with several things (default false)"
+    add("--split_peaks", choices=("true", "false"), default="false", help=split)
     method = "normalization of the heatmaps (default minmax)"
     add("--method", default="minmax", choices=get_args(HeatmapMethod), help=method)
     refine = "heatmaps of class maps, or of maps refined by affinity (default: the network's own)"

@@ -21,6 +21,7 @@ from camtrain.inference.pictures import Input, StoredPicture, pixels_of
 from camtrain.localization.boxes import boxes_from_heatmap
 from camtrain.maps import HeatmapMethod, picture_heatmaps
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import Threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Prediction:
         heatmaps: (k, H, W), float32 in [0, 1], over ``image``.
         boxes: Per class (n, 4), int64, half-open xyxy in pixels of the original picture, largest
             first.
-        threshold: Part of a heatmap's maximum that the pixels of a box exceed.
+        threshold: Part of a heatmap's maximum that the pixels of a box exceed, or ``auto``.
         size_hw: (H, W) of the original picture.
         image: (3, H, W) or (1, H, W), uint8: the original picture, or one of at most the
             ``largest_side`` that was asked for.
@@ -47,7 +48,7 @@ class Prediction:
     classes: tuple[int, ...]
     heatmaps: Tensor
     boxes: tuple[Tensor, ...]
-    threshold: float
+    threshold: Threshold
     size_hw: tuple[int, int]
     image: Tensor
     path: str | None
@@ -84,19 +85,22 @@ class PredictionSettings:
     Attributes:
         names: K class names.
         preprocessing: From a picture to the network's input, which the maps cover.
-        threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1).
+        threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1), or
+            ``auto``.
         method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
         is_calibrated: Whether the threshold was calibrated on such maps.
         largest_side: Larger pictures are made that large, in pixels, once the network's input is
             made of them; None leaves them.
+        split_peaks: See ``split`` of ``boxes_from_heatmap``.
     """
 
     names: Sequence[str]
     preprocessing: Preprocessing
-    threshold: float
+    threshold: Threshold
     method: HeatmapMethod
     is_calibrated: bool
     largest_side: int | None = None
+    split_peaks: bool = False
 
     def load(self, item: Input | CamtrainError) -> LoadedPicture:
         """Read and prepare a picture; raises what ``pixels_of`` raises."""
@@ -127,7 +131,9 @@ class PredictionSettings:
         heat = picture_heatmaps(
             maps, self.preprocessing, size_hw, size=size, method=self.method
         ).cpu()
-        boxes = (boxes_from_heatmap(heatmap, self.threshold) for heatmap in heat)
+        boxes = (
+            boxes_from_heatmap(heatmap, self.threshold, split=self.split_peaks) for heatmap in heat
+        )
         numbers = tuple(classes.tolist())
         return Prediction(
             names=tuple(self.names[number] for number in numbers),

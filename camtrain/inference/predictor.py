@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainError, CamtrainValueError, check_choice, check_positive
-from camtrain.header import DEFAULT_THRESHOLD, Description, check_threshold, model_file
+from camtrain.header import Description, model_file
 from camtrain.inference.bundle import read_network, write_bundle
 from camtrain.inference.hub import local_file
 from camtrain.inference.network import Network, Precision, TorchNetwork
@@ -35,6 +35,7 @@ from camtrain.maps import HeatmapMethod
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import DEFAULT_THRESHOLD, Threshold, check_any_threshold
 
 OnError = Callable[[Input, CamtrainError], object]
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Predictor:
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
-        threshold: float = DEFAULT_THRESHOLD,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         scores: Mapping[str, float] | None = None,
         refine: Refine | None = None,
         device: str | torch.device = "cpu",
@@ -78,7 +79,7 @@ class Predictor:
             class_names: K names; by default the network's.
             preprocessing: By default the network's.
             threshold: Part of a heatmap's maximum that the pixels of a box exceed, in [0, 1), on
-                maps as ``refine`` says.
+                maps as ``refine`` says; ``auto`` means each heatmap's own, see ``auto_threshold``.
             scores: Scores of these weights, by logged name; ``save`` writes them into the bundle.
             refine: ``none`` or ``affinity``: heatmaps of class maps or of refined maps, which have
                 another best threshold. By default the network's, see ``CAMNet.set_refine``.
@@ -88,7 +89,7 @@ class Predictor:
 
         Raises:
             CamtrainValueError: Neither the network nor the caller knows the preprocessing, the
-                threshold lies outside [0, 1), or there is no such device or precision.
+                threshold is not in [0, 1) nor ``auto``, or there is no such device or precision.
         """
         if isinstance(net, CAMNet):
             if class_names is not None:
@@ -147,7 +148,8 @@ class Predictor:
         *,
         top: int | None = None,
         classes: Sequence[int | str] | Tensor | None = None,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
+        split_peaks: bool = False,
         method: HeatmapMethod = "minmax",
         tta: TTA = "none",
         batch_size: int = 8,
@@ -168,7 +170,8 @@ class Predictor:
                 exported file gives fewer).
             classes: The classes to predict instead of the best ones, as numbers or names; they
                 come best first too.
-            threshold: A threshold in [0, 1) to use instead of the predictor's own.
+            threshold: A threshold in [0, 1), or ``auto``, to use instead of the predictor's own.
+            split_peaks: See ``split`` of ``boxes_from_heatmap``; for pictures with several things.
             method: Normalization of the heatmaps, see ``camtrain.heatmaps``.
             tta: ``flip`` adds the mirrored picture, ``tencrop`` takes ten crops; for two and ten
                 times the time, see ``tta_maps``.
@@ -196,9 +199,9 @@ class Predictor:
         if tta == "tencrop":
             preprocessing = ten_crop_preprocessing(preprocessing)
         is_calibrated = threshold is None and self.description.calibrated_threshold is not None
-        threshold = self.threshold if threshold is None else check_threshold(threshold)
+        threshold = self.threshold if threshold is None else check_any_threshold(threshold)
         settings = PredictionSettings(
-            names, preprocessing, threshold, method, is_calibrated, largest_side
+            names, preprocessing, threshold, method, is_calibrated, largest_side, split_peaks
         )
         numbers = None if classes is None else class_numbers(classes, names)
         run = partial(self._run, tta=tta, top=top, numbers=numbers)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from camtrain.localization.accuracy import LocalizationAccuracy as LocalizationAccuracy
     from camtrain.localization.accuracy import flat_errors as flat_errors
     from camtrain.localization.accuracy import read_predictions as read_predictions
+    from camtrain.localization.boxes import auto_threshold as auto_threshold
     from camtrain.localization.boxes import box_iou as box_iou
     from camtrain.localization.boxes import box_iou_inclusive as box_iou_inclusive
     from camtrain.localization.boxes import boxes_from_heatmap as boxes_from_heatmap
@@ -34,7 +35,9 @@ _HOMES = {
     "camtrain.localization.accuracy": (
         "FlatErrors LocalizationAccuracy flat_errors read_predictions"
     ),
-    "camtrain.localization.boxes": "box_iou box_iou_inclusive boxes_from_heatmap dt_boxes",
+    "camtrain.localization.boxes": (
+        "auto_threshold box_iou box_iou_inclusive boxes_from_heatmap dt_boxes"
+    ),
     "camtrain.localization.centre": "CentreBoxAcc centre_map",
     "camtrain.localization.faithfulness": "Faithfulness perturbation_curves",
     "camtrain.localization.max_box_acc": "MaxBoxAcc MaxBoxAccV2",

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainFileNotFoundError, CamtrainValueError
-from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.localization.boxes import box_iou, box_iou_inclusive, boxes_from_heatmap
 from camtrain.localization.metric import (
     PictureMetric,
@@ -27,6 +26,7 @@ from camtrain.localization.metric import (
     pictures_with_boxes,
 )
 from camtrain.maps import heatmaps
+from camtrain.thresholds import DEFAULT_THRESHOLD, Threshold, check_any_threshold
 
 MAX_GUESSES = 5
 NO_GUESS = -1.0
@@ -65,7 +65,8 @@ class LocalizationAccuracy(PictureMetric):
     ``flat_errors`` computes the same from a file of predictions, as 1 - error.
 
     Args:
-        threshold: Part of the heatmap's maximum that a pixel must exceed, in [0, 1).
+        threshold: Part of the heatmap's maximum that a pixel must exceed, in [0, 1), or ``auto``,
+            see ``boxes_from_heatmap``.
         iou_threshold: The least IoU of a right box, in (0, 1].
         num_classes: K, to count GT-known for each class too; None counts all together only.
 
@@ -82,12 +83,12 @@ class LocalizationAccuracy(PictureMetric):
 
     def __init__(
         self,
-        threshold: float = DEFAULT_THRESHOLD,
+        threshold: Threshold = DEFAULT_THRESHOLD,
         iou_threshold: float = 0.5,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.threshold = check_threshold(threshold)
+        self.threshold = check_any_threshold(threshold)
         self.iou_threshold = check_iou_threshold(iou_threshold)
         self.add_sums("gt_known", "top1", "top5", "count", dtype=torch.int64)
         self.add_sums("cls_top1", "cls_top5", "cls_count", dtype=torch.int64)

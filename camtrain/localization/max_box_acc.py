@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.header import check_threshold
-from camtrain.localization.boxes import box_iou_inclusive, inclusive_boxes
+from camtrain.localization.boxes import box_iou_inclusive, inclusive_boxes, otsu_part
 from camtrain.localization.centre import centre_iou
 from camtrain.localization.contours import THRESHOLDS, contour_boxes, levels_of_thresholds
 from camtrain.localization.groups import (
@@ -32,6 +31,7 @@ from camtrain.localization.groups import (
 )
 from camtrain.localization.metric import ClassMapMetric, SizeHW, check_iou_threshold
 from camtrain.maps import score_map
+from camtrain.thresholds import check_threshold
 
 IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 _TRUTHS_AT_ONCE = 1000  # 100,000 boxes of a picture would take gigabytes
@@ -45,10 +45,12 @@ class Outcomes(NamedTuple):
             around the largest contour, then any box around any contour.
         misses: (1000,) int64, why the first box misses: see ``kinds_of_misses``. It also has a
             number where the box hits.
+        auto: The place among the thresholds of the one nearest to ``auto_threshold``.
     """
 
     hits: Tensor
     misses: NDArray[np.int64]
+    auto: int
 
 
 def outcomes_at_thresholds(
@@ -82,7 +84,8 @@ def outcomes_at_thresholds(
     levels = levels_of_thresholds(int(scores.max() * 255))
     # Above a level lies the foreground of the next higher value.
     foregrounds = np.searchsorted(contours.values, levels, side="right")
-    return Outcomes(torch.from_numpy(hits[..., foregrounds]), misses[foregrounds])
+    every_hit = torch.from_numpy(hits[..., foregrounds])
+    return Outcomes(every_hit, misses[foregrounds], _nearest(otsu_part(scores)))
 
 
 class _BoxHits(ClassMapMetric):
@@ -97,7 +100,7 @@ class _BoxHits(ClassMapMetric):
         self.iou_thresholds = IOU_THRESHOLDS if is_usual else (iou_threshold,)
         shape = (2, len(self.iou_thresholds), len(THRESHOLDS))
         self.add_sums("hits", shape=shape, dtype=torch.int64)
-        self.add_sums("count", dtype=torch.int64)
+        self.add_sums("count", "auto", dtype=torch.int64)
         # Pictures by group, and those for which the box of the largest contour is right, the fixed
         # box, and both; misses by kind.
         groups = (len(NUMBERS), len(SIZES))
@@ -115,11 +118,12 @@ class _BoxHits(ClassMapMetric):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             outcomes = list(pool.map(outcomes_of, pictures))
         column, every = self.iou_thresholds.index(self.iou_threshold), range(len(THRESHOLDS))
-        names = ("hits", "pictures", "centre", "by_group", "with_centre", "misses")
+        names = ("hits", "auto", "pictures", "centre", "by_group", "with_centre", "misses")
         sums = {name: torch.zeros_like(getattr(self, name), device="cpu") for name in names}
-        for (hits, misses), (_, boxes, size_hw) in zip(outcomes, pictures, strict=True):
+        for (hits, misses, auto), (_, boxes, size_hw) in zip(outcomes, pictures, strict=True):
             group, is_right = group_of(boxes, size_hw), hits[0, column]
             sums["hits"] += hits
+            sums["auto"] += is_right[auto]
             sums["pictures"][group] += 1
             sums["by_group"][group] += is_right
             sums["misses"][misses, every] += ~is_right
@@ -183,6 +187,15 @@ class _BoxHits(ClassMapMetric):
         The threshold is rounded to thousandths. A float64 scalar; NaN when nothing was counted.
         """
         return self.curve(iou_threshold)[1][_nearest(threshold)]
+
+    def accuracy_auto(self) -> Tensor:
+        """The accuracy where each map has its own threshold, see ``auto_threshold``.
+
+        That of the box around the largest contour, at the IoU threshold of the metric. The
+        thresholds are rounded to thousandths. A float64 scalar; NaN when nothing was counted.
+        """
+        with self.sync_context():
+            return self.auto.double().cpu() / self.count.cpu()
 
     def against_centre(self, threshold: float) -> dict[str, float]:
         """The accuracy at a threshold compared with that of a fixed box in the centre.

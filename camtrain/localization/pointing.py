@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from camtrain.errors import CamtrainValueError
-from camtrain.header import DEFAULT_THRESHOLD, check_threshold
 from camtrain.localization.metric import ClassMapMetric, PictureMetric, SizeHW, check_batch
 from camtrain.maps import has_range, upsampled
+from camtrain.thresholds import DEFAULT_THRESHOLD, check_threshold
 
 STATISTICS = ("energy_in_box", "area", "entropy")
 BINS = 20  # of the histograms, equally wide from 0 to 1

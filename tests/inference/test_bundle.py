@@ -406,9 +406,19 @@ def test_damaged_json_is_refused(text: str, path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_before_anything_else_is_looked_at(path: Path) -> None:
-    newer = json.dumps({"format_version": 4, "architecture": "a language of the future"})
+    newer = json.dumps({"format_version": 5, "architecture": "a language of the future"})
     save_file({"x": torch.zeros(1)}, path, {"camtrain": newer})
-    assert_refused(path, "format version 4", "reads up to 3", "install a newer camtrain")
+    assert_refused(path, "format version 5", "reads up to 4", "install a newer camtrain")
+
+
+def test_an_automatic_threshold_is_kept_in_a_format_that_older_versions_refuse(path: Path) -> None:
+    net = digits_net()
+    write_bundle(path, net, description=replace(net.description, threshold="auto"))
+    assert metadata_of(path)["format_version"] == 4
+    description = read_network(path).description
+    assert (description.threshold, description.calibrated_threshold) == ("auto", None)
+    assert description.threshold_origin == "Otsu's of each heatmap, not calibrated"
+    assert description.with_maps("affinity", ()).threshold == 0.2
 
 
 @pytest.mark.parametrize(
@@ -438,6 +448,7 @@ def test_metadata_that_do_not_fit_are_refused(
         ({"class_names": [1, 2, 3]}, "class_names must be a list of names"),
         ({"map_threshold": 1.5}, "threshold must lie in [0, 1), got 1.5"),
         ({"class_names": ["a", "b", "c" * 10_001]}, "class_names must be a list of names"),
+        ({"map_threshold": "otsu"}, "map_threshold must hold numbers"),
         ({"map_threshold": None}, "map_threshold must hold numbers"),
         ({"map_threshold": "0.2"}, "map_threshold must hold numbers"),
         ({"scores": 3}, "scores must hold numbers"),

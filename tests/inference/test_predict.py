@@ -228,6 +228,8 @@ def test_classes_are_the_best_or_those_asked_for(
     ("options", "arguments"),
     [
         (["--threshold", "0.6"], {"threshold": 0.6}),
+        (["--threshold", "auto"], {"threshold": "auto"}),
+        (["--split_peaks", "true"], {"split_peaks": True}),
         (["--tta", "flip"], {"tta": "flip"}),
         (["--tta", "tencrop"], {"tta": "tencrop"}),
         (["--method", "ivr"], {"method": "ivr"}),
@@ -248,6 +250,14 @@ def test_options_are_those_of_the_predictor(
     assert line["boxes_xyxy"] == [boxes.tolist() for boxes in expected.boxes]
     assert line["scores"] == pytest.approx(expected.scores, abs=1e-6)
     assert json_values(expected) != json_values(usual)
+
+
+def test_a_threshold_that_is_no_number_is_one_line(
+    predict: Callable[..., tuple[int, Path]], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict(folder, "--threshold", "otsu")
+    assert "--threshold: must be a number or auto, got 'otsu'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

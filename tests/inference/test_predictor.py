@@ -28,6 +28,7 @@ from camtrain.inference import predictor as predictor_module
 from camtrain.inference.bundle import read_network
 from camtrain.inference.prediction import Prediction
 from camtrain.inference.predictor import Predictor
+from camtrain.localization import auto_threshold
 from camtrain.maps import CAMOutput, picture_heatmaps
 from camtrain.model.camnet import CAMNet
 from camtrain.model.create import create_model
@@ -134,6 +135,23 @@ def test_a_prediction_holds_the_picture_and_what_belongs_to_it(predictor: Predic
     assert not found.heatmaps.is_inference()  # so that it may meet autograd
     for boxes, heatmap in zip(found.boxes, found.heatmaps, strict=True):
         assert torch.equal(boxes, camtrain.boxes_from_heatmap(heatmap, threshold=0.4))
+
+
+def test_each_heatmap_may_have_its_own_threshold_and_be_cut(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    image = picture(37, 50)
+    [found] = predictor(image, top=3, threshold="auto", split_peaks=True)
+    assert (found.threshold, found.is_calibrated) == ("auto", False)
+    for boxes, heatmap in zip(found.boxes, found.heatmaps, strict=True):
+        expected = camtrain.boxes_from_heatmap(heatmap, auto_threshold(heatmap), split=True)
+        assert torch.equal(boxes, expected)
+    assert predictor.net is not None
+    Predictor(predictor.net, threshold="auto").save(tmp_path / "auto.safetensors")
+    loaded = camtrain.load(tmp_path / "auto.safetensors")
+    assert (loaded.threshold, loaded.description.calibrated_threshold) == ("auto", None)
+    [whole], [again] = loaded(image), predictor(image, threshold="auto")
+    assert all(map(torch.equal, whole.boxes, again.boxes))
 
 
 def test_batch_size_does_not_matter_and_order_is_that_of_the_inputs(predictor: Predictor) -> None:
@@ -281,6 +299,7 @@ def test_pictures_are_read_when_they_are_asked_for(predictor: Predictor, tmp_pat
         ({"largest_side": 0}, "largest_side must be an integer of at least 1, got 0"),
         ({"threshold": [0.3]}, r"threshold must lie in \[0, 1\), got \[0.3\]"),
         ({"threshold": 1.0}, r"threshold must lie in \[0, 1\), got 1.0"),
+        ({"threshold": "otsu"}, r"threshold must lie in \[0, 1\) or be auto, got 'otsu'"),
         ({"threshold": float("nan")}, r"threshold must lie in \[0, 1\), got nan"),
         ({"method": "softmax"}, "method must be one of minmax, max, ivr, got 'softmax'"),
     ],

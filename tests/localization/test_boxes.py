@@ -13,7 +13,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from camtrain.errors import CamtrainError, CamtrainValueError
-from camtrain.localization import box_iou, box_iou_inclusive, boxes_from_heatmap, dt_boxes
+from camtrain.localization import (
+    auto_threshold,
+    box_iou,
+    box_iou_inclusive,
+    boxes_from_heatmap,
+    dt_boxes,
+)
 from camtrain.localization.boxes import FALLBACK_LEVELS, inclusive_boxes
 
 HEATMAPS = hnp.arrays(
@@ -296,3 +302,45 @@ def test_bad_heatmaps_of_dt_boxes_are_named(heatmap: torch.Tensor, message: str)
     with pytest.raises(CamtrainError) as error:
         dt_boxes(heatmap)
     assert message in str(error.value)
+
+
+@given(
+    heatmap=hnp.arrays(
+        np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12)
+    ).filter(lambda pixels: pixels.max() > 0)
+)
+def test_the_automatic_threshold_is_a_part_of_opencv_s_otsu(heatmap: NDArray[np.uint8]) -> None:
+    values = heatmap / heatmap.max()
+    bins = np.minimum(values * 256, 255).astype(np.uint8)
+    otsu, _ = cv2.threshold(bins, 0, 255, cv2.THRESH_OTSU)
+
+    def variance(threshold: float) -> float:
+        """Between the pixels up to a level and those above it."""
+        low, high = bins[bins <= threshold], bins[bins > threshold]
+        return len(low) * len(high) * (high.mean() - low.mean()) ** 2 if len(low) * len(high) else 0
+
+    ours = round(auto_threshold(values) / 0.65 * 256) - 1
+    assert variance(ours) == pytest.approx(variance(otsu))  # of equally good ones either
+
+
+def test_the_automatic_threshold_of_maps_without_two_classes() -> None:
+    assert auto_threshold(torch.zeros(3, 4)) == 0.0
+    assert auto_threshold(torch.tensor([[0.5, torch.nan]])) == 0.0
+    assert 0 <= auto_threshold(torch.full((3, 4), 0.3)) < 1
+    assert boxes_from_heatmap(torch.zeros(3, 4), "auto").shape == (0, 4)
+    assert boxes_from_heatmap(torch.full((3, 4), 0.3), "auto").tolist() == [[0, 0, 4, 3]]
+
+
+@given(heatmap=HEATMAPS, scale=st.sampled_from([0.5, 4.0]))
+def test_the_automatic_threshold_is_a_number_that_may_be_given(
+    heatmap: NDArray[np.float32], scale: float
+) -> None:
+    threshold = auto_threshold(heatmap)
+    boxes = boxes_from_heatmap(heatmap, "auto")
+    assert torch.equal(boxes, boxes_from_heatmap(heatmap, threshold))
+    assert auto_threshold(heatmap * scale) == threshold
+
+
+def test_an_unknown_word_is_no_threshold() -> None:
+    with pytest.raises(CamtrainValueError, match=r"in \[0, 1\) or be auto, got 'otsu'"):
+        boxes_from_heatmap(torch.ones(2, 2), "otsu")  # type: ignore[arg-type]

@@ -13,8 +13,16 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from camtrain.errors import CamtrainValueError
-from camtrain.localization import CentreBoxAcc, MaxBoxAcc, MaxBoxAccV2, max_box_acc
+from camtrain.localization import (
+    CentreBoxAcc,
+    MaxBoxAcc,
+    MaxBoxAccV2,
+    auto_threshold,
+    centre_map,
+    max_box_acc,
+)
 from camtrain.localization.max_box_acc import Outcomes, outcomes_at_thresholds
+from camtrain.maps import score_map
 
 BatchOf = Callable[[list[int]], dict[str, Any]]
 NOT_NORMALIZED = [41, 42, 59]  # score maps of the oracle that min-max would change
@@ -411,3 +419,20 @@ def test_many_truth_boxes_are_those_of_a_few() -> None:
     few.update(class_map, [boxes[2399:2401]], size_hw)
     assert metric.breakdown(0.5) == few.breakdown(0.5)
     assert few.breakdown(0.5)["misses"]["too small"] == 1
+
+
+def test_each_map_at_its_own_threshold() -> None:
+    """Hills of several widths and boxes: some are right at the automatic threshold."""
+    metric, right, size_hw = MaxBoxAcc(), [], torch.tensor([[224, 224]])
+    assert metric.accuracy_auto().isnan()
+    for width in (0.2, 0.4, 0.8):
+        for side in (60, 100, 140, 180):
+            class_map = centre_map(28, 28)[None] ** (1 / width**2)
+            low, high = 112 - side // 2, 112 + side // 2
+            truth, alone = [torch.tensor([[low, low, high, high]])], MaxBoxAcc()
+            metric.update(class_map, truth, size_hw)
+            alone.update(class_map, truth, size_hw)
+            threshold = auto_threshold(score_map(class_map[0]))
+            right.append(alone.accuracy_at(threshold).item())
+    assert metric.accuracy_auto().item() == sum(right) / 12
+    assert 0 < sum(right) < 12

@@ -115,7 +115,7 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 4}, "format version 4"),
+        ({"format_version": 5}, "format version 5"),
         ({"architecture": {}}, "unreadable camtrain metadata"),
         ({"preprocessing": None}, "unreadable camtrain metadata"),
     ],

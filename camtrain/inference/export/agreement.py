@@ -17,6 +17,7 @@ from camtrain.localization.boxes import box_iou, boxes_from_heatmap
 from camtrain.maps import CAMOutput, picture_heatmaps, whole_picture_maps
 from camtrain.model.camnet import CAMNet
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import Threshold
 
 _MOST_PICTURES = 1000
 _SAME_IOU = 0.9
@@ -80,7 +81,7 @@ class _Scores(NamedTuple):
 
 @torch.no_grad()
 def measure_agreement(
-    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, *, threshold: float
+    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, *, threshold: Threshold
 ) -> Agreement:
     """Compare a network with its exported form at the network's own preprocessing.
 
@@ -88,7 +89,7 @@ def measure_agreement(
         net: In evaluation mode, float32, on the CPU.
         exported: Made of ``net``; localization is measured only if it gives all maps.
         pictures: At most 1,000 of them, evenly spaced.
-        threshold: Map threshold of the boxes, in [0, 1).
+        threshold: Map threshold of the boxes, in [0, 1), or ``auto``.
 
     Raises:
         CamtrainValueError: The exported network gives logits or maps that are not finite.

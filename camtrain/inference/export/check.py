@@ -15,9 +15,10 @@ from camtrain.data import Source, SourcePicture, prepare, read_image
 from camtrain.data.source import no_boxes
 from camtrain.inference.export.graph import check_sizes
 from camtrain.inference.exported import ExportedNetwork
-from camtrain.localization.boxes import boxes_from_heatmap
+from camtrain.localization.boxes import auto_threshold, boxes_from_heatmap
 from camtrain.maps import heatmaps, relative_difference
 from camtrain.model.camnet import CAMNet
+from camtrain.thresholds import Threshold
 
 TOLERANCE = 1e-4  # of logits absolute; of maps and heatmaps relative to the range of each
 _HEATMAP_TOLERANCE = 1e-3  # upsampling narrows the range that the difference is divided by
@@ -133,7 +134,7 @@ def spread(count: int, most: int) -> list[int]:
 
 @torch.no_grad()
 def measure_parity(
-    net: CAMNet, exported: ExportedNetwork, pictures: Sequence[Tensor], *, threshold: float
+    net: CAMNet, exported: ExportedNetwork, pictures: Sequence[Tensor], *, threshold: Threshold
 ) -> Parity:
     """Compare the outputs at two sizes with H != W, or at the only size that the file takes.
 
@@ -141,7 +142,7 @@ def measure_parity(
         net: In evaluation mode, on the CPU.
         exported: Made of ``net``.
         pictures: (C, H, W) uint8 each.
-        threshold: Map threshold of the boxes, in [0, 1).
+        threshold: Map threshold of the boxes, in [0, 1), or ``auto``.
     """
     assert net.preprocessing is not None
     sizes_hw = check_sizes(net) if exported.input_hw is None else [exported.input_hw]
@@ -178,8 +179,10 @@ def measure_parity(
     )
 
 
-def _same_boxes(heat: Tensor, expected: Tensor, threshold: float) -> bool | None:
+def _same_boxes(heat: Tensor, expected: Tensor, threshold: Threshold) -> bool | None:
     """Whether the boxes agree; None where they differ and a pixel lies at the threshold."""
+    if threshold == "auto":  # a difference of rounding may move it by one of 256 bins
+        threshold = auto_threshold(expected)
     if torch.equal(boxes_from_heatmap(heat, threshold), boxes_from_heatmap(expected, threshold)):
         return True
     level = threshold * expected.max()

@@ -30,6 +30,7 @@ from camtrain.inference.export.write import Export, check_output, export_network
 from camtrain.inference.exported import ExportOptions, ExportPrecision
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import Refine
+from camtrain.thresholds import Threshold, threshold_text
 
 Format = Literal["safetensors", "onnx", "pt2"]
 
@@ -144,7 +145,7 @@ def report(export: Export, bundle: Bundle, pictures: Pictures) -> str:
             *(_folded(f"  {name}   {check}") for name, check in checks.items() if check),
             f"  checked   on {pictures.origin}",
             "",
-            usage(export, bundle.net),
+            usage(export, bundle.net, bundle.description.threshold),
         )
     )
 
@@ -154,8 +155,25 @@ def _folded(line: str) -> str:
     return fill(line, 80, subsequent_indent=" " * 12, break_on_hyphens=False)
 
 
-def usage(export: Export, net: CAMNet) -> str:
-    """A Python script that runs the file without camtrain."""
+_AUTO = """bins = numpy.minimum(heatmap / max(heatmap.max(), 1e-30) * 256, 255).astype(int)
+counts = numpy.bincount(bins.ravel(), minlength=256).astype(float)
+below, sums = counts.cumsum(), (counts * numpy.arange(256)).cumsum()
+products = below * (below[-1] - below)
+products[products == 0] = numpy.inf
+variance = (sums[-1] * below - sums * below[-1]) ** 2 / products
+threshold = 0.65 * (variance.argmax() + 1) / 256"""
+_BOX = """
+heatmap = heatmaps[0, 0]  # of the first picture and class
+{threshold}
+y, x = numpy.nonzero(heatmap > threshold * heatmap.max())
+print([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else "no box")"""
+
+
+def usage(export: Export, net: CAMNet, threshold: Threshold) -> str:
+    """A Python script that runs the file without camtrain.
+
+    Of a file with heatmaps it also prints a box: around all that lies above the threshold.
+    """
     assert net.preprocessing is not None
     height, width = export.input_hw or net.preprocessing.size
     shape = f"(1, {len(net.preprocessing.mean)}, {height}, {width})"
@@ -166,11 +184,17 @@ def usage(export: Export, net: CAMNet) -> str:
 model = torch.export.load({path}).module()
 images = torch.zeros({shape}, dtype=torch.{dtype})
 {outputs} = model(images)"""
-    return f"""import numpy, onnxruntime
+    boxes = ""
+    if "heatmaps" in export.options.output_names:
+        boxes = _BOX.format(threshold=_AUTO if threshold == "auto" else f"threshold = {threshold}")
+    return (
+        f"""import numpy, onnxruntime
 session = onnxruntime.InferenceSession({path})
 images = numpy.zeros({shape}, "{dtype}")
 {outputs} = session.run(None, {{"images": images}})
 print(logits.shape, maps.shape)"""
+        + boxes
+    )
 
 
 def _export_bundle(bundle: Bundle, output: Path, backbone: str | None) -> None:
@@ -186,7 +210,8 @@ def _export_bundle(bundle: Bundle, output: Path, backbone: str | None) -> None:
 
 def _threshold_line(bundle: Bundle) -> str:
     """The threshold that the file brings, and where it comes from."""
-    return f"  threshold {bundle.description.threshold:.3g}, {bundle.description.threshold_origin}"
+    description = bundle.description
+    return f"  threshold {threshold_text(description.threshold)}, {description.threshold_origin}"
 
 
 def _quoted(path: Path) -> str:

@@ -48,6 +48,7 @@ from camtrain.inference.exported import (
     read_exported,
 )
 from camtrain.model.camnet import CAMNet
+from camtrain.thresholds import Threshold
 
 if TYPE_CHECKING:
     import onnx
@@ -304,7 +305,7 @@ def _check_arguments(net: CAMNet, path: Path, options: ExportOptions) -> None:
 
 
 def _compare(
-    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: float
+    net: CAMNet, exported: ExportedNetwork, pictures: Pictures, threshold: Threshold
 ) -> tuple[Parity | None, Agreement | None]:
     """The comparison with the network: parity in float32, else agreement."""
     try:

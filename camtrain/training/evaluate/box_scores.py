@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from camtrain.data import Batch
-from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.localization import (
     CentreBoxAcc,
     LocalizationAccuracy,
@@ -21,6 +20,7 @@ from camtrain.localization import (
 from camtrain.localization.max_box_acc import IOU_THRESHOLDS
 from camtrain.maps import picture_heatmaps, whole_picture_maps
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import DEFAULT_THRESHOLD
 
 # Cropped or padded maps are moved onto the picture at the resolution of the WSOL benchmark.
 _MOVED_SIZE = (224, 224)
@@ -76,6 +76,7 @@ class BoxScores(nn.Module):
             scores = {f"loc_{name}": localization[name] for name in ("gt_known", "top1", "top5")}
             scores["max_box_acc"] = max_box_acc.compute()
             scores["box_acc_fixed"] = max_box_acc.accuracy_at(DEFAULT_THRESHOLD)
+            scores["box_acc_auto"] = max_box_acc.accuracy_auto()
             if calibrated is not None:
                 scores["box_acc_calibrated"] = max_box_acc.accuracy_at(calibrated)
             scores["max_box_acc_v2"] = self._max_box_acc("MaxBoxAccV2").compute()

@@ -17,9 +17,10 @@ from torchmetrics import Metric, SumMetric
 from camtrain.data import Batch
 from camtrain.data.dataset import DamagedFiles
 from camtrain.errors import CamtrainTypeError
-from camtrain.header import DEFAULT_THRESHOLD, Description
+from camtrain.header import Description
 from camtrain.model.camnet import CAMNet
 from camtrain.model.refine import BackboneOutput
+from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.box_scores import on_whole_pictures
 from camtrain.training.evaluate.mosaics import mosaic_scores
 from camtrain.training.evaluate.scores import Evaluation
@@ -255,8 +256,9 @@ class Evaluator(nn.Module, Callback):
         writer = checkpoint.get("callbacks", {}).get("RunWriter", {})
         is_within = not writer.get("is_epoch_end", True)
         self.loaded_step = checkpoint["global_step"] if is_within else None
-        self.map_threshold = stored.threshold
-        self.is_calibrated = stored.calibrated_threshold is not None
+        calibrated = stored.calibrated_threshold
+        self.map_threshold = DEFAULT_THRESHOLD if calibrated is None else calibrated
+        self.is_calibrated = calibrated is not None
 
 
 def without_repeats(

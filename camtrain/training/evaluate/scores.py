@@ -11,10 +11,10 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from camtrain.data import Batch
-from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.labels import Task, multi_hot
 from camtrain.localization import MapStatistics
 from camtrain.preprocessing import Preprocessing
+from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.box_scores import BoxScores, WholeMaps
 from camtrain.training.evaluate.calibration import CalibrationError
 from camtrain.training.learn.losses import loss_of
@@ -32,6 +32,7 @@ SCORES = {
     "loc_top5": "top-5 localization, threshold 0.2",
     "max_box_acc": "MaxBoxAcc, oracle threshold",
     "box_acc_fixed": "boxes, threshold 0.2",
+    "box_acc_auto": "boxes, threshold auto",
     "max_box_acc_v2": "MaxBoxAccV2, oracle thresholds",
     "px_ap": "PxAP, of the masks",
     "pointing": "pointing game",

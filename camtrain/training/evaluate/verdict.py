@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from camtrain.header import DEFAULT_THRESHOLD
+from camtrain.thresholds import DEFAULT_THRESHOLD
 
 
 def verdict(report: Mapping[str, Any], scores: Mapping[str, float]) -> str | None:

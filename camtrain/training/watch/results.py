@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from camtrain.header import DEFAULT_THRESHOLD
 from camtrain.labels import best_classes
 from camtrain.localization import box_iou, boxes_from_heatmap
 from camtrain.maps import picture_heatmaps
@@ -18,6 +17,7 @@ from camtrain.model.camnet import CAMNet
 from camtrain.model.images import to_device
 from camtrain.model.probe import evaluating
 from camtrain.model.refine import BackboneOutput
+from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.training.watch.mistakes import Mistake
 from camtrain.training.watch.pictures import ValidationPicture, load_picture, picture_from_input
 

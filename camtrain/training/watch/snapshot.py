@@ -13,7 +13,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
-from camtrain.header import DEFAULT_THRESHOLD
+from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.scores import ClassScores, Evaluation
 from camtrain.training.run.trainer import ends_epoch
 from camtrain.training.watch.results import PictureResult

@@ -22,8 +22,10 @@ from camtrain.inference.export import check
 from camtrain.inference.export.command import pictures_of, usage
 from camtrain.inference.export.write import Export, export_network
 from camtrain.inference.exported import ExportedNetwork, ExportOptions
+from camtrain.localization import auto_threshold, boxes_from_heatmap
 from camtrain.maps import PoolName
 from camtrain.model import camnet
+from camtrain.thresholds import Threshold
 from tests.conftest import at_night, everyday
 
 pytest.importorskip("onnx", reason="the extra `export` is not installed")
@@ -247,12 +249,34 @@ def test_the_lines_it_prints_run(
     done = exported(suffix, **options)
     monkeypatch.chdir(done.path.parents[1])
     relative = replace(done, path=done.path.relative_to(done.path.parents[1]))
-    lines = usage(relative, small_net())
-    assert len(lines.splitlines()) <= 5
+    lines = usage(relative, small_net(), 0.2)
+    assert len(lines.splitlines()) <= (9 if options.get("heatmaps") else 5)
     found: dict[str, Any] = {}
     exec(lines, found)
     assert found["logits"].shape == (1, 7)
     assert found["maps"].shape[1] == options.get("top", 7)
+
+
+@pytest.mark.parametrize("threshold", [0.4, "auto"])
+def test_the_lines_find_the_box_in_numpy(
+    threshold: Threshold,
+    exported: Callable[..., Export],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = exported(".onnx", heatmaps=True)
+    monkeypatch.chdir(done.path.parent)
+    lines = usage(replace(done, path=Path(done.path.name)), small_net(), threshold)
+    noise = "images[:] = numpy.random.default_rng(0).random(images.shape)"
+    lines = lines.replace("logits, maps", f"{noise}\nlogits, maps", 1)
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    heatmap = found["heatmap"]
+    expected = auto_threshold(heatmap) if threshold == "auto" else threshold
+    assert found["threshold"] == pytest.approx(expected, abs=1e-12)
+    boxes = boxes_from_heatmap(heatmap, threshold)
+    box = [*boxes[:, :2].amin(0).tolist(), *boxes[:, 2:].amax(0).tolist()]
+    assert capsys.readouterr().out.splitlines()[-1] == str([np.int64(side) for side in box])
 
 
 @pytest.mark.nightly

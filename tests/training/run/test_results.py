@@ -34,6 +34,7 @@ TABLE = (
     "loc_top5",
     "max_box_acc",
     "box_acc_fixed",
+    "box_acc_auto",
     "max_box_acc_v2",
     "pointing",
     "cam_energy_in_box",
