@@ -22,7 +22,17 @@ PACKAGE = ROOT / "camtrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Which rooms the modules of a room may import, beside itself. "camtrain" is the front page.
-LOW = {"arguments", "errors", "files", "header", "labels", "lazy", "maps", "preprocessing"}
+LOW = {
+    "arguments",
+    "errors",
+    "files",
+    "header",
+    "labels",
+    "lazy",
+    "maps",
+    "preprocessing",
+    "thresholds",
+}
 MIDDLE = {"model", "data", "localization", "visualize"}
 ROOMS = {
     "arguments": set(),
@@ -32,7 +42,8 @@ ROOMS = {
     "files": {"errors"},
     "labels": {"errors"},
     "preprocessing": {"errors"},
-    "header": {"errors", "files", "labels", "preprocessing", "version"},
+    "thresholds": {"errors", "files"},
+    "header": {"errors", "files", "labels", "preprocessing", "thresholds", "version"},
     "maps": {"errors", "preprocessing"},
     "model": LOW,
     "data": LOW,
