@@ -135,10 +135,19 @@ class TorchNetwork:
     def _compute(
         self, run: Callable[..., CAMOutput], images: Tensor, top: int | None, classes: Tensor | None
     ) -> CAMOutput:
-        images = to_device(images, self.device).contiguous(memory_format=torch.channels_last)
         lower = self.precision == "bf16"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
-            return run(images, top=top, classes=classes)
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, lower):
+                on_device = to_device(images, self.device)
+                on_device = on_device.contiguous(memory_format=torch.channels_last)
+                return run(on_device, top=top, classes=classes)
+        except torch.OutOfMemoryError as error:
+            count, channels, height, width = images.shape
+            raise CamtrainValueError(
+                f"The memory of {self.device} is too small for a batch of {count} pictures of "
+                f"{channels} channels and {height}x{width} pixels; give a smaller batch_size, or "
+                "another device."
+            ) from error
 
 
 def _make_faster(net: CAMNet, precision: Precision) -> CAMNet:

@@ -131,3 +131,15 @@ def test_an_accelerator_predicts_what_the_cpu_predicts(device: str) -> None:
         assert one.names == other.names
         assert one.heatmaps.device.type == "cpu"
         torch.testing.assert_close(one.heatmaps, other.heatmaps, rtol=0, atol=1e-2)
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    net = camtrain.create_model("camtrain/digits", 3, in_chans=1, weights=None)
+    network = network_module.TorchNetwork(net)
+    words = "cpu is too small for a batch of 2 pictures of 1 channels and 64x48 pixels"
+    monkeypatch.setattr(network._fast_net, "class_maps", fail)
+    with pytest.raises(CamtrainValueError, match=words):
+        network.class_maps(torch.zeros(2, 1, 64, 48))
