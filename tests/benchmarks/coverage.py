@@ -7,6 +7,8 @@ picture of animals3 is 0.7 points, one of imagenet_val300 0.3; the standard erro
 70 % is 4 and 2.6 points. Prints markdown; takes half an hour.
 
 Run: python tests/benchmarks/coverage.py ../shared [mobilenetv2|squeezenet]
+Or, for any folder with boxes and any network (see ``any_folder.py``):
+    python tests/benchmarks/coverage.py --root FOLDER --backbone NAME [--weights FILE]
 """
 
 from __future__ import annotations
@@ -343,6 +345,11 @@ def _spread(scores: Sequence[float]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
+    if any(argument.startswith("--") for argument in sys.argv[1:]):
+        import any_folder
+
+        any_folder.measure(any_folder.parser().parse_args())
+        sys.exit()
     shared = Path(sys.argv[1])
     nets = {"mobilenetv2": lambda path: mobilenetv2(path, stride=16), "squeezenet": squeezenet}
     for name in sys.argv[2:] or nets:
