@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from threading import Timer
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
@@ -26,6 +28,14 @@ def announce(work: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def print_paragraph(text: str) -> None:
+    """Print a paragraph: a line of its own, on a terminal lines that end between words."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = fill(text, width, break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
 
 
 class _LastingFile(io.FileIO):

@@ -1,5 +1,6 @@
 """What the verbs share: errors of one line, the words for kinds of values, what takes long."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,3 +53,18 @@ def test_only_long_work_is_announced(
     with arguments.announce("Thinking"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_paragraph_is_wrapped_between_words_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "a line of some words and runs/a-name/that-stays-whole.txt"
+    arguments.print_paragraph(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    arguments.print_paragraph(text)
+    printed = capsys.readouterr().out.splitlines()
+    assert " ".join(printed) == text
+    assert "runs/a-name/that-stays-whole.txt" in printed
+    assert len(printed[0]) <= 20

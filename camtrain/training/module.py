@@ -36,8 +36,8 @@ from camtrain.training.learn.optimizer import check_optimization, configure, cou
 from camtrain.training.learn.solvers import HeadSolver, check_solver, solve
 from camtrain.training.learn.teacher import Teacher, check_teacher_settings
 from camtrain.training.lightnings import refuse_mixed_packages
+from camtrain.training.run.progress import count_from_one
 from camtrain.training.run.resume import check_same_network
-from camtrain.training.run.trainer import count_from_one
 
 # All that `CAMModule.configure_callbacks` may return.
 _PARTS = (Freezing, Evaluator, FiniteLossGuard, StepScores, ExponentialAverage, FoundLearningRate)

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from camtrain.arguments import announce
+from camtrain.arguments import announce, print_paragraph
 from camtrain.data import (
     Batch,
     PreparedDataset,
@@ -270,7 +270,7 @@ def _batches(plan: Plan) -> Iterator[Batch]:
         collate_fn=collate,
     )
     is_shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-    text = f"Feature cache of {plan.split}"
+    text = f"Caching features of {plan.split}"
     with torch.random.fork_rng(devices=[]):  # a loader draws a number
         batches = iter(loader)
     yield from track(batches, text, total=len(loader), disable=not is_shown, transient=True)
@@ -279,4 +279,4 @@ def _batches(plan: Plan) -> Iterator[Batch]:
 def _print_once(trainer: Trainer, text: str) -> None:
     """Print a line in the first process only."""
     if trainer.is_global_zero:
-        print(text, flush=True)
+        print_paragraph(text)

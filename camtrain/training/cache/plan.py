@@ -16,6 +16,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from camtrain.arguments import print_paragraph
 from camtrain.data import (
     Damaged,
     PreparedDataset,
@@ -78,7 +79,7 @@ def announce_missing_cache(trainer: Trainer | None, settings: Mapping[str, Any])
             "the training is too short for that to save time; give --data.cache_features true to "
             "cache them all the same"
         )
-        print(f"The features of the frozen backbone are not cached, since {reason}.")
+        print_paragraph(f"The features of the frozen backbone are not cached, since {reason}.")
 
 
 def check_cache(module: LightningModule | None, settings: Mapping[str, Any]) -> bool:

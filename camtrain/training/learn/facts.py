@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from pytorch_lightning import Trainer
 
+from camtrain.arguments import print_paragraph
 from camtrain.errors import CamtrainValueError, join_first, warn
 from camtrain.header import read_safetensors_description
 from camtrain.model.camnet import CAMNet
@@ -84,7 +85,7 @@ class DataFacts:
         """At the start of a training, print what became of a trained head, and warn."""
         self.forget_bundle()
         if self._head_line and trainer.is_global_zero and trainer.ckpt_path is None:
-            print(self._head_line)
+            print_paragraph(self._head_line)
         self.warn("The checkpoints and bundles of this training will say")
 
     def forget_bundle(self) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from camtrain.arguments import announce
+from camtrain.arguments import announce, print_paragraph
 from camtrain.data import DamagedImageError, PreparedDataset
 from camtrain.data.checking.reading import Record, examine_all
 from camtrain.data.dataset import damaged_error
@@ -56,7 +56,7 @@ def open_pictures(
     places = np.flatnonzero(~np.isin(keys, known)).tolist()
     if not places:
         return
-    text = f"Opening {len(places)} validation and test pictures"
+    text = f"Reading {len(places)} validation and test pictures"
     console = Console(stderr=True)
     is_shown = shows_progress and console.is_terminal
     readable: list[int] = []
@@ -83,7 +83,7 @@ def open_pictures(
     if refused:
         raise _error(refused, len(keys))
     if opened < len(places):
-        print(
+        print_paragraph(
             f"{len(places) - opened} of {len(keys)} validation and test pictures were not opened "
             f"before the training, since that takes longer than {_SECONDS:.0f} s; camtrain "
             "check-data opens all."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from camtrain.arguments import print_paragraph
 from camtrain.data import Batch
 from camtrain.errors import CamtrainValueError
 from camtrain.files import append, replacing, write_picture, write_text
@@ -46,7 +48,7 @@ def print_header(module: CAMModule, data: LightningDataModule, trainer: Trainer)
     pictures = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     in_chans = (module.net.description.architecture or {})["in_chans"]
     pictures += ", in grey" if pictures and in_chans == 1 else ""
-    Console(soft_wrap=True, highlight=False).print(
+    print_paragraph(
         f"{module.hparams['backbone']}: {total:,} parameters, {trained:,} of them trained; "
         f"{module.net.head.out_features} classes; "
         f"{f'pictures: {pictures}; ' if pictures else ''}{trainer.precision}"
@@ -82,6 +84,18 @@ def print_run_files(folder: RunFolder, trainer: Trainer) -> None:
     width = max(map(len, rows))
     # Plain lines, unlike a table, keep a long path whole, so that it can be copied.
     print("\n".join(["Written:", *(f"  {what:{width}}  {where}" for what, where in rows.items())]))
+    if folder.bundle.is_file() and not trainer.interrupted:
+        print("Next:\n" + "\n".join(f"  {command}" for command in next_commands(folder)))
+
+
+def next_commands(folder: RunFolder) -> list[str]:
+    """What to do with a finished run, as commands to copy."""
+    bundle = shlex.quote(str(folder.bundle))
+    return [
+        f"camtrain predict {bundle} PICTURES --output found",
+        f"camtrain demo {bundle}",
+        f"camtrain export {bundle} --format onnx",
+    ]
 
 
 def write_scores(
@@ -118,9 +132,11 @@ def write_scores(
     if "by_size" in (report or {}):
         _print_breakdown(split, report)
     if sentence := verdict(report or {}, scores):
-        print(f"{split}: {sentence}")
+        print_paragraph(f"{split}: {sentence}")
     if split == "test" and not {"max_box_acc", "srg"} & scores.keys():
-        print("Whether the maps show what the network uses: --cams.faithfulness 64, in minutes.")
+        print_paragraph(
+            "Whether the maps show what the network uses: --cams.faithfulness 64, in minutes."
+        )
     if report is None or getattr(trainer, "fast_dev_run", False):
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +178,7 @@ def _print_breakdown(split: str, report: Mapping[str, Any]) -> None:
         table.add_row(name, str(row["pictures"]), *right)
     Console().print(table)
     misses = ", ".join(f"{number} {kind}" for kind, number in report["misses"].items())
-    print(f"{split}, misses: {misses}")
+    print_paragraph(f"{split}, misses: {misses}")
 
 
 class MapWriter(Callback):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgressBar
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar
 
 from camtrain.errors import CamtrainValueError, one_line
+from camtrain.training.run.progress import ProgressBarFromOne
 
 TRAINER_DEFAULTS = {
     "max_epochs": 20,
@@ -24,22 +25,6 @@ TRAINER_DEFAULTS = {
 _REFUSALS = (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 # Units that multiply bfloat16; a CPU without them emulates it, slower than float32.
 _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "arm_bf16", "sve_bf16")
-
-
-class ProgressBarFromOne(RichProgressBar):
-    """Lightning's progress bar, with epochs that count from 1 as everywhere else."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        total = self.trainer.max_epochs
-        text = f"Epoch {current_epoch + 1}{f'/{total}' if total and total > 0 else ''}"
-        return text.ljust(len(self.validation_description))
-
-
-def count_from_one(callbacks: Sequence[Callback]) -> None:
-    """Let Lightning's usual progress bar count epochs from 1; other bars are left as they are."""
-    for bar in callbacks:
-        if type(bar) is RichProgressBar:
-            bar.__class__ = ProgressBarFromOne  # keeps its settings
 
 
 def build_trainer(options: Mapping[str, Any]) -> Trainer:
@@ -54,7 +39,7 @@ def build_trainer(options: Mapping[str, Any]) -> Trainer:
     callbacks = as_list(options.get("callbacks"))
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if options.get("enable_progress_bar") is not False and not has_bar:
-        callbacks = [*callbacks, ProgressBarFromOne()]
+        callbacks = [ProgressBarFromOne(), *callbacks]  # first: it names what the others do
     if isinstance(options.get("val_check_interval"), int):  # Lightning takes 1 for a whole epoch
         for stopper in (c for c in callbacks if isinstance(c, EarlyStopping)):
             stopper._check_on_train_epoch_end = bool(stopper._check_on_train_epoch_end)

@@ -18,6 +18,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from camtrain.arguments import print_paragraph
 from camtrain.files import write_text
 from camtrain.localization.pointing import BINS
 from camtrain.training.lightnings import is_lightnings
@@ -216,7 +217,9 @@ def make_sinks(
         else:
             without.append(type(logger).__name__)
     if without:
-        print(f"No pictures for {', '.join(without)}: the heatmaps are in {folder} and {report}.")
+        print_paragraph(
+            f"No pictures for {', '.join(without)}: the heatmaps are in {folder} and {report}."
+        )
     return sinks
 
 

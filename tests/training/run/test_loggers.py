@@ -9,7 +9,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from camtrain.errors import CamtrainError
 from camtrain.training.run import loggers
 from camtrain.training.run.loggers import LoggerName, make_loggers, place_of
-from camtrain.training.run.trainer import ProgressBarFromOne, build_trainer
+from camtrain.training.run.progress import ProgressBarFromOne
+from camtrain.training.run.trainer import build_trainer
 from tests.training.conftest import quiet_trainer, small_module
 
 

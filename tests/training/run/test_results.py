@@ -1,6 +1,7 @@
 """What an evaluation leaves: one table, localization.json, the curve, and the benchmark's files."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -315,3 +316,22 @@ def test_two_processes_give_the_numbers_of_one(
     for score in ("loss", "cam_energy_in_box", "cam_entropy"):
         assert two["scores"].pop(score) == pytest.approx(one["scores"].pop(score), rel=1e-6)
     assert two["scores"] == one["scores"]
+
+
+def test_the_closing_lines_name_three_commands_that_work(
+    fit_arguments: Callable[..., list[str]],
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(photographs.parent)
+    run(fit_arguments())
+    lines = capsys.readouterr().out.partition("\nNext:\n")[2].splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert [command[:2] for command in commands] == [
+        ["camtrain", verb] for verb in ("predict", "demo", "export")
+    ]
+    assert {Path(command[2]).name for command in commands} == {"model.safetensors"}
+    predict = [str(photographs) if word == "PICTURES" else word for word in commands[0]]
+    assert main(predict[1:]) == 0
+    assert Path("found/predictions.jsonl").is_file()
