@@ -1,6 +1,6 @@
 """Heatmaps, boxes and names drawn on pictures, contact sheets of them, and charts of scores."""
 
-from camtrain.visualize.charts import confusion_picture, threshold_chart
+from camtrain.visualize.charts import confusion_picture, reliability_picture, threshold_chart
 from camtrain.visualize.grid import batch_sheet, gallery, thumbnail, timeline
 from camtrain.visualize.overlay import (
     COLORMAPS,
@@ -24,6 +24,7 @@ __all__ = [
     "draw_boxes",
     "gallery",
     "overlay",
+    "reliability_picture",
     "threshold_chart",
     "thumbnail",
     "timeline",

@@ -1,4 +1,4 @@
-"""Accuracy against the threshold, and confusion matrices, as charts drawn with Pillow."""
+"""Accuracy against threshold or score, and confusion matrices, as charts drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ _GRID, _AXIS = (228, 231, 236), (140, 147, 158)
 _TITLE_SIZE, _TEXT_SIZE, _GAP = 20, 15, 10
 _TEXT, _PADDING, _NAME = 14, 8, 160  # of a matrix: pixels of letters, around them, widest name
 _FULL: Color = (0, 92, 173)  # a cell that holds its whole row
+_SQUARE, _CORNER, _SIDE = 400, (76, 16), 300  # of a reliability chart: the picture, its plot
 _FINE = 4  # lines are drawn this much larger and averaged, which smooths their edges
 
 
@@ -300,3 +301,43 @@ def _mixed(share: float) -> Color:
     empty = torch.tensor([243.0, 245.0, 247.0])
     red, green, blue = empty.lerp(torch.tensor(_FULL).float(), share).round().int().tolist()
     return red, green, blue
+
+
+def reliability_picture(reliability: Sequence[Sequence[float]]) -> Image.Image:
+    """Accuracy against score, as RGB of 400 x 400; calibrated scores lie on the diagonal.
+
+    The larger a dot, the more predictions have such a score.
+
+    Args:
+        reliability: Per bin its mean score and accuracy, both in [0, 1], and the number of its
+            predictions, by ascending score; see ``CalibrationError.reliability``.
+    """
+
+    def place(score: float, accuracy: float) -> Point:
+        return _CORNER[0] + score * _SIDE, _CORNER[1] + (1 - accuracy) * _SIDE
+
+    image = Image.new("RGB", (_SQUARE * _FINE, _SQUARE * _FINE), PAPER)
+    draw = ImageDraw.Draw(image)
+    for fifth in range(6):
+        _stroke(draw, [place(fifth / 5, 0), place(fifth / 5, 1)], _GRID, 1)
+        _stroke(draw, [place(0, fifth / 5), place(1, fifth / 5)], _GRID, 1)
+    _stroke(draw, [place(0, 0), place(1, 1)], MUTED, 1.5)
+    points = [place(score, accuracy) for score, accuracy, _ in reliability]
+    if points:
+        _stroke(draw, points, COLORS[0], 2)
+    total = sum(count for _, _, count in reliability)
+    for point, (_, _, count) in zip(points, reliability, strict=True):
+        _dot(draw, point, COLORS[0], 3 + 7 * (count / total) ** 0.5)
+    chart = image.reduce(_FINE)
+    middle, bottom = _CORNER[0] + _SIDE // 2, _CORNER[1] + _SIDE
+    for fifth in range(6):
+        x, y = (round(side) for side in place(fifth / 5, fifth / 5))
+        label = f"{20 * fifth} %"
+        _write_centred(chart, label, at=(x, bottom + 22))
+        at = (_CORNER[0] - 10 - text_width(label, _TEXT_SIZE), y + 5)
+        write(chart, label, at=at, size=_TEXT_SIZE, color=MUTED)
+    _write_centred(chart, "score of the prediction", at=(middle, bottom + 48))
+    upright = Image.new("RGB", (_SIDE, 22), PAPER)
+    _write_centred(upright, "part that is right", at=(_SIDE // 2, 17))
+    chart.paste(upright.transpose(Image.Transpose.ROTATE_90), (2, _CORNER[1]))
+    return chart

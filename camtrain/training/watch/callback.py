@@ -54,9 +54,9 @@ class CAMLogger(Callback):
 
     The loggers of the trainer get, at the same step as the epoch's scores: W&B ``val/cams``
     (overlays with boxes), ``val/cams_table`` (see ``WandbSink``), ``val/confusion``,
-    ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``, ``val/cam_mistakes``;
-    MLflow each picture, contact sheets and tables (see ``MlflowSink``); TensorBoard the sheets, the
-    confusion matrix and the histograms; CSV ``cams.csv``; others that take images the sheets.
+    ``val/reliability``, ``val/classes``, ``val/cam_..._histogram`` and, with ``log_mistakes``,
+    ``val/cam_mistakes``; MLflow each picture, sheets, charts and tables (see ``MlflowSink``);
+    TensorBoard sheets, charts and histograms; CSV ``cams.csv``; others sheets and charts.
 
     It works with any module whose ``.net`` is a ``CAMNet``, also in ``lightning.pytorch``. Only
     ``CAMModule`` measures classes, histograms and localization. Mistakes are shown if

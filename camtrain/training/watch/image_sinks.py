@@ -29,7 +29,7 @@ _METHODS = ("log_image", "add_image")
 
 
 def pictures_of(snapshot: EpochSnapshot, *, log_mistakes: bool) -> dict[str, Image.Image]:
-    """The contact sheets and the confusion matrix of an epoch, by the name they are logged with."""
+    """The contact sheets and charts of an epoch, by the name they are logged with."""
     pictures = {f"{snapshot.split}/cams": snapshot.sheet}
     if log_mistakes and snapshot.mistakes:
         pictures["val/cam_mistakes"] = snapshot.mistake_sheet
@@ -37,12 +37,14 @@ def pictures_of(snapshot: EpochSnapshot, *, log_mistakes: bool) -> dict[str, Ima
         confusion = snapshot.statistics.classes.confusion
         if confusion is not None and len(confusion) <= MATRIX_CLASSES:
             pictures["val/confusion"] = confusion_picture(confusion, snapshot.names)
+        if (chart := snapshot.statistics.reliability_chart) is not None:
+            pictures["val/reliability"] = chart
     return pictures
 
 
 @dataclass
 class MlflowSink:
-    """Gives an MLflow run each picture with heatmap and boxes, contact sheets, matrix and tables.
+    """Gives an MLflow run each picture with heatmap and boxes, contact sheets, charts and tables.
 
     Pictures are images of a step, which MLflow's page shows with a slider. The tables are JSON:
     ``val/cams_table.json`` grows with each validation, ``val/classes.json`` is of the last one.
@@ -110,7 +112,7 @@ def _with_boxes(snapshot: EpochSnapshot, result: PictureResult) -> Image.Image:
 
 @dataclass
 class ImageSink:
-    """Gives contact sheets and the confusion matrix to a logger by its ``log_image``.
+    """Gives contact sheets and charts to a logger by its ``log_image``.
 
     The method is that of the logger or of its ``experiment``, as those of W&B and Comet, or
     ``add_image`` as TensorBoard's; for Neptune it is a series. Its parameters are known by name.

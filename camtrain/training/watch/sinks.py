@@ -55,7 +55,7 @@ _CSV_COLUMNS = (
 
 @dataclass
 class TensorBoardSink:
-    """Shows contact sheets, the confusion matrix, and histograms of the maps."""
+    """Shows contact sheets, charts, and histograms of the maps."""
 
     logger: TensorBoardLogger
     log_mistakes: bool
@@ -302,7 +302,7 @@ def _boxes(row: SheetRow, label: int, names: dict[int, str]) -> dict[str, Any]:
 
 
 def _statistics_media(statistics: ValidationStatistics, names: list[str]) -> dict[str, Any]:
-    """Histograms of the maps, the confusion matrix, and a table of the classes."""
+    """Histograms of the maps, the charts, and a table of the classes."""
     import wandb
 
     edges = np.linspace(0, 1, BINS + 1)
@@ -315,6 +315,8 @@ def _statistics_media(statistics: ValidationStatistics, names: list[str]) -> dic
     if table is not None:
         columns = [column.name for column in table.columns]
         media["val/classes"] = wandb.Table(columns=[*columns], data=table.rows)
+    if statistics.reliability_chart is not None:
+        media["val/reliability"] = wandb.Image(statistics.reliability_chart)
     confusion = statistics.classes.confusion
     if confusion is not None and len(names) <= MATRIX_CLASSES:
         media["val/confusion"] = _confusion_chart(confusion, names)

@@ -17,7 +17,7 @@ from camtrain.thresholds import DEFAULT_THRESHOLD
 from camtrain.training.evaluate.scores import ClassScores, Evaluation
 from camtrain.training.run.trainer import ends_epoch
 from camtrain.training.watch.results import PictureResult
-from camtrain.visualize import SheetRow, contact_sheet
+from camtrain.visualize import SheetRow, contact_sheet, reliability_picture
 
 _MOST_CLASSES = 1000  # of a table: about 50 kB in the report and in W&B
 
@@ -93,6 +93,11 @@ class ValidationStatistics:
             evaluation.calibration.reliability(),
         )
         return cls(evaluation.by_class(), histograms, report, reliability)
+
+    @cached_property
+    def reliability_chart(self) -> Image.Image | None:
+        """Accuracy against score; None if nothing was counted."""
+        return reliability_picture(self.reliability) if self.reliability else None
 
     @property
     def threshold(self) -> BoxThreshold:

@@ -105,7 +105,7 @@ def test_a_server_gets_a_whole_run_and_a_continued_run_goes_on(
     steps = re.findall(r"(\w+~[\w ]+)\+step\+(\d+)", " ".join(images))
     assert {step for key, step in steps if key == "val~cams"} == {"0", "1", "3"}
     assert {step for key, step in steps if key.startswith("val~cams 00")} == {"0", "1", "3"}
-    assert {"val~confusion", "test~cams"} <= {key for key, _ in steps}
+    assert {"val~confusion", "val~reliability", "test~cams"} <= {key for key, _ in steps}
     for path in images:
         assert Image.open(client.download_artifacts(run_id, path)).width >= 100
     lines = table_of(client, run_id, "val/cams_table.json")

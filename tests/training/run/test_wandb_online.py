@@ -71,6 +71,7 @@ def test_a_validation_is_a_row_with_all_of_it(sent: Run) -> None:
     for row in validations:
         assert {"val/loss", "val/acc1", "val/loc_gt_known", "val/cams_table"} <= set(row)
         assert {"val/confusion_table", "val/classes", "val/cam_entropy_histogram"} <= set(row)
+        Image.open(io.BytesIO(sent.files[row["val/reliability"]["path"]])).load()
     assert [row["_step"] for row in sent.rows] == list(range(len(sent.rows)))
     for name in ("epoch", "trainer/global_step"):
         values = [row[name] for row in sent.rows if not {"test/acc1", "report"} & row.keys()]

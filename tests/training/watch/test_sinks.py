@@ -19,7 +19,7 @@ from tests.training.watch.snapshots import snapshot
 
 
 @pytest.mark.nightly
-def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
+def test_tensorboard_gets_sheets_histograms_and_charts(
     boxed_data: CAMDataModule, tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -31,7 +31,8 @@ def test_tensorboard_gets_sheets_histograms_and_the_confusion_matrix(
     events.Reload()
     assert [event.step for event in events.Images("val/cams")] == [0, 1, 3]
     assert {event.step for event in events.Images("val/cam_mistakes")} <= {1, 3}
-    assert [event.step for event in events.Images("val/confusion")] == [1, 3]
+    for name in ("confusion", "reliability"):
+        assert [event.step for event in events.Images(f"val/{name}")] == [1, 3]
     for name in ("energy_in_box", "area", "entropy"):
         histograms = events.Histograms(f"val/cam_{name}_histogram")
         assert [event.step for event in histograms] == [1, 3]
@@ -140,6 +141,7 @@ def test_any_logger_with_an_image_method_gets_sheets(
         ("val/cams", 9),
         ("val/cam_mistakes", 9),
         ("val/confusion", 9),
+        ("val/reliability", 9),
     ]
     assert taken[0][2] == epoch.sheet.size
     assert capsys.readouterr().out == ""
@@ -157,7 +159,8 @@ def test_neptune_gets_series(tmp_path: Path) -> None:
     )
     [sink] = sinks_of(neptune, tmp_path)
     sink.log(snapshot(1))
-    assert series == {"val/cams": [9], "val/cam_mistakes": [9], "val/confusion": [9]}
+    names = ("cams", "cam_mistakes", "confusion", "reliability")
+    assert series == {f"val/{name}": [9] for name in names}
 
 
 def test_a_logger_that_refuses_pictures_is_told_once(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_pictures_and_scores_of_an_epoch_are_one_row(trained: Path) -> None:
     assert [row["trainer/global_step"] for row in rows] == [0, 1, 3]
     for row in rows[1:]:
         assert {"val/loss", "val/acc1", "val/loc_gt_known", "val/max_box_acc", "epoch"} <= set(row)
-        assert {"val/confusion_table/path", "val/classes/path"} <= set(row)
+        assert {"val/confusion_table/path", "val/classes/path", "val/reliability/path"} <= set(row)
         assert sum(row["val/cam_entropy_histogram/values"]) == 8
         assert len(row["val/cam_entropy_histogram/bins"]) == 21
     every = [row["trainer/global_step"] for row in rows_of(trained) if "train/loss" in row]
