@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from signal import SIGKILL
+from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -183,6 +185,12 @@ def _connect(
         run._assert_can_log_artifact = lambda artifact: None
         with suppress(Exception):
             in_time(run._public_api, LONGEST_ANSWER)
+        if run._cached_public_api is None:  # no answer; it is only needed to wait for artifacts
+            keep = SimpleNamespace(_set_artifact_save_handle=lambda artifact, handle: None)
+            run._cached_public_api = keep
+    handlers: Any = logging.getLogger("wandb").handlers
+    for handler in handlers:  # a disk that is full is told once, not with each line of W&B's log
+        handler.handleError = lambda record: None
     logger.start_worker()
     atexit.unregister(_end_service)
     atexit.register(_end_service, _exit_worker())  # before W&B's own function, which may hang

@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 
 import camtrain
 from camtrain.training.cli.main import main as run
+from tests.by_two import run_by_two
 from tests.conftest import fit_of
 from tests.training.run.wandb_server import Run, WandbServer
 
@@ -192,10 +195,44 @@ FAULTS: dict[str, Callable[[str], int | None]] = {
 SOON = """
 import sys
 from camtrain.training.run import wandb_run
-wandb_run.LONGEST_FINISH = 3
+wandb_run.LONGEST_FINISH = 5
 from camtrain.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def train_online(
+    script: str, server: WandbServer, folder: Path, fit: list[str], within: Sequence[str] = ()
+) -> str:
+    """Train in a process of its own, online; returns what it said to standard error."""
+    with online(server, folder):
+        command = [*within, sys.executable, "-c", script, *fit, *WANDB]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr
+
+
+def assert_untouched(runs: Path, fit: list[str]) -> None:
+    """The scores are as without W&B."""
+    run([*fit, "--name", "without"])
+    one, other = (runs / name / "metrics.csv" for name in ("without", "run"))
+    assert one.read_text() == other.read_text()
+
+
+def advice_of(stderr: str) -> str:
+    """The command of the only line that says that W&B failed."""
+    [advice] = re.findall(r"W&B failed \(\w+: .*\); the training goes on, .*: (.*)", stderr)
+    return str(advice)
+
+
+def uploaded_by(command: str, folder: Path) -> Run:
+    """What a healthy server has after a command of the advice."""
+    healthy = WandbServer()
+    with online(healthy, folder):
+        words = [sys.executable, "-m", *command.split()]
+        subprocess.run(words, check=True, capture_output=True)
+    [sent] = healthy.runs.values()
+    return sent
 
 
 @pytest.mark.nightly
@@ -204,9 +241,7 @@ def test_a_server_that_fails_in_the_middle_changes_nothing(
     fault: str, fit_arguments: Arguments, tmp_path: Path
 ) -> None:
     """The training is as without W&B; one line says how to send what has reached its files."""
-    run(fit_arguments("--name", "without"))
-    server, healthy = WandbServer(), WandbServer()
-
+    server = WandbServer()
     uploads: list[str] = []
 
     def after_a_picture(path: str) -> int | None:
@@ -218,24 +253,127 @@ def test_a_server_that_fails_in_the_middle_changes_nothing(
         return FAULTS[fault](path)
 
     server.disturb = after_a_picture
-    with online(server, tmp_path):
-        command = [sys.executable, "-c", SOON, *fit_arguments(*WANDB)]
-        began = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        assert time.monotonic() - began < 150
-    one, other = (tmp_path / "runs" / name for name in ("without", "run"))
-    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
-    [part] = (other / "wandb").glob("run-*-*")
-    said = re.findall(r"W&B failed \(\w+: .*\); the training goes on, .*: (.*)", done.stderr)
-    assert said == [f"wandb sync --include-online {part}"]
-    assert "Traceback" not in done.stdout + done.stderr
-    with online(healthy, tmp_path):
-        subprocess.run(
-            [sys.executable, "-m", "wandb", *said[0].split()[1:]], check=True, capture_output=True
-        )
-    [sent] = healthy.runs.values()
+    began = time.monotonic()
+    said = train_online(SOON, server, tmp_path, fit_arguments())
+    assert time.monotonic() - began < 150
+    assert_untouched(tmp_path / "runs", fit_arguments())
+    [part] = (tmp_path / "runs" / "run" / "wandb").glob("run-*-*")
+    assert advice_of(said) == f"wandb sync --include-online {part}"
+    sent = uploaded_by(advice_of(said), tmp_path)
     assert sent.rows[0]["epoch"] == 0
     assert len(with_pictures(sent)) >= 1
+
+
+# In the second epoch, when the service has written and sent the first.
+KILLED = """
+import os, signal, time
+import wandb
+from camtrain.training.module import CAMModule
+step, calls = CAMModule.training_step, iter(range(9))
+
+def training_step(module, *args):
+    if next(calls) == 3:
+        while not module.logger.worker.calls.empty():
+            time.sleep(0.1)
+        time.sleep(20)
+        service = wandb.sdk.wandb_setup.singleton()._connection._proc._process
+        os.kill(VICTIM, signal.SIGKILL)
+    return step(module, *args)
+
+CAMModule.training_step = training_step
+"""
+
+
+@pytest.mark.nightly
+def test_a_service_that_is_killed_in_the_middle_changes_nothing(
+    fit_arguments: Arguments, tmp_path: Path
+) -> None:
+    script = KILLED.replace("VICTIM", "service.pid") + SOON
+    said = train_online(script, WandbServer(), tmp_path, fit_arguments())
+    assert_untouched(tmp_path / "runs", fit_arguments())
+    [part] = (tmp_path / "runs" / "run" / "wandb").glob("run-*-*")
+    assert advice_of(said) == f"wandb sync --include-online {part}"
+    sent = uploaded_by(advice_of(said), tmp_path)
+    assert [row["epoch"] for row in with_pictures(sent)] == [0, 1]
+
+
+DISK_FILLS = """
+import contextlib, os
+from pathlib import Path
+from camtrain.training.run import loggers
+start = loggers.start_wandb
+
+def start_on_a_small_disk(folder, *args, **options):
+    place = Path(folder) / "wandb"
+    place.mkdir(parents=True)
+    assert os.system(f"mount -t tmpfs -o size=2m tmpfs {place}") == 0
+    logger = start(folder, *args, **options)
+    with contextlib.suppress(OSError), open(place / "full", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return logger
+
+loggers.start_wandb = start_on_a_small_disk
+"""
+
+
+@pytest.mark.nightly
+def test_a_full_disk_of_its_files_changes_nothing(fit_arguments: Arguments, tmp_path: Path) -> None:
+    """Pictures pass through its files, and end with them; the scores reach the server."""
+    alone = ["unshare", "--mount", "--map-root-user"]
+    mount = [*alone, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("this user may mount nothing")
+    server = WandbServer()
+    said = train_online(DISK_FILLS + SOON, server, tmp_path, fit_arguments(), alone)
+    assert_untouched(tmp_path / "runs", fit_arguments())
+    assert "W&B failed (OSError: [Errno 28] No space left on device: " in said
+    assert advice_of(said).startswith("wandb sync --include-online ")
+    [sent] = server.runs.values()
+    assert [row["epoch"] for row in sent.rows if "val/acc1" in row] == [1, 2]
+    assert sent.exit_code == 0
+
+
+@pytest.mark.nightly
+def test_two_processes_are_one_run(fit_arguments: Arguments, tmp_path: Path) -> None:
+    server = WandbServer()
+    two = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+    with online(server, tmp_path):
+        run_by_two(run, fit_arguments(*two, *WANDB))
+    run_by_two(run, fit_arguments(*two, "--name", "without"))
+    one, other = (tmp_path / "runs" / name / "metrics.csv" for name in ("without", "run"))
+    assert one.read_text() == other.read_text()
+    [sent] = server.runs.values()
+    assert (sent.starts, sent.exit_code, server.unknown) == (1, 0, [])
+    assert [row["_step"] for row in sent.rows] == list(range(len(sent.rows)))
+    assert [row["epoch"] for row in with_pictures(sent)] == [0, 1, 2]
+    assert [row["epoch"] for row in sent.rows if "val/acc1" in row] == [1, 2]
+    assert len([row for row in sent.rows if "test/acc1" in row]) == 1
+
+
+@pytest.mark.nightly
+def test_each_trial_of_a_sweep_is_a_run_of_it(fit_arguments: Arguments, tmp_path: Path) -> None:
+    """W&B's own agent is told two trials by the server, and starts them one after another."""
+    server, fit = WandbServer(), fit_arguments(*WANDB)
+    name = fit.index("--name")
+    command = ["${env}", sys.executable, "${program}", *fit[:name], *fit[name + 2 :], "${args}"]
+    server.sweep = json.dumps({"command": command})  # which is YAML, too
+    rates = {"first": 0.01, "second": 0.001}
+    for trial, rate in rates.items():
+        values = {"model.lr": {"value": rate}, "model.ema_decay": {"value": "null"}}
+        order = {"type": "run", "run_id": trial, "program": str(ROOT / "train.py"), "args": values}
+        server.trials.append(order)
+    with online(server, tmp_path), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DIR", str(tmp_path))  # of the agent's own files
+        agent = [sys.executable, "-m", "wandb", "agent", "ours/birds/sweep1"]
+        subprocess.run(agent, capture_output=True, check=True, cwd=ROOT)
+    assert list(server.runs) == list(rates)
+    for trial, sent in server.runs.items():
+        assert (sent.project, sent.settings["sweep"], sent.exit_code) == ("birds", "sweep1", 0)
+        assert sent.settings["displayName"] == f"digits-{trial}"
+        assert (tmp_path / "runs" / f"digits-{trial}" / "model.safetensors").is_file()
+        assert sent.config["lr"]["value"] == rates[trial]
+        assert [row["epoch"] for row in sent.rows if "val/acc1" in row] == [1, 2]
 
 
 @pytest.mark.nightly
@@ -255,3 +393,21 @@ def test_a_continued_training_is_the_same_run(fit_arguments: Arguments, tmp_path
     assert [row["val/cams_table"]["increment_num"] for row in with_pictures(sent)] == [0, 1, 2]
     tables = [a for a in server.artifacts.values() if a.kind == "wandb-run-incremental-table"]
     assert [table.collection for table in tables] == [tables[0].collection] * 3
+
+
+@pytest.mark.nightly
+def test_a_killed_training_goes_on_in_its_run(fit_arguments: Arguments, tmp_path: Path) -> None:
+    """What it had logged since its checkpoint is logged again, in rows of its own."""
+    server, fit = WandbServer(), fit_arguments()
+    with pytest.raises(subprocess.CalledProcessError) as killed:
+        train_online(KILLED.replace("VICTIM", "os.getpid()") + SOON, server, tmp_path, fit)
+    assert killed.value.returncode == -signal.SIGKILL
+    [sent] = server.runs.values()
+    with online(server, tmp_path):
+        run([*fit, *WANDB, "--ckpt_path", "last"])
+    assert list(server.runs.values()) == [sent]
+    assert (sent.exit_code, sent.starts) == (0, 2)
+    assert [row["_step"] for row in sent.rows] == list(range(len(sent.rows)))
+    assert [row["epoch"] for row in with_pictures(sent)] == [0, 1, 2]
+    steps = [row["trainer/global_step"] for row in sent.rows if "train/loss_step" in row]
+    assert steps == [0, 1, 2, 2, 3]

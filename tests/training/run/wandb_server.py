@@ -75,7 +75,8 @@ class WandbServer(ThreadingHTTPServer):
         artifacts: By their ids, in the order of their creation.
         disturb: Called with every request's path before it is answered; it may sleep, return a
             status to answer with, or raise ``ConnectionError`` to cut the connection.
-        trials: Commands that the agent of a sweep gets next.
+        sweep: The configuration of a sweep, in YAML.
+        trials: Commands that the agent of the sweep gets next, one each time; then it has to exit.
         unknown: The questions without an answer.
     """
 
@@ -89,6 +90,7 @@ class WandbServer(ThreadingHTTPServer):
         self.uploads: dict[str, Callable[[bytes], None]] = {}
         self.disturb: Callable[[str], int | None] = lambda path: None
         self.manifests: dict[str, dict[str, Any]] = {}  # the files of manifests
+        self.sweep = ""
         self.trials: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.lock = threading.RLock()
@@ -269,6 +271,22 @@ class WandbServer(ThreadingHTTPServer):
     def _UseArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
         self.runs[v["runName"]].used.append(v["artifactID"])
         return {"useArtifact": {"artifact": {"id": v["artifactID"], "digest": ""}}}
+
+    def _SweepWithRuns(self, v: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"id": "1", "name": v["sweep"], "state": "RUNNING", "config": self.sweep}
+        return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
+
+    def _CreateAgent(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "1"}}}
+
+    def _Heartbeat(self, v: dict[str, Any]) -> dict[str, Any]:
+        commands = [{"type": "exit"}]
+        if any(json.loads(v["runState"]).values()):  # it is still busy
+            commands = []
+        elif self.trials:
+            commands = [self.trials.pop(0)]
+        heartbeat = {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}
+        return {"agentHeartbeat": heartbeat}
 
 
 class _Handler(BaseHTTPRequestHandler):
