@@ -74,6 +74,18 @@ def test_other_pages_name_what_is_there() -> None:
         assert any((folder / path).is_file() for folder in (ROOT, benchmarks)), path
 
 
+def test_every_fault_of_wandb_in_the_table_has_its_tests() -> None:
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## When W&B fails")[1].split("\n## ")[0]
+    code = "".join(path.read_text() for path in (ROOT / "tests/training/run").glob("test_*.py"))
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")][1:]
+    for row in rows:
+        names = re.findall(r"`(\w+)`", row[-2])
+        assert names, row
+        for name in names:
+            assert re.search(rf"def test_\w*{name}", code), name
+
+
 def test_its_picture_is_seen_on_white_and_on_black() -> None:
     with Image.open(ROOT / "notebooks" / "over_epochs.png") as picture:
         pixels = np.array(picture.convert("RGBA"))
