@@ -116,6 +116,19 @@ def expected(run_folder: Path, number: int, epoch: int, side: str, opacity: floa
     return np.asarray(overlay(shown, heat, opacity=opacity))
 
 
+def test_the_longest_verdict_fits_into_the_narrowest_card(
+    browser: WebDriver, trained: Path
+) -> None:
+    """Before, it was broken into wron and g."""
+    page = Page(browser, trained / "report.html")
+    browser.execute_script("document.querySelector('#pictures .card').style.width = '230px'")
+    true, _, verdict = page.all("#pictures .row")[:3]
+    for place, text in ((1, "wrong"), (2, "box wrong")):
+        script = "arguments[0].children[arguments[1]].textContent = arguments[2]"
+        browser.execute_script(script, verdict, place, text)
+    assert verdict.size["height"] == true.size["height"]
+
+
 def test_the_canvas_shows_what_python_draws(browser: WebDriver, trained: Path) -> None:
     page = Page(browser, trained / "report.html")
     page.one("#boxes").click()  # off
