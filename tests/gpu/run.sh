@@ -43,7 +43,7 @@ END_OF_PYTHON
 tail -n 1 "$results/machine.txt"
 
 device=${CAMTRAIN_GPU_DEVICE:-cuda}
-tests=${CAMTRAIN_GPU_TESTS_SECONDS:-220}
+tests=${CAMTRAIN_GPU_TESTS_SECONDS:-210}
 benchmark=(--device "$device")
 [ "$device" = cuda ] || benchmark+=(--tiny)
 status=0 several=()
@@ -56,7 +56,7 @@ timeout -s INT -k 10 "$tests" "$python" -m pytest -m gpu tests/gpu -q -p no:cach
 grep -E "^(FAILED|ERROR)" "$results/tests.txt" | cut -c1-150
 tail -n 1 "$results/tests.txt"
 
-timeout -k 10 355 "$python" tests/benchmarks/gpu.py "${benchmark[@]}" \
+timeout -k 10 340 "$python" tests/benchmarks/gpu.py "${benchmark[@]}" \
     >"$results/benchmark.txt" 2>"$results/benchmark_errors.txt" || status=1
 cat "$results/benchmark.txt"
 echo "results: $results (status $status)"
