@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -278,7 +278,7 @@ def settings_data(trainer: Trainer, module: LightningModule) -> dict[str, dict[s
         "Versions": {
             "camtrain": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
+            **{name: _version_of(name) for name in _PACKAGES},
             "system": platform.platform(),
         },
     }
@@ -287,3 +287,11 @@ def settings_data(trainer: Trainer, module: LightningModule) -> dict[str, dict[s
         for title, part in parts.items()
         if part
     }
+
+
+def _version_of(package: str) -> str:
+    """The version of a package; one that only a logger needs may be missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
