@@ -21,6 +21,7 @@ SMALL = {
     '["--data.size", "64"]',
     "03_cam_and_gradcam": "SQUEEZENET, BATCHES, SIZE = None, 2, 64",
     "04_your_own_cnn": "EPOCHS, PICTURES = 1, 256",
+    "05_onnx_alone": "EPOCHS, PICTURES = 1, 256",
 }
 REAL = {
     "02_your_photos": 'WEIGHTS = "{shared}/weights/mobilenetv2_100_tfpad.safetensors"\n'
@@ -88,6 +89,8 @@ def check(name: str, said: str) -> None:
         assert "logits (1, 2) maps (1, 2, " in said
     if name == "04_your_own_cnn":
         assert "maps of the two best classes: (1, 2, 8, 8)" in said
+    if name == "05_onnx_alone":
+        assert "{'torch': False, 'camtrain': False, 'onnxruntime': True}" in said
     if name == "03_cam_and_gradcam":
         assert "VGG is not cam-ready" in said
         means, logits = re.findall(r"(?:bias|logits): +\[\[(.+), (.+)\]\]", said)
