@@ -117,9 +117,9 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until workers have started: half a loader cannot be torn down.
+    """Let signals to stop wait until workers have started: half a loader cannot be torn down.
 
-    The workers begin with both blocked.
+    The workers begin with them blocked.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
@@ -129,7 +129,7 @@ def holding_signals() -> Iterator[None]:
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = {number: signal.signal(number, remember) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -150,7 +150,7 @@ def _obey_parent() -> None:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """A ``worker_init_fn``: Ctrl-C and SIGTERM do not end the worker, unless its parent sends them.
+    """A ``worker_init_fn``: signals to stop do not end the worker, unless its parent sends SIGTERM.
 
     A worker that dies of them would end the training before it could write its checkpoint. If it
     cannot hand over a batch it ends, so that the training does too.

@@ -51,7 +51,8 @@ _TEXTS = {
     "trainer.fast_dev_run": "Run so many batches of everything, and write nothing.",
 }
 _CONTINUE = (
-    "last continues the run of this name with its settings; a path starts from a checkpoint."
+    "last continues the run of this name with its settings; auto does so if there is one, and "
+    "begins it otherwise; a path starts from a checkpoint."
 )
 _MEASURE = "A run's folder, which stands for its best epoch; or a checkpoint, or a bundle."
 _WITHOUT_DEFAULT = {"config", "print_config", "ckpt_path"}

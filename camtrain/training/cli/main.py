@@ -116,9 +116,11 @@ class CamtrainCLI(LightningCLI):
             if is_plain and "refine_layers" not in self._changes:
                 model["refine_layers"] = None
             return
+        given_name, self.settings["name"] = self.settings["name"], run_name(self.settings)
+        if self.settings["ckpt_path"] == "auto":
+            self.settings["ckpt_path"] = "last" if self._run.is_begun else None
         # A continued run has the name that it began with, and is always found by its folder's.
-        self._given_name = None if self.settings["ckpt_path"] == "last" else self.settings["name"]
-        self.settings["name"] = run_name(self.settings)
+        self._given_name = None if self.settings["ckpt_path"] == "last" else given_name
         self.settings["project"] = project_or_default(
             self.settings["project"], self.settings["logger"]
         )
@@ -260,7 +262,9 @@ def _defaults(
             read_utf8(Path(config))
     path = _value_of("--ckpt_path", args)
     if verb == "fit":
-        run = _named_run(args) if path == "last" else None
+        run = _named_run(args) if path in ("last", "auto") else None
+        if run is not None and path == "last":
+            check_start(run, "last", overwrite=False)
         if run is None or not run.config.is_file():
             yield {}, None, []
             return
@@ -280,11 +284,7 @@ def _defaults(
 
 
 def _named_run(args: Sequence[str]) -> RunFolder:
-    """The run that ``fit --ckpt_path last`` continues, found before the arguments are parsed.
-
-    Raises:
-        CamtrainFileNotFoundError: There is no such run.
-    """
+    """The run that ``fit --ckpt_path last`` continues, found before the arguments are parsed."""
     configs, of_files = [], {}
     if file := _value_of("--config", args):
         configs.append(file)
@@ -300,9 +300,7 @@ def _named_run(args: Sequence[str]) -> RunFolder:
         }
     )
     runs_dir = _value_of("--runs_dir", args) or of_files.get("runs_dir") or "runs"
-    run = RunFolder(Path(runs_dir) / name)
-    check_start(run, "last", overwrite=False)
-    return run
+    return RunFolder(Path(runs_dir) / name)
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:

@@ -122,13 +122,15 @@ def fit(
     val and test are opened once, for a minute at most; see ``open_pictures``.
 
     Ctrl-C stops after a whole optimizer step, ends the loggers and raises ``KeyboardInterrupt``;
-    SIGTERM does the same and raises ``SystemExit`` with status 143. The run can be continued.
+    SIGTERM does the same and raises ``SystemExit`` with status 143; so does SIGUSR1, with 138, and
+    asks SLURM to start the job again. The run can be continued.
 
     Args:
         module: The network and its training.
         data: Any data module with a validation split. Without a test split nothing is tested.
         folder: Folder of the run, such as ``runs/NAME``; for a new run it is empty or missing.
-        ckpt_path: ``last`` continues the run in the folder; a path starts from that checkpoint.
+        ckpt_path: ``last`` continues the run in the folder; ``auto`` does so if there is one, and
+            begins it otherwise; a path starts from that checkpoint.
         overwrite: Replace an earlier run in the folder.
         monitor: Score of the best epoch, a loss is minimized; None means val/acc1, or val/map.
         save_every_minutes: Minutes from one last.ckpt within an epoch to the next; 0: after every
@@ -152,6 +154,8 @@ def fit(
     """
     options = {**TRAINER_DEFAULTS, **(trainer or {})}
     signals, ckpt_path = StopSignals(), None if ckpt_path is None else str(ckpt_path)
+    if ckpt_path == "auto":
+        ckpt_path = "last" if RunFolder(folder).is_begun else None
     makes_loggers, project = (
         options.get("logger") in (None, True),
         project_or_default(project, logger),

@@ -54,6 +54,11 @@ class RunFolder:
                 path.unlink()
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a run was begun here, which ``ckpt_path="auto"`` continues."""
+        return self.last.is_file() or self.config.is_file()
+
+    @property
     def is_unborn(self) -> bool:
         """Whether it is missing, or holds no more than what precedes the training of a run."""
         if not self.path.exists():

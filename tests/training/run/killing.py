@@ -194,8 +194,11 @@ PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
 
 
 if __name__ == "__main__":  # place, count, arguments: for trainings of several processes
-    if sys.argv[1] != "nowhere":
-        PLACES[sys.argv[1]](_struck(int(sys.argv[2]), (signal.SIGKILL,)))
+    rank, number = os.environ.get("STRUCK_RANK"), os.environ.get("STRUCK_BY", "SIGKILL")
+    is_struck = rank in (None, os.environ.get("RANK"))  # where torchrun starts it, the first time
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if sys.argv[1] != "nowhere" and is_struck and is_first:
+        PLACES[sys.argv[1]](_struck(int(sys.argv[2]), (signal.Signals[number],)))
     from camtrain.cli import main
 
     sys.exit(main(sys.argv[3:]))

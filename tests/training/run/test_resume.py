@@ -118,6 +118,7 @@ STOPS = [
     ("in the start", 1, (signal.SIGINT, signal.SIGINT), 130),
     ("in a step", 8, (signal.SIGINT,), 130),
     ("in a step", 8, (signal.SIGTERM,), 143),
+    ("in a step", 8, (signal.SIGUSR1,), 138),
     ("in a step", 8, (signal.SIGINT, signal.SIGINT), 130),  # impatient
     ("in a step", 5, (signal.SIGINT,), 130),  # with the last batch of an epoch
     ("in a step", 15, (signal.SIGTERM,), 143),  # of all
